@@ -1,0 +1,78 @@
+package main
+
+import (
+	"encoding/binary"
+
+	"github.com/proxy-wasm/proxy-wasm-go-sdk/proxywasm"
+	"github.com/proxy-wasm/proxy-wasm-go-sdk/proxywasm/types"
+
+	"github.com/highwater-envoy/highwater/internal/guard"
+)
+
+// connection is one TCP connection, seen by the network filter in front of the HTTP connection manager.
+type connection struct {
+	types.DefaultTcpContext
+	guard.Connection
+	plugin *plugin
+	id     uint32
+	key    uint64 // Envoy's connection.id
+	open   bool
+	asked  bool // for TLS
+}
+
+var _ types.TcpContext = (*connection)(nil)
+
+// OnNewConnection implements types.TcpContext.
+func (c *connection) OnNewConnection() types.Action {
+	defer survive("OnNewConnection")
+	if c.plugin.guard == nil {
+		return types.ActionContinue
+	}
+	c.Context = c.id
+	c.open = true
+	c.plugin.guard.OpenConnection(now(), &c.Connection)
+	if key, ok := connectionID(); ok {
+		c.key = key
+		machine.connections[key] = &c.Connection
+	}
+	return types.ActionContinue
+}
+
+// OnDownstreamData implements types.TcpContext.
+func (c *connection) OnDownstreamData(n int, _ bool) types.Action {
+	defer survive("OnDownstreamData")
+	if !c.open {
+		return types.ActionContinue
+	}
+	if !c.asked {
+		c.asked = true // once: before the handshake it can't be told
+		if costs := &c.plugin.guard.Config().Costs; costs.TLSConnection > costs.Connection && property("connection", "tls_version") != "" {
+			c.plugin.guard.TLS(&c.Connection)
+		}
+	}
+	machine.worker.Data(now(), &c.Connection, int64(n))
+	return types.ActionContinue
+}
+
+// OnStreamDone implements types.TcpContext. It comes exactly once, however the connection ended.
+func (c *connection) OnStreamDone() {
+	defer survive("OnStreamDone")
+	if !c.open {
+		return
+	}
+	c.open = false
+	machine.worker.CloseConnection(&c.Connection)
+	if machine.connections[c.key] == &c.Connection {
+		delete(machine.connections, c.key)
+	}
+}
+
+// connectionID is Envoy's id of the connection that the current context is on: the same in both filters.
+func connectionID() (uint64, bool) {
+	value, err := proxywasm.GetProperty([]string{"connection", "id"})
+	if err != nil || len(value) != 8 {
+		machine.hostError()
+		return 0, false
+	}
+	return binary.LittleEndian.Uint64(value), true
+}

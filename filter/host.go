@@ -1,0 +1,147 @@
+package main
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"runtime/metrics"
+	"unsafe"
+
+	"github.com/proxy-wasm/proxy-wasm-go-sdk/proxywasm"
+	"github.com/proxy-wasm/proxy-wasm-go-sdk/proxywasm/types"
+
+	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/guard"
+)
+
+//go:wasmimport wasi_snapshot_preview1 clock_time_get
+func clockTimeGet(id uint32, precision uint64, result unsafe.Pointer) uint32
+
+// now is the host's CLOCK_MONOTONIC, the same in all virtual machines of a process. Go's own monotonic time counts
+// from each machine's start, and wall time jumps.
+func now() budget.Time {
+	const monotonic = 1
+	var t uint64
+	clockTimeGet(monotonic, 1, unsafe.Pointer(&t))
+	return budget.Time(t)
+}
+
+// survive ends a fault of ours where it began: it is logged and counted, and the traffic goes on.
+func survive(in string) {
+	if fault := recover(); fault != nil {
+		proxywasm.LogCriticalf("highwater: fault in %s, traffic goes on: %v\n%s", in, fault, debug.Stack())
+		machine.hostError()
+	}
+}
+
+// table is the Store in Envoy's shared data, which all workers of a vm_id see.
+type table struct{}
+
+const (
+	tableKey = "highwater.table"
+	idsKey   = "highwater.ids"
+	// create as cas creates a missing key and mismatches on an existing one; 0 would overwrite.
+	create = 0xFFFFFFFF
+)
+
+func load(key string) ([]byte, uint32, error) {
+	value, cas, err := proxywasm.GetSharedData(key)
+	if errors.Is(err, types.ErrorStatusNotFound) {
+		return nil, create, nil
+	}
+	return value, cas, err
+}
+
+func swap(key string, value []byte, cas uint32) error {
+	err := proxywasm.SetSharedData(key, value, cas)
+	if errors.Is(err, types.ErrorStatusCasMismatch) {
+		return budget.ErrConflict
+	}
+	return err
+}
+
+func (table) Load() ([]byte, uint32, error)          { return load(tableKey) }
+func (table) Swap(value []byte, version uint32) error { return swap(tableKey, value, version) }
+
+func (table) NextID() (uint32, error) {
+	for range 1000 {
+		value, cas, err := load(idsKey)
+		if err != nil {
+			return 0, err
+		}
+		var id uint32
+		if len(value) == 4 {
+			id = binary.LittleEndian.Uint32(value)
+		}
+		id++
+		if err := swap(idsKey, binary.LittleEndian.AppendUint32(nil, id), cas); err == nil {
+			return id, nil
+		} else if !errors.Is(err, budget.ErrConflict) {
+			return 0, err
+		}
+	}
+	return 0, budget.ErrConflict
+}
+
+// stats are Envoy's metrics. Each virtual machine adds to the same counters; gauges are set by the one that polls.
+type stats struct {
+	counters  [guard.NumCounters]proxywasm.MetricCounter
+	gauges    [guard.NumGauges]proxywasm.MetricGauge
+	wait      proxywasm.MetricHistogram
+	published [guard.NumCounters]uint64
+	shown     [guard.NumGauges]int64
+}
+
+// define makes the metrics. The SDK panics where Envoy refuses one.
+func (s *stats) define() (err error) {
+	defer func() {
+		if fault := recover(); fault != nil {
+			err = fmt.Errorf("define metrics: %v", fault)
+		}
+	}()
+	for i, m := range guard.Counters() {
+		s.counters[i] = proxywasm.DefineCounterMetric(m.Name)
+	}
+	for i, m := range guard.Gauges() {
+		s.gauges[i] = proxywasm.DefineGaugeMetric(m.Name)
+		s.shown[i] = -1
+	}
+	s.wait = proxywasm.DefineHistogramMetric(guard.WaitHistogram().Name)
+	return nil
+}
+
+func (s *stats) count(counts *[guard.NumCounters]uint64) {
+	for i, n := range counts {
+		if d := n - s.published[i]; d > 0 {
+			s.counters[i].Increment(d)
+			s.published[i] = n
+		}
+	}
+}
+
+func (s *stats) gauge(gauges [guard.NumGauges]int64) {
+	for i, v := range gauges {
+		if s.shown[i] != v {
+			// Record sets a gauge; the SDK only offers it for histograms, but the host takes any metric.
+			proxywasm.MetricHistogram(s.gauges[i]).Record(uint64(max(v, 0)))
+			s.shown[i] = v
+		}
+	}
+}
+
+// vmBytes is the memory of this virtual machine as the Go runtime sees it.
+func vmBytes() int64 {
+	sample := [1]metrics.Sample{{Name: "/memory/classes/total:bytes"}}
+	metrics.Read(sample[:])
+	return int64(sample[0].Value.Uint64())
+}
+
+// property reads a property as text; empty where there is none.
+func property(path ...string) string {
+	value, err := proxywasm.GetProperty(path)
+	if err != nil {
+		return ""
+	}
+	return string(value)
+}

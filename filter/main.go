@@ -1,0 +1,9 @@
+// Highwater's face in Envoy: a Proxy-Wasm plugin, for HTTP (root_id: requests) and for the network filter of the same
+// listener (root_id: connections). All policy is in internal/guard; here it is asked, and what it says is done.
+package main
+
+import "github.com/proxy-wasm/proxy-wasm-go-sdk/proxywasm"
+
+func main() {}
+
+func init() { proxywasm.SetVMContext(&machine) }

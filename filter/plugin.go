@@ -1,0 +1,266 @@
+package main
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"time"
+
+	"github.com/proxy-wasm/proxy-wasm-go-sdk/proxywasm"
+	"github.com/proxy-wasm/proxy-wasm-go-sdk/proxywasm/types"
+
+	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/guard"
+)
+
+// vm is what all plugins of one worker share: Envoy runs them in one virtual machine.
+type vm struct {
+	types.DefaultVMContext
+	worker      *guard.Worker
+	stats       stats
+	connections map[uint64]*guard.Connection // by Envoy's connection.id
+	free        []*stream                    // to be used again
+	done        []*stream                    // since the last tick: Envoy deletes a context a little later than it is done
+	ticked      budget.Time
+	gauged      budget.Time
+	measured    budget.Time
+}
+
+var machine = vm{connections: map[uint64]*guard.Connection{}}
+
+const (
+	tick     = 25 * time.Millisecond
+	fastTick = 5 * time.Millisecond // while somebody waits: one is resumed per tick
+)
+
+// start makes the worker when the first plugin of the virtual machine starts.
+func (v *vm) start() error {
+	if v.worker != nil {
+		return nil
+	}
+	if err := v.stats.define(); err != nil {
+		return err
+	}
+	worker, err := guard.NewWorker(table{}, rand.New(rand.NewPCG(uint64(now()), 0)))
+	if err != nil {
+		return err
+	}
+	v.worker = worker
+	return nil
+}
+
+func (v *vm) hostError() {
+	if v.worker != nil {
+		v.worker.HostError()
+	}
+}
+
+// NewPluginContext implements types.VMContext.
+func (v *vm) NewPluginContext(id uint32) types.PluginContext { return &plugin{id: id} }
+
+// plugin is one configuration of ours on a listener.
+type plugin struct {
+	types.DefaultPluginContext
+	id      uint32
+	network bool // root_id: connections
+	guard   *guard.Guard
+	fast    bool // ticks each 5 ms
+}
+
+var _ types.PluginContext = (*plugin)(nil)
+
+// OnPluginStart implements types.PluginContext. It fails closed: Envoy does not start with, or does not take over, a
+// configuration that is wrong, and a running one stays.
+func (p *plugin) OnPluginStart(int) types.OnPluginStartStatus {
+	if err := p.start(); err != nil {
+		proxywasm.LogCriticalf("highwater: the configuration is refused:\n%v", err)
+		return types.OnPluginStartStatusFailed
+	}
+	return types.OnPluginStartStatusOK
+}
+
+func (p *plugin) start() error {
+	switch root := property("plugin_root_id"); root {
+	case "requests":
+	case "connections":
+		p.network = true
+	default:
+		return fmt.Errorf("root_id: %q must be requests (in http_filters) or connections (in the listener's filters)", root)
+	}
+	text, err := proxywasm.GetPluginConfiguration()
+	if err != nil {
+		return fmt.Errorf("configuration: none: it needs at least {\"budget\": {\"limit\": \"512MiB\"}} as a google.protobuf.StringValue (%w)", err)
+	}
+	config, err := guard.Parse(text)
+	if err != nil {
+		return err
+	}
+	if err := machine.start(); err != nil {
+		return err
+	}
+	g, changed := guard.New(config, machine.worker)
+	if changed != "" {
+		proxywasm.LogWarn("highwater: " + changed)
+	}
+	p.guard = g
+	return proxywasm.SetTickPeriodMilliSeconds(uint32(tick.Milliseconds()))
+}
+
+// OnTick implements types.PluginContext.
+func (p *plugin) OnTick() {
+	defer survive("OnTick")
+	t := now()
+	if p.guard == nil || t-machine.ticked < fastTick-time.Millisecond {
+		return // another plugin's tick has just done it
+	}
+	machine.ticked = t
+	a := machine.worker.Tick(t)
+	if a.Ask {
+		p.ask()
+	}
+	if a.Event != "" {
+		proxywasm.LogWarn("highwater: " + a.Event)
+	}
+	p.carryOut(a)
+	machine.free = append(machine.free, machine.done...)
+	machine.done = machine.done[:0]
+	p.publish(t, a.Polls)
+	if a.Busy != p.fast {
+		p.setTick(a.Busy)
+	}
+}
+
+// carryOut does what the guard decided for those who wait. For each stream and each connection it is the only call of
+// this tick that ends it, and one request is resumed at most: else Envoy crashes.
+func (p *plugin) carryOut(a *guard.Actions) {
+	if a.Resume != nil {
+		s := streamOf(a.Resume)
+		machine.stats.wait.Record(uint64(a.Waited.Milliseconds()))
+		if p.on(s.id) {
+			s.mark(guard.Verdict{Waited: a.Waited})
+			if err := proxywasm.ResumeHttpRequest(); err != nil {
+				machine.hostError()
+			}
+		}
+	}
+	for _, d := range a.Rejected {
+		machine.stats.wait.Record(uint64(d.Verdict.Waited.Milliseconds()))
+		s := streamOf(d.Stream)
+		if p.on(s.id) {
+			s.mark(d.Verdict)
+			if d.Verdict.Action == guard.Answer {
+				s.answer(d.Verdict)
+			}
+		}
+	}
+	for _, c := range a.Close {
+		s := streamOf(c)
+		if p.on(s.network) {
+			if err := proxywasm.CloseDownstream(); err != nil {
+				machine.hostError()
+			}
+		}
+	}
+	if a.Resume != nil || len(a.Rejected) > 0 || len(a.Close) > 0 {
+		p.on(p.id)
+	}
+}
+
+// on makes the context the one that host calls are for.
+func (p *plugin) on(id uint32) bool {
+	if id == 0 || proxywasm.SetEffectiveContext(id) != nil {
+		machine.hostError()
+		return false
+	}
+	return true
+}
+
+// setTick makes this plugin's ticks fast or slow again.
+func (p *plugin) setTick(fast bool) {
+	period := tick
+	if fast {
+		period = fastTick
+	}
+	if proxywasm.SetTickPeriodMilliSeconds(uint32(period.Milliseconds())) != nil {
+		machine.hostError()
+		return
+	}
+	p.fast = fast
+}
+
+// hurry is for when a stream begins to wait or is to be closed: the tick after this comes in 5 ms.
+func (p *plugin) hurry() {
+	if !p.fast {
+		p.setTick(true)
+	}
+}
+
+func (p *plugin) publish(t budget.Time, polls bool) {
+	machine.stats.count(machine.worker.Counts())
+	if polls && t-machine.gauged >= 200*time.Millisecond {
+		machine.gauged = t
+		machine.stats.gauge(machine.worker.Gauges(t))
+	}
+	if t-machine.measured >= 10*time.Second {
+		machine.measured = t
+		machine.worker.SetVM(vmBytes())
+	}
+}
+
+// ask asks Envoy's admin interface for a reading.
+func (p *plugin) ask() {
+	m := machine.worker.Memory()
+	_, err := proxywasm.DispatchHttpCall(m.Cluster, [][2]string{
+		{":method", "GET"}, {":path", m.Path}, {":authority", "highwater"},
+	}, nil, nil, uint32(machine.worker.AskTimeout().Milliseconds()), func(_, bodySize, _ int) {
+		defer survive("the answer of " + m.Path)
+		r, err := reading(bodySize)
+		p.observe(r, err)
+	})
+	if err != nil {
+		p.observe(guard.Reading{}, fmt.Errorf("the call could not be made (is there such a cluster?): %w", err))
+	}
+}
+
+func (p *plugin) observe(r guard.Reading, err error) {
+	if event := machine.worker.Observe(now(), r, err); event != "" {
+		proxywasm.LogWarn("highwater: " + event)
+	}
+}
+
+const maxReading = 64 << 10
+
+func reading(size int) (guard.Reading, error) {
+	headers, err := proxywasm.GetHttpCallResponseHeaders()
+	if err != nil || len(headers) == 0 {
+		return guard.Reading{}, fmt.Errorf("no answer within %v", machine.worker.AskTimeout())
+	}
+	for _, h := range headers {
+		if h[0] == ":status" && h[1] != "200" {
+			return guard.Reading{}, fmt.Errorf("the answer is status %s, not 200", h[1])
+		}
+	}
+	if size > maxReading {
+		return guard.Reading{}, fmt.Errorf("the answer has %d bytes, more than %d", size, maxReading)
+	}
+	body, err := proxywasm.GetHttpCallResponseBody(0, size)
+	if err != nil {
+		return guard.Reading{}, fmt.Errorf("the answer has no body: %w", err)
+	}
+	return guard.ParseReading(body)
+}
+
+// NewHttpContext implements types.PluginContext. The SDK asks it first, for connections too, which must be refused.
+func (p *plugin) NewHttpContext(id uint32) types.HttpContext {
+	if p.network {
+		return nil
+	}
+	return newStream(p, id)
+}
+
+// NewTcpContext implements types.PluginContext.
+func (p *plugin) NewTcpContext(id uint32) types.TcpContext { return &connection{plugin: p, id: id} }
+
+func isGRPC(contentType string) bool {
+	return strings.HasPrefix(contentType, "application/grpc")
+}

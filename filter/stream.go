@@ -1,0 +1,214 @@
+package main
+
+import (
+	"strconv"
+	"unsafe"
+
+	"github.com/proxy-wasm/proxy-wasm-go-sdk/proxywasm"
+	"github.com/proxy-wasm/proxy-wasm-go-sdk/proxywasm/types"
+
+	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/guard"
+)
+
+// stream is one HTTP stream. Streams are used again, so that a request allocates none.
+type stream struct {
+	guard.Stream // first: streamOf relies on it
+	types.DefaultHttpContext
+	plugin  *plugin
+	id      uint32
+	network uint32 // context of its connection's network filter; 0 = not known, or there is none
+	key     uint64 // Envoy's id of its connection, if connected
+	open    bool
+	keyed   bool
+}
+
+var (
+	_ types.HttpContext = (*stream)(nil)
+	_ guard.Host        = (*stream)(nil)
+)
+
+// streamOf returns the stream that the guard's is part of.
+func streamOf(s *guard.Stream) *stream { return (*stream)(unsafe.Pointer(s)) }
+
+func newStream(p *plugin, id uint32) *stream {
+	var s *stream
+	if n := len(machine.free); n > 0 {
+		s = machine.free[n-1]
+		machine.free = machine.free[:n-1]
+	} else {
+		s = &stream{}
+	}
+	*s = stream{plugin: p, id: id}
+	return s
+}
+
+// OnHttpRequestHeaders implements types.HttpContext.
+func (s *stream) OnHttpRequestHeaders(_ int, end bool) (action types.Action) {
+	defer survive("OnHttpRequestHeaders")
+	g := s.plugin.guard
+	if g == nil {
+		return types.ActionContinue
+	}
+	s.open = true
+	return s.do(g.Open(now(), &s.Stream, s, length(end, proxywasm.GetHttpRequestHeader)))
+}
+
+// OnHttpRequestBody implements types.HttpContext.
+func (s *stream) OnHttpRequestBody(n int, end bool) types.Action {
+	return s.body(budget.Request, n, end)
+}
+
+// OnHttpRequestTrailers implements types.HttpContext: trailers end a body too.
+func (s *stream) OnHttpRequestTrailers(int) types.Action { return s.body(budget.Request, 0, true) }
+
+// OnHttpResponseHeaders implements types.HttpContext.
+func (s *stream) OnHttpResponseHeaders(_ int, end bool) (action types.Action) {
+	defer survive("OnHttpResponseHeaders")
+	if !s.open {
+		return types.ActionContinue
+	}
+	return s.do(s.plugin.guard.Expect(now(), &s.Stream, length(end, proxywasm.GetHttpResponseHeader)))
+}
+
+// OnHttpResponseBody implements types.HttpContext.
+func (s *stream) OnHttpResponseBody(n int, end bool) types.Action {
+	return s.body(budget.Response, n, end)
+}
+
+// OnHttpResponseTrailers implements types.HttpContext.
+func (s *stream) OnHttpResponseTrailers(int) types.Action { return s.body(budget.Response, 0, true) }
+
+func (s *stream) body(d budget.Direction, n int, end bool) (action types.Action) {
+	defer survive("a body")
+	if !s.open {
+		return types.ActionContinue
+	}
+	g, t := s.plugin.guard, now()
+	v := g.Grow(t, &s.Stream, d, int64(n))
+	if end {
+		g.End(t, &s.Stream, d)
+	}
+	return s.do(v)
+}
+
+// OnHttpStreamDone implements types.HttpContext. It comes exactly once, and for requests that Envoy itself refused it
+// is the only one.
+func (s *stream) OnHttpStreamDone() {
+	defer survive("OnHttpStreamDone")
+	if s.open {
+		s.open = false
+		if waited := s.plugin.guard.Close(now(), &s.Stream); waited > 0 {
+			machine.stats.wait.Record(uint64(waited.Milliseconds()))
+		}
+		if s.keyed && s.network == 0 {
+			if c := machine.connections[s.key]; c != nil && c.Context == 0 && c.Waiting == 0 {
+				delete(machine.connections, s.key)
+			}
+		}
+	}
+	machine.done = append(machine.done, s)
+}
+
+// do carries a verdict out, in the stream's own callback.
+func (s *stream) do(v guard.Verdict) types.Action {
+	if v.Action == guard.Admit {
+		return types.ActionContinue
+	}
+	s.mark(v)
+	switch v.Action {
+	case guard.Wait, guard.Close:
+		s.plugin.hurry()
+	case guard.Answer, guard.Reset:
+		// With the response begun, Envoy can't answer any more and resets the stream.
+		s.answer(v)
+	}
+	return types.ActionPause
+}
+
+// mark leaves the verdict where access logs find it: %FILTER_STATE(wasm.highwater.verdict:PLAIN)%.
+func (s *stream) mark(v guard.Verdict) {
+	if proxywasm.SetProperty([]string{"highwater.verdict"}, []byte(v.String())) != nil {
+		machine.hostError()
+	}
+}
+
+// grpcResourceExhausted is ignored for plain HTTP; without it gRPC clients would be told 14 for a 503.
+const grpcResourceExhausted = 8
+
+func (s *stream) answer(v guard.Verdict) {
+	r := &s.plugin.guard.Config().Reject
+	headers := make([][2]string, 0, 3)
+	headers = append(headers, [2]string{"x-highwater-reason", v.Reason.String()})
+	if v.RetryAfter > 0 {
+		headers = append(headers, [2]string{"retry-after", v.RetryAfter.Seconds()})
+	}
+	body := r.Body
+	if contentType, err := proxywasm.GetHttpRequestHeader("content-type"); err == nil && isGRPC(contentType) {
+		pushback := int64(-1) // do not retry: it could not fit even alone
+		if v.RetryAfter > 0 {
+			pushback = v.RetryAfter.Milliseconds()
+		}
+		headers = append(headers, [2]string{"grpc-retry-pushback-ms", strconv.FormatInt(pushback, 10)})
+		if body == "" {
+			body = "highwater: " + v.Reason.String()
+		}
+	}
+	if err := proxywasm.SendHttpResponse(uint32(r.Status), headers, []byte(body), grpcResourceExhausted); err != nil {
+		machine.hostError()
+	}
+}
+
+// length is that of a message's body: 0 where the headers end it, its content-length, else budget.Unknown.
+func length(end bool, header func(string) (string, error)) int64 {
+	if end {
+		return 0
+	}
+	text, err := header("content-length")
+	if err != nil {
+		return budget.Unknown
+	}
+	n, err := strconv.ParseInt(text, 10, 64)
+	if err != nil || n < 0 {
+		return budget.Unknown
+	}
+	return n
+}
+
+// HTTP2 implements guard.Host.
+func (s *stream) HTTP2() bool {
+	protocol := property("request", "protocol")
+	return protocol == "HTTP/2" || protocol == "HTTP/3"
+}
+
+// Connection implements guard.Host.
+func (s *stream) Connection() *guard.Connection {
+	key, ok := connectionID()
+	if !ok {
+		return nil
+	}
+	s.key, s.keyed = key, true
+	c := machine.connections[key]
+	if c == nil {
+		// The listener has no network filter. Its connections can't be closed, but what waits on one is still bounded.
+		c = &guard.Connection{}
+		machine.connections[key] = c
+	}
+	s.network = c.Context
+	return c
+}
+
+// Path implements guard.Host.
+func (s *stream) Path() string {
+	path, err := proxywasm.GetHttpRequestHeader(":path")
+	if err != nil {
+		return ""
+	}
+	return path
+}
+
+// Route implements guard.Host.
+func (s *stream) Route() string { return property("xds", "route_name") }
+
+// Cluster implements guard.Host.
+func (s *stream) Cluster() string { return property("xds", "cluster_name") }

@@ -1,0 +1,626 @@
+// Package budget keeps the books of the memory: what was measured, what has passed since (fresh) and what is still
+// coming. The sum of the three is an upper bound on the memory in use at every moment, as far as the configured caps
+// tell the truth.
+//
+// A Table is shared by the workers of a process. Each worker has an Account with which it leases room from the
+// table, so that most requests need no exchange, and in which each live request is a Stream. Nothing here reads a
+// clock: now is an argument everywhere, CLOCK_MONOTONIC of the host. Nothing here decides whom to reject.
+package budget
+
+import "time"
+
+// Account is one worker's part of the books. It is not safe for concurrent use. Make it with NewAccount.
+type Account struct {
+	store  Store
+	limits Limits
+	id     uint32
+
+	own     Entry // what is published, kept up to date
+	written Entry // what was published last
+	table   Table // the last one loaded
+	others  Entry // sum of the others in it
+	live    int   // workers in it, this one included
+	version uint32
+	buf     []byte
+
+	fresh      [2]int64 // this generation, and the one before
+	gen        uint32
+	rotated    Time
+	seen       uint64 // sequence of the last reading noticed
+	told       uint64 // and of the last one after which the entry was published
+	large      int64  // how much of the lease lies under hard
+	trend      trend
+	dropped    bool
+	streams    Stream // ring of the live ones
+	swept      Time
+	joined     bool
+	Rotations  uint64 // for tests and metrics
+	Exchanges  uint64
+	Contention uint64 // exchanges given up because others were always first
+}
+
+// NewAccount returns the account of one worker, which joins the table with its first stream or connection. The error
+// is the store's.
+func NewAccount(store Store, limits Limits) (*Account, error) {
+	id, err := store.NextID()
+	if err != nil {
+		return nil, err
+	}
+	a := &Account{store: store, limits: limits, id: id, trend: newTrend()}
+	a.own.ID = id
+	a.streams.prev, a.streams.next = &a.streams, &a.streams
+	return a, nil
+}
+
+// SetLimits puts other figures in force. What is admitted stays admitted.
+func (a *Account) SetLimits(l Limits) { a.limits = l }
+
+// Limits returns the figures in force.
+func (a *Account) Limits() Limits { return a.limits }
+
+// ID is the worker's id in the table.
+func (a *Account) ID() uint32 { return a.id }
+
+// Own is the account's own entry as of now.
+func (a *Account) Own() Entry { return a.own }
+
+// Table is the table as it was last loaded, with the account's own entry as of then.
+func (a *Account) Table() *Table { return &a.table }
+
+// Others is the sum of all other workers as of the last exchange.
+func (a *Account) Others() Entry { return a.others }
+
+// Share is T(x): where the share x of what traffic can have ends, bytes. See Table.
+func (a *Account) Share(x float64) int64 { return a.table.share(&a.limits, x) }
+
+// Room is what traffic can have at all: T(1) − base, bytes, never negative.
+func (a *Account) Room() int64 { return max(a.Share(1)-a.table.Base, 0) }
+
+// Stale says that there is no recent reading.
+func (a *Account) Stale(now Time) bool {
+	return a.table.Sequence == 0 || now-a.table.Asked > staleAfter
+}
+
+// Estimate is the upper bound on memory in use: reading + fresh + coming of all workers, or, without a reading, base
+// and what the live streams can hold. Leases count for others as far as this worker must count them.
+func (a *Account) Estimate(now Time) int64 { return a.estimate(a.Stale(now)) }
+
+func (a *Account) estimate(stale bool) int64 {
+	if stale {
+		return a.table.Base + a.others.Bounds + a.others.Coming + a.own.Bounds + a.own.Coming
+	}
+	return a.table.Reading + a.others.Lease + a.own.need()
+}
+
+// Claim says which room a request for bytes may have.
+type Claim uint8
+
+const (
+	// Large may have what lies under hard, and only what was leased there.
+	Large Claim = iota
+	// Full may have all up to the limit: growth, and small requests.
+	Full
+	// Floor is Full and, where that has no room, what is kept for small streams.
+	Floor
+	// Forced can't be refused. It raises the account's entry whatever the room.
+	Forced
+)
+
+// Outcome of a Claim.
+type Outcome uint8
+
+const (
+	// Granted: reserve it.
+	Granted Outcome = iota
+	// Denied: there is no room.
+	Denied
+	// Busy: the table could not be changed in time. Nobody is rejected for it.
+	Busy
+)
+
+const (
+	maxTries = 8
+	// raise is how much more than needed is taken when the room can't be refused, so that not every chunk asks again.
+	raise = 64 << 10
+)
+
+// Ask asks for room for n more bytes, without an exchange where the lease has it. On Granted the caller reserves or
+// adds them.
+func (a *Account) Ask(now Time, n int64, c Claim) Outcome {
+	if a.joined && !a.Stale(now) {
+		leased := a.own.Lease
+		if c == Large {
+			leased = min(leased, a.large)
+		}
+		if a.own.need() <= leased-n {
+			return Granted
+		}
+	}
+	return a.exchange(now, n, c)
+}
+
+// Cover raises the account's entry if what is fresh and coming has outgrown the lease.
+func (a *Account) Cover(now Time) {
+	if a.own.need() > a.own.Lease || !a.joined {
+		a.exchange(now, 0, Forced)
+	}
+}
+
+// Free is how much could be admitted under the claim now, as of the last exchange; negative where more than there is
+// room for is held.
+func (a *Account) Free(now Time, c Claim) int64 {
+	share := 1.0
+	if c == Large {
+		share = a.limits.Hard
+	}
+	return a.Share(share) - a.Estimate(now)
+}
+
+func (a *Account) exchange(now Time, n int64, c Claim) Outcome {
+	a.joined = true
+	a.Exchanges++
+	for range maxTries {
+		if err := a.load(now); err != nil {
+			return Busy
+		}
+		stale := a.Stale(now)
+		share := 1.0
+		if c == Large {
+			share = a.limits.Hard
+		}
+		if c != Forced && !a.grants(stale, share, n, c) {
+			return Denied
+		}
+		a.lend(stale, n, c == Forced)
+		switch err := a.publish(now, n); err {
+		case nil:
+			return Granted
+		case ErrConflict:
+		default:
+			return Busy
+		}
+	}
+	a.Contention++
+	return Busy
+}
+
+func (a *Account) grants(stale bool, share float64, n int64, c Claim) bool {
+	if stale && a.limits.OnStale != StaleEstimate {
+		return a.limits.OnStale == StaleAdmit
+	}
+	if n <= a.table.share(&a.limits, share)-a.estimate(stale) {
+		return true
+	}
+	// Shedding what costs nothing frees nothing: small streams have a floor, which is a stock and not a rate.
+	return c == Floor && n <= a.limits.Floor-a.others.Small-a.own.Small
+}
+
+// lend sets the lease to what is needed and some slack, of what is free under hard.
+func (a *Account) lend(stale bool, n int64, forced bool) {
+	need := a.own.need() + n
+	under := a.table.share(&a.limits, a.limits.Hard) - a.table.Reading - a.others.Lease
+	slack := a.slack(under-need, need)
+	if stale {
+		slack, under = 0, 0
+	}
+	if forced && slack == 0 && need > a.own.Lease {
+		slack = raise
+	}
+	a.own.Lease, a.large = need+slack, min(need+slack, under)
+}
+
+func (a *Account) slack(free, need int64) int64 {
+	slack := max(min(a.limits.Limit/64, free/int64(2*max(a.live, 1))), 0)
+	if a.own.WaitingSince != 0 || a.others.WaitingSince != 0 {
+		return 0 // else a large head of the line never fits
+	}
+	if need == 0 {
+		// Idle workers would strand half the room; a lone GET still makes no exchange.
+		slack = min(slack, 4*a.limits.Small)
+	}
+	return slack
+}
+
+// load reads the table and takes notice of a new reading.
+func (a *Account) load(now Time) error {
+	value, version, err := a.store.Load()
+	if err != nil {
+		return err
+	}
+	if a.table.Decode(value) != nil {
+		a.table = Table{Entries: a.table.Entries[:0]} // of another version of us, or garbage: begin anew
+	}
+	a.version = version
+	a.dropped = a.table.drop(now) || a.dropped
+	a.others = a.table.sum(a.id)
+	a.live = len(a.table.Entries)
+	if a.joined {
+		a.live = max(a.live, 1)
+	}
+	a.notice(now)
+	return nil
+}
+
+// notice rotates the generations of fresh when a reading was asked for after the last rotation: then each byte of
+// the older generation had passed before it was asked for, and is in it.
+func (a *Account) notice(now Time) {
+	if a.table.Sequence == a.seen {
+		return
+	}
+	a.seen = a.table.Sequence
+	if a.table.Asked <= a.rotated {
+		return
+	}
+	d := a.fresh[1]
+	a.fresh[0], a.fresh[1] = 0, a.fresh[0]
+	a.gen++
+	a.rotated = now
+	a.Rotations++
+	a.own.Fresh -= d
+	// Slack is only spent: the dropped bytes are in the reading now, and must not be granted a second time.
+	a.own.Lease -= d
+	a.large -= d
+}
+
+// publish writes the account's entry, with n more bytes coming than it has yet.
+func (a *Account) publish(now Time, n int64) error {
+	e := a.table.entry(a.id)
+	*e = a.own
+	e.Coming += n
+	e.Beat = now
+	a.buf = a.table.Append(a.buf[:0])
+	if err := a.store.Swap(a.buf, a.version); err != nil {
+		return err
+	}
+	a.written, a.told = *e, a.seen
+	a.live = len(a.table.Entries)
+	return nil
+}
+
+// Open begins a stream, with what its existence costs in bytes; caps are what Envoy may hold of its request and its
+// response.
+func (a *Account) Open(now Time, s *Stream, cost, requestCap, responseCap int64) {
+	*s = Stream{live: true, small: true, cost: cost, gen: a.gen}
+	s.dir[Request] = message{cap: requestCap, length: Unknown, moved: now, begun: now, second: now, gen: a.gen}
+	s.dir[Response] = message{cap: responseCap, length: Unknown, moved: now, begun: now, second: now, gen: a.gen}
+	s.prev, s.next = a.streams.prev, &a.streams
+	s.prev.next, s.next.prev = s, s
+	a.own.Streams++
+	a.addFresh(cost)
+	s.settle(a, now)
+}
+
+// SetCap changes what Envoy may hold of a message, when it turns out which protocol it has.
+func (a *Account) SetCap(now Time, s *Stream, d Direction, n int64) {
+	s.dir[d].cap = n
+	s.settle(a, now)
+}
+
+// Enlarge takes the stream out of the small sum for good.
+func (a *Account) Enlarge(now Time, s *Stream) {
+	if s.small {
+		s.small = false
+		s.settle(a, now)
+	}
+}
+
+// Expect notes the headers of a message: its length or Unknown, and reserves n bytes for it, of which credit are
+// counted already. The room has been asked for.
+func (a *Account) Expect(now Time, s *Stream, d Direction, length, n, credit int64) {
+	m := &s.dir[d]
+	m.expected, m.length, m.moved, m.begun = true, length, now, now
+	m.credit = credit
+	a.reserve(m, n)
+	m.reserved = max(m.reserved, n+credit)
+	s.settle(a, now)
+}
+
+// Reserve adds to what is coming: a message has passed its forecast. The room has been asked for.
+func (a *Account) Reserve(now Time, s *Stream, d Direction, n int64) {
+	m := &s.dir[d]
+	a.reserve(m, n)
+	m.reserved = max(m.reserved, m.seen+m.coming)
+	s.settle(a, now)
+}
+
+// Pass counts n bytes of a message that have passed. It returns how many of them were beyond what was coming.
+func (a *Account) Pass(now Time, s *Stream, d Direction, n int64) (beyond int64) {
+	m := &s.dir[d]
+	m.seen += n
+	m.moved = now
+	m.roll(now)
+	m.burst[0] += n
+	counted := min(n, m.credit)
+	m.credit -= counted
+	n -= counted
+	k := min(n, m.coming)
+	a.unreserve(m, k)
+	a.addFresh(m.fill(a.gen, n))
+	s.settle(a, now)
+	return n - k
+}
+
+// Beyond says that a message has outgrown its entitlement: it has passed what was ever reserved for it, and what was
+// reserved is less than Envoy could hold of it anyway.
+func (s *Stream) Beyond(d Direction) bool {
+	m := &s.dir[d]
+	return m.seen > m.reserved && m.reserved < m.cap
+}
+
+// Lapsed says that something of the message's reservation was taken back because it did not come.
+func (s *Stream) Lapsed(d Direction) bool { return s.dir[d].lapsed }
+
+// Cap is what Envoy may hold of the message.
+func (s *Stream) Cap(d Direction) int64 { return s.dir[d].cap }
+
+// fill is how much of n the message may add to the generation: no more than its cap in each.
+func (m *message) fill(gen uint32, n int64) int64 {
+	if m.gen != gen {
+		m.gen, m.genBytes = gen, 0
+	}
+	n = max(min(n, m.cap-m.genBytes), 0)
+	m.genBytes += n
+	return n
+}
+
+// Pause notes that the stream's request is paused, or rejected unfinished: its pause cost comes within a round trip
+// and unseen, so it is fresh from now on.
+func (a *Account) Pause(now Time, s *Stream, cost int64) {
+	s.paused = cost
+	m := &s.dir[Request]
+	a.addFresh(m.fill(a.gen, cost))
+	s.settle(a, now)
+}
+
+// PassPaused counts n bytes that the network filter saw for a paused request, as fresh: no more than its pause cost
+// in each generation, with which the pause itself began.
+func (a *Account) PassPaused(s *Stream, n int64) {
+	m := &s.dir[Request]
+	if m.gen != a.gen {
+		m.gen, m.genBytes = a.gen, 0
+	}
+	n = max(min(n, s.paused-m.genBytes), 0)
+	m.genBytes += n
+	a.addFresh(n)
+}
+
+// Unpause notes that the request goes on.
+func (a *Account) Unpause(s *Stream) { s.paused = 0 }
+
+// End notes that the message has ended: what has not come will not.
+func (a *Account) End(now Time, s *Stream, d Direction) {
+	m := &s.dir[d]
+	m.ended = true
+	m.credit = 0
+	a.unreserve(m, m.coming)
+	s.settle(a, now)
+}
+
+// Close ends the stream. Exactly once; a second one does nothing.
+func (a *Account) Close(now Time, s *Stream) {
+	if !s.live {
+		return
+	}
+	s.live = false
+	a.End(now, s, Request)
+	a.End(now, s, Response)
+	a.takeBack(s.gen, s.cost)
+	a.own.Likely -= s.likely
+	a.own.Bounds -= s.bounds
+	a.own.Exposure -= s.exposure
+	a.own.Small -= s.smallSum
+	s.likely, s.bounds, s.exposure, s.smallSum = 0, 0, 0, 0
+	a.own.Streams--
+	s.prev.next, s.next.prev = s.next, s.prev
+	s.prev, s.next = nil, nil
+}
+
+// Connection is the cost of one connection in the account.
+type Connection struct {
+	cost int64
+	gen  uint32
+	held int64 // what its last response left, at most
+	at   Time
+	sum  [2]int64 // likely, bound: what it adds to the account
+}
+
+// OpenConnection adds a connection, with what its existence costs.
+func (a *Account) OpenConnection(c *Connection, cost int64) {
+	*c = Connection{cost: cost, gen: a.gen}
+	a.own.Connections++
+	a.addFresh(cost)
+}
+
+// RaiseConnection sets a higher cost: the connection turned out to be a TLS one.
+func (a *Account) RaiseConnection(c *Connection, cost int64) {
+	if cost > c.cost {
+		a.addFresh(cost - c.cost)
+		if c.gen == a.gen {
+			c.cost = cost
+		}
+	}
+}
+
+// CloseConnection takes it away again, and its cost if that is still fresh.
+func (a *Account) CloseConnection(c *Connection) {
+	a.own.Connections--
+	a.takeBack(c.gen, c.cost)
+	a.leave(c, 0, 0)
+}
+
+// Leave notes what a response that has ended may still hold: unread, in the codec of its connection.
+func (a *Account) Leave(now Time, c *Connection, bytes int64) {
+	c.held, c.at = bytes, now
+	a.leave(c, bytes, bytes)
+}
+
+// Settle takes less and less of it as likely, and nothing after 10 s.
+func (a *Account) Settle(now Time, c *Connection) (left bool) {
+	if now-c.at >= leaveFor {
+		a.leave(c, 0, 0)
+		return false
+	}
+	a.leave(c, int64(weight(now-c.at)*float64(c.held)), c.held)
+	return true
+}
+
+const leaveFor = 10 * time.Second
+
+func (a *Account) leave(c *Connection, likely, bound int64) {
+	a.own.Likely += likely - c.sum[0]
+	a.own.Bounds += bound - c.sum[1]
+	c.sum = [2]int64{likely, bound}
+}
+
+// Tick sweeps the streams, exchanges with the table and takes or keeps the poller slot. It returns whether the slot is
+// this VM's. An error is the store's; the account goes on with what it knows.
+func (a *Account) Tick(now Time) (polls bool, err error) {
+	if now-a.swept >= sweepEvery {
+		a.swept = now
+		for s := a.streams.next; s != &a.streams; s = s.next {
+			s.lapse(a, now)
+			s.settle(a, now)
+		}
+	}
+	for range maxTries {
+		if err = a.load(now); err != nil {
+			return false, err
+		}
+		polls = a.table.Poller == a.id || now-a.table.PollerBeat > pollerFree || a.table.Poller == 0
+		if polls {
+			if a.dropped {
+				a.trend.lost()
+			}
+			a.trend.settle(now, &a.table)
+		}
+		a.dropped = false
+		a.shrink(now)
+		if !a.due(now, polls) {
+			return polls, nil
+		}
+		if polls {
+			a.table.Poller, a.table.PollerBeat = a.id, now
+		}
+		if a.joined {
+			err = a.publish(now, 0)
+		} else {
+			a.buf = a.table.Append(a.buf[:0])
+			err = a.store.Swap(a.buf, a.version)
+		}
+		if err != ErrConflict {
+			return polls && err == nil, err
+		}
+	}
+	a.Contention++
+	return false, nil
+}
+
+const (
+	sweepEvery = 100 * time.Millisecond
+	beatEvery  = 100 * time.Millisecond
+	pollerFree = 250 * time.Millisecond
+)
+
+// shrink lowers the lease to what is needed and the slack of the formula, and raises it to what is needed.
+func (a *Account) shrink(now Time) {
+	if !a.joined {
+		return
+	}
+	need := a.own.need()
+	under := a.table.share(&a.limits, a.limits.Hard) - a.table.Reading - a.others.Lease
+	if a.Stale(now) {
+		under = 0
+	}
+	a.own.Lease = max(min(a.own.Lease, need+a.slack(under-need, need)), need)
+	a.large = min(a.large, a.own.Lease, under)
+}
+
+// due says whether there is something to tell the others.
+func (a *Account) due(now Time, polls bool) bool {
+	if polls && (a.table.Poller != a.id || now-a.table.PollerBeat >= beatEvery) {
+		return true
+	}
+	if !a.joined {
+		return false
+	}
+	was := a.written
+	was.Beat = a.own.Beat
+	return was != a.own || now-a.written.Beat >= beatEvery || a.told != a.seen
+}
+
+// Observe takes a reading: bytes in use by the process and when it was asked for. It returns the level before and
+// after it. The error is the store's, or ErrConflict where the table could not be changed in time; then the reading
+// is lost, and the next one comes soon.
+func (a *Account) Observe(now, asked Time, reading int64) (before, after Level, err error) {
+	learned := a.trend
+	for range maxTries {
+		if err = a.load(now); err != nil {
+			return 0, 0, err
+		}
+		before = a.table.Level
+		if a.table.Sequence > 0 && asked <= a.table.Asked {
+			return before, before, nil // an older answer that came late
+		}
+		a.trend = learned
+		if a.joined {
+			*a.table.entry(a.id) = a.own
+			a.table.entry(a.id).Beat = now
+		}
+		a.table.Reading, a.table.Asked = reading, asked
+		a.table.Sequence++
+		a.trend.observe(now, &a.table, &a.limits)
+		after = a.table.Level
+		a.buf = a.table.Append(a.buf[:0])
+		if err = a.store.Swap(a.buf, a.version); err == nil {
+			a.notice(now)
+			return before, after, nil
+		}
+		if err != ErrConflict {
+			return before, before, err
+		}
+	}
+	a.trend = learned
+	a.Contention++
+	return before, before, err
+}
+
+// SetWaiting publishes, with the next exchange, how many wait, what they hold by it and since when.
+func (a *Account) SetWaiting(n, held int64, since Time) {
+	a.own.Waiting, a.own.Held, a.own.WaitingSince = n, held, since
+}
+
+// SetLeft publishes, with the next exchange, what rejected requests left unread.
+func (a *Account) SetLeft(n int64) { a.own.Left = n }
+
+// SetVM publishes, with the next exchange, the memory of this worker's virtual machine.
+func (a *Account) SetVM(n int64) { a.own.VM = n }
+
+func (a *Account) reserve(m *message, n int64) {
+	m.coming += n
+	a.own.Coming += n
+}
+
+func (a *Account) unreserve(m *message, n int64) {
+	m.coming -= n
+	a.own.Coming -= n
+}
+
+func (a *Account) addFresh(n int64) {
+	a.fresh[0] += n
+	a.own.Fresh += n
+	a.own.Passed += n
+}
+
+// takeBack takes the cost of what has ended out of fresh, if it still is.
+func (a *Account) takeBack(gen uint32, cost int64) {
+	if age := a.gen - gen; age < 2 {
+		a.fresh[age] -= cost
+		a.own.Fresh -= cost
+	}
+}
+
+// Lengthless says that the message has a body and announced no length: it teaches the forecast.
+func (s *Stream) Lengthless(d Direction) bool {
+	m := &s.dir[d]
+	return m.expected && m.length == Unknown
+}

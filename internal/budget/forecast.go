@@ -1,0 +1,37 @@
+package budget
+
+// Forecast is what a message without a length is expected to come to: mean + 2 mean deviations, with the gains with
+// which TCP estimates its timeout (RFC 6298: 1/8 and 1/4). A maximum would let one huge response block everyone.
+// The zero value expects 64 KiB.
+type Forecast struct {
+	mean, deviation int64
+	learned         bool
+}
+
+const (
+	forecastFirst = 64 << 10
+	forecastLeast = 16 << 10
+)
+
+// Bytes is the forecast, never below 16 KiB.
+func (f *Forecast) Bytes() int64 {
+	if !f.learned {
+		return forecastFirst
+	}
+	return max(f.mean+2*f.deviation, forecastLeast)
+}
+
+// Learn takes the size of one message, of at most its cap.
+func (f *Forecast) Learn(n int64) {
+	if !f.learned {
+		// As in RFC 6298 2.2 the first sample is the mean, and half of it the deviation.
+		f.mean, f.deviation, f.learned = n, n/2, true
+		return
+	}
+	diff := n - f.mean
+	f.mean += diff / 8
+	if diff < 0 {
+		diff = -diff
+	}
+	f.deviation += (diff - f.deviation) / 4
+}

@@ -1,0 +1,90 @@
+package budget
+
+import "time"
+
+// Level says how full the part of the budget is that traffic can have.
+type Level uint8
+
+// The levels, in order.
+const (
+	Normal Level = iota
+	Soft         // from here on fairness begins
+	Hard         // no large request is admitted
+	Over         // the reading itself is above the limit
+)
+
+// String returns normal, soft, hard or over.
+func (l Level) String() string { return [...]string{"normal", "soft", "hard", "over"}[min(l, Over)] }
+
+// Limits are the figures of the budget that every worker of a process shares. Sizes are bytes, shares are of what
+// traffic can have (see Table.share).
+type Limits struct {
+	Limit              int64
+	Soft, Hard, Resume float64
+	Small              int64 // a request that brings no more is small
+	Floor              int64 // what small requests have in any case
+	OnStale            OnStale
+}
+
+// OnStale says what counts while there is no recent reading.
+type OnStale uint8
+
+// What to do without a reading.
+const (
+	StaleEstimate OnStale = iota // base + what the live streams can hold, in place of reading + fresh
+	StaleAdmit
+	StaleReject
+)
+
+// maxSurprise: how much of the limit the surprise may keep free. More, and one wrong figure would close the door.
+const maxSurprise = 10 // 1/10
+
+// share is T(x) of the design: where the share x of what traffic can have ends. What the process holds without
+// traffic (base) can't be shed, so it is no part of what is shared out, and what comes unseen (surprise) is kept free.
+func (t *Table) share(l *Limits, x float64) int64 {
+	return t.Base + int64(x*float64(l.Limit-min(t.Surprise, l.Limit/maxSurprise)-t.Base))
+}
+
+// load is where the estimate lies between T(0) and T(1); 1 if there is nothing between.
+func (t *Table) load(l *Limits, estimate int64) float64 {
+	room := t.share(l, 1) - t.Base
+	if room <= 0 {
+		return 1
+	}
+	return float64(estimate-t.Base) / float64(room)
+}
+
+// next moves the level with hysteresis: up as soon as a threshold is reached, down only when the load has fallen as
+// far below it as resume is below soft. Otherwise a load that hovers around a threshold would flap, and each flap
+// is a line in somebody's log.
+func (l Level) next(limits *Limits, load float64, over bool) Level {
+	margin := limits.Soft - limits.Resume
+	switch {
+	case over:
+		return Over
+	case load >= limits.Hard, l >= Hard && load >= limits.Hard-margin:
+		return Hard
+	case load >= limits.Soft, l >= Soft && load >= limits.Resume:
+		return Soft
+	}
+	return Normal
+}
+
+// futility watches for a level that shedding can't lower: hard for 5 s while all live streams together can't hold
+// a tenth of the limit. Then something else fills the memory, and to lock everybody out would help nobody.
+type futility struct {
+	since Time // since when it looks futile; 0 = it does not
+}
+
+const futileAfter = 5 * time.Second
+
+func (f *futility) next(now Time, level Level, mayHold, limit int64) bool {
+	if level < Hard || mayHold >= limit/10 {
+		f.since = 0
+		return false
+	}
+	if f.since == 0 {
+		f.since = now
+	}
+	return now-f.since >= futileAfter
+}

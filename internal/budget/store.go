@@ -1,0 +1,61 @@
+package budget
+
+import (
+	"errors"
+	"sync"
+)
+
+// Store keeps the table where all workers of a process reach it: Envoy's shared data, or memory.
+type Store interface {
+	// Load returns the value and the version that Swap wants. A value that was never stored is empty and no error.
+	// The caller may read the value until its next call.
+	Load() (value []byte, version uint32, err error)
+	// Swap stores the value if the version is still that of the last Load, else it returns ErrConflict.
+	Swap(value []byte, version uint32) error
+	// NextID returns an id that no other caller has had. Clocks and random seeds of two virtual machines collide,
+	// a counter does not.
+	NextID() (uint32, error)
+}
+
+// ErrConflict says that somebody else was first: load again.
+var ErrConflict = errors.New("the table has changed since it was loaded")
+
+// Memory is a Store within one process. The zero value is empty and ready.
+type Memory struct {
+	mu struct {
+		sync.Mutex
+		value   []byte
+		version uint32
+		ids     uint32
+	}
+}
+
+var _ Store = (*Memory)(nil)
+
+// Load implements Store.
+func (m *Memory) Load() ([]byte, uint32, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	// A copy: the next Swap of another worker writes into the array while this one still reads.
+	return append([]byte(nil), m.mu.value...), m.mu.version, nil
+}
+
+// Swap implements Store.
+func (m *Memory) Swap(value []byte, version uint32) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.mu.version != version {
+		return ErrConflict
+	}
+	m.mu.value = append(m.mu.value[:0], value...)
+	m.mu.version++
+	return nil
+}
+
+// NextID implements Store.
+func (m *Memory) NextID() (uint32, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.mu.ids++
+	return m.mu.ids, nil
+}

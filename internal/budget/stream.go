@@ -1,0 +1,169 @@
+package budget
+
+import "time"
+
+// Direction of a message.
+type Direction uint8
+
+// The two directions of a stream.
+const (
+	Request Direction = iota
+	Response
+)
+
+// Unknown is the size of a message that announces none.
+const Unknown int64 = -1
+
+const (
+	// What was announced and does not come is not waited for: an upload's sender may pause, an upstream that has sent
+	// its headers hardly ever does.
+	requestLapse  = 2 * time.Second
+	responseLapse = 300 * time.Millisecond
+	// From trickleAfter on, a request's coming is bounded by what it has lately shown to bring.
+	trickleAfter = 500 * time.Millisecond
+	trickleFloor = 64 << 10
+
+	recent = time.Second // who has moved within it likely still holds all of its bound
+)
+
+// message is one direction of a stream.
+type message struct {
+	cap      int64 // the most that Envoy may hold of it, from its own settings
+	length   int64 // announced, or Unknown
+	seen     int64 // passed so far
+	reserved int64 // the most that was ever reserved for it
+	coming   int64 // reserved and not yet passed
+	credit   int64 // of what will pass, this much is counted already: it came while the request was paused
+
+	gen      uint32 // generation of the account in which genBytes were added
+	genBytes int64
+
+	moved  Time // the latest of headers, resume and last byte
+	begun  Time // headers or resume
+	burst  [2]int64
+	second Time // start of burst[0]; burst[1] is what passed in the second before
+
+	expected bool // headers have been seen
+	ended    bool
+	lapsed   bool // something of the reservation was taken back
+}
+
+func (m *message) bound() int64 { return min(m.seen, m.cap) }
+
+// open is what the direction can come to hold at all: its share of the exposure.
+func (m *message) open() int64 {
+	if m.ended {
+		return 0
+	}
+	if m.length != Unknown {
+		return min(m.cap, m.length)
+	}
+	return m.cap
+}
+
+// missing says that announced bytes have not come: someone does not write, or does not read.
+func (m *message) missing() bool { return !m.ended && m.length != Unknown && m.seen < m.length }
+
+// Stream is one request and its response in a worker's account. The zero value is ready for Account.Open; it may be
+// used again after Account.Close.
+type Stream struct {
+	prev, next *Stream
+	dir        [2]message
+	live       bool
+	small      bool
+	cost       int64  // of its existence, still fresh while gen is
+	gen        uint32 // generation in which the cost was added
+	paused     int64  // pause cost while it is paused, else 0
+
+	// What it has added to the sums of its account, so that they can be taken back exactly.
+	likely, bounds, exposure, smallSum int64
+}
+
+// Small says whether the stream still counts as small.
+func (s *Stream) Small() bool { return s.small }
+
+// Seen is how many bytes of the direction have passed.
+func (s *Stream) Seen(d Direction) int64 { return s.dir[d].seen }
+
+// Held is the most that the stream can hold of what it has moved in the direction, bytes.
+func (s *Stream) Held(d Direction) int64 { return s.dir[d].bound() }
+
+// Ended says whether the direction has ended.
+func (s *Stream) Ended(d Direction) bool { return s.dir[d].ended }
+
+// Reserved is how many bytes are still reserved for the direction.
+func (s *Stream) Reserved(d Direction) int64 { return s.dir[d].coming }
+
+// weight is how much of its bound a stream likely holds: all while bytes moved within the last second or announced
+// ones are missing, else half of it for each second, down to a tenth: an idle stream has most likely drained.
+func weight(idle Time) float64 {
+	switch {
+	case idle < recent:
+		return 1
+	case idle < 2*recent:
+		return 0.5
+	case idle < 3*recent:
+		return 0.25
+	case idle < 4*recent:
+		return 0.125
+	}
+	return 0.1
+}
+
+// settle brings the stream's part in the sums of its account up to date.
+func (s *Stream) settle(a *Account, now Time) {
+	req, res := &s.dir[Request], &s.dir[Response]
+	bounds := req.bound() + res.bound()
+	likely := bounds
+	if !req.missing() && !res.missing() {
+		if w := weight(now - max(req.moved, res.moved)); w < 1 {
+			likely = int64(w * float64(bounds))
+		}
+	}
+	var smallSum int64
+	if s.small {
+		smallSum = req.coming + res.coming + likely
+	}
+	exposure := req.open() + res.open()
+	a.own.Likely += likely - s.likely
+	a.own.Bounds += bounds - s.bounds
+	a.own.Exposure += exposure - s.exposure
+	a.own.Small += smallSum - s.smallSum
+	s.likely, s.bounds, s.exposure, s.smallSum = likely, bounds, exposure, smallSum
+}
+
+// lapse takes back what is reserved and does not come.
+func (s *Stream) lapse(a *Account, now Time) {
+	if s.paused > 0 {
+		return
+	}
+	if m := &s.dir[Response]; m.coming > 0 && now-m.moved >= responseLapse {
+		a.unreserve(m, m.coming)
+		m.lapsed = true
+	}
+	m := &s.dir[Request]
+	switch idle := now - m.moved; {
+	case m.coming == 0:
+	case idle >= requestLapse:
+		a.unreserve(m, m.coming)
+		m.lapsed = true
+	case now-m.begun >= trickleAfter:
+		m.roll(now)
+		// Neither who announces and never sends nor who trickles may lock the others out.
+		if most := 2*(m.burst[0]+m.burst[1]) + trickleFloor; m.coming > most {
+			a.unreserve(m, m.coming-most)
+			m.lapsed = true
+		}
+	}
+}
+
+// roll moves the two one-second buckets of what has lately passed.
+func (m *message) roll(now Time) {
+	switch age := now - m.second; {
+	case age < time.Second:
+	case age < 2*time.Second:
+		m.burst[0], m.burst[1], m.second = 0, m.burst[0], m.second+time.Second
+	default:
+		m.burst[0], m.burst[1], m.second = 0, 0, now
+	}
+}

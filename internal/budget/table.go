@@ -1,0 +1,188 @@
+package budget
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Time is a reading of the host's CLOCK_MONOTONIC. It has to come from one clock for all workers of a process.
+type Time = time.Duration
+
+// Table is what the workers of one process know of each other: the last reading of the allocator, and one entry per
+// worker. It is one value in shared storage and changes by compare-and-swap only.
+type Table struct {
+	Reading  int64  // bytes in use by the process; what counts only when Sequence > 0
+	Asked    Time   // when the reading was asked for: all that had passed by then is in it
+	Sequence uint64 // counts readings; 0 = none yet
+	Low      int64  // the lowest reading of the last 10 s, bytes
+	Base     int64  // what the process holds without traffic, bytes: see Trend
+	Surprise int64  // what came and no filter saw, the decaying maximum, bytes: see Trend
+	Level    Level
+	Futile   bool // shedding frees nothing: see Levels
+
+	Poller     uint32 // id of the VM that asks for readings; 0 = nobody
+	PollerBeat Time   // when it last said so
+
+	Entries []Entry
+}
+
+// Entry is what one worker tells the others. Sizes are bytes.
+type Entry struct {
+	ID           uint32
+	Beat         Time  // when it was last written
+	Lease        int64 // what the worker may come to hold fresh and coming without asking again
+	Fresh        int64
+	Coming       int64
+	Passed       int64 // all that was ever fresh: a running total
+	Small        int64 // coming and likely held of small streams
+	Likely       int64 // likely held by its live streams
+	Bounds       int64 // the most that its live streams can hold of what they have moved
+	Exposure     int64 // the most that its live streams could come to hold
+	Left         int64 // what its rejected requests left unread, for as long as they linger
+	Held         int64 // pause cost of those who wait
+	WaitingSince Time  // since when somebody waits there without a break; 0 = nobody waits
+	Waiting      int64 // how many
+	Streams      int64
+	Connections  int64
+	VM           int64 // memory of the worker's virtual machine; it is outside every reading
+}
+
+func (e *Entry) need() int64 { return e.Fresh + e.Coming }
+
+// counts is what others must count for the worker: what it was promised, or more where it could not be refused.
+func (e *Entry) counts() int64 { return max(e.Lease, e.need()) }
+
+// deadAfter: a worker beats on every tick. One that has not for so long was trapped, and what it held is in the reading.
+const deadAfter = 2 * time.Second
+
+const (
+	tableMagic  = 0x48573031 // "HW01": a changed layout needs a new one
+	headerBytes = 4 + 4 + 9*8
+	entryFields = 16
+	entryBytes  = 8 + entryFields*8
+	maxEntries  = 4096
+)
+
+// ErrTable is wrapped by errors of Decode: the value is not a table of this version.
+var ErrTable = errors.New("not a highwater table")
+
+// Append encodes the table behind buf.
+func (t *Table) Append(buf []byte) []byte {
+	le := binary.LittleEndian
+	buf = le.AppendUint32(buf, tableMagic)
+	buf = le.AppendUint32(buf, uint32(len(t.Entries)))
+	flags := uint64(t.Level)
+	if t.Futile {
+		flags |= 1 << 8
+	}
+	for _, v := range [...]uint64{
+		uint64(t.Reading), uint64(t.Asked), t.Sequence, uint64(t.Low), uint64(t.Base), uint64(t.Surprise), flags,
+		uint64(t.Poller), uint64(t.PollerBeat),
+	} {
+		buf = le.AppendUint64(buf, v)
+	}
+	for i := range t.Entries {
+		e := &t.Entries[i]
+		buf = le.AppendUint64(buf, uint64(e.ID))
+		for _, v := range e.fields() {
+			buf = le.AppendUint64(buf, uint64(*v))
+		}
+	}
+	return buf
+}
+
+// fields lists what is encoded of an entry behind its id, in order: the one place that both directions share.
+func (e *Entry) fields() [entryFields]*int64 {
+	return [entryFields]*int64{
+		(*int64)(&e.Beat), &e.Lease, &e.Fresh, &e.Coming, &e.Passed, &e.Small, &e.Likely, &e.Bounds, &e.Exposure,
+		&e.Left, &e.Held, (*int64)(&e.WaitingSince), &e.Waiting, &e.Streams, &e.Connections, &e.VM,
+	}
+}
+
+// Decode reads what Append wrote, into t, whose entries it reuses. An empty value is an empty table. On an error,
+// which wraps ErrTable, t is empty.
+func (t *Table) Decode(value []byte) error {
+	*t = Table{Entries: t.Entries[:0]}
+	if len(value) == 0 {
+		return nil
+	}
+	le := binary.LittleEndian
+	if len(value) < headerBytes || le.Uint32(value) != tableMagic {
+		return fmt.Errorf("%w: %d bytes with another beginning", ErrTable, len(value))
+	}
+	n := int(le.Uint32(value[4:]))
+	if n > maxEntries || len(value) != headerBytes+n*entryBytes {
+		return fmt.Errorf("%w: %d bytes for %d workers", ErrTable, len(value), n)
+	}
+	at := func(i int) uint64 { return le.Uint64(value[8+8*i:]) }
+	t.Reading, t.Asked, t.Sequence = int64(at(0)), Time(at(1)), at(2)
+	t.Low, t.Base, t.Surprise = int64(at(3)), int64(at(4)), int64(at(5))
+	t.Level, t.Futile = min(Level(at(6)&0xff), Over), at(6)&(1<<8) != 0
+	t.Poller, t.PollerBeat = uint32(at(7)), Time(at(8))
+	for rest := value[headerBytes:]; len(rest) > 0; rest = rest[entryBytes:] {
+		t.Entries = append(t.Entries, Entry{ID: uint32(le.Uint64(rest))})
+		for i, v := range t.Entries[len(t.Entries)-1].fields() {
+			*v = int64(le.Uint64(rest[8+8*i:]))
+		}
+	}
+	return nil
+}
+
+// drop removes the entries of workers that no longer beat.
+func (t *Table) drop(now Time) (dropped bool) {
+	live := t.Entries[:0]
+	for _, e := range t.Entries {
+		if now-e.Beat <= deadAfter {
+			live = append(live, e)
+		}
+	}
+	dropped = len(live) < len(t.Entries)
+	t.Entries = live
+	return dropped
+}
+
+// entry returns the worker's own entry, which it adds if there is none.
+func (t *Table) entry(id uint32) *Entry {
+	for i := range t.Entries {
+		if t.Entries[i].ID == id {
+			return &t.Entries[i]
+		}
+	}
+	t.Entries = append(t.Entries, Entry{ID: id})
+	return &t.Entries[len(t.Entries)-1]
+}
+
+// sum adds up the entries but one (0 leaves nobody out: ids begin at 1); its Lease is what an estimate must count
+// (see Entry.counts), its WaitingSince the earliest.
+func (t *Table) sum(without uint32) Entry {
+	var s Entry
+	for i := range t.Entries {
+		e := &t.Entries[i]
+		if e.ID == without {
+			continue
+		}
+		s.Lease += e.counts()
+		s.Fresh += e.Fresh
+		s.Coming += e.Coming
+		s.Passed += e.Passed
+		s.Small += e.Small
+		s.Likely += e.Likely
+		s.Bounds += e.Bounds
+		s.Exposure += e.Exposure
+		s.Left += e.Left
+		s.Held += e.Held
+		s.Waiting += e.Waiting
+		s.Streams += e.Streams
+		s.Connections += e.Connections
+		s.VM += e.VM
+		if e.WaitingSince != 0 && (s.WaitingSince == 0 || e.WaitingSince < s.WaitingSince) {
+			s.WaitingSince = e.WaitingSince
+		}
+	}
+	return s
+}
+
+// Sum adds up all workers.
+func (t *Table) Sum() Entry { return t.sum(0) }

@@ -1,0 +1,133 @@
+package budget
+
+import (
+	"math"
+	"time"
+)
+
+// lowest is the minimum of a sliding window, in n buckets of one width each: exact to a bucket, and small.
+type lowest struct {
+	width   Time
+	buckets [10]struct {
+		at  Time // start of the bucket
+		low int64
+		set bool
+	}
+}
+
+func (w *lowest) add(now Time, v int64) {
+	at := now - now%w.width
+	b := &w.buckets[int(now/w.width)%len(w.buckets)]
+	if !b.set || b.at != at || v < b.low {
+		if b.set && b.at == at {
+			v = min(v, b.low)
+		}
+		b.at, b.low, b.set = at, v, true
+	}
+}
+
+func (w *lowest) min(now Time) int64 {
+	low := int64(math.MaxInt64)
+	for _, b := range w.buckets {
+		if b.set && now-b.at < w.width*Time(len(w.buckets)) {
+			low = min(low, b.low)
+		}
+	}
+	return low
+}
+
+// trend is what the VM that polls learns from one reading after the other.
+type trend struct {
+	bases lowest // reading − likely held, of ten minutes
+	lows  lowest // readings of ten seconds
+
+	// Surprise: the growth of the reading over eight readings against all that passed meanwhile. Over one reading
+	// alone it would mostly be false, because the table lags by a tick.
+	ring    [surpriseReadings + 1]sample
+	n       int // samples in the ring
+	pending sample
+	answer  Time // when the pending sample's reading was answered; 0 = none is pending
+	last    Time // when the last reading came
+	kept    int64
+	keptAt  Time
+	futile  futility
+}
+
+type sample struct{ reading, passed int64 }
+
+const (
+	surpriseReadings = 8
+	surpriseHalf     = 30 * time.Second
+	// staleAfter: without a reading for so long there is none.
+	staleAfter = time.Second
+)
+
+func newTrend() trend {
+	return trend{bases: lowest{width: time.Minute}, lows: lowest{width: time.Second}}
+}
+
+// observe takes a reading into the table.
+func (r *trend) observe(now Time, t *Table, l *Limits) {
+	all := t.Sum()
+	if t.Sequence > 0 && r.last == 0 && t.Base > 0 {
+		// This VM has only just taken over: what the one before it had found is all it knows.
+		r.bases.add(now, t.Base)
+	}
+	r.bases.add(now, t.Reading-all.Likely)
+	r.lows.add(now, t.Reading)
+	t.Base = min(max(r.bases.min(now), 0), l.Limit/10*9)
+	t.Low = r.lows.min(now)
+	if r.last == 0 || now-r.last > staleAfter {
+		r.n = 0 // at the start and after a gap there is nothing to compare with
+	}
+	r.last = now
+	r.pending, r.answer = sample{reading: t.Reading}, now
+	t.Surprise = r.decayed(now)
+	estimate := t.Reading + all.Fresh + all.Coming
+	t.Level = t.Level.next(l, t.load(l, estimate), t.Reading > l.Limit)
+	t.Futile = r.futile.next(now, t.Level, all.Bounds+all.Coming, l.Limit)
+}
+
+// settle judges the pending reading once every live worker has published after its answer: only then is all that
+// the reading may hold in the totals.
+func (r *trend) settle(now Time, t *Table) {
+	if r.answer == 0 {
+		return
+	}
+	var passed int64
+	for i := range t.Entries {
+		if t.Entries[i].Beat <= r.answer {
+			return
+		}
+		passed += t.Entries[i].Passed
+	}
+	r.answer = 0
+	r.pending.passed = passed
+	if r.n > 0 && passed < r.ring[r.n-1].passed {
+		r.n = 0 // a worker has gone, and its total with it
+	}
+	if r.n == len(r.ring) {
+		copy(r.ring[:], r.ring[1:])
+		r.n--
+	}
+	r.ring[r.n] = r.pending
+	r.n++
+	if r.n < len(r.ring) {
+		return
+	}
+	first, last := r.ring[0], r.ring[r.n-1]
+	if s := (last.reading - first.reading) - (last.passed - first.passed); s > r.decayed(now) {
+		r.kept, r.keptAt = s, now
+	}
+}
+
+// decayed is the highest surprise, halved every 30 s since.
+func (r *trend) decayed(now Time) int64 {
+	if r.kept <= 0 {
+		return 0
+	}
+	return int64(float64(r.kept) * math.Exp2(-float64(now-r.keptAt)/float64(surpriseHalf)))
+}
+
+// lost forgets the comparison, because a worker was dropped from the table and its total with it.
+func (r *trend) lost() { r.n = 0 }

@@ -1,0 +1,200 @@
+package guard
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/unit"
+)
+
+// Config is one plugin's configuration. Only Budget.Limit has no default.
+type Config struct {
+	Mode     Mode     `json:"mode"`
+	Budget   Budget   `json:"budget"`
+	Buffers  Buffers  `json:"buffers"`
+	Costs    Costs    `json:"costs"`
+	Exempt   []Exempt `json:"exempt"`
+	Throttle Throttle `json:"throttle"`
+	Reject   Reject   `json:"reject"`
+	Memory   Memory   `json:"memory"`
+}
+
+// Mode says whether verdicts are carried out.
+type Mode string
+
+// The modes.
+const (
+	Enforce Mode = "enforce"
+	Observe Mode = "observe" // decide and count everything, do nothing
+)
+
+// Budget is what Envoy may use. All workers of a process share it.
+type Budget struct {
+	Limit  unit.Bytes `json:"limit"`  // memory in use; required
+	Soft   unit.Ratio `json:"soft"`   // shares of what traffic can have
+	Hard   unit.Ratio `json:"hard"`   // no large request is admitted above it
+	Resume unit.Ratio `json:"resume"` // below it the level is normal again
+	Small  unit.Bytes `json:"small"`  // a request that brings no more is small
+	Floor  unit.Ratio `json:"floor"`  // of the limit: what small requests have in any case
+}
+
+// Buffers repeats what the listener and the clusters are set to; the defaults are Envoy's. A figure that is too low
+// makes the guard count too little.
+type Buffers struct {
+	Downstream            unit.Bytes    `json:"downstream"`              // listener per_connection_buffer_limit_bytes
+	Upstream              unit.Bytes    `json:"upstream"`                // cluster per_connection_buffer_limit_bytes
+	HTTP2Window           unit.Bytes    `json:"http2_window"`            // initial_stream_window_size
+	HTTP2ConnectionWindow unit.Bytes    `json:"http2_connection_window"` // initial_connection_window_size
+	Linger                unit.Duration `json:"linger"`                  // delayed_close_timeout
+	WholeRequest          unit.Bytes    `json:"whole_request"`           // max_request_bytes of a buffer filter; 0 = none
+}
+
+// Costs is what the existence of a stream or a connection costs Envoy, without its bytes.
+type Costs struct {
+	Stream        unit.Bytes `json:"stream"`
+	Connection    unit.Bytes `json:"connection"`
+	TLSConnection unit.Bytes `json:"tls_connection"`
+}
+
+// Exempt names requests that are never held back. Exactly one field is set.
+type Exempt struct {
+	PathPrefix  string `json:"path_prefix,omitempty"`
+	Route       string `json:"route,omitempty"`
+	Cluster     string `json:"cluster,omitempty"`
+	GRPCService string `json:"grpc_service,omitempty"` // package.Service
+}
+
+// Throttle bounds the waiting line. All workers of a process share it.
+type Throttle struct {
+	Queue   int           `json:"queue"`   // how many may wait; 0 = nobody waits
+	Timeout unit.Duration `json:"timeout"` // who has waited for so long is rejected; 0 = nobody waits
+}
+
+// Reject is what a rejected client is told.
+type Reject struct {
+	Status     int        `json:"status"`
+	RetryAfter RetryAfter `json:"retry_after"`
+	Body       string     `json:"body"`
+}
+
+// RetryAfter bounds the delay that a rejected client is told.
+type RetryAfter struct {
+	Min unit.Duration `json:"min"`
+	Max unit.Duration `json:"max"`
+}
+
+// Memory says where readings come from. All workers of a process share it.
+type Memory struct {
+	Cluster      string        `json:"cluster"`       // the cluster of Envoy's own admin interface
+	Path         string        `json:"path"`          // answers as Envoy's /memory does
+	Interval     unit.Duration `json:"interval"`      // while much is fresh or coming
+	IdleInterval unit.Duration `json:"idle_interval"` // otherwise
+	OnStale      string        `json:"on_stale"`      // estimate | admit | reject
+}
+
+// Default is the configuration with every key that has a default.
+func Default() Config {
+	return Config{
+		Mode: Enforce,
+		Budget: Budget{
+			Soft: 0.80, Hard: 0.90, Resume: 0.75, Small: 64 * unit.KiB, Floor: 0.05,
+		},
+		Buffers: Buffers{
+			Downstream: unit.MiB, Upstream: unit.MiB, HTTP2Window: 16 * unit.MiB,
+			HTTP2ConnectionWindow: 24 * unit.MiB, Linger: unit.Duration(time.Second),
+		},
+		Exempt:   []Exempt{},
+		Costs:    Costs{Stream: 16 * unit.KiB, Connection: 29 * unit.KiB, TLSConnection: 60 * unit.KiB},
+		Throttle: Throttle{Queue: 1024, Timeout: unit.Duration(2 * time.Second)},
+		Reject: Reject{Status: 503, RetryAfter: RetryAfter{
+			Min: unit.Duration(time.Second), Max: unit.Duration(30 * time.Second),
+		}},
+		Memory: Memory{
+			Cluster: "envoy_admin", Path: "/memory", Interval: unit.Duration(25 * time.Millisecond),
+			IdleInterval: unit.Duration(250 * time.Millisecond), OnStale: "estimate",
+		},
+	}
+}
+
+var onStale = map[string]budget.OnStale{
+	"estimate": budget.StaleEstimate, "admit": budget.StaleAdmit, "reject": budget.StaleReject,
+}
+
+// Validate returns all that is wrong with the configuration, joined; each error begins with the key.
+func (c *Config) Validate() error {
+	var errs []error
+	check := func(ok bool, format string, args ...any) {
+		if !ok {
+			errs = append(errs, fmt.Errorf(format, args...))
+		}
+	}
+	check(c.Mode == Enforce || c.Mode == Observe, "mode: %q must be enforce or observe", c.Mode)
+
+	b := &c.Budget
+	check(b.Limit != 0, "budget.limit: required: the memory that Envoy may use, such as 512MiB")
+	check(b.Limit == 0 || b.Limit >= 32*unit.MiB, "budget.limit: %v must be at least 32MiB: an idle Envoy uses some 10MiB", b.Limit)
+	check(b.Hard > 0 && b.Hard <= 1, "budget.hard: %v must be above 0%% and at most 100%%", b.Hard)
+	check(b.Soft > 0 && b.Soft < b.Hard, "budget.soft: %v must be above 0%% and below budget.hard (%v)", b.Soft, b.Hard)
+	check(b.Resume > 0 && b.Resume < b.Soft, "budget.resume: %v must be above 0%% and below budget.soft (%v)", b.Resume, b.Soft)
+	check(b.Floor >= 0 && b.Floor <= 0.5, "budget.floor: %v must be at most 50%%: it may exceed the limit", b.Floor)
+	check(b.Limit == 0 || b.Small <= b.Limit/16, "budget.small: %v must be at most a sixteenth of budget.limit (%v)", b.Small, b.Limit/16)
+
+	u := &c.Buffers
+	for _, f := range []struct {
+		key string
+		v   unit.Bytes
+	}{
+		{"downstream", u.Downstream}, {"upstream", u.Upstream}, {"http2_window", u.HTTP2Window},
+		{"http2_connection_window", u.HTTP2ConnectionWindow},
+	} {
+		check(f.v >= unit.KiB && f.v <= 2*unit.GiB, "buffers.%s: %v must be from 1KiB to 2GiB: what Envoy is set to", f.key, f.v)
+	}
+	check(u.HTTP2ConnectionWindow >= u.HTTP2Window, "buffers.http2_connection_window: %v must be at least buffers.http2_window (%v)", u.HTTP2ConnectionWindow, u.HTTP2Window)
+	check(u.Linger <= unit.Duration(time.Minute), "buffers.linger: %v must be at most 1m", u.Linger)
+	check(u.WholeRequest == 0 || u.WholeRequest >= unit.KiB && u.WholeRequest <= 4*unit.GiB, "buffers.whole_request: %v must be 0 or from 1KiB to 4GiB: the max_request_bytes of a buffer filter", u.WholeRequest)
+
+	for _, f := range []struct {
+		key string
+		v   unit.Bytes
+	}{{"stream", c.Costs.Stream}, {"connection", c.Costs.Connection}, {"tls_connection", c.Costs.TLSConnection}} {
+		check(f.v <= 16*unit.MiB, "costs.%s: %v must be at most 16MiB", f.key, f.v)
+	}
+	for i, e := range c.Exempt {
+		set := 0
+		for _, s := range []string{e.PathPrefix, e.Route, e.Cluster, e.GRPCService} {
+			if s != "" {
+				set++
+			}
+		}
+		check(set == 1, "exempt[%d]: must have exactly one of path_prefix, route, cluster, grpc_service, and it must not be empty", i)
+		check(e.PathPrefix == "" || strings.HasPrefix(e.PathPrefix, "/"), "exempt[%d].path_prefix: %q must begin with /", i, e.PathPrefix)
+	}
+	check(c.Throttle.Queue >= 0 && c.Throttle.Queue <= 1<<20, "throttle.queue: %d must be from 0 to %d", c.Throttle.Queue, 1<<20)
+	check(c.Throttle.Timeout <= unit.Duration(5*time.Minute), "throttle.timeout: %v must be at most 5m", c.Throttle.Timeout)
+
+	r := &c.Reject
+	check(r.Status >= 400 && r.Status <= 599, "reject.status: %d must be from 400 to 599", r.Status)
+	check(r.RetryAfter.Min <= r.RetryAfter.Max, "reject.retry_after.min: %v must be at most reject.retry_after.max (%v)", r.RetryAfter.Min, r.RetryAfter.Max)
+	check(r.RetryAfter.Max >= unit.Duration(time.Second) && r.RetryAfter.Max <= unit.Duration(time.Hour), "reject.retry_after.max: %v must be from 1s to 1h", r.RetryAfter.Max)
+	check(len(r.Body) <= 64<<10, "reject.body: %d bytes are more than 64KiB", len(r.Body))
+
+	m := &c.Memory
+	check(m.Cluster != "", "memory.cluster: must name the cluster of Envoy's admin interface")
+	check(strings.HasPrefix(m.Path, "/"), "memory.path: %q must begin with /", m.Path)
+	check(m.Interval >= unit.Duration(5*time.Millisecond) && m.Interval <= unit.Duration(500*time.Millisecond), "memory.interval: %v must be from 5ms to 500ms: without a reading for 1s there is none", m.Interval)
+	check(m.IdleInterval >= m.Interval && m.IdleInterval <= unit.Duration(500*time.Millisecond), "memory.idle_interval: %v must be from memory.interval (%v) to 500ms", m.IdleInterval, m.Interval)
+	_, ok := onStale[m.OnStale]
+	check(ok, "memory.on_stale: %q must be estimate, admit or reject", m.OnStale)
+	return errors.Join(errs...)
+}
+
+func (c *Config) limits() budget.Limits {
+	return budget.Limits{
+		Limit: int64(c.Budget.Limit), Soft: float64(c.Budget.Soft), Hard: float64(c.Budget.Hard),
+		Resume: float64(c.Budget.Resume), Small: int64(c.Budget.Small), Floor: c.Budget.Floor.Of(int64(c.Budget.Limit)),
+		OnStale: onStale[c.Memory.OnStale],
+	}
+}

@@ -1,0 +1,496 @@
+// Package guard is the policy: it admits requests, lets them wait or rejects them, so that the memory of a proxy stays
+// under its budget. It is a pure machine. It reads no clock and does no I/O: the time, readings of the allocator and
+// the storage that the workers share are arguments, and what is to be done is returned. The faces (the Wasm filter,
+// the ext_proc server) do it.
+package guard
+
+import (
+	"strings"
+
+	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/fairness"
+	"github.com/highwater-envoy/highwater/internal/unit"
+)
+
+// Guard applies one plugin's configuration to the streams of one worker.
+type Guard struct {
+	config Config
+	worker *Worker
+}
+
+// New returns a guard on the worker, whose shared figures it sets to those of the configuration. The configuration
+// must be valid. Streams of guards that were there before go on.
+func New(c Config, w *Worker) (g *Guard, changed string) {
+	return &Guard{config: c, worker: w}, w.Use(&c)
+}
+
+// Config is the guard's configuration.
+func (g *Guard) Config() *Config { return &g.config }
+
+// Worker is the worker that the guard is on.
+func (g *Guard) Worker() *Worker { return g.worker }
+
+// Host answers what is needed of a request only now and then, because each answer is a call of the host.
+type Host interface {
+	HTTP2() bool             // HTTP/2 or later
+	Connection() *Connection // nil if it can't be told
+	Path() string
+	Route() string
+	Cluster() string
+}
+
+type phase uint8
+
+const (
+	done phase = iota
+	live
+	waiting
+	closing
+	rejected
+)
+
+// Stream is one request and its response. The zero value is ready for Open, and after Close it may be used again.
+type Stream struct {
+	budget.Stream
+	guard      *Guard
+	host       Host
+	waiter     fairness.Waiter[Stream]
+	connection *Connection // known only if it waited or was rejected
+	length     int64
+	wants      int64 // what it waits for
+	pauseCost  int64
+	window     int64 // of its HTTP/2 connection's window, while it waits
+	phase      phase
+	exempt     bool
+	http2      bool
+	asked      bool // http2 is known
+	inFloor    bool // large, but let into the floor: it stays in the small sum
+	waited     bool
+}
+
+// Waiting says whether the stream is in line.
+func (s *Stream) Waiting() bool { return s.phase == waiting }
+
+func (s *Stream) isHTTP2() bool {
+	if !s.asked {
+		s.http2, s.asked = s.host.HTTP2(), true
+	}
+	return s.http2
+}
+
+func (s *Stream) conn() *Connection {
+	if s.connection == nil {
+		s.connection = s.host.Connection()
+	}
+	return s.connection
+}
+
+// credit is what a paused request's pause cost has become: bytes that came, and are counted. On HTTP/1 the network
+// filter saw them; an HTTP/2 client is taken to have sent what its window let it.
+func (s *Stream) credit() int64 {
+	if c := s.connection; c != nil && c.Context != 0 && !s.http2 {
+		return min(c.arrived, s.pauseCost, s.wants)
+	}
+	return min(s.pauseCost, s.wants)
+}
+
+// Open judges a request at its headers. length is its Content-Length or budget.Unknown; without a body it is 0.
+// The stream must not be open.
+func (g *Guard) Open(now Time, s *Stream, h Host, length int64) Verdict {
+	w := g.worker
+	*s = Stream{guard: g, host: h, phase: live, length: length}
+	s.waiter.Value = s
+	b := &g.config.Buffers
+	requestCap := 2 * int64(b.Downstream)
+	if length == budget.Unknown || length > requestCap {
+		requestCap = g.requestCap(s)
+	}
+	w.account.Open(now, &s.Stream, int64(g.config.Costs.Stream), requestCap, int64(b.Downstream+b.Upstream))
+	if length == 0 {
+		w.account.End(now, &s.Stream, budget.Request)
+	}
+	n := length
+	if n == budget.Unknown {
+		n = w.forecasts[budget.Request].Bytes()
+	}
+	s.wants = min(n, requestCap)
+	if len(g.config.Exempt) > 0 && g.exempts(h) {
+		s.exempt = true
+		w.account.Ask(now, s.wants, budget.Forced)
+		return g.admit(now, s, 0)
+	}
+	v := g.judge(now, s)
+	if v.Action == Admit {
+		return g.admit(now, s, 0)
+	}
+	return v
+}
+
+// requestCap is what Envoy may hold of a request: on HTTP/1 twice the listener's buffer limit, on HTTP/2 twice the
+// larger of that and the stream's window, behind a buffering filter the whole of it instead.
+func (g *Guard) requestCap(s *Stream) int64 {
+	if whole := int64(g.config.Buffers.WholeRequest); whole > 0 {
+		return whole
+	}
+	return g.pauseCap(s)
+}
+
+// pauseCap is what a request can leave unread while it is paused.
+func (g *Guard) pauseCap(s *Stream) int64 {
+	b := &g.config.Buffers
+	if b.HTTP2Window > b.Downstream && s.isHTTP2() {
+		return 2 * int64(b.HTTP2Window)
+	}
+	return 2 * int64(b.Downstream)
+}
+
+// responseCap is the cluster's buffer limit and the larger of the listener's and, on HTTP/2, the stream's window.
+func (g *Guard) responseCap(s *Stream) int64 {
+	b := &g.config.Buffers
+	if b.HTTP2Window > b.Downstream && s.isHTTP2() {
+		return int64(b.Upstream + b.HTTP2Window)
+	}
+	return int64(b.Upstream + b.Downstream)
+}
+
+func (g *Guard) exempts(h Host) bool {
+	for i := range g.config.Exempt {
+		switch e := &g.config.Exempt[i]; {
+		case e.PathPrefix != "":
+			if strings.HasPrefix(h.Path(), e.PathPrefix) {
+				return true
+			}
+		case e.Route != "":
+			if h.Route() == e.Route {
+				return true
+			}
+		case e.Cluster != "":
+			if h.Cluster() == e.Cluster {
+				return true
+			}
+		default:
+			if rest, ok := strings.CutPrefix(h.Path(), "/"+e.GRPCService); ok && strings.HasPrefix(rest, "/") {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// admit reserves what the request wants.
+func (g *Guard) admit(now Time, s *Stream, credit int64) Verdict {
+	w := g.worker
+	w.counts[CountAdmitted]++
+	if s.wants > int64(w.budget.Small) && !s.inFloor {
+		w.account.Enlarge(now, &s.Stream)
+	}
+	if s.length != 0 {
+		w.account.Expect(now, &s.Stream, budget.Request, s.length, s.wants-credit, credit)
+	}
+	w.account.Cover(now)
+	if w.line.Len() > 0 || w.account.Others().Waiting > 0 {
+		w.drain.add(now, s.wants)
+	}
+	return Verdict{Action: Admit}
+}
+
+// judge decides on a request that is not exempt: admit it, let it wait or reject it.
+func (g *Guard) judge(now Time, s *Stream) Verdict {
+	w := g.worker
+	if w.limits.OnStale == budget.StaleReject && w.account.Stale(now) {
+		return g.turnAway(now, s, NoReading)
+	}
+	small := s.wants <= int64(w.budget.Small)
+	if small {
+		if w.account.Ask(now, s.wants, budget.Floor) != budget.Denied {
+			return Verdict{Action: Admit}
+		}
+		return g.wait(now, s, true)
+	}
+	t := w.account.Table()
+	if s.wants > w.account.Share(w.limits.Hard)-t.Low && !t.Futile && t.Sequence > 0 && !w.account.Stale(now) {
+		return g.turnAway(now, s, TooLarge)
+	}
+	if w.line.Len() > 0 || w.account.Others().Waiting > 0 {
+		return g.wait(now, s, false) // else who has no line takes what others wait for
+	}
+	if w.account.Ask(now, s.wants, budget.Large) == budget.Granted || w.futile(now, s, s.wants) {
+		return Verdict{Action: Admit}
+	}
+	return g.wait(now, s, false)
+}
+
+const (
+	heldShare = 4 // the line's pause costs may hold 1/4 of what traffic can have
+	leftShare = 8 // and what rejected requests leave unread 1/8
+)
+
+// wait puts the request in line, or rejects it if the line has no room for it.
+func (g *Guard) wait(now Time, s *Stream, small bool) Verdict {
+	w := g.worker
+	if g.config.Mode == Observe {
+		w.counts[CountThrottled]++
+		w.account.Ask(now, s.wants, budget.Forced)
+		return Verdict{Action: Admit}
+	}
+	cost := g.cost(s)
+	others := w.account.Others()
+	c := s.conn()
+	var window int64
+	if c != nil && s.length != 0 && s.isHTTP2() {
+		window = int64(g.config.Buffers.HTTP2Window)
+		if s.length != budget.Unknown {
+			window = min(window, s.length)
+		}
+	}
+	switch {
+	case w.throttle.Timeout == 0,
+		int64(w.line.Len())+others.Waiting >= int64(w.throttle.Queue),
+		cost > w.account.Room()/heldShare-w.held-others.Held,
+		window > 0 && window > int64(g.config.Buffers.HTTP2ConnectionWindow)/2-c.window,
+		!small && w.account.Ask(now, cost, budget.Full) == budget.Denied:
+		return g.turnAway(now, s, QueueFull)
+	}
+	w.counts[CountThrottled]++
+	s.phase, s.pauseCost, s.window, s.waited = waiting, cost, window, true
+	w.held += cost
+	w.account.Pause(now, &s.Stream, cost)
+	if c != nil {
+		c.Waiting++
+		c.window += window
+		if !s.isHTTP2() {
+			c.paused, c.arrived = s, c.last
+		}
+	}
+	s.waiter.Size = s.wants
+	w.line.Join(now, &s.waiter, small)
+	w.publish()
+	w.account.Cover(now)
+	return Verdict{Action: Wait}
+}
+
+// cost is what the request leaves unread while it is paused, or when it is rejected unfinished: it comes within a
+// round trip, unseen by the HTTP filter.
+func (g *Guard) cost(s *Stream) int64 {
+	if s.Ended(budget.Request) {
+		return 0
+	}
+	limit := g.pauseCap(s)
+	if s.length != budget.Unknown {
+		limit = min(limit, s.length)
+	}
+	return limit
+}
+
+// resume admits a request that has waited; the room has been asked for.
+func (g *Guard) resume(now Time, s *Stream) {
+	credit := s.credit()
+	g.worker.account.Unpause(&s.Stream)
+	g.admit(now, s, credit)
+}
+
+// turnAway rejects a request, in line or not, or one that grew. A reject costs memory too: until its connection is
+// closed, which takes Envoy's delayed_close_timeout, what an unfinished HTTP/1 request has sent lies unread. Where that
+// has no room there is no answer, and the connection is closed instead.
+func (g *Guard) turnAway(now Time, s *Stream, reason Reason) Verdict {
+	w := g.worker
+	v := Verdict{Action: Answer, Reason: reason}
+	w.counts[CountRejected+int(reason)-1]++
+	if g.config.Mode == Observe {
+		w.account.Ask(now, s.wants, budget.Forced)
+		return Verdict{Action: Admit}
+	}
+	if s.length == budget.Unknown && s.Seen(budget.Request) > 0 {
+		w.forecasts[budget.Request].Learn(s.Held(budget.Request))
+	}
+	paused := s.phase == waiting
+	if paused {
+		w.leaveLine(now, s)
+	}
+	if reason != TooLarge {
+		v.RetryAfter = w.retryAfter(now, s)
+	}
+	s.phase = rejected
+	cost := g.cost(s)
+	unfinished := !s.Ended(budget.Request)
+	if unfinished && !s.isHTTP2() {
+		fresh := cost // not yet counted
+		if paused {
+			fresh = 0
+		}
+		full := cost > w.account.Room()/leftShare-w.left.sum-w.account.Others().Left ||
+			fresh > w.account.Share(1)-w.account.Estimate(now)+s.Held(budget.Request)
+		if c := s.conn(); full && c != nil && c.Context != 0 {
+			s.phase = closing
+			v.Action, v.RetryAfter = Close, 0
+			w.counts[CountClosedConnections]++
+			c.paused, c.arrived = s, c.last
+			w.closing = append(w.closing, s)
+		} else {
+			w.left.add(now, Time(g.config.Buffers.Linger), cost)
+		}
+	}
+	s.pauseCost = cost
+	if !paused {
+		w.account.Pause(now, &s.Stream, cost)
+	}
+	if v.Action == Answer {
+		w.account.End(now, &s.Stream, budget.Request)
+	}
+	w.publish()
+	w.account.Cover(now)
+	return v
+}
+
+// retryAfter estimates when there will be room, from the bytes that are admitted per second and those in line.
+func (w *Worker) retryAfter(now Time, s *Stream) unit.Duration {
+	w.drain.add(now, 0)
+	d := w.reject.Min
+	if w.account.Table().Level >= budget.Soft || w.line.Len() > 0 {
+		least := (w.account.Share(w.limits.Soft) - w.account.Table().Base) * int64(Time(1e9)) / max(int64(w.reject.Max), 1)
+		perSecond := max(w.drain.perSecond(), least, 1)
+		d += unit.Duration(float64(w.line.Bytes()+s.wants) / float64(perSecond) * 1e9)
+	}
+	// Spread by a quarter, so that those who were told at once don't come back at once.
+	d += unit.Duration(w.rng.Float64() * float64(d) / 4)
+	return min(max(d, w.reject.Min), w.reject.Max)
+}
+
+// Expect judges a response at its headers. length is its Content-Length or budget.Unknown; without a body it is 0.
+func (g *Guard) Expect(now Time, s *Stream, length int64) Verdict {
+	w := g.worker
+	if s.phase != live {
+		return Verdict{}
+	}
+	if length == 0 {
+		w.account.End(now, &s.Stream, budget.Response)
+		return Verdict{}
+	}
+	limit := int64(g.config.Buffers.Upstream + g.config.Buffers.Downstream)
+	if length == budget.Unknown || length > limit {
+		limit = g.responseCap(s)
+		w.account.SetCap(now, &s.Stream, budget.Response, limit)
+	}
+	n := length
+	if length == budget.Unknown {
+		n = w.forecasts[budget.Response].Bytes()
+	}
+	n = min(n, limit)
+	claim := budget.Forced // a small response always passes
+	if n > int64(w.budget.Small) {
+		w.account.Enlarge(now, &s.Stream)
+		if !s.exempt {
+			claim = budget.Large
+		}
+	}
+	if w.account.Ask(now, n, claim) == budget.Denied && !w.futile(now, s, n) {
+		w.counts[CountRejected+int(ResponseSize)-1]++
+		w.counts[CountRejectedResponses]++
+		if g.config.Mode != Observe {
+			s.phase = rejected
+			w.account.End(now, &s.Stream, budget.Response)
+			return Verdict{Action: Answer, Reason: ResponseSize, RetryAfter: w.retryAfter(now, s)}
+		}
+		w.account.Ask(now, n, budget.Forced)
+	}
+	w.account.Expect(now, &s.Stream, budget.Response, length, n, 0)
+	w.account.Cover(now)
+	return Verdict{}
+}
+
+// Grow counts n more body bytes of a message, and judges it if it has outgrown what was reserved for it.
+func (g *Guard) Grow(now Time, s *Stream, d budget.Direction, n int64) Verdict {
+	w := g.worker
+	if s.phase != live || n == 0 {
+		return Verdict{}
+	}
+	beyond := w.account.Pass(now, &s.Stream, d, n)
+	if s.Small() && s.Seen(d) > int64(w.budget.Small) && !s.inFloor {
+		w.account.Enlarge(now, &s.Stream)
+	}
+	if beyond == 0 {
+		return Verdict{}
+	}
+	v := Verdict{}
+	switch {
+	case s.Beyond(d):
+		more := min(2*s.Seen(d), s.Cap(d)) - min(s.Seen(d), s.Cap(d))
+		if d == budget.Response || s.length == budget.Unknown {
+			// Who passes his forecast teaches it at once: slow readers never complete.
+			w.forecasts[d].Learn(min(2*s.Seen(d), s.Cap(d)))
+		}
+		if s.exempt || w.account.Ask(now, more, budget.Full) != budget.Denied {
+			w.account.Reserve(now, &s.Stream, d, more)
+		} else {
+			v = g.outgrown(now, s, d)
+		}
+	case d == budget.Request && s.Lapsed(d) && !s.exempt && w.account.Ask(now, 0, budget.Full) == budget.Denied:
+		v = g.outgrown(now, s, d)
+	}
+	w.account.Cover(now)
+	return v
+}
+
+// outgrown rejects a request whose growth has no room, and resets a large response.
+func (g *Guard) outgrown(now Time, s *Stream, d budget.Direction) Verdict {
+	w := g.worker
+	if d == budget.Request {
+		return g.turnAway(now, s, Growth)
+	}
+	if s.Seen(d) <= int64(w.budget.Small) {
+		return Verdict{}
+	}
+	w.counts[CountRejected+int(Growth)-1]++
+	w.counts[CountRejectedResponses]++
+	if g.config.Mode == Observe {
+		return Verdict{}
+	}
+	s.phase = rejected
+	w.account.End(now, &s.Stream, d)
+	return Verdict{Action: Reset, Reason: Growth}
+}
+
+// End notes that a message has ended, with its body or with its trailers.
+func (g *Guard) End(now Time, s *Stream, d budget.Direction) {
+	if s.phase == done || s.Ended(d) {
+		return
+	}
+	if s.phase == live && s.Lengthless(d) {
+		g.worker.forecasts[d].Learn(s.Held(d))
+	}
+	g.worker.account.End(now, &s.Stream, d)
+}
+
+// Close ends the stream, however it came to that. It returns what a waiting one had waited, else 0.
+func (g *Guard) Close(now Time, s *Stream) (waited unit.Duration) {
+	w := g.worker
+	switch s.phase {
+	case done:
+		return 0
+	case waiting:
+		waited = unit.Duration(now - s.waiter.Since)
+		w.leaveLine(now, s)
+	case closing:
+		for i, c := range w.closing {
+			if c == s {
+				w.closing = append(w.closing[:i], w.closing[i+1:]...)
+				break
+			}
+		}
+	case live:
+		if n := s.Held(budget.Response); n > int64(w.budget.Small) {
+			if c := s.conn(); c != nil && c.Context != 0 && !c.IsClosed {
+				w.leave(now, c, n)
+			}
+		}
+	}
+	if c := s.connection; c != nil && c.paused == s {
+		c.paused = nil
+	}
+	if w.alone == s {
+		w.alone = nil
+	}
+	s.phase = done
+	w.account.Close(now, &s.Stream)
+	return waited
+}

@@ -1,0 +1,105 @@
+package guard
+
+// Kind of a metric.
+type Kind uint8
+
+// The kinds.
+const (
+	Counter Kind = iota
+	Gauge
+	Histogram
+)
+
+// Metric describes one metric. Sizes are bytes.
+type Metric struct {
+	Name string
+	Kind Kind
+	Help string
+}
+
+// The counters. Each worker counts its own.
+const (
+	CountAdmitted = iota
+	CountThrottled
+	CountRejectedResponses
+	CountClosedConnections
+	CountContention
+	CountHostErrors
+	CountRejected                                    // and one for each reason behind it
+	NumCounters   = CountRejected + int(numReasons) - 1
+)
+
+// The gauges. Whoever polls publishes them for the process.
+const (
+	GaugeEstimate = iota
+	GaugeInUse
+	GaugeAllocated
+	GaugeFresh
+	GaugeComing
+	GaugeLimit
+	GaugeBase
+	GaugeSurprise
+	GaugeExposure
+	GaugeLevel
+	GaugeFutile
+	GaugeStreams
+	GaugeWaiting
+	GaugeConnections
+	GaugePeak
+	GaugeReadingAge
+	GaugeVM
+	NumGauges
+)
+
+// Counters describes the counters, by index.
+func Counters() [NumCounters]Metric {
+	m := [NumCounters]Metric{
+		CountAdmitted:          {"highwater_admitted_total", Counter, "requests admitted, at once or after waiting"},
+		CountThrottled:         {"highwater_throttled_total", Counter, "requests that had to wait"},
+		CountRejectedResponses: {"highwater_rejected_responses_total", Counter, "rejects whose upstream had done the work already, at response headers or later"},
+		CountClosedConnections: {"highwater_closed_connections_total", Counter, "rejects without an answer: what the request would have left unread had no room, and its connection was closed"},
+		CountContention:        {"highwater_contention_total", Counter, "exchanges between workers given up because others were always first"},
+		CountHostErrors:        {"highwater_host_errors_total", Counter, "calls of Envoy that failed; traffic went on"},
+	}
+	for r := TooLarge; r < numReasons; r++ {
+		m[CountRejected+int(r)-1] = Metric{"highwater_rejected_total.reason." + r.String(), Counter, rejectedHelp[r]}
+	}
+	return m
+}
+
+var rejectedHelp = [numReasons]string{
+	TooLarge:     "it could not fit even alone",
+	QueueFull:    "the waiting line had no room for it",
+	Timeout:      "it waited throttle.timeout",
+	Growth:       "it brought more than announced or forecast, and that had no room",
+	ResponseSize: "its response had no room",
+	NoReading:    "there was no reading, and memory.on_stale is reject",
+}
+
+// Gauges describes the gauges, by index.
+func Gauges() [NumGauges]Metric {
+	return [NumGauges]Metric{
+		GaugeEstimate:    {"highwater_estimate_bytes", Gauge, "reading + fresh + coming: the upper bound on memory in use"},
+		GaugeInUse:       {"highwater_in_use_bytes", Gauge, "the last reading: heap_size − pageheap_unmapped − pageheap_free"},
+		GaugeAllocated:   {"highwater_allocated_bytes", Gauge, "allocated, as of the last reading"},
+		GaugeFresh:       {"highwater_fresh_bytes", Gauge, "passed since, and perhaps in no reading yet"},
+		GaugeComing:      {"highwater_coming_bytes", Gauge, "announced or forecast, and still to come"},
+		GaugeLimit:       {"highwater_limit_bytes", Gauge, "budget.limit"},
+		GaugeBase:        {"highwater_base_bytes", Gauge, "what the process holds without traffic"},
+		GaugeSurprise:    {"highwater_surprise_bytes", Gauge, "what came and no filter saw; if it stays high, buffers or costs are too low"},
+		GaugeExposure:    {"highwater_exposure_bytes", Gauge, "the worst case: all that the live streams could come to hold"},
+		GaugeLevel:       {"highwater_level", Gauge, "0 normal, 1 soft, 2 hard, 3 over"},
+		GaugeFutile:      {"highwater_futile", Gauge, "1: the level is hard and traffic is not the cause"},
+		GaugeStreams:     {"highwater_streams", Gauge, "requests in flight"},
+		GaugeWaiting:     {"highwater_waiting", Gauge, "requests in the waiting line"},
+		GaugeConnections: {"highwater_connections", Gauge, "connections of listeners with the network filter"},
+		GaugePeak:        {"highwater_peak_bytes", Gauge, "the highest reading so far"},
+		GaugeReadingAge:  {"highwater_reading_age_milliseconds", Gauge, "time since the last reading was asked for"},
+		GaugeVM:          {"highwater_vm_bytes", Gauge, "memory of the workers' virtual machines; outside every reading"},
+	}
+}
+
+// WaitHistogram describes the time that requests waited, admitted or not.
+func WaitHistogram() Metric {
+	return Metric{"highwater_wait_milliseconds", Histogram, "time that requests waited in line"}
+}

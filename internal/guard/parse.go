@@ -1,0 +1,263 @@
+package guard
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"reflect"
+	"sort"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/highwater-envoy/highwater/internal/unit"
+)
+
+// maxConfig bounds what Parse reads.
+const maxConfig = 1 << 20
+
+// Parse reads a configuration from JSON over the defaults, and validates it. It is strict: unknown and repeated keys
+// and values of another kind are errors, and all that is wrong is in the error at once, each with its key path.
+func Parse(text []byte) (Config, error) {
+	c := Default()
+	root, err := parseTree(text)
+	if err != nil {
+		return c, err
+	}
+	d := decoder{}
+	d.value("", root, reflect.ValueOf(&c).Elem())
+	// What could be read is validated too, but not what already has an error: one mistake, one message.
+	for _, e := range unjoin(c.Validate()) {
+		key, _, _ := strings.Cut(e.Error(), ":")
+		if !d.failed(key) {
+			d.errs = append(d.errs, e)
+		}
+	}
+	return c, errors.Join(d.errs...)
+}
+
+func unjoin(err error) []error {
+	if j, ok := err.(interface{ Unwrap() []error }); ok {
+		return j.Unwrap()
+	}
+	return nil
+}
+
+// member is a key of a JSON object with its value: json.Number, string, bool, nil, []any or []member.
+type member struct {
+	key   string
+	value any
+}
+
+func parseTree(text []byte) (any, error) {
+	switch {
+	case len(bytes.TrimSpace(text)) == 0:
+		return nil, errors.New("the configuration is empty: it needs at least {\"budget\": {\"limit\": \"512MiB\"}}")
+	case len(text) > maxConfig:
+		return nil, fmt.Errorf("the configuration has %d bytes, more than %v", len(text), unit.Bytes(maxConfig))
+	case text[0] == '\n' || text[0] < ' ' && text[0] != '\t' && text[0] != '\r' || !utf8.Valid(text):
+		// A Struct begins with the tag of its first field, 0x0a; so does JSON behind an empty line.
+		if !json.Valid(text) {
+			return nil, errors.New("the configuration is not JSON but bytes, as a google.protobuf.Struct arrives: write it as " +
+				"configuration: {\"@type\": type.googleapis.com/google.protobuf.StringValue, value: '{\"budget\": {\"limit\": \"512MiB\"}}'}")
+		}
+	}
+	d := json.NewDecoder(bytes.NewReader(text))
+	d.UseNumber()
+	root, err := parseValue(d, 0)
+	if err == nil {
+		if _, extra := d.Token(); extra != io.EOF {
+			err = errors.New("something follows behind the closing brace")
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("the configuration is not JSON: %w (at byte %d)", err, d.InputOffset())
+	}
+	if _, ok := root.([]member); !ok {
+		return nil, errors.New("the configuration must be a JSON object: {\"budget\": {\"limit\": \"512MiB\"}}")
+	}
+	return root, nil
+}
+
+func parseValue(d *json.Decoder, depth int) (any, error) {
+	token, err := d.Token()
+	if err != nil {
+		if err == io.EOF {
+			err = io.ErrUnexpectedEOF
+		}
+		return nil, err
+	}
+	delim, ok := token.(json.Delim)
+	if !ok {
+		return token, nil
+	}
+	if depth > 16 {
+		return nil, errors.New("nested too deeply")
+	}
+	if delim == '[' {
+		list := []any{}
+		for d.More() {
+			v, err := parseValue(d, depth+1)
+			if err != nil {
+				return nil, err
+			}
+			list = append(list, v)
+		}
+		_, err = d.Token()
+		return list, err
+	}
+	object := []member{}
+	for d.More() {
+		key, err := d.Token()
+		if err != nil {
+			return nil, err
+		}
+		v, err := parseValue(d, depth+1)
+		if err != nil {
+			return nil, err
+		}
+		object = append(object, member{key.(string), v})
+	}
+	_, err = d.Token()
+	return object, err
+}
+
+// decoder fills a struct from a tree and keeps every error with its path.
+type decoder struct {
+	errs  []error
+	paths []string
+}
+
+func (d *decoder) fail(path, format string, args ...any) {
+	d.paths = append(d.paths, path)
+	d.errs = append(d.errs, fmt.Errorf("%s: %s", path, fmt.Sprintf(format, args...)))
+}
+
+// failed says whether the key, or what it is part of, already has an error.
+func (d *decoder) failed(key string) bool {
+	for _, p := range d.paths {
+		if p == key || strings.HasPrefix(key, p+".") || strings.HasPrefix(key, p+"[") {
+			return true
+		}
+	}
+	return false
+}
+
+func (d *decoder) value(path string, v any, into reflect.Value) {
+	switch into.Interface().(type) {
+	case unit.Bytes, unit.Ratio, unit.Duration:
+		text, ok := scalar(v)
+		if !ok {
+			d.fail(path, "%s must be a size, a share or a duration in quotes, such as \"64KiB\", \"85%%\" or \"25ms\"", show(v))
+			return
+		}
+		if err := into.Addr().Interface().(interface{ UnmarshalText([]byte) error }).UnmarshalText([]byte(text)); err != nil {
+			d.fail(path, "%v", err)
+		}
+		return
+	}
+	switch into.Kind() {
+	case reflect.Struct:
+		d.object(path, v, into)
+	case reflect.Slice:
+		list, ok := v.([]any)
+		if !ok {
+			d.fail(path, "%s must be a list: [...]", show(v))
+			return
+		}
+		into.Set(reflect.MakeSlice(into.Type(), len(list), len(list)))
+		for i, e := range list {
+			d.value(fmt.Sprintf("%s[%d]", path, i), e, into.Index(i))
+		}
+	case reflect.String:
+		text, ok := v.(string)
+		if !ok {
+			d.fail(path, "%s must be text in quotes", show(v))
+			return
+		}
+		into.SetString(text)
+	case reflect.Int:
+		number, ok := v.(json.Number)
+		n, err := number.Int64()
+		if !ok || err != nil {
+			d.fail(path, "%s must be a whole number", show(v))
+			return
+		}
+		into.SetInt(n)
+	default:
+		panic("no rule for " + into.Type().String()) // a field of a new kind, found by any test that parses
+	}
+}
+
+func (d *decoder) object(path string, v any, into reflect.Value) {
+	object, ok := v.([]member)
+	if !ok {
+		d.fail(path, "%s must be an object: {...}", show(v))
+		return
+	}
+	fields := map[string]reflect.Value{}
+	for i := range into.NumField() {
+		key, _, _ := strings.Cut(into.Type().Field(i).Tag.Get("json"), ",")
+		fields[key] = into.Field(i)
+	}
+	seen := map[string]bool{}
+	for _, m := range object {
+		at := m.key
+		if path != "" {
+			at = path + "." + m.key
+		}
+		field, known := fields[m.key]
+		switch {
+		case !known:
+			d.fail(clip(at), "unknown key; known here: %s", strings.Join(keys(fields), ", "))
+		case seen[m.key]:
+			d.fail(at, "is there twice")
+		default:
+			d.value(at, m.value, field)
+		}
+		seen[m.key] = true
+	}
+}
+
+func keys(m map[string]reflect.Value) []string {
+	list := make([]string, 0, len(m))
+	for k := range m {
+		list = append(list, k)
+	}
+	sort.Strings(list)
+	return list
+}
+
+func scalar(v any) (string, bool) {
+	switch v := v.(type) {
+	case string:
+		return v, true
+	case json.Number:
+		return v.String(), true
+	}
+	return "", false
+}
+
+// show prints a value as the user wrote it, cut to what fits a line.
+func show(v any) string {
+	switch v := v.(type) {
+	case nil:
+		return "null"
+	case []member:
+		return "{...}"
+	case []any:
+		return "[...]"
+	case string:
+		return fmt.Sprintf("%q", clip(v))
+	default:
+		return clip(fmt.Sprint(v))
+	}
+}
+
+func clip(s string) string {
+	if len(s) > 64 {
+		return strings.ToValidUTF8(s[:64], "") + "..."
+	}
+	return s
+}

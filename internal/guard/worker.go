@@ -1,0 +1,438 @@
+package guard
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/fairness"
+	"github.com/highwater-envoy/highwater/internal/unit"
+)
+
+// Time is a reading of the host's CLOCK_MONOTONIC, the same for all workers of a process.
+type Time = budget.Time
+
+// Worker is what one worker (in Envoy: one virtual machine) keeps: its account, its waiting line and its connections.
+// The Guards of all plugins in it share it. It is not safe for concurrent use.
+type Worker struct {
+	account *budget.Account
+	rng     *rand.Rand
+
+	// In force for the whole process: the plugin that started last sets them.
+	set      bool
+	budget   Budget
+	throttle Throttle
+	memory   Memory
+	reject   RetryAfter
+	limits   budget.Limits
+
+	line      fairness.Line[Stream]
+	held      int64 // pause cost of those in line
+	closing   []*Stream
+	left      leftovers
+	forecasts [2]budget.Forecast
+	residual  []*Connection // with an ended response that may be unread
+	settled   Time
+	drain     rate
+	alone     *Stream // while shedding is futile: the one large request that is let in
+
+	polls     bool
+	asking    Time // when the outstanding reading was asked for; 0 = none is outstanding
+	asked     Time
+	failing   bool
+	allocated int64
+	peak      int64
+	actions   Actions
+	counts    [NumCounters]uint64
+}
+
+// NewWorker returns a worker without a configuration: give it one with Use. The error is the store's.
+func NewWorker(store budget.Store, rng *rand.Rand) (*Worker, error) {
+	account, err := budget.NewAccount(store, budget.Limits{})
+	if err != nil {
+		return nil, fmt.Errorf("join the other workers: %w", err)
+	}
+	return &Worker{account: account, rng: rng}, nil
+}
+
+// Use puts the parts of a configuration in force that all plugins share, and returns what that changes, in words;
+// empty if nothing, or if it is the first.
+func (w *Worker) Use(c *Config) (changed string) {
+	if w.set && (w.budget != c.Budget || w.throttle != c.Throttle || w.memory != c.Memory) {
+		changed = fmt.Sprintf("budget, throttle and memory are shared by all plugins of a vm_id, and the last one sets them: was %+v %+v %+v, is %+v %+v %+v",
+			w.budget, w.throttle, w.memory, c.Budget, c.Throttle, c.Memory)
+	}
+	w.set = true
+	w.budget, w.throttle, w.memory, w.reject = c.Budget, c.Throttle, c.Memory, c.Reject.RetryAfter
+	w.limits = c.limits()
+	w.account.SetLimits(w.limits)
+	return changed
+}
+
+// Memory says where readings come from.
+func (w *Worker) Memory() Memory { return w.memory }
+
+// Account is the worker's part of the books, to look at.
+func (w *Worker) Account() *budget.Account { return w.account }
+
+// Counts are the worker's counters, by index of Counters.
+func (w *Worker) Counts() *[NumCounters]uint64 {
+	w.counts[CountContention] = w.account.Contention
+	return &w.counts
+}
+
+// HostError counts a call of the host that failed.
+func (w *Worker) HostError() { w.counts[CountHostErrors]++ }
+
+// Connection is one downstream connection. The zero value is ready.
+type Connection struct {
+	budget.Connection
+	Context  uint32 // the network filter's context, by which it can be closed; 0 = there is no network filter
+	last     int64  // bytes of the last read
+	paused   *Stream
+	arrived  int64 // for the paused HTTP/1 request, before and since
+	window   int64 // what paused HTTP/2 requests take of the connection's window
+	unread   bool  // is in Worker.residual
+	Waiting  int   // requests of it in line
+	IsClosed bool
+}
+
+// OpenConnection counts a new connection. Its cost can't be refused.
+func (g *Guard) OpenConnection(now Time, c *Connection) {
+	g.worker.account.OpenConnection(&c.Connection, int64(g.config.Costs.Connection))
+	g.worker.account.Cover(now)
+}
+
+// TLS notes that the connection turned out to be a TLS one.
+func (g *Guard) TLS(c *Connection) {
+	g.worker.account.RaiseConnection(&c.Connection, int64(g.config.Costs.TLSConnection))
+}
+
+// Data notes n bytes that came on the connection. The HTTP filter does not see what a paused request's client sends.
+func (w *Worker) Data(now Time, c *Connection, n int64) {
+	c.last = n
+	if c.unread {
+		// The next request: on HTTP/1 the response before it has been read.
+		w.account.Leave(now, &c.Connection, 0)
+	}
+	if c.paused != nil {
+		c.arrived += n
+		w.account.PassPaused(&c.paused.Stream, n)
+		w.account.Cover(now)
+	}
+}
+
+// CloseConnection takes it away again.
+func (w *Worker) CloseConnection(c *Connection) {
+	c.IsClosed = true
+	c.paused = nil
+	w.account.CloseConnection(&c.Connection)
+}
+
+// leave notes what an ended response may still hold, unread, on its connection.
+func (w *Worker) leave(now Time, c *Connection, n int64) {
+	w.account.Leave(now, &c.Connection, n)
+	if !c.unread {
+		c.unread = true
+		w.residual = append(w.residual, c)
+	}
+}
+
+// settle lets what ended responses left become less likely with time.
+func (w *Worker) settle(now Time) {
+	if now-w.settled < 500*time.Millisecond {
+		return
+	}
+	w.settled = now
+	kept := w.residual[:0]
+	for _, c := range w.residual {
+		if !c.IsClosed && w.account.Settle(now, &c.Connection) {
+			kept = append(kept, c)
+		} else {
+			c.unread = false
+		}
+	}
+	clear(w.residual[len(kept):])
+	w.residual = kept
+}
+
+// leftovers sums what rejected requests left unread, for as long as they linger: in 16 buckets, so that a flood of
+// rejects costs no memory here.
+type leftovers struct {
+	sum     int64
+	buckets [16]struct {
+		until Time
+		bytes int64
+	}
+	next int
+}
+
+func (l *leftovers) add(now, linger Time, n int64) {
+	if n == 0 || linger == 0 {
+		return
+	}
+	l.sum += n
+	last := &l.buckets[(l.next+len(l.buckets)-1)%len(l.buckets)]
+	if last.bytes > 0 && now+linger-last.until < linger/Time(len(l.buckets)-1) {
+		last.bytes += n
+		return
+	}
+	// The ring is full only of what has not expired if the clock stood still: then the oldest is kept longer.
+	if b := &l.buckets[l.next]; b.bytes > 0 {
+		last.bytes += n
+		last.until = now + linger
+		return
+	}
+	l.buckets[l.next].until, l.buckets[l.next].bytes = now+linger, n
+	l.next = (l.next + 1) % len(l.buckets)
+}
+
+func (l *leftovers) expire(now Time) {
+	for i := range l.buckets {
+		if b := &l.buckets[i]; b.bytes > 0 && now >= b.until {
+			l.sum -= b.bytes
+			b.bytes = 0
+		}
+	}
+}
+
+// rate is what this worker admits per second, over the last 5 s in which somebody waited.
+type rate struct {
+	buckets [5]int64
+	second  Time
+}
+
+func (r *rate) add(now Time, n int64) {
+	for i := 0; now-r.second >= time.Second && i < len(r.buckets); i++ {
+		copy(r.buckets[1:], r.buckets[:])
+		r.buckets[0] = 0
+		r.second += time.Second
+	}
+	if now-r.second >= time.Second {
+		r.second = now
+	}
+	r.buckets[0] += n
+}
+
+func (r *rate) perSecond() int64 {
+	var sum int64
+	for _, b := range r.buckets {
+		sum += b
+	}
+	return sum / int64(len(r.buckets))
+}
+
+// Actions is what Tick wants done. It is valid until the next Tick.
+type Actions struct {
+	Resume   *Stream // continue it; at most one per call of the host: more would crash Envoy
+	Waited   unit.Duration
+	Rejected []Decision
+	Close    []*Stream // close their connections
+	Ask      bool      // ask for a reading now
+	Polls    bool      // this worker asks for readings and publishes the gauges
+	Busy     bool      // somebody waits or is to be closed: tick again in 5 ms, not 25
+	Event    string    // to be logged; empty = nothing
+}
+
+// Decision is a verdict on a stream that had been waiting.
+type Decision struct {
+	Stream  *Stream
+	Verdict Verdict
+}
+
+// Tick does what is due: call it each 25 ms, and each 5 ms while Actions.Busy.
+func (w *Worker) Tick(now Time) *Actions {
+	a := &w.actions
+	*a = Actions{Rejected: a.Rejected[:0], Close: a.Close[:0]}
+	w.left.expire(now)
+	w.settle(now)
+	w.publish()
+	polls, err := w.account.Tick(now)
+	if err != nil {
+		w.HostError()
+	}
+	w.polls, a.Polls = polls, polls
+	w.serve(now, a)
+	a.Close, w.closing = append(a.Close, w.closing...), w.closing[:0]
+	if polls {
+		a.Ask, a.Event = w.schedule(now), w.staleEvent(now)
+	}
+	a.Busy = w.line.Len() > 0
+	return a
+}
+
+// publish hands what the line and the rejects hold to the account.
+func (w *Worker) publish() {
+	w.account.SetWaiting(int64(w.line.Len()), w.held, w.line.Since())
+	w.account.SetLeft(w.left.sum)
+}
+
+// serve resumes at most one of those who wait, and rejects those who have waited too long.
+func (w *Worker) serve(now Time, a *Actions) {
+	if w.line.Len() == 0 {
+		return
+	}
+	if next := w.line.Next(now, func(c *fairness.Waiter[Stream], small bool) bool { return w.fits(now, c.Value, small) }); next != nil {
+		s := next.Value
+		a.Waited = unit.Duration(now - next.Since)
+		w.leaveLine(now, s)
+		s.guard.resume(now, s)
+		a.Resume = s
+	}
+	for {
+		next := w.line.Overdue(now, Time(w.throttle.Timeout))
+		if next == nil {
+			break
+		}
+		s := next.Value
+		waited := unit.Duration(now - next.Since)
+		v := s.guard.turnAway(now, s, Timeout)
+		v.Waited = waited
+		if v.Action == Close {
+			// It is the only call on its connection in this tick.
+			a.Close = append(a.Close, s)
+			w.closing = w.closing[:len(w.closing)-1]
+		}
+		a.Rejected = append(a.Rejected, Decision{s, v})
+	}
+	w.publish()
+}
+
+// fits tests a waiting request without its own pause cost, which it holds already.
+func (w *Worker) fits(now Time, s *Stream, small bool) bool {
+	n := s.wants - s.credit()
+	if small {
+		return w.account.Ask(now, n, budget.Floor) != budget.Denied
+	}
+	switch w.account.Ask(now, n, budget.Large) {
+	case budget.Granted:
+		return true
+	case budget.Denied:
+		return w.futile(now, s, n)
+	default:
+		return false
+	}
+}
+
+// futile lets large requests in while traffic is not what fills the memory: into the floor, and one at a time beside.
+func (w *Worker) futile(now Time, s *Stream, n int64) bool {
+	if !w.account.Table().Futile {
+		return false
+	}
+	if w.account.Ask(now, n, budget.Floor) == budget.Granted {
+		s.inFloor = true
+		return true
+	}
+	if w.alone != nil {
+		return false
+	}
+	w.alone = s
+	w.account.Ask(now, n, budget.Forced)
+	return true
+}
+
+func (w *Worker) leaveLine(now Time, s *Stream) {
+	w.line.Leave(now, &s.waiter)
+	w.held -= s.pauseCost
+	if c := s.connection; c != nil {
+		c.Waiting--
+		c.window -= s.window
+		if c.paused == s {
+			c.paused = nil
+		}
+	}
+	s.phase = live
+	w.publish()
+}
+
+const askTimeout = 900 * time.Millisecond
+
+// schedule says whether a reading is to be asked for.
+func (w *Worker) schedule(now Time) bool {
+	if w.asking != 0 && now-w.asking < askTimeout+100*time.Millisecond {
+		return false
+	}
+	t := w.account.Table()
+	all := t.Sum()
+	every := Time(w.memory.IdleInterval)
+	if all.Fresh+all.Coming > w.limits.Limit/32 || all.Waiting > 0 || t.Sequence == 0 {
+		every = Time(w.memory.Interval)
+	}
+	if w.asked != 0 && now-w.asked < every-every/8 { // a tick that comes a little early is the one
+		return false
+	}
+	w.asked, w.asking = now, now
+	return true
+}
+
+// AskTimeout is how long to wait for the answer to a reading.
+func (w *Worker) AskTimeout() unit.Duration { return unit.Duration(askTimeout) }
+
+// Observe takes the answer to what Tick asked for: the reading, or why there is none. It returns what is to be
+// logged, if anything.
+func (w *Worker) Observe(now Time, r Reading, failure error) (event string) {
+	asked := w.asking
+	w.asking = 0
+	if failure != nil {
+		if !w.failing {
+			event = fmt.Sprintf("no reading from cluster %q, path %q: %v; until there is one, memory.on_stale is %s", w.memory.Cluster, w.memory.Path, failure, w.memory.OnStale)
+		}
+		w.failing = true
+		return event
+	}
+	if asked == 0 {
+		return "" // the answer came after we had given it up
+	}
+	w.allocated = r.Allocated
+	w.peak = max(w.peak, r.InUse)
+	before, after, err := w.account.Observe(now, asked, r.InUse)
+	if err != nil {
+		w.HostError()
+		return ""
+	}
+	if w.failing {
+		w.failing = false
+		event = "readings are back. "
+	}
+	if before != after {
+		t := w.account.Table()
+		all := t.Sum()
+		event += fmt.Sprintf("level %v, was %v: in use %s + fresh %s + coming %s of %s; base %s, %d requests in flight, %d waiting",
+			after, before, unit.Bytes(r.InUse).Human(), unit.Bytes(all.Fresh).Human(), unit.Bytes(all.Coming).Human(),
+			unit.Bytes(w.limits.Limit), unit.Bytes(t.Base).Human(), all.Streams, all.Waiting)
+	}
+	return event
+}
+
+// staleEvent tells once when readings no longer come though asked for: an admin that hangs gives no answer at all.
+func (w *Worker) staleEvent(now Time) string {
+	if w.failing || w.asking == 0 || now-w.asking < askTimeout || !w.account.Stale(now) {
+		return ""
+	}
+	w.failing = true
+	return fmt.Sprintf("no reading for %v from cluster %q, path %q; until there is one, memory.on_stale is %s", time.Second, w.memory.Cluster, w.memory.Path, w.memory.OnStale)
+}
+
+// SetVM notes the memory of this worker's virtual machine, bytes.
+func (w *Worker) SetVM(n int64) { w.account.SetVM(n) }
+
+// Gauges are the figures of the process, by index of Gauges.
+func (w *Worker) Gauges(now Time) (g [NumGauges]int64) {
+	t := w.account.Table()
+	all := t.Sum()
+	g[GaugeEstimate] = t.Reading + all.Fresh + all.Coming
+	g[GaugeInUse], g[GaugeAllocated], g[GaugePeak] = t.Reading, w.allocated, w.peak
+	g[GaugeFresh], g[GaugeComing] = all.Fresh, all.Coming
+	g[GaugeLimit], g[GaugeBase], g[GaugeSurprise], g[GaugeExposure] = w.limits.Limit, t.Base, t.Surprise, all.Exposure
+	g[GaugeLevel] = int64(t.Level)
+	if t.Futile {
+		g[GaugeFutile] = 1
+	}
+	g[GaugeStreams], g[GaugeWaiting], g[GaugeConnections] = all.Streams, all.Waiting, all.Connections
+	g[GaugeVM] = all.VM
+	if t.Sequence > 0 {
+		g[GaugeReadingAge] = (now - t.Asked).Milliseconds()
+	}
+	return g
+}
