@@ -28,7 +28,8 @@ type Account struct {
 	rotated    Time
 	seen       uint64 // sequence of the last reading noticed
 	told       uint64 // and of the last one after which the entry was published
-	large      int64  // how much of the lease lies under hard
+	large      int64  // how much of the lease lies under hard: what large requests may spend
+	full       int64  // how much of it lies under the limit: what any admission may spend
 	trend      trend
 	dropped    bool
 	streams    Stream // ring of the live ones
@@ -129,8 +130,12 @@ const (
 func (a *Account) Ask(now Time, n int64, c Claim) Outcome {
 	if a.joined && !a.Stale(now) {
 		leased := a.own.Lease
-		if c == Large {
-			leased = min(leased, a.large)
+		switch c {
+		case Large:
+			leased = a.large
+		case Full, Floor:
+			leased = a.full
+		case Forced:
 		}
 		if a.own.need() <= leased-n {
 			return Granted
@@ -144,16 +149,6 @@ func (a *Account) Cover(now Time) {
 	if a.own.need() > a.own.Lease || !a.joined {
 		a.exchange(now, 0, Forced)
 	}
-}
-
-// Free is how much could be admitted under the claim now, as of the last exchange; negative where more than there is
-// room for is held.
-func (a *Account) Free(now Time, c Claim) int64 {
-	share := 1.0
-	if c == Large {
-		share = a.limits.Hard
-	}
-	return a.Share(share) - a.Estimate(now)
 }
 
 func (a *Account) exchange(now Time, n int64, c Claim) Outcome {
@@ -172,7 +167,7 @@ func (a *Account) exchange(now Time, n int64, c Claim) Outcome {
 			return Denied
 		}
 		a.lend(stale, n, c == Forced)
-		switch err := a.publish(now, n); err {
+		switch err := a.publish(now, n, c == Floor); err {
 		case nil:
 			return Granted
 		case ErrConflict:
@@ -198,15 +193,23 @@ func (a *Account) grants(stale bool, share float64, n int64, c Claim) bool {
 // lend sets the lease to what is needed and some slack, of what is free under hard.
 func (a *Account) lend(stale bool, n int64, forced bool) {
 	need := a.own.need() + n
-	under := a.table.share(&a.limits, a.limits.Hard) - a.table.Reading - a.others.Lease
-	slack := a.slack(under-need, need)
-	if stale {
-		slack, under = 0, 0
-	}
+	hard, limit := a.under(stale)
+	slack := a.slack(hard-need, need)
 	if forced && slack == 0 && need > a.own.Lease {
 		slack = raise
 	}
-	a.own.Lease, a.large = need+slack, min(need+slack, under)
+	a.own.Lease = need + slack
+	a.large, a.full = min(a.own.Lease, hard), min(a.own.Lease, limit)
+}
+
+// under is how much this worker may hold below hard and below the limit, as far as the table knows: none without a
+// reading, so that each admission asks.
+func (a *Account) under(stale bool) (hard, limit int64) {
+	if stale {
+		return 0, 0
+	}
+	used := a.table.Reading + a.others.Lease
+	return a.table.share(&a.limits, a.limits.Hard) - used, a.table.share(&a.limits, 1) - used
 }
 
 func (a *Account) slack(free, need int64) int64 {
@@ -260,13 +263,17 @@ func (a *Account) notice(now Time) {
 	// Slack is only spent: the dropped bytes are in the reading now, and must not be granted a second time.
 	a.own.Lease -= d
 	a.large -= d
+	a.full -= d
 }
 
-// publish writes the account's entry, with n more bytes coming than it has yet.
-func (a *Account) publish(now Time, n int64) error {
+// publish writes the account's entry, with n more bytes coming than it has yet, of a small stream or another.
+func (a *Account) publish(now Time, n int64, small bool) error {
 	e := a.table.entry(a.id)
 	*e = a.own
 	e.Coming += n
+	if small {
+		e.Small += n
+	}
 	e.Beat = now
 	a.buf = a.table.Append(a.buf[:0])
 	if err := a.store.Swap(a.buf, a.version); err != nil {
@@ -502,7 +509,7 @@ func (a *Account) Tick(now Time) (polls bool, err error) {
 			a.table.Poller, a.table.PollerBeat = a.id, now
 		}
 		if a.joined {
-			err = a.publish(now, 0)
+			err = a.publish(now, 0, false)
 		} else {
 			a.buf = a.table.Append(a.buf[:0])
 			err = a.store.Swap(a.buf, a.version)
@@ -527,12 +534,9 @@ func (a *Account) shrink(now Time) {
 		return
 	}
 	need := a.own.need()
-	under := a.table.share(&a.limits, a.limits.Hard) - a.table.Reading - a.others.Lease
-	if a.Stale(now) {
-		under = 0
-	}
-	a.own.Lease = max(min(a.own.Lease, need+a.slack(under-need, need)), need)
-	a.large = min(a.large, a.own.Lease, under)
+	hard, limit := a.under(a.Stale(now))
+	a.own.Lease = max(min(a.own.Lease, need+a.slack(hard-need, need)), need)
+	a.large, a.full = min(a.large, a.own.Lease, hard), min(a.full, a.own.Lease, limit)
 }
 
 // due says whether there is something to tell the others.

@@ -25,7 +25,7 @@ const (
 	CountClosedConnections
 	CountContention
 	CountHostErrors
-	CountRejected                                    // and one for each reason behind it
+	CountRejected // and one for each reason behind it
 	NumCounters   = CountRejected + int(numReasons) - 1
 )
 

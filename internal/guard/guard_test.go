@@ -1,0 +1,658 @@
+package guard
+
+import (
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/unit"
+)
+
+const (
+	kib = int64(unit.KiB)
+	mib = int64(unit.MiB)
+	ms  = time.Millisecond
+)
+
+// process is some workers over one table, with a clock that the test moves.
+type process struct {
+	t       *testing.T
+	now     Time
+	store   *budget.Memory
+	workers []*Worker
+	guards  []*Guard
+	nextID  uint32
+}
+
+// request is a client's: what Envoy would tell of it.
+type request struct {
+	Stream
+	http2     bool
+	connected *Connection
+	path      string
+	hostCalls int
+	route     string
+	cluster   string
+}
+
+func (r *request) HTTP2() bool             { r.hostCalls++; return r.http2 }
+func (r *request) Connection() *Connection { r.hostCalls++; return r.connected }
+func (r *request) Path() string            { r.hostCalls++; return r.path }
+func (r *request) Route() string           { r.hostCalls++; return r.route }
+func (r *request) Cluster() string         { r.hostCalls++; return r.cluster }
+
+// example is the configuration of the shipped example: 200 MiB, 64 KiB buffers.
+func example() Config {
+	c := Default()
+	c.Budget.Limit = 200 * unit.MiB
+	c.Buffers = Buffers{
+		Downstream: 64 * unit.KiB, Upstream: 64 * unit.KiB, HTTP2Window: 64 * unit.KiB,
+		HTTP2ConnectionWindow: 16 * unit.MiB, Linger: unit.Duration(100 * ms), WholeRequest: 16 * unit.MiB,
+	}
+	return c
+}
+
+func newProcess(t *testing.T, workers int, edit func(*Config)) *process {
+	c := example()
+	if edit != nil {
+		edit(&c)
+	}
+	require.NoError(t, c.Validate())
+	p := &process{t: t, now: time.Hour, store: &budget.Memory{}}
+	for range workers {
+		w, err := NewWorker(p.store, rand.New(rand.NewPCG(1, 2)))
+		require.NoError(t, err)
+		g, changed := New(c, w)
+		require.Empty(t, changed)
+		p.workers, p.guards = append(p.workers, w), append(p.guards, g)
+	}
+	return p
+}
+
+// read gives the process a reading that is asked for and answered now, then ticks all workers, so that all know it.
+func (p *process) read(inUse int64) {
+	p.t.Helper()
+	for i := 0; ; i++ {
+		p.now += 25 * ms
+		for _, w := range p.workers {
+			if a := w.Tick(p.now); a.Ask {
+				w.Observe(p.now, Reading{InUse: inUse, Allocated: inUse}, nil)
+				p.now += ms
+				for _, w := range p.workers {
+					w.Tick(p.now)
+				}
+				return
+			}
+		}
+		require.Less(p.t, i, 100, "nobody asks for a reading")
+	}
+}
+
+// settle gives so many readings that all that has passed is in one.
+func (p *process) settle(inUse int64) {
+	p.t.Helper()
+	for range 3 {
+		p.read(inUse)
+	}
+}
+
+func (p *process) connection(worker int) *Connection {
+	p.nextID++
+	c := &Connection{Context: p.nextID}
+	p.guards[worker].OpenConnection(p.now, c)
+	return c
+}
+
+func (p *process) open(worker int, length int64) (*request, Verdict) {
+	r := &request{connected: p.connection(worker)}
+	return r, p.guards[worker].Open(p.now, &r.Stream, r, length)
+}
+
+func (p *process) estimate() int64 {
+	t := p.workers[0].account.Table()
+	var sum int64
+	for _, w := range p.workers {
+		own := w.account.Own()
+		sum += own.Fresh + own.Coming
+	}
+	return t.Reading + sum
+}
+
+func TestAdmitsWhatFitsAndLetsTheRestWait(t *testing.T) {
+	p := newProcess(t, 1, nil)
+	p.settle(40 * mib)
+	g, w := p.guards[0], p.workers[0]
+	var admitted, waiting []*request
+	for range 100 {
+		r, v := p.open(0, 4*mib)
+		switch v.Action {
+		case Admit:
+			admitted = append(admitted, r)
+		case Wait:
+			waiting = append(waiting, r)
+		default:
+			t.Fatalf("%v", v)
+		}
+		require.LessOrEqual(t, p.estimate(), 200*mib)
+	}
+	// T(hard) = 40 + 0.9 × 160 = 184 MiB: 144 for uploads of 4 MiB, less the connections and streams themselves.
+	require.InDelta(t, 35, len(admitted), 1)
+	require.Len(t, waiting, 100-len(admitted))
+
+	small, v := p.open(0, 0)
+	require.Equal(t, Admit, v.Action, "a GET passes those who wait")
+	g.Close(p.now, &small.Stream)
+
+	// As admitted ones end, the first in line go on, one per tick.
+	p.settle(40 * mib)
+	for i := range 10 {
+		g.Close(p.now, &admitted[i].Stream)
+	}
+	var resumed []*Stream
+	for range 20 {
+		p.now += 5 * ms
+		if a := w.Tick(p.now); a.Resume != nil {
+			require.True(t, a.Busy)
+			resumed = append(resumed, a.Resume)
+		}
+	}
+	require.InDelta(t, 10, len(resumed), 1)
+	all := append(admitted, waiting...)
+	for i, s := range resumed {
+		if i == 0 { // what was fresh of those who wait is in the readings now, so that the first may have gone already
+			for &waiting[0].Stream != s {
+				require.False(t, waiting[0].Waiting(), "first come, first served")
+				waiting = waiting[1:]
+			}
+		}
+		require.True(t, &waiting[i].Stream == s, "first come, first served")
+	}
+	for _, r := range all {
+		g.Close(p.now, &r.Stream)
+	}
+	require.Zero(t, w.account.Own().Coming)
+	require.Zero(t, w.account.Own().Streams)
+	require.Zero(t, w.line.Len())
+}
+
+func TestTimeoutRejectsManyInOneTick(t *testing.T) {
+	p := newProcess(t, 1, nil)
+	p.settle(40 * mib)
+	p.settle(196 * mib)
+	var waiting int
+	for range 20 {
+		// Hard is 184: there is room for nothing large, and for some to wait.
+		if _, v := p.open(0, 128*kib); v.Action == Wait {
+			waiting++
+		}
+	}
+	require.Positive(t, waiting)
+	p.now += 1999 * ms
+	require.Empty(t, p.workers[0].Tick(p.now).Rejected)
+	p.now += ms
+	a := p.workers[0].Tick(p.now)
+	// There is no reading any more: one or two were resumed on what the live streams can hold.
+	require.InDelta(t, waiting, len(a.Rejected), 2)
+	for _, d := range a.Rejected {
+		require.Equal(t, Timeout, d.Verdict.Reason)
+		require.GreaterOrEqual(t, d.Verdict.Waited, unit.Duration(2*time.Second))
+		if d.Verdict.Action == Answer {
+			require.GreaterOrEqual(t, d.Verdict.RetryAfter, unit.Duration(time.Second))
+			require.LessOrEqual(t, d.Verdict.RetryAfter, unit.Duration(30*time.Second))
+		}
+	}
+}
+
+func TestTooLargeIsRejectedAtOnce(t *testing.T) {
+	p := newProcess(t, 1, func(c *Config) { c.Buffers.WholeRequest = unit.GiB })
+	p.settle(40 * mib)
+	_, v := p.open(0, 150*mib)
+	require.Equal(t, Verdict{Action: Answer, Reason: TooLarge}, v, "no retry-after: it will never fit")
+	_, v = p.open(0, 140*mib)
+	require.Equal(t, Admit, v.Action)
+}
+
+// Without the floor a lasting overload locks every bystander out: rejecting what costs nothing frees nothing.
+func TestFloorIsAStock(t *testing.T) {
+	p := newProcess(t, 2, func(c *Config) { c.Throttle.Timeout = 0 })
+	p.settle(230 * mib)
+	_, v := p.open(0, 0)
+	require.Equal(t, Admit, v.Action)
+	admitted := 0
+	for i := range 6000 {
+		if _, v := p.open(i%2, 40*kib); v.Action == Admit {
+			admitted++
+		}
+	}
+	// 5 % of 200 MiB are 256 requests of 40 KiB, of all workers together.
+	require.InDelta(t, 256, admitted, 1)
+	_, v = p.open(1, 0)
+	require.Equal(t, Admit, v.Action, "what brings nothing is let in all the same")
+}
+
+func TestSmallStreamLeavesTheSmallSumWhenItGrows(t *testing.T) {
+	p := newProcess(t, 1, nil)
+	p.settle(40 * mib)
+	r, v := p.open(0, 0)
+	require.Equal(t, Admit, v.Action)
+	require.Equal(t, Admit, p.guards[0].Expect(p.now, &r.Stream, 60*kib).Action)
+	require.Equal(t, 60*kib, p.workers[0].account.Own().Small)
+	r2, _ := p.open(0, 0)
+	p.guards[0].Expect(p.now, &r2.Stream, 65*kib)
+	require.Equal(t, 60*kib, p.workers[0].account.Own().Small, "a response of more than small makes it large")
+	r3, _ := p.open(0, 0)
+	p.guards[0].Expect(p.now, &r3.Stream, budget.Unknown)
+	for range 5 {
+		p.guards[0].Grow(p.now, &r3.Stream, budget.Response, 16*kib)
+	}
+	require.False(t, r3.Small())
+	require.Equal(t, 60*kib, p.workers[0].account.Own().Small)
+}
+
+func TestLargeNewcomerJoinsTheLineWhenAnyoneWaitsAnywhere(t *testing.T) {
+	p := newProcess(t, 2, nil)
+	p.settle(40 * mib)
+	var first []*request
+	for {
+		r, v := p.open(0, 8*mib)
+		if v.Action == Wait {
+			break
+		}
+		first = append(first, r)
+	}
+	p.now += 5 * ms
+	p.workers[0].Tick(p.now)
+	p.now += ms
+	p.workers[1].Tick(p.now)
+	// 1 MiB would fit, but it would take what the others wait for.
+	_, v := p.open(1, mib)
+	require.Equal(t, Wait, v.Action)
+	require.NotEmpty(t, first)
+}
+
+func TestLineIsBounded(t *testing.T) {
+	fill := func(p *process) {
+		p.settle(40 * mib)
+		for range 100 {
+			if _, v := p.open(0, 4*mib); v.Action != Admit {
+				return
+			}
+		}
+		t.Fatal("it never fills")
+	}
+	t.Run("by number, over all workers", func(t *testing.T) {
+		p := newProcess(t, 2, func(c *Config) { c.Throttle.Queue = 3 })
+		fill(p)
+		actions := map[Action]int{}
+		for i := range 10 {
+			p.now += 5 * ms
+			p.workers[0].Tick(p.now)
+			p.workers[1].Tick(p.now)
+			_, v := p.open(i%2, 4*mib)
+			actions[v.Action]++
+		}
+		require.Equal(t, 2, actions[Wait], "one waited already")
+	})
+	t.Run("by what waiting holds", func(t *testing.T) {
+		p := newProcess(t, 1, func(c *Config) {
+			c.Buffers.Downstream, c.Throttle.Queue = unit.MiB, 1000
+			c.Buffers.HTTP2Window = unit.MiB
+		})
+		fill(p)
+		waiting := 1
+		for range 100 {
+			if _, v := p.open(0, 4*mib); v.Action == Wait {
+				waiting++
+			}
+		}
+		// Each holds 2 × 1 MiB; a quarter of 160 MiB is 40, but only what lies between hard and the limit has room
+		// for what is fresh at once: 16.
+		require.InDelta(t, 8, waiting, 1)
+	})
+	t.Run("by the window of an HTTP/2 connection", func(t *testing.T) {
+		p := newProcess(t, 1, func(c *Config) { c.Buffers.HTTP2ConnectionWindow = unit.MiB })
+		fill(p)
+		c := p.connection(0)
+		actions := map[Action]int{}
+		for range 20 {
+			r := &request{connected: c, http2: true}
+			actions[p.guards[0].Open(p.now, &r.Stream, r, 4*mib).Action]++
+		}
+		// Half of 1 MiB is eight windows of 64 KiB: more would starve the admitted siblings.
+		require.Equal(t, map[Action]int{Wait: 8, Answer: 12}, actions)
+	})
+}
+
+// Behind a large head, smaller ones go on after 250 ms: else one head of half the budget stops everyone.
+func TestSmallerPassAStuckHead(t *testing.T) {
+	p := newProcess(t, 1, func(c *Config) { c.Throttle.Timeout = unit.Duration(time.Minute) })
+	p.settle(40 * mib)
+	var admitted []*request
+	for range 35 {
+		r, v := p.open(0, 4*mib)
+		require.Equal(t, Admit, v.Action)
+		admitted = append(admitted, r)
+	}
+	_, v := p.open(0, 16*mib)
+	require.Equal(t, Wait, v.Action)
+	little, v := p.open(0, 2*mib)
+	require.Equal(t, Wait, v.Action)
+	p.guards[0].Close(p.now, &admitted[0].Stream) // 4 MiB are free
+	p.now += 100 * ms
+	require.Nil(t, p.workers[0].Tick(p.now).Resume)
+	p.now += 150 * ms
+	require.Same(t, &little.Stream, p.workers[0].Tick(p.now).Resume)
+}
+
+// What a rejected HTTP/1 upload leaves unread lingers. It may hold 1/8 of what traffic can have; beyond that there is
+// no answer, and the connection is closed: with answers only, 100 clients held 4.5 times the budget.
+func TestRejectsCostMemory(t *testing.T) {
+	p := newProcess(t, 1, func(c *Config) {
+		c.Throttle.Timeout = 0
+		c.Buffers.Downstream, c.Buffers.HTTP2Window, c.Buffers.Linger = unit.MiB, 16*unit.MiB, unit.Duration(time.Second)
+		c.Buffers.HTTP2ConnectionWindow = 24 * unit.MiB
+	})
+	p.settle(40 * mib)
+	for range 35 {
+		p.open(0, 4*mib)
+	}
+	actions := map[Action]int{}
+	var closed []*request
+	for range 30 {
+		r, v := p.open(0, 4*mib)
+		actions[v.Action]++
+		if v.Action == Close {
+			closed = append(closed, r)
+		}
+	}
+	// Each leaves 2 MiB; between the estimate and the limit there is room for some 8 of the 20 MiB.
+	require.InDelta(t, 8, actions[Answer], 2)
+	require.Equal(t, 30, actions[Answer]+actions[Close])
+	require.LessOrEqual(t, p.workers[0].left.sum, 20*mib)
+
+	// A client that hangs up before it is closed, and the others at the next tick.
+	p.guards[0].Close(p.now, &closed[0].Stream)
+	p.now += 5 * ms
+	require.Len(t, p.workers[0].Tick(p.now).Close, len(closed)-1)
+	require.Empty(t, p.workers[0].Tick(p.now).Close)
+
+	// HTTP/2, and who has sent all, always get the answer.
+	r := &request{connected: p.connection(0), http2: true}
+	require.Equal(t, Answer, p.guards[0].Open(p.now, &r.Stream, r, 4*mib).Action)
+
+	p.now += 1100 * ms
+	p.workers[0].Tick(p.now)
+	require.Zero(t, p.workers[0].left.sum, "what lingers is gone after the linger")
+}
+
+func TestRequestGrowth(t *testing.T) {
+	p := newProcess(t, 1, nil)
+	p.settle(40 * mib)
+	g := p.guards[0]
+	r, v := p.open(0, budget.Unknown)
+	require.Equal(t, Admit, v.Action, "64 KiB are forecast at first: that is small")
+	require.Equal(t, 64*kib, r.Reserved(budget.Request))
+	// It passes its forecast, reserves twice what it has sent, and teaches the next one.
+	require.Equal(t, Admit, g.Grow(p.now, &r.Stream, budget.Request, 100*kib).Action)
+	require.Equal(t, 100*kib, r.Reserved(budget.Request))
+	require.Greater(t, p.workers[0].forecasts[budget.Request].Bytes(), 100*kib)
+	p.settle(199 * mib)
+	v = g.Grow(p.now, &r.Stream, budget.Request, 4*mib)
+	require.Equal(t, Growth, v.Reason)
+	require.Equal(t, Admit, g.Grow(p.now, &r.Stream, budget.Request, 4*mib).Action, "one verdict, not two")
+	g.Close(p.now, &r.Stream)
+	require.Zero(t, p.workers[0].account.Own().Coming)
+}
+
+func TestResponses(t *testing.T) {
+	big := func(c *Config) { c.Buffers.Upstream, c.Buffers.Downstream = unit.MiB, unit.MiB }
+	t.Run("a large one without room is rejected at its headers, a small one passes", func(t *testing.T) {
+		p := newProcess(t, 1, big)
+		p.settle(40 * mib)
+		r, _ := p.open(0, 0)
+		p.settle(199 * mib)
+		v := p.guards[0].Expect(p.now, &r.Stream, 16*mib)
+		require.Equal(t, Answer, v.Action)
+		require.Equal(t, ResponseSize, v.Reason)
+		require.Equal(t, uint64(1), p.workers[0].Counts()[CountRejectedResponses])
+		r, _ = p.open(0, 0)
+		require.Equal(t, Admit, p.guards[0].Expect(p.now, &r.Stream, 64*kib).Action)
+	})
+	t.Run("one that outgrows its forecast is reset only when large and without room", func(t *testing.T) {
+		p := newProcess(t, 1, big)
+		p.settle(40 * mib)
+		r, _ := p.open(0, 0)
+		require.Equal(t, Admit, p.guards[0].Expect(p.now, &r.Stream, budget.Unknown).Action)
+		p.settle(201 * mib)
+		p.workers[0].forecasts[budget.Response] = budget.Forecast{}
+		require.Equal(t, Admit, p.guards[0].Grow(p.now, &r.Stream, budget.Response, 64*kib).Action)
+		v := p.guards[0].Grow(p.now, &r.Stream, budget.Response, 64*kib)
+		require.Equal(t, Verdict{Action: Reset, Reason: Growth}, v)
+	})
+	// Testing a lapsed response's bytes against the estimate cut 994 of 1,000 slow readers at 0.8 of the budget.
+	t.Run("what was once reserved is never a reason to cut it", func(t *testing.T) {
+		p := newProcess(t, 1, big)
+		p.settle(40 * mib)
+		r, _ := p.open(0, 0)
+		require.Equal(t, Admit, p.guards[0].Expect(p.now, &r.Stream, 16*mib).Action)
+		p.settle(230 * mib)
+		p.now += time.Second
+		p.workers[0].Tick(p.now)
+		require.Zero(t, r.Reserved(budget.Response), "it lapsed")
+		for range 64 {
+			require.Equal(t, Admit, p.guards[0].Grow(p.now, &r.Stream, budget.Response, 64*kib).Action)
+		}
+	})
+	t.Run("slow readers teach the forecast though they never complete", func(t *testing.T) {
+		p := newProcess(t, 1, big)
+		p.settle(40 * mib)
+		r, _ := p.open(0, 0)
+		p.guards[0].Expect(p.now, &r.Stream, budget.Unknown)
+		for range 20 {
+			p.guards[0].Grow(p.now, &r.Stream, budget.Response, 64*kib)
+		}
+		r2, _ := p.open(0, 0)
+		p.guards[0].Expect(p.now, &r2.Stream, budget.Unknown)
+		require.Greater(t, r2.Reserved(budget.Response), mib)
+	})
+}
+
+func TestObserveDecidesAndDoesNothing(t *testing.T) {
+	p := newProcess(t, 1, func(c *Config) { c.Mode = Observe })
+	p.settle(40 * mib)
+	for range 100 {
+		r, v := p.open(0, 4*mib)
+		require.Equal(t, Admit, v.Action)
+		p.guards[0].Grow(p.now, &r.Stream, budget.Request, 4*mib)
+	}
+	counts := p.workers[0].Counts()
+	require.Equal(t, uint64(100), counts[CountAdmitted])
+	require.Greater(t, counts[CountThrottled], uint64(50), "it says how many would have waited")
+	a := p.workers[0].Tick(p.now)
+	require.Nil(t, a.Resume)
+	require.Empty(t, a.Rejected)
+}
+
+func TestExempt(t *testing.T) {
+	p := newProcess(t, 1, func(c *Config) {
+		c.Throttle.Timeout = 0
+		c.Exempt = []Exempt{{PathPrefix: "/healthz"}, {Route: "r"}, {Cluster: "c"}, {GRPCService: "pkg.Service"}}
+	})
+	p.settle(230 * mib)
+	for _, r := range []*request{{path: "/healthz?x"}, {route: "r"}, {cluster: "c"}, {path: "/pkg.Service/Method"}} {
+		require.Equal(t, Admit, p.guards[0].Open(p.now, &r.Stream, r, 4*mib).Action, r.path)
+		p.guards[0].Close(p.now, &r.Stream)
+	}
+	for _, r := range []*request{{path: "/health"}, {route: "q"}, {path: "/pkg.ServiceX/Method"}} {
+		require.NotEqual(t, Admit, p.guards[0].Open(p.now, &r.Stream, r, 4*mib).Action, r.path)
+	}
+}
+
+func TestStale(t *testing.T) {
+	for _, c := range []struct {
+		on    string
+		large Action
+	}{{"estimate", Admit}, {"admit", Admit}, {"reject", Answer}} {
+		t.Run(c.on, func(t *testing.T) {
+			p := newProcess(t, 1, func(cfg *Config) { cfg.Memory.OnStale, cfg.Throttle.Timeout = c.on, 0 })
+			p.settle(40 * mib)
+			p.settle(199 * mib)
+			_, v := p.open(0, 4*mib)
+			require.NotEqual(t, Admit, v.Action, "with a reading of 199 there is no room")
+			p.now += 1100 * ms
+			p.workers[0].Tick(p.now)
+			// A frozen reading of 199 must not lock everyone out for as long as the admin is down.
+			r, v := p.open(0, 4*mib)
+			require.Equal(t, c.large, v.Action)
+			if c.on == "reject" {
+				require.Equal(t, NoReading, v.Reason)
+				_, v = p.open(0, 0)
+				require.Equal(t, Answer, v.Action)
+			}
+			if c.on == "estimate" {
+				p.guards[0].Grow(p.now, &r.Stream, budget.Request, 4*mib)
+				n := 1
+				for range 100 {
+					if _, v := p.open(0, 4*mib); v.Action == Admit {
+						n++
+					}
+				}
+				require.InDelta(t, 35, n, 1, "base 40 + what live streams can hold stays under 184")
+			}
+		})
+	}
+}
+
+func TestBeforeTheFirstReadingItEstimatesFromZero(t *testing.T) {
+	p := newProcess(t, 1, nil)
+	n := 0
+	for range 100 {
+		if _, v := p.open(0, 4*mib); v.Action == Admit {
+			n++
+		}
+	}
+	require.InDelta(t, 45, n, 1)
+}
+
+// When memory is full and traffic is not the cause, to lock everybody out would help nobody.
+func TestFutile(t *testing.T) {
+	p := newProcess(t, 1, nil)
+	p.settle(40 * mib)
+	for range 250 {
+		p.read(215 * mib)
+	}
+	require.True(t, p.workers[0].account.Table().Futile)
+	first, v := p.open(0, 8*mib)
+	require.Equal(t, Admit, v.Action, "the floor is open to all")
+	_, v = p.open(0, 8*mib)
+	require.Equal(t, Admit, v.Action, "and one larger beside it")
+	_, v = p.open(0, 8*mib)
+	require.NotEqual(t, Admit, v.Action)
+	p.guards[0].Close(p.now, &first.Stream)
+	require.Equal(t, int64(1), p.workers[0].Gauges(p.now)[GaugeFutile])
+}
+
+func TestCloseInEveryPhaseReturnsAllToZero(t *testing.T) {
+	for name, edit := range map[string]func(*Config){
+		"waiting": nil,
+		"rejected": func(c *Config) {
+			c.Throttle.Timeout = 0
+		},
+		"closed": func(c *Config) {
+			c.Throttle.Timeout, c.Buffers.Downstream, c.Buffers.HTTP2Window = 0, 4*unit.MiB, 4*unit.MiB
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newProcess(t, 2, edit)
+			p.settle(40 * mib)
+			var all []*request
+			for i := range 200 {
+				r, _ := p.open(i%2, []int64{0, 4 * mib, budget.Unknown, 10 * kib}[i%4])
+				r.http2 = i%3 == 0
+				p.guards[i%2].Grow(p.now, &r.Stream, budget.Request, 5*kib)
+				p.guards[i%2].Expect(p.now, &r.Stream, []int64{0, mib, budget.Unknown}[i%3])
+				p.guards[i%2].Grow(p.now, &r.Stream, budget.Response, 200*kib)
+				p.workers[i%2].Data(p.now, r.connected, 10*kib)
+				all = append(all, r)
+			}
+			for i, r := range all {
+				if i%2 == 0 {
+					p.workers[i%2].CloseConnection(r.connected)
+				}
+				p.guards[i%2].Close(p.now, &r.Stream)
+				p.guards[i%2].Close(p.now, &r.Stream)
+				if i%2 == 1 {
+					p.workers[i%2].CloseConnection(r.connected)
+				}
+			}
+			p.now += 11 * time.Second
+			p.settle(40 * mib)
+			for _, w := range p.workers {
+				e := w.account.Own()
+				e.ID, e.Beat, e.Lease, e.Passed = 0, 0, 0, 0
+				require.Equal(t, budget.Entry{}, e)
+				require.Zero(t, w.held)
+				require.Zero(t, w.line.Bytes())
+				require.Empty(t, w.closing)
+			}
+		})
+	}
+}
+
+// The hot path is every request of every user.
+func TestNoAllocationAndFewHostCalls(t *testing.T) {
+	p := newProcess(t, 1, nil)
+	p.settle(40 * mib)
+	r := &request{connected: p.connection(0)}
+	g := p.guards[0]
+	exchange := func() {
+		g.Open(p.now, &r.Stream, r, 32*kib)
+		g.Grow(p.now, &r.Stream, budget.Request, 32*kib)
+		g.End(p.now, &r.Stream, budget.Request)
+		g.Expect(p.now, &r.Stream, 5*kib)
+		g.Grow(p.now, &r.Stream, budget.Response, 5*kib)
+		g.End(p.now, &r.Stream, budget.Response)
+		g.Close(p.now, &r.Stream)
+	}
+	exchange()
+	before := p.workers[0].account.Exchanges
+	require.Zero(t, testing.AllocsPerRun(20, exchange))
+	require.Zero(t, r.hostCalls)
+	require.Equal(t, before, p.workers[0].account.Exchanges, "the lease is enough for twenty")
+}
+
+func BenchmarkRequest(b *testing.B) {
+	w, err := NewWorker(&budget.Memory{}, rand.New(rand.NewPCG(1, 2)))
+	if err != nil {
+		b.Fatal(err)
+	}
+	g, _ := New(example(), w)
+	r := &request{connected: &Connection{}}
+	now := time.Hour
+	read := func() {
+		for {
+			now += 25 * ms
+			if w.Tick(now).Ask {
+				w.Observe(now, Reading{InUse: 40 * mib}, nil)
+				return
+			}
+		}
+	}
+	read()
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		if i%500 == 0 {
+			read() // 20,000 requests per second
+		}
+		g.Open(now, &r.Stream, r, 32*kib)
+		g.Grow(now, &r.Stream, budget.Request, 32*kib)
+		g.End(now, &r.Stream, budget.Request)
+		g.Expect(now, &r.Stream, 5*kib)
+		g.Grow(now, &r.Stream, budget.Response, 5*kib)
+		g.End(now, &r.Stream, budget.Response)
+		g.Close(now, &r.Stream)
+	}
+}
