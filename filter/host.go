@@ -61,7 +61,7 @@ func swap(key string, value []byte, cas uint32) error {
 	return err
 }
 
-func (table) Load() ([]byte, uint32, error)          { return load(tableKey) }
+func (table) Load() ([]byte, uint32, error)           { return load(tableKey) }
 func (table) Swap(value []byte, version uint32) error { return swap(tableKey, value, version) }
 
 func (table) NextID() (uint32, error) {

@@ -33,4 +33,6 @@ func (d *Duration) UnmarshalText(text []byte) (err error) {
 func (d Duration) Milliseconds() int64 { return (int64(d) + 999_999) / 1_000_000 }
 
 // Seconds prints d in whole seconds, rounded up: what a retry-after header wants.
-func (d Duration) Seconds() string { return strconv.FormatInt((int64(d)+999_999_999)/1_000_000_000, 10) }
+func (d Duration) Seconds() string {
+	return strconv.FormatInt((int64(d)+999_999_999)/1_000_000_000, 10)
+}

@@ -1,0 +1,82 @@
+package main
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/highwater-envoy/highwater/bench/internal/figures"
+)
+
+// judge lists what the guard missed of what the flood wants, by the median of its runs; what must never happen (a lost
+// bystander, a cut reader, a verdict on a healthy load, something left in the accounts, a killed Envoy) by the worst.
+func judge(f flood, results []*result) []string {
+	var misses []string
+	miss := func(format string, args ...any) {
+		misses = append(misses, f.name+": "+fmt.Sprintf(format, args...))
+	}
+	mine := func(figure func(*result) float64) figures.Spread { return of(results, highwater, figure) }
+	if len(mine((*result).peak)) == 0 {
+		miss("no run of highwater")
+		return misses
+	}
+	w := f.want
+
+	if got := mine((*result).peak).Median(); w.peak > 0 && got > w.peak {
+		miss("peak allocated %.2f of the limit, wanted at most %.2f", got, w.peak)
+	}
+	if got := mine((*result).smallServed).Min(); got < 100 && !w.notWorse {
+		miss("%.3f%% of the small requests answered 200, wanted all", got)
+	}
+	if w.smallTail > 0 {
+		if s := ratio(results, highwater, (*result).smallTail); len(s) == 0 {
+			miss("p99 of the small requests: nothing to compare with, run it with -guard none,highwater")
+		} else if s.Median() > w.smallTail {
+			miss("p99 of the small requests %.2f × that of no guard, wanted at most %.2f", s.Median(), w.smallTail)
+		}
+	}
+	if w.goodput > 0 {
+		if s := ratio(results, highwater, (*result).goodput); len(s) == 0 {
+			miss("goodput: nothing to compare with, run it with -guard none,highwater")
+		} else if s.Median() < w.goodput {
+			miss("goodput %.2f × that of no guard, wanted at least %.2f", s.Median(), w.goodput)
+		}
+	}
+	if got := mine((*result).rejectedShare).Median(); w.rejected > 0 && got > w.rejected {
+		miss("%.2f%% of the requests rejected or closed, wanted at most %.2f%%", 100*got, 100*w.rejected)
+	} else if worst := mine((*result).rejectedShare).Max(); w.rejected < 0 && worst > 0 {
+		miss("%.2f%% of the requests rejected or closed, wanted none", 100*worst)
+	}
+	if got := mine((*result).served).Median() / float64(max(f.clients, 1)); w.served > 0 && got < w.served {
+		miss("%.0f%% of the clients served, wanted at least %.0f%%", 100*got, 100*w.served)
+	}
+	if cut := mine(func(r *result) float64 { return float64(r.Hogs.Cut) }).Max(); w.noneCut && cut > 0 {
+		miss("%.0f cut, wanted none", cut)
+	}
+	if got := mine(func(r *result) float64 { return r.Recovered.Seconds() }).Median(); w.recovery > 0 && got > w.recovery.Seconds() {
+		miss("full service %.2fs after the flood, wanted within %s", got, w.recovery)
+	}
+	if w.notWorse {
+		for _, other := range []string{none, overload} {
+			worse := func(what string, figure func(*result) float64, sign float64) {
+				if their := of(results, other, figure); len(their) > 0 && sign*mine(figure).Median() > sign*their.Median() {
+					miss("%s %.3f, worse than the %.3f of %s", what, mine(figure).Median(), their.Median(), other)
+				}
+			}
+			worse("peak allocated", (*result).peak, 1)
+			worse("small requests served", (*result).smallServed, -1)
+			worse("p99 of the small requests", (*result).smallTail, 1)
+		}
+	}
+	for _, r := range results {
+		switch {
+		case r.Guard != highwater:
+		case r.died():
+			miss("round %d: Envoy was killed after %s", r.Run, r.DiedAfter.Round(time.Millisecond))
+		case len(r.NotDrained) > 0:
+			miss("round %d: not drained: %s", r.Run, figures.List(r.NotDrained))
+		case w.noVerdicts && len(r.Verdicts) > 0:
+			miss("round %d: a healthy load met verdicts: %s", r.Run, figures.List(r.Verdicts))
+		}
+	}
+	return misses
+}

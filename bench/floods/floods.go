@@ -1,0 +1,199 @@
+package main
+
+import (
+	"fmt"
+	"path"
+	"strings"
+	"time"
+
+	"github.com/highwater-envoy/highwater/internal/load"
+)
+
+const (
+	kib = 1 << 10
+	mib = 1 << 20
+	mb  = 1_000_000
+)
+
+// A flood is one load in front of one setting of Envoy.
+type flood struct {
+	name  string
+	about string
+
+	envoy    settings
+	hogs     func(addr string) load.Load
+	clients  int           // how many hogs there are
+	alone    bool          // no bystanders beside it
+	duration time.Duration // instead of -duration
+	recovery bool          // measure how long full service takes to come back
+
+	want want
+}
+
+// settings of Envoy, and of the guard's buffers block with them. Zero: as in examples/envoy.yaml.
+type settings struct {
+	buffers                  int // of the listener and the cluster
+	streamWindow, connWindow int
+	maxStreams               int
+	linger                   time.Duration
+	http2Upstream            bool
+}
+
+// envoyDefaults is what most people have: what Envoy does if it isn't told otherwise.
+var envoyDefaults = settings{buffers: mib, streamWindow: 16 * mib, connWindow: 24 * mib, maxStreams: 1024, linger: time.Second}
+
+// want is what issue "A memory budget that holds" asks of the guard in a flood. Zero: nothing.
+type want struct {
+	peak       float64 // allocated / limit at most
+	smallTail  float64 // p99 of the small requests against that beside no guard, at most
+	goodput    float64 // against that of no guard, at least
+	rejected   float64 // rejects per request that was finished, at most; negative: none
+	served     float64 // hogs served per client, at least
+	noneCut    bool
+	noVerdicts bool // nobody is touched
+	notWorse   bool // than no guard and than the overload manager, in peak, small requests and their p99
+	recovery   time.Duration
+}
+
+var uploadWant = want{peak: 1, smallTail: 1.5, goodput: 0.95}
+
+// uploads of 4 MiB each.
+type uploads struct {
+	count    int
+	chunked  bool
+	protocol load.Protocol
+	drain    time.Duration
+}
+
+func (u uploads) hogs(addr string) load.Load {
+	return &load.Uploads{Addr: addr, Count: u.count, Size: 4 * mib, Chunked: u.chunked, Protocol: u.protocol, Drain: u.drain}
+}
+
+// Those under way when a flood ends may finish, so that goodput is that of whole uploads over the time they took.
+const drain = 10 * time.Second
+
+func floods() []flood {
+	withLength := uploadWant
+	withLength.rejected = 0.01
+
+	all := []flood{
+		{name: "upload-h1", about: "100 uploads of 4 MiB over HTTP/1, buffered whole, upstream waits 2 s", clients: 100,
+			hogs: uploads{count: 100, drain: drain}.hogs, want: withLength},
+		{name: "upload-chunked", about: "the same without Content-Length", clients: 100,
+			hogs: uploads{count: 100, chunked: true, drain: drain}.hogs, want: uploadWant},
+		{name: "upload-h2", about: "the same over HTTP/2, all on one connection", clients: 100,
+			hogs: uploads{count: 100, protocol: load.HTTP2, drain: drain}.hogs, want: withLength},
+		{name: "upload-400", about: "400 such uploads over HTTP/1", clients: 400,
+			hogs: uploads{count: 400, drain: drain}.hogs, want: want{peak: 1}},
+		{name: "upload-default-100", about: "100 uploads, Envoy's defaults: 1 MiB buffers, 16 MiB windows, 1 s linger", clients: 100,
+			envoy: envoyDefaults, hogs: uploads{count: 100, drain: drain}.hogs, want: want{peak: 1, goodput: 0.95}},
+		{name: "upload-default-200", about: "200 uploads, Envoy's defaults", clients: 200,
+			envoy: envoyDefaults, hogs: uploads{count: 200, drain: drain}.hogs, want: want{notWorse: true}},
+	}
+
+	for _, buffers := range []string{"1m", "64k"} {
+		for _, size := range []struct {
+			name  string
+			bytes int64
+		}{{"16m", 16 * mib}, {"4m", 4 * mb}, {"1m", mb}} {
+			for _, length := range []bool{true, false} {
+				for _, protocol := range []load.Protocol{load.HTTP1, load.HTTP2} {
+					all = append(all, slowReaders(buffers, size.name, size.bytes, length, protocol))
+				}
+			}
+		}
+	}
+
+	all = append(all,
+		flood{name: "slow-1000", about: "1,000 slow readers of 16 MiB over HTTP/1, 64 KiB buffers", clients: 1000,
+			hogs: func(addr string) load.Load {
+				return &load.SlowReaders{Addr: addr, Count: 1000, Size: 16 * mib, Length: true}
+			},
+			want: want{peak: 1, noneCut: true, served: 0.9}},
+
+		flood{name: "healthy-download", about: "64 clients on 1 MB responses as fast as they go", clients: 64,
+			hogs: func(addr string) load.Load { return &load.Downloads{Addr: addr, Clients: 64, Size: mb} },
+			want: want{noVerdicts: true}},
+		flood{name: "healthy-small", about: "256 clients on 5 kB responses as fast as they go", clients: 256,
+			hogs: func(addr string) load.Load { return &load.Downloads{Addr: addr, Clients: 256, Size: 5000} },
+			want: want{noVerdicts: true}},
+		flood{name: "healthy-idle-h2", about: "500 idle HTTP/2 streams that each moved 10 MiB", clients: 500,
+			hogs: func(addr string) load.Load { return &load.IdleStreams{Addr: addr, Streams: 500, Bytes: 10 * mib} },
+			want: want{noVerdicts: true, noneCut: true}},
+		flood{name: "healthy-grpc", about: "200 gRPC streams with a message of 1 KiB every 50 ms", clients: 200,
+			envoy: settings{http2Upstream: true},
+			hogs: func(addr string) load.Load {
+				return &load.Echoes{Addr: addr, Streams: 200, Size: kib, Pause: 50 * time.Millisecond}
+			},
+			want: want{noVerdicts: true, noneCut: true}},
+		flood{name: "healthy-40", about: "use at some 40 % of the budget: 500 slow readers of 16 MiB, 64 KiB buffers", clients: 500,
+			hogs: func(addr string) load.Load {
+				return &load.SlowReaders{Addr: addr, Count: 500, Size: 16 * mib, Length: true}
+			},
+			want: want{noVerdicts: true, noneCut: true}},
+
+		flood{name: "retry-100", about: "100 clients of 4 MiB that retry a reject after 20 ms for a minute, then stop", clients: 100,
+			hogs: uploads{count: 100}.hogs, duration: time.Minute, recovery: true,
+			want: want{peak: 1, recovery: time.Second}},
+	)
+	return all
+}
+
+// slowReaders is one of the family slow-<buffers>-<size>-<len|nolen>-<h1|h2>: 300 readers. Behind 1 MiB buffers the
+// windows of HTTP/2 are Envoy's default too.
+func slowReaders(buffers, sizeName string, size int64, length bool, protocol load.Protocol) flood {
+	f := flood{clients: 300, want: want{peak: 1}}
+	f.hogs = func(addr string) load.Load {
+		return &load.SlowReaders{Addr: addr, Count: 300, Size: size, Length: length, Protocol: protocol}
+	}
+	framing, windows := "len", ""
+	if !length {
+		framing = "nolen"
+	}
+	if buffers == "1m" {
+		f.envoy = settings{buffers: mib}
+		if protocol == load.HTTP2 {
+			f.envoy.streamWindow, f.envoy.connWindow, windows = 16*mib, 24*mib, ", 16 MiB windows"
+		}
+		if !length {
+			f.want.peak = 1.1
+		}
+	} else {
+		f.want.rejected = -1
+		if protocol == load.HTTP2 {
+			windows = ", 64 KiB windows"
+		}
+	}
+	f.name = strings.Join([]string{"slow", buffers, sizeName, framing, string(protocol)}, "-")
+	f.about = fmt.Sprintf("300 slow readers of %s%s over %s, %s buffers%s", sizeName,
+		map[bool]string{true: "", false: " without Content-Length"}[length], protocol, buffers, windows)
+	return f
+}
+
+// choose returns the floods that the patterns name, in the order of the patterns, each once.
+func choose(all []flood, patterns string) ([]flood, error) {
+	var chosen []flood
+	taken := map[string]bool{}
+	for pattern := range strings.SplitSeq(patterns, ",") {
+		pattern = strings.TrimSpace(pattern)
+		if pattern == "all" {
+			pattern = "*"
+		}
+		found := false
+		for _, f := range all {
+			matched, err := path.Match(pattern, f.name)
+			if err != nil {
+				return nil, fmt.Errorf("-flood %q: %w", pattern, err)
+			}
+			found = found || matched
+			if matched && !taken[f.name] {
+				taken[f.name] = true
+				chosen = append(chosen, f)
+			}
+		}
+		if !found {
+			return nil, fmt.Errorf("-flood %q: no such flood; -list names them", pattern)
+		}
+	}
+	return chosen, nil
+}

@@ -1,0 +1,176 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/highwater-envoy/highwater/bench/internal/figures"
+)
+
+func (r *result) peak() float64        { return float64(r.PeakAllocated) / float64(r.LimitBytes) }
+func (r *result) inUse() float64       { return float64(r.PeakInUse) / float64(r.LimitBytes) }
+func (r *result) goodput() float64     { return r.Hogs.Goodput() / mib }
+func (r *result) smallServed() float64 { return 100 * r.Small.Answered() }
+func (r *result) smallTail() float64   { return r.Small.P99.Seconds() }
+func (r *result) served() float64      { return float64(r.Hogs.Served) }
+func (r *result) died() bool           { return r.DiedAfter > 0 }
+func (r *result) rejectedShare() float64 {
+	if n := r.Hogs.Served + r.Hogs.Rejected + r.Hogs.Closed + r.Hogs.Cut + r.Hogs.Errors; n > 0 {
+		return float64(r.Hogs.Rejected+r.Hogs.Closed) / float64(n)
+	}
+	return 0
+}
+
+// of is a figure of all runs of a guard.
+func of(results []*result, guard string, figure func(*result) float64) figures.Spread {
+	var s figures.Spread
+	for _, r := range results {
+		if r.Guard == guard {
+			s = append(s, figure(r))
+		}
+	}
+	return s
+}
+
+// ratio is a figure of each run of a guard against that of no guard in the same round.
+func ratio(results []*result, guard string, figure func(*result) float64) figures.Spread {
+	plain := map[int]float64{}
+	for _, r := range results {
+		if r.Guard == none && figure(r) > 0 {
+			plain[r.Run] = figure(r)
+		}
+	}
+	var s figures.Spread
+	for _, r := range results {
+		if base, ok := plain[r.Run]; ok && r.Guard == guard {
+			s = append(s, figure(r)/base)
+		}
+	}
+	return s
+}
+
+func report(w io.Writer, f flood, guards []string, results []*result) {
+	if len(results) == 0 {
+		return
+	}
+	fmt.Fprintf(w, "\n%s: %s\n", f.name, f.about)
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	grouped := results[0].CgroupPeak > 0
+	columns := []string{"guard", "allocated/limit", "in use/limit", "served", "rejected", "closed", "cut", "errors", "MiB/s", "×none", "small 200", "small p50", "small p99", "×none"}
+	if grouped {
+		columns = append(columns, "cgroup peak", "killed")
+	}
+	if f.recovery {
+		columns = append(columns, "full service after")
+	}
+	fmt.Fprintln(t, strings.Join(columns, "\t"))
+	for _, guard := range guards {
+		if len(of(results, guard, (*result).peak)) == 0 {
+			continue
+		}
+		count := func(figure func(*result) float64) string {
+			return of(results, guard, figure).Print(func(v float64) string { return fmt.Sprintf("%.0f", v) })
+		}
+		two := func(v float64) string { return fmt.Sprintf("%.2f", v) }
+		times := func(v float64) string { return figures.Time(time.Duration(v * float64(time.Second))) }
+		against := func(figure func(*result) float64) string {
+			s := ratio(results, guard, figure)
+			if len(s) == 0 || guard == none {
+				return "-"
+			}
+			return s.Print(two)
+		}
+		percent := func(v float64) string {
+			if v > 99.99 && v < 100 {
+				return "<100%" // one lost request among ten thousand is not none
+			}
+			return fmt.Sprintf("%.4g%%", v)
+		}
+		row := []string{
+			guard,
+			of(results, guard, (*result).peak).Print(two),
+			of(results, guard, (*result).inUse).Print(two),
+			count((*result).served),
+			count(func(r *result) float64 { return float64(r.Hogs.Rejected) }),
+			count(func(r *result) float64 { return float64(r.Hogs.Closed) }),
+			count(func(r *result) float64 { return float64(r.Hogs.Cut) }),
+			count(func(r *result) float64 { return float64(r.Hogs.Errors) }),
+			count((*result).goodput),
+			against((*result).goodput),
+			of(results, guard, (*result).smallServed).Print(percent),
+			of(results, guard, func(r *result) float64 { return r.Small.P50.Seconds() }).Print(times),
+			of(results, guard, (*result).smallTail).Print(times),
+			against((*result).smallTail),
+		}
+		if grouped {
+			row = append(row, of(results, guard, func(r *result) float64 { return float64(r.CgroupPeak) }).Print(figures.Size), killed(results, guard))
+		}
+		if f.recovery {
+			row = append(row, of(results, guard, func(r *result) float64 { return r.Recovered.Seconds() }).Print(times))
+		}
+		fmt.Fprintln(t, strings.Join(row, "\t"))
+	}
+	_ = t.Flush()
+	for _, r := range results {
+		if r.Guard == highwater && !r.died() {
+			fmt.Fprintf(w, "  round %d: %s\n", r.Run, aftermath(r))
+		}
+		for _, p := range []struct{ who, problem string }{{"hogs", r.Hogs.Problem}, {"small", r.Small.Problem}} {
+			if p.problem != "" {
+				fmt.Fprintf(w, "  %s, round %d, %s: the first error was: %s\n", r.Guard, r.Run, p.who, p.problem)
+			}
+		}
+		if r.LongestUnseen > 250*time.Millisecond {
+			fmt.Fprintf(w, "  %s, round %d: for %s no sample of memory was had; a peak in it is not in the figures\n",
+				r.Guard, r.Run, figures.Time(r.LongestUnseen))
+		}
+	}
+}
+
+func killed(results []*result, guard string) string {
+	n, runs, first := 0, 0, time.Duration(0)
+	for _, r := range results {
+		if r.Guard != guard {
+			continue
+		}
+		runs++
+		if r.OOMKilled {
+			n++
+			if first == 0 || r.DiedAfter < first {
+				first = r.DiedAfter
+			}
+		}
+	}
+	switch n {
+	case 0:
+		return "no"
+	case runs:
+		return "OOM, " + figures.Time(first)
+	default:
+		return fmt.Sprintf("OOM in %d of %d, %s", n, runs, figures.Time(first))
+	}
+}
+
+// aftermath is what the guard did, and whether it has let go of everything.
+func aftermath(r *result) string {
+	did := figures.List(r.Verdicts)
+	if did == "" {
+		did = "not one verdict"
+	}
+	if len(r.NotDrained) > 0 {
+		return fmt.Sprintf("%s · not drained after %s: %s", did, figures.Time(r.Drained), figures.List(r.NotDrained))
+	}
+	return fmt.Sprintf("%s · drained after %s", did, figures.Time(r.Drained))
+}
+
+func oneLine(r *result) string {
+	line := fmt.Sprintf("%.2f of the limit · %d served, %d rejected · small %.4g%%, p99 %s",
+		r.peak(), r.Hogs.Served, r.Hogs.Rejected, r.smallServed(), figures.Time(r.Small.P99))
+	if r.OOMKilled {
+		line += " · OOM-killed after " + figures.Time(r.DiedAfter)
+	}
+	return line
+}

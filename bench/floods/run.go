@@ -1,0 +1,271 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/highwater-envoy/highwater/bench/internal/figures"
+	"github.com/highwater-envoy/highwater/internal/envoytest"
+	"github.com/highwater-envoy/highwater/internal/load"
+	"github.com/highwater-envoy/highwater/internal/unit"
+)
+
+// The guards that a flood is run with.
+const (
+	none      = "none"
+	overload  = "overload"
+	highwater = "highwater"
+)
+
+// options are the flags that every run shares.
+type options struct {
+	duration    time.Duration
+	limit       unit.Bytes // the budget
+	small       int        // small requests a second
+	concurrency int
+	wasm        string
+	cgroup      unit.Bytes // 0: in none of its own
+	verbose     bool
+}
+
+// result is what came of one run.
+type result struct {
+	Flood string `json:"flood"`
+	Guard string `json:"guard"`
+	Run   int    `json:"run"`
+
+	LimitBytes    int64              `json:"limit_bytes"`
+	PeakAllocated int64              `json:"peak_allocated_bytes"`
+	PeakInUse     int64              `json:"peak_in_use_bytes"`
+	Samples       int                `json:"samples"`
+	LongestUnseen time.Duration      `json:"longest_unseen_ns"` // the longest time between two samples
+	Hogs          load.Snapshot      `json:"hogs"`
+	Small         load.Snapshot      `json:"small"`
+	DiedAfter     time.Duration      `json:"died_after_ns,omitempty"` // Envoy was gone before the flood was over
+	OOMKilled     bool               `json:"oom_killed,omitempty"`
+	CgroupPeak    int64              `json:"cgroup_peak_bytes,omitempty"`
+	Recovered     time.Duration      `json:"recovered_ns,omitempty"`
+	Verdicts      map[string]float64 `json:"verdicts,omitempty"`
+	Drained       time.Duration      `json:"drained_ns,omitempty"`
+	NotDrained    map[string]float64 `json:"not_drained,omitempty"`
+}
+
+const (
+	sampleEvery  = 20 * time.Millisecond
+	settle       = time.Second // from ready to the flood: the guard has its first readings, Envoy is quiet
+	drainWithin  = 3 * time.Second
+	giveUpOnFull = 10 * time.Second
+)
+
+// run is one flood at one Envoy. An error is a run that says nothing; an Envoy that died under the flood is a result.
+func run(ctx context.Context, f flood, guard string, o options) (*result, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+
+	upstream, err := load.NewUpstream()
+	if err != nil {
+		return nil, err
+	}
+	defer upstream.Close()
+
+	var group *cgroup
+	if o.cgroup > 0 {
+		if group, err = newCgroup(int64(o.cgroup)); err != nil {
+			return nil, err
+		}
+		defer group.remove()
+	}
+	envoy, err := envoytest.Start(ctx, envoytest.Options{
+		Edit:        func(c envoytest.Config) { configure(c, f.envoy, guard, o) },
+		Wasm:        o.wasm,
+		Concurrency: o.concurrency,
+		Upstream:    upstream.Addr(),
+		CgroupDir:   group.dir(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer envoy.Stop()
+	if !wait(ctx, settle) {
+		return nil, ctx.Err()
+	}
+
+	r := &result{Flood: f.name, Guard: guard, LimitBytes: int64(o.limit)}
+	addr := envoy.Addr("ingress")
+	begun := time.Now()
+
+	// A dead Envoy ends everything at once: there is nothing left to measure.
+	alive, dead := context.WithCancel(ctx)
+	defer dead()
+	var diedAfter atomic.Int64
+	go func() {
+		select {
+		case <-envoy.Done():
+			diedAfter.Store(int64(time.Since(begun)))
+			dead()
+		case <-alive.Done():
+		}
+	}()
+
+	var sampler load.Sampler
+	sampling, stopSampling := context.WithCancel(alive)
+	var measuring sync.WaitGroup
+	measuring.Go(func() {
+		sampler.Run(sampling, sampleEvery, func(ctx context.Context) (load.Reading, error) {
+			m, err := envoy.Memory(ctx)
+			return load.Reading{Allocated: m.Allocated, InUse: m.HeapSize - m.PageheapUnmapped - m.PageheapFree}, err
+		})
+	})
+
+	small := &load.Small{Addr: addr, Rate: o.small}
+	bystanders, stopBystanders := context.WithCancel(alive)
+	if !f.alone && o.small > 0 {
+		measuring.Go(func() { small.Run(bystanders) })
+	}
+
+	hogs := f.hogs(addr)
+	duration := o.duration
+	if f.duration > 0 {
+		duration = f.duration
+	}
+	flooding, stopFlood := context.WithTimeout(alive, duration)
+	hogs.Run(flooding)
+	stopFlood()
+	if f.recovery && alive.Err() == nil {
+		r.Recovered = fullService(alive, addr)
+	}
+	stopBystanders()
+	stopSampling()
+	measuring.Wait()
+	ended := time.Now()
+
+	r.Hogs, r.Small = hogs.Snapshot(), small.Snapshot()
+	peak, samples, blind := sampler.Peak()
+	r.PeakAllocated, r.PeakInUse, r.Samples, r.LongestUnseen = peak.Allocated, peak.InUse, samples, blind
+	if guard == highwater && alive.Err() == nil {
+		if err := r.afterwards(alive, envoy, ended); err != nil {
+			return nil, err
+		}
+	}
+	if group != nil {
+		if r.CgroupPeak, r.OOMKilled, err = group.peak(); err != nil {
+			return nil, err
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	r.DiedAfter = time.Duration(diedAfter.Load())
+	if r.DiedAfter > 0 && !r.OOMKilled {
+		return nil, fmt.Errorf("envoy died %s into the flood, and not of its cgroup's limit; its last lines:\n%s",
+			r.DiedAfter.Round(time.Millisecond), tail(envoy.Logs(), 20))
+	}
+	return r, nil
+}
+
+// afterwards reads what the guard did, once it says that it holds nothing any more.
+func (r *result) afterwards(ctx context.Context, envoy *envoytest.Envoy, ended time.Time) error {
+	for {
+		stats, err := envoy.Stats(ctx, "highwater")
+		if err != nil {
+			return fmt.Errorf("the guard's metrics: %w", err)
+		}
+		s := figures.Stats(stats)
+		r.Verdicts, r.NotDrained = s.Verdicts(), s.Leftovers()
+		if r.Drained = time.Since(ended); len(r.NotDrained) == 0 || r.Drained > drainWithin {
+			return nil
+		}
+		if !wait(ctx, 50*time.Millisecond) {
+			return ctx.Err()
+		}
+	}
+}
+
+// configure makes examples/envoy.yaml what the flood and the guard want.
+func configure(c envoytest.Config, s settings, guard string, o options) {
+	buffers := map[string]any{}
+	if s.buffers > 0 {
+		c.SetBuffers(s.buffers, s.buffers)
+		buffers["downstream"], buffers["upstream"] = bytes(s.buffers), bytes(s.buffers)
+	}
+	if s.streamWindow > 0 {
+		c.SetHTTP2(s.streamWindow, s.connWindow, max(s.maxStreams, 100))
+		buffers["http2_window"], buffers["http2_connection_window"] = bytes(s.streamWindow), bytes(s.connWindow)
+	}
+	if s.linger > 0 {
+		c.SetLinger(s.linger)
+		buffers["linger"] = unit.Duration(s.linger).String()
+	}
+	if s.http2Upstream {
+		http2Upstream(c)
+	}
+	c.SetPluginConfig(func(plugin map[string]any) {
+		block, _ := plugin["buffers"].(map[string]any)
+		if block == nil {
+			block = map[string]any{}
+			plugin["buffers"] = block
+		}
+		for name, value := range buffers {
+			block[name] = value
+		}
+		budget, _ := plugin["budget"].(map[string]any)
+		if budget == nil {
+			budget = map[string]any{}
+			plugin["budget"] = budget
+		}
+		budget["limit"] = o.limit.String()
+	})
+	switch guard {
+	case none:
+		c.RemoveGuard()
+	case overload:
+		c.RemoveGuard()
+		c.AddOverloadManager(int64(o.limit))
+	}
+}
+
+func bytes(n int) string { return unit.Bytes(n).String() }
+
+// fullService is how long it takes until 20 small requests and an upload of 4 MiB have been served, retries included.
+func fullService(ctx context.Context, addr string) time.Duration {
+	begun := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, giveUpOnFull)
+	defer cancel()
+	var loads sync.WaitGroup
+	for _, l := range []struct {
+		load.Load
+		enough int64
+	}{
+		{&load.Uploads{Addr: addr, Path: "/upload", Count: 1, Size: 4 * mib}, 1},
+		{&load.Downloads{Addr: addr, Path: "/bytes", Clients: 4, Size: 1000}, 20},
+	} {
+		loads.Go(func() {
+			ctx, stop := context.WithCancel(ctx)
+			var running sync.WaitGroup
+			running.Go(func() { l.Run(ctx) })
+			for l.Snapshot().Served < l.enough && wait(ctx, time.Millisecond) {
+			}
+			stop()
+			running.Wait()
+		})
+	}
+	loads.Wait()
+	return time.Since(begun)
+}
+
+func wait(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+// http2Upstream makes Envoy speak HTTP/2 to the upstream: gRPC's trailers need it.
+func http2Upstream(envoytest.Config) {}

@@ -1,0 +1,221 @@
+package envoytest
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"sigs.k8s.io/yaml"
+)
+
+// Config is an Envoy bootstrap as a tree, to be edited before the start.
+type Config map[string]any
+
+func parse(text []byte) (Config, error) {
+	c := Config{}
+	if err := yaml.Unmarshal(text, &c); err != nil {
+		return nil, fmt.Errorf("the Envoy configuration: %w", err)
+	}
+	return c, nil
+}
+
+// walk visits every object of the tree, parents first.
+func walk(v any, visit func(map[string]any)) {
+	switch v := v.(type) {
+	case map[string]any:
+		visit(v)
+		for _, child := range v {
+			walk(child, visit)
+		}
+	case []any:
+		for _, child := range v {
+			walk(child, visit)
+		}
+	}
+}
+
+func (c Config) list(name string) []map[string]any {
+	resources, _ := c["static_resources"].(map[string]any)
+	entries, _ := resources[name].([]any)
+	var list []map[string]any
+	for _, e := range entries {
+		list = append(list, e.(map[string]any))
+	}
+	return list
+}
+
+// Listeners are the static listeners.
+func (c Config) Listeners() []map[string]any { return c.list("listeners") }
+
+// Clusters are the static clusters.
+func (c Config) Clusters() []map[string]any { return c.list("clusters") }
+
+// Cluster returns the cluster of that name; it panics where there is none, because a test is wrong then.
+func (c Config) Cluster(name string) map[string]any {
+	for _, cluster := range c.Clusters() {
+		if cluster["name"] == name {
+			return cluster
+		}
+	}
+	panic("no cluster " + name)
+}
+
+// setEndpoint points every endpoint of a cluster at host:port.
+func setEndpoint(cluster map[string]any, host string, port int) {
+	walk(cluster["load_assignment"], func(m map[string]any) {
+		if a, ok := m["socket_address"].(map[string]any); ok {
+			a["address"], a["port_value"] = host, port
+		}
+	})
+}
+
+// plugins visits the PluginConfig of every Highwater plugin.
+func (c Config) plugins(visit func(plugin map[string]any)) {
+	walk(map[string]any(c), func(m map[string]any) {
+		if vm, ok := m["vm_config"].(map[string]any); ok && vm["vm_id"] == "highwater" {
+			visit(m)
+		}
+	})
+}
+
+// SetPluginConfig edits the configuration of every Highwater plugin.
+func (c Config) SetPluginConfig(edit func(cfg map[string]any)) {
+	c.plugins(func(plugin map[string]any) {
+		value := plugin["configuration"].(map[string]any)
+		cfg := map[string]any{}
+		if err := json.Unmarshal([]byte(value["value"].(string)), &cfg); err != nil {
+			panic(err)
+		}
+		edit(cfg)
+		text, err := json.Marshal(cfg)
+		if err != nil {
+			panic(err)
+		}
+		plugin["configuration"] = map[string]any{"@type": value["@type"], "value": string(text)}
+	})
+}
+
+// SetWholePluginConfig replaces what Envoy hands to every Highwater plugin: a StringValue of a string, else the value
+// itself.
+func (c Config) SetWholePluginConfig(v any) {
+	c.plugins(func(plugin map[string]any) {
+		if text, ok := v.(string); ok {
+			plugin["configuration"] = map[string]any{"@type": "type.googleapis.com/google.protobuf.StringValue", "value": text}
+			return
+		}
+		plugin["configuration"] = v
+	})
+}
+
+// SetRootID gives every Highwater plugin that has the root_id another one.
+func (c Config) SetRootID(from, to string) {
+	c.plugins(func(plugin map[string]any) {
+		if plugin["root_id"] == from {
+			plugin["root_id"] = to
+		}
+	})
+}
+
+// SetWasm sets the file of every Highwater plugin.
+func (c Config) setWasm(file string) {
+	c.plugins(func(plugin map[string]any) {
+		plugin["vm_config"].(map[string]any)["code"] = map[string]any{"local": map[string]any{"filename": file}}
+	})
+}
+
+// without removes from every list named key the entries that drop says.
+func (c Config) without(key string, drop func(entry map[string]any) bool) {
+	walk(map[string]any(c), func(m map[string]any) {
+		list, ok := m[key].([]any)
+		if !ok {
+			return
+		}
+		kept := []any{}
+		for _, e := range list {
+			if entry, ok := e.(map[string]any); !ok || !drop(entry) {
+				kept = append(kept, e)
+			}
+		}
+		m[key] = kept
+	})
+}
+
+// RemoveGuard takes both Highwater filters out.
+func (c Config) RemoveGuard() {
+	c.RemoveNetworkFilter()
+	c.without("http_filters", func(e map[string]any) bool { return e["name"] == "highwater.requests" })
+}
+
+// RemoveNetworkFilter takes the filter that counts connections out.
+func (c Config) RemoveNetworkFilter() {
+	c.without("filters", func(e map[string]any) bool { return e["name"] == "highwater.connections" })
+}
+
+// SetBuffers sets the buffer limits of all listeners and clusters, in bytes.
+func (c Config) SetBuffers(listener, cluster int) {
+	for _, l := range c.Listeners() {
+		l["per_connection_buffer_limit_bytes"] = listener
+	}
+	for _, l := range c.Clusters() {
+		l["per_connection_buffer_limit_bytes"] = cluster
+	}
+}
+
+// SetConnectionManager edits the HTTP connection manager of every listener.
+func (c Config) SetConnectionManager(edit func(hcm map[string]any)) {
+	walk(map[string]any(c), func(m map[string]any) {
+		if _, ok := m["http_filters"]; ok {
+			edit(m)
+		}
+	})
+}
+
+// SetHTTP2 sets the windows in bytes and the streams per connection, of all listeners.
+func (c Config) SetHTTP2(streamWindow, connectionWindow, maxStreams int) {
+	c.SetConnectionManager(func(hcm map[string]any) {
+		hcm["http2_protocol_options"] = map[string]any{
+			"initial_stream_window_size":     streamWindow,
+			"initial_connection_window_size": connectionWindow,
+			"max_concurrent_streams":         maxStreams,
+		}
+	})
+}
+
+// SetLinger sets the delayed_close_timeout of all listeners.
+func (c Config) SetLinger(d time.Duration) {
+	c.SetConnectionManager(func(hcm map[string]any) {
+		hcm["delayed_close_timeout"] = fmt.Sprintf("%.3fs", d.Seconds())
+	})
+}
+
+// AddOverloadManager gives Envoy its own overload manager with the limit in bytes, as its documentation advises.
+func (c Config) AddOverloadManager(limit int64) {
+	const heap = "envoy.resource_monitors.fixed_heap"
+	threshold := func(v float64) map[string]any {
+		return map[string]any{"name": heap, "threshold": map[string]any{"value": v}}
+	}
+	action := func(name string, trigger map[string]any) any {
+		return map[string]any{"name": "envoy.overload_actions." + name, "triggers": []any{trigger}}
+	}
+	c["overload_manager"] = map[string]any{
+		"refresh_interval": "0.25s",
+		"buffer_factory_config": map[string]any{
+			"minimum_account_to_track_power_of_two": 20,
+		},
+		"resource_monitors": []any{map[string]any{
+			"name": heap,
+			"typed_config": map[string]any{
+				"@type":               "type.googleapis.com/envoy.extensions.resource_monitors.fixed_heap.v3.FixedHeapConfig",
+				"max_heap_size_bytes": limit,
+			},
+		}},
+		"actions": []any{
+			action("shrink_heap", threshold(0.90)),
+			action("stop_accepting_requests", threshold(0.95)),
+			action("reset_high_memory_stream", map[string]any{
+				"name":   heap,
+				"scaled": map[string]any{"scaling_threshold": 0.85, "saturation_threshold": 0.98},
+			}),
+		},
+	}
+}

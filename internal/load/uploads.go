@@ -1,0 +1,151 @@
+package load
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"sync"
+	"time"
+)
+
+// Uploads are clients that upload, again and again: who is served starts his next at once, who is rejected (or finds
+// his connection closed) comes back after Retry. Over HTTP/2 all share one connection, or PerConnection each.
+type Uploads struct {
+	Addr          string
+	Path          string // with its query; "/upload?delay=2s" if empty
+	Count         int    // clients
+	Size          int64  // bytes each
+	Chunked       bool   // no Content-Length
+	Protocol      Protocol
+	PerConnection int           // HTTP/2: streams per connection; 0 = all
+	Retry         time.Duration // 20 ms if 0
+	Drain         time.Duration // how long those under way at the end may take to finish; 0 = cut off at once
+
+	tally
+}
+
+// Run implements Load.
+func (u *Uploads) Run(ctx context.Context) {
+	u.begin()
+	hard, cancel := draining(ctx, u.Drain)
+	defer cancel()
+	path, retry := cmp.Or(u.Path, "/upload?delay=2s"), cmp.Or(u.Retry, 20*time.Millisecond)
+
+	var clients sync.WaitGroup
+	client := func(once func(context.Context) error) {
+		clients.Go(func() {
+			for ctx.Err() == nil {
+				if once(hard) != nil && !sleep(ctx, retry) {
+					return
+				}
+			}
+		})
+	}
+	if u.Protocol == HTTP2 {
+		conns := http2Pool(u.Addr, u.Count, u.PerConnection, 0, 0)
+		for i := range u.Count {
+			client(func(ctx context.Context) error { return u.http2(ctx, conns[i%len(conns)], path) })
+		}
+		clients.Wait()
+		for _, c := range conns {
+			c.close()
+		}
+		return
+	}
+	conns := make([]*http1, u.Count) // each belongs to its client alone
+	for i := range u.Count {
+		client(func(ctx context.Context) error { return u.http1(ctx, &conns[i], path) })
+	}
+	clients.Wait()
+	for _, c := range conns {
+		c.close()
+	}
+}
+
+// errBack says that the client should wait before he comes again.
+var errBack = errors.New("come back later")
+
+func (u *Uploads) http1(ctx context.Context, slot **http1, path string) error {
+	u.started.Add(1)
+	u.inFlight.Add(1)
+	u.waiting.Add(1)
+	defer u.inFlight.Add(-1)
+	defer u.waiting.Add(-1)
+
+	begun := time.Now()
+	conn := *slot
+	*slot = nil
+	if conn == nil {
+		var err error
+		if conn, err = dialHTTP1(ctx, u.Addr, 0); err != nil {
+			return u.lost(ctx, err)
+		}
+	}
+	release := conn.interruptible(ctx)
+	resp, whole, err := conn.post(path, u.Size, u.Chunked)
+	if err != nil {
+		release()
+		conn.close()
+		return u.lost(ctx, err)
+	}
+	latency := time.Since(begun)
+	ended := discard(ctx, resp.Body, -1, nil)
+	if release() && whole && ended == io.EOF && !resp.Close {
+		*slot = conn
+	} else {
+		conn.close()
+	}
+	return u.judge(resp.StatusCode, latency)
+}
+
+func (u *Uploads) http2(ctx context.Context, conn *http2Conn, path string) error {
+	u.started.Add(1)
+	u.inFlight.Add(1)
+	u.waiting.Add(1)
+	defer u.inFlight.Add(-1)
+	defer u.waiting.Add(-1)
+
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+u.Addr+path, &zeroReader{left: u.Size})
+	if err != nil {
+		return u.lost(ctx, err)
+	}
+	if !u.Chunked {
+		req.ContentLength = u.Size
+	}
+	begun := time.Now()
+	resp, err := conn.do(req)
+	if err != nil {
+		return u.lost(ctx, err)
+	}
+	latency := time.Since(begun)
+	_ = discard(ctx, resp.Body, 1<<20, nil)
+	_ = resp.Body.Close()
+	return u.judge(resp.StatusCode, latency)
+}
+
+func (u *Uploads) lost(ctx context.Context, err error) error {
+	if ctx.Err() == nil {
+		u.fail(err)
+	}
+	return errBack
+}
+
+func (u *Uploads) judge(status int, latency time.Duration) error {
+	switch {
+	case status == http.StatusOK:
+		u.serve(u.Size, latency)
+		return nil
+	case rejects(status):
+		u.rejected.Add(1)
+	default:
+		u.fail(statusError(status))
+	}
+	return errBack
+}
+
+func statusError(status int) error {
+	return fmt.Errorf("answered %d %s", status, http.StatusText(status))
+}
