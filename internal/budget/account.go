@@ -370,13 +370,22 @@ func (m *message) fill(gen uint32, n int64) int64 {
 	return n
 }
 
-// Pause notes that the stream's request is paused, or rejected unfinished: its pause cost comes within a round trip
-// and unseen, so it is fresh from now on.
-func (a *Account) Pause(now Time, s *Stream, cost int64) {
+// Pause notes that the stream's request is paused, or rejected unfinished, at the pause cost: so much it can leave
+// unread. That comes within a round trip and unseen, so it is fresh from now on; where the network filter sees what
+// comes, and it will soon be closed, only what has come already.
+func (a *Account) Pause(now Time, s *Stream, cost, come int64) {
 	s.paused = cost
 	m := &s.dir[Request]
-	a.addFresh(m.fill(a.gen, cost))
+	a.addFresh(m.fill(a.gen, min(come, cost)))
 	s.settle(a, now)
+}
+
+// Drop notes that what a paused request has sent is gone with it. What of it was still fresh is taken back: a flood of
+// clients that are closed and come straight back would otherwise fill the estimate with what nobody holds.
+func (a *Account) Drop(s *Stream) {
+	m := &s.dir[Request]
+	a.takeBack(m.gen, m.genBytes)
+	m.genBytes = 0
 }
 
 // PassPaused counts n bytes that the network filter saw for a paused request, as fresh: no more than its pause cost

