@@ -116,7 +116,7 @@ func run(ctx context.Context, f flood, guard string, o options) (*result, error)
 	measuring.Go(func() {
 		sampler.Run(sampling, sampleEvery, func(ctx context.Context) (load.Reading, error) {
 			m, err := envoy.Memory(ctx)
-			return load.Reading{Allocated: m.Allocated, InUse: m.HeapSize - m.PageheapUnmapped - m.PageheapFree}, err
+			return load.Reading{Allocated: m.Allocated, InUse: m.InUse()}, err
 		})
 	})
 
@@ -199,8 +199,11 @@ func configure(c envoytest.Config, s settings, guard string, o options) {
 		c.SetLinger(s.linger)
 		buffers["linger"] = unit.Duration(s.linger).String()
 	}
-	if s.http2Upstream {
-		http2Upstream(c)
+	if s.plain {
+		delete(c, "memory_allocator_manager")
+		for _, l := range c.Listeners() {
+			delete(l, "socket_options")
+		}
 	}
 	c.SetPluginConfig(func(plugin map[string]any) {
 		block, _ := plugin["buffers"].(map[string]any)
@@ -266,6 +269,3 @@ func wait(ctx context.Context, d time.Duration) bool {
 		return true
 	}
 }
-
-// http2Upstream makes Envoy speak HTTP/2 to the upstream: gRPC's trailers need it.
-func http2Upstream(envoytest.Config) {}

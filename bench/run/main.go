@@ -138,7 +138,7 @@ func demo(ctx context.Context, out *os.File, duration time.Duration, guarded boo
 	all.Go(func() {
 		watch.memory.Run(running, 20*time.Millisecond, func(ctx context.Context) (load.Reading, error) {
 			m, err := envoy.Memory(ctx)
-			return load.Reading{Allocated: m.Allocated, InUse: m.HeapSize - m.PageheapUnmapped - m.PageheapFree}, err
+			return load.Reading{Allocated: m.Allocated, InUse: m.InUse()}, err
 		})
 	})
 	for _, k := range kinds {

@@ -3,6 +3,8 @@ package envoytest
 import (
 	"encoding/json"
 	"fmt"
+	"net"
+	"strconv"
 	"time"
 
 	"sigs.k8s.io/yaml"
@@ -58,6 +60,19 @@ func (c Config) Cluster(name string) map[string]any {
 		}
 	}
 	panic("no cluster " + name)
+}
+
+// SetEndpoint points a cluster at host:port.
+func (c Config) SetEndpoint(cluster, addr string) {
+	host, text, err := net.SplitHostPort(addr)
+	if err != nil {
+		panic(err)
+	}
+	port, err := strconv.Atoi(text)
+	if err != nil {
+		panic(err)
+	}
+	setEndpoint(c.Cluster(cluster), host, port)
 }
 
 // setEndpoint points every endpoint of a cluster at host:port.

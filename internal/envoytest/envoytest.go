@@ -178,15 +178,7 @@ func (e *Envoy) configure(o Options, adminPort int) (file string, err error) {
 		case cluster["name"] == "envoy_admin":
 			setEndpoint(cluster, "127.0.0.1", adminPort)
 		case o.Upstream != "":
-			host, port, err := net.SplitHostPort(o.Upstream)
-			if err != nil {
-				return "", err
-			}
-			n, err := strconv.Atoi(port)
-			if err != nil {
-				return "", err
-			}
-			setEndpoint(cluster, host, n)
+			c.SetEndpoint(cluster["name"].(string), o.Upstream)
 		}
 	}
 	if o.Edit != nil {

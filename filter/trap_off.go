@@ -1,0 +1,5 @@
+//go:build !trap
+
+package main
+
+func trapped() {}
