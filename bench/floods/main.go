@@ -22,10 +22,34 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/highwater-envoy/highwater/bench/internal/apart"
+	"github.com/highwater-envoy/highwater/internal/load"
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
 
-func main() { os.Exit(command(os.Args[1:], os.Stdout, os.Stderr)) }
+// loadCommand makes this program the process that floods, when it runs itself.
+const loadCommand = "load"
+
+func main() {
+	if len(os.Args) == 3 && os.Args[1] == loadCommand {
+		os.Exit(flooder(os.Args[2]))
+	}
+	os.Exit(command(os.Args[1:], os.Stdout, os.Stderr))
+}
+
+func flooder(name string) int {
+	for _, f := range floods() {
+		if f.name == name {
+			if err := apart.Serve(os.Stdin, os.Stdout, func(addr string) []load.Load { return []load.Load{f.hogs(addr)} }); err != nil {
+				fmt.Fprintln(os.Stderr, "floods:", err)
+				return 1
+			}
+			return 0
+		}
+	}
+	fmt.Fprintln(os.Stderr, "floods: no flood", name)
+	return 2
+}
 
 func command(args []string, stdout, stderr io.Writer) int {
 	flags := flag.NewFlagSet("floods", flag.ContinueOnError)

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/highwater-envoy/highwater/bench/internal/apart"
 	"github.com/highwater-envoy/highwater/bench/internal/figures"
 	"github.com/highwater-envoy/highwater/internal/envoytest"
 	"github.com/highwater-envoy/highwater/internal/load"
@@ -65,30 +66,43 @@ func run(ctx context.Context, f flood, guard string, o options) (*result, error)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 
+	// The flood has a process and an upstream of its own: see package apart.
+	hogs, err := apart.Start(loadCommand, f.name)
+	if err != nil {
+		return nil, err
+	}
+	defer hogs.Close()
 	upstream, err := load.NewUpstream()
 	if err != nil {
 		return nil, err
 	}
 	defer upstream.Close()
 
-	var group *cgroup
+	var group *envoytest.Cgroup
 	if o.cgroup > 0 {
-		if group, err = newCgroup(int64(o.cgroup)); err != nil {
+		if group, err = envoytest.NewCgroup(int64(o.cgroup)); err != nil {
 			return nil, err
 		}
-		defer group.remove()
+		defer group.Remove()
 	}
+	var badRoute error
 	envoy, err := envoytest.Start(ctx, envoytest.Options{
-		Edit:        func(c envoytest.Config) { configure(c, f.envoy, guard, o) },
+		Edit: func(c envoytest.Config) {
+			badRoute = apart.Route(c, "/small", upstream.Addr())
+			configure(c, f.envoy, guard, o)
+		},
 		Wasm:        o.wasm,
 		Concurrency: o.concurrency,
-		Upstream:    upstream.Addr(),
-		CgroupDir:   group.dir(),
+		Upstream:    hogs.Upstream(),
+		CgroupDir:   group.Dir(),
 	})
 	if err != nil {
 		return nil, err
 	}
 	defer envoy.Stop()
+	if badRoute != nil {
+		return nil, badRoute
+	}
 	if !wait(ctx, settle) {
 		return nil, ctx.Err()
 	}
@@ -126,13 +140,12 @@ func run(ctx context.Context, f flood, guard string, o options) (*result, error)
 		measuring.Go(func() { small.Run(bystanders) })
 	}
 
-	hogs := f.hogs(addr)
 	duration := o.duration
 	if f.duration > 0 {
 		duration = f.duration
 	}
 	flooding, stopFlood := context.WithTimeout(alive, duration)
-	hogs.Run(flooding)
+	hogsErr := hogs.Run(flooding, addr)
 	stopFlood()
 	if f.recovery && alive.Err() == nil {
 		r.Recovered = fullService(alive, addr)
@@ -142,7 +155,10 @@ func run(ctx context.Context, f flood, guard string, o options) (*result, error)
 	measuring.Wait()
 	ended := time.Now()
 
-	r.Hogs, r.Small = hogs.Snapshot(), small.Snapshot()
+	if hogsErr != nil {
+		return nil, hogsErr
+	}
+	r.Hogs, r.Small = hogs.Snapshot(0), small.Snapshot()
 	peak, samples, blind := sampler.Peak()
 	r.PeakAllocated, r.PeakInUse, r.Samples, r.LongestUnseen = peak.Allocated, peak.InUse, samples, blind
 	if guard == highwater && alive.Err() == nil {
@@ -151,7 +167,7 @@ func run(ctx context.Context, f flood, guard string, o options) (*result, error)
 		}
 	}
 	if group != nil {
-		if r.CgroupPeak, r.OOMKilled, err = group.peak(); err != nil {
+		if r.CgroupPeak, r.OOMKilled, err = group.Peak(); err != nil {
 			return nil, err
 		}
 	}

@@ -1,4 +1,4 @@
-package main
+package envoytest
 
 import (
 	"errors"
@@ -11,35 +11,36 @@ import (
 	"time"
 )
 
-// cgroup is a memory cgroup for one Envoy, v1 or v2. It takes root.
-type cgroup struct {
+// Cgroup is a memory cgroup for one Envoy, v1 or v2. It takes root.
+type Cgroup struct {
 	path string
 	v2   bool
 }
 
 const cgroupRoot = "/sys/fs/cgroup"
 
-func newCgroup(limit int64) (*cgroup, error) {
-	g := &cgroup{}
-	name := fmt.Sprintf("highwater-floods-%d-%d", os.Getpid(), time.Now().UnixNano())
+// NewCgroup makes one with a limit in bytes, below the root of the hierarchy.
+func NewCgroup(limit int64) (*Cgroup, error) {
+	g := &Cgroup{}
+	name := fmt.Sprintf("highwater-%d-%d", os.Getpid(), time.Now().UnixNano())
 	switch {
 	case exists(filepath.Join(cgroupRoot, "memory", "memory.limit_in_bytes")):
 		g.path = filepath.Join(cgroupRoot, "memory", name)
 	case exists(filepath.Join(cgroupRoot, "cgroup.controllers")):
 		g.path, g.v2 = filepath.Join(cgroupRoot, name), true
 	default:
-		return nil, errors.New("-cgroup: no memory cgroups here")
+		return nil, errors.New("a memory cgroup: no memory cgroups here")
 	}
 	if err := os.Mkdir(g.path, 0o755); err != nil {
-		return nil, fmt.Errorf("-cgroup: %w (it takes root)", err)
+		return nil, fmt.Errorf("a memory cgroup: %w (it takes root)", err)
 	}
 	file := "memory.limit_in_bytes"
 	if g.v2 {
 		file = "memory.max"
 	}
 	if err := g.write(file, limit); err != nil {
-		g.remove()
-		return nil, fmt.Errorf("-cgroup: %w", err)
+		g.Remove()
+		return nil, fmt.Errorf("a memory cgroup: %w", err)
 	}
 	// Swap would hide what should kill. Where there is no such file there is no swap accounting.
 	if g.v2 {
@@ -50,15 +51,16 @@ func newCgroup(limit int64) (*cgroup, error) {
 	return g, nil
 }
 
-func (g *cgroup) dir() string {
+// Dir is what Options want; empty for none.
+func (g *Cgroup) Dir() string {
 	if g == nil {
 		return ""
 	}
 	return g.path
 }
 
-// peak is the highest usage that the kernel saw, and whether it killed anything for it.
-func (g *cgroup) peak() (peak int64, killed bool, err error) {
+// Peak is the highest usage that the kernel saw, and whether it killed anything for it.
+func (g *Cgroup) Peak() (peak int64, killed bool, err error) {
 	file, events := "memory.max_usage_in_bytes", "memory.oom_control"
 	if g.v2 {
 		file, events = "memory.peak", "memory.events"
@@ -81,18 +83,18 @@ func (g *cgroup) peak() (peak int64, killed bool, err error) {
 	return peak, killed, nil
 }
 
-// remove waits a moment for the last process to be gone.
-func (g *cgroup) remove() {
+// Remove waits a moment for the last process to be gone.
+func (g *Cgroup) Remove() {
 	for range 50 {
 		if err := os.Remove(g.path); err == nil || errors.Is(err, fs.ErrNotExist) {
 			return
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
-	fmt.Fprintln(os.Stderr, "floods: could not remove", g.path)
+	fmt.Fprintln(os.Stderr, "could not remove", g.path)
 }
 
-func (g *cgroup) write(file string, n int64) error {
+func (g *Cgroup) write(file string, n int64) error {
 	return os.WriteFile(filepath.Join(g.path, file), strconv.AppendInt(nil, n, 10), 0o644)
 }
 
