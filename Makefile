@@ -71,7 +71,6 @@ test-oom: build envoy ## a real OOM kill, and none with the guard; needs root an
 lint: ## golangci-lint at the pinned version, for this machine and for wasm
 	@echo "linting (the first time compiles the linter: some minutes)"
 	@go run $(GOLANGCI_LINT) run ./...
-	@GOOS=wasip1 GOARCH=wasm go vet ./filter
 
 .PHONY: fuzz
 fuzz: ## each fuzz test for FUZZTIME

@@ -86,7 +86,7 @@ func TestGRPC(t *testing.T) {
 	require.NoError(t, err, "a stream")
 	s.quiet()
 
-	s.memory.set(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(403) })
+	s.memory.set(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) })
 	require.Eventually(t, func() bool {
 		md := metadata.MD{}
 		err := check(&md)
@@ -218,7 +218,7 @@ func TestHangUpInEveryPhase(t *testing.T) {
 			var uploads sync.WaitGroup
 			for range 5 {
 				uploads.Go(func() {
-					req, _ := http.NewRequestWithContext(ctx, "POST", s.url("/upload"), zeros(large))
+					req, _ := http.NewRequestWithContext(ctx, http.MethodPost, s.url("/upload"), zeros(large))
 					req.ContentLength = large
 					if res, err := c.Do(req); err == nil {
 						res.Body.Close()
@@ -374,7 +374,7 @@ func TestWithoutAReading(t *testing.T) {
 	stop := make(chan struct{})
 	t.Cleanup(func() { close(stop) })
 	for name, broken := range map[string]func(http.ResponseWriter, *http.Request){
-		"403":     func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(403) },
+		"403":     func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) },
 		"garbage": func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "<html>") },
 		"empty":   func(http.ResponseWriter, *http.Request) {},
 		"hangs": func(_ http.ResponseWriter, r *http.Request) {
@@ -416,7 +416,7 @@ func TestTrap(t *testing.T) {
 		require.Equal(t, 200, answer(t, open).StatusCode)
 		s.streams(1)
 		for range 3 * workers { // until each worker had one
-			req, err := http.NewRequestWithContext(t.Context(), "GET", s.url("/small"), nil)
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.url("/small"), nil)
 			require.NoError(t, err)
 			req.Header.Set("x-test-trap", "1")
 			if res, err := c.Do(req); err == nil {
@@ -429,7 +429,7 @@ func TestTrap(t *testing.T) {
 				return false
 			}
 			res.Body.Close()
-			return res.StatusCode == 200
+			return res.StatusCode == http.StatusOK
 		}, 20*time.Second, 50*time.Millisecond, "it is brought back")
 		open.Close()
 		for range 10 {
@@ -439,7 +439,7 @@ func TestTrap(t *testing.T) {
 					return false
 				}
 				res.Body.Close()
-				return res.StatusCode == 200
+				return res.StatusCode == http.StatusOK
 			}, 20*time.Second, 50*time.Millisecond)
 		}
 		s.drained()
@@ -488,8 +488,10 @@ func TestVerdictInAccessLogAndMetrics(t *testing.T) {
 
 // Without the network filter connections can't be closed and are not counted; requests are guarded all the same.
 func TestWithoutTheNetworkFilter(t *testing.T) {
-	s := start(t, setup{fake: 40 * mib, plugin: func(cfg map[string]any) { section(cfg, "throttle")["timeout"] = "200ms" },
-		edit: func(c envoytest.Config) { c.RemoveNetworkFilter() }})
+	s := start(t, setup{
+		fake: 40 * mib, plugin: func(cfg map[string]any) { section(cfg, "throttle")["timeout"] = "200ms" },
+		edit: func(c envoytest.Config) { c.RemoveNetworkFilter() },
+	})
 	s.reading(full)
 	c := client(t, true)
 	require.Equal(t, 503, s.refused(c, true).StatusCode)

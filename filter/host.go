@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"runtime/debug"
 	"runtime/metrics"
-	"unsafe"
 
 	"github.com/proxy-wasm/proxy-wasm-go-sdk/proxywasm"
 	"github.com/proxy-wasm/proxy-wasm-go-sdk/proxywasm/types"
@@ -14,18 +13,6 @@ import (
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/guard"
 )
-
-//go:wasmimport wasi_snapshot_preview1 clock_time_get
-func clockTimeGet(id uint32, precision uint64, result unsafe.Pointer) uint32
-
-// now is the host's CLOCK_MONOTONIC, the same in all virtual machines of a process. Go's own monotonic time counts
-// from each machine's start, and wall time jumps.
-func now() budget.Time {
-	const monotonic = 1
-	var t uint64
-	clockTimeGet(monotonic, 1, unsafe.Pointer(&t))
-	return budget.Time(t)
-}
 
 // survive ends a fault of ours where it began: it is logged and counted, and the traffic goes on.
 func survive(in string) {

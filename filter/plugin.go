@@ -41,7 +41,7 @@ func (v *vm) start() error {
 	if err := v.stats.define(); err != nil {
 		return err
 	}
-	worker, err := guard.NewWorker(table{}, rand.New(rand.NewPCG(uint64(now()), 0)))
+	worker, err := guard.NewWorker(table{}, rand.New(rand.NewPCG(uint64(now()), 0)).Float64)
 	if err != nil {
 		return err
 	}

@@ -7,7 +7,10 @@
 // clock: now is an argument everywhere, CLOCK_MONOTONIC of the host. Nothing here decides whom to reject.
 package budget
 
-import "time"
+import (
+	"errors"
+	"time"
+)
 
 // Account is one worker's part of the books. It is not safe for concurrent use. Make it with NewAccount.
 type Account struct {
@@ -111,11 +114,11 @@ const (
 type Outcome uint8
 
 const (
-	// Granted: reserve it.
+	// Granted means reserve it.
 	Granted Outcome = iota
-	// Denied: there is no room.
+	// Denied means that there is no room.
 	Denied
-	// Busy: the table could not be changed in time. Nobody is rejected for it.
+	// Busy means that the table could not be changed in time. Nobody is rejected for it.
 	Busy
 )
 
@@ -167,11 +170,9 @@ func (a *Account) exchange(now Time, n int64, c Claim) Outcome {
 			return Denied
 		}
 		a.lend(stale, n, c == Forced)
-		switch err := a.publish(now, n, c == Floor); err {
-		case nil:
+		if err := a.publish(now, n, c == Floor); err == nil {
 			return Granted
-		case ErrConflict:
-		default:
+		} else if !errors.Is(err, ErrConflict) {
 			return Busy
 		}
 	}
@@ -523,7 +524,7 @@ func (a *Account) Tick(now Time) (polls bool, err error) {
 			a.buf = a.table.Append(a.buf[:0])
 			err = a.store.Swap(a.buf, a.version)
 		}
-		if err != ErrConflict {
+		if !errors.Is(err, ErrConflict) {
 			return polls && err == nil, err
 		}
 	}
@@ -588,7 +589,7 @@ func (a *Account) Observe(now, asked Time, reading int64) (before, after Level, 
 			a.notice(now)
 			return before, after, nil
 		}
-		if err != ErrConflict {
+		if !errors.Is(err, ErrConflict) {
 			return before, before, err
 		}
 	}

@@ -202,7 +202,7 @@ func (e *Envoy) live(ctx context.Context) error {
 		}
 		select {
 		case <-e.done:
-			return fmt.Errorf("envoy ended before it was ready (%v); the end of its log:\n%s", e.exitErr, e.tail())
+			return fmt.Errorf("envoy ended before it was ready (%w); the end of its log:\n%s", e.exitErr, e.tail())
 		case <-ctx.Done():
 			return fmt.Errorf("envoy is not ready: %w; the end of its log:\n%s", ctx.Err(), e.tail())
 		case <-time.After(50 * time.Millisecond):
@@ -396,7 +396,7 @@ func (e *Envoy) Until(ctx context.Context, filter string, ok func(map[string]flo
 		}
 		select {
 		case <-e.done:
-			return last, fmt.Errorf("envoy ended: %v\n%s", e.exitErr, e.tail())
+			return last, fmt.Errorf("envoy ended: %w\n%s", e.exitErr, e.tail())
 		case <-ctx.Done():
 			return last, fmt.Errorf("%w; last: %v", ErrTimeout, last)
 		case <-time.After(20 * time.Millisecond):

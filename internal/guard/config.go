@@ -147,7 +147,9 @@ func (c *Config) Validate() error {
 		key string
 		v   unit.Bytes
 	}{
-		{"downstream", u.Downstream}, {"upstream", u.Upstream}, {"http2_window", u.HTTP2Window},
+		{"downstream", u.Downstream},
+		{"upstream", u.Upstream},
+		{"http2_window", u.HTTP2Window},
 		{"http2_connection_window", u.HTTP2ConnectionWindow},
 	} {
 		check(f.v >= unit.KiB && f.v <= 2*unit.GiB, "buffers.%s: %v must be from 1KiB to 2GiB: what Envoy is set to", f.key, f.v)

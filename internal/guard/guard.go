@@ -356,7 +356,7 @@ func (w *Worker) retryAfter(now Time, s *Stream) unit.Duration {
 		d += unit.Duration(float64(w.line.Bytes()+s.wants) / float64(perSecond) * 1e9)
 	}
 	// Spread by a quarter, so that those who were told at once don't come back at once.
-	d += unit.Duration(w.rng.Float64() * float64(d) / 4)
+	d += unit.Duration(w.random() * float64(d) / 4)
 	return min(max(d, w.reject.Min), w.reject.Max)
 }
 

@@ -56,6 +56,7 @@ func example() Config {
 }
 
 func newProcess(t *testing.T, workers int, edit func(*Config)) *process {
+	t.Helper()
 	c := example()
 	if edit != nil {
 		edit(&c)
@@ -63,7 +64,7 @@ func newProcess(t *testing.T, workers int, edit func(*Config)) *process {
 	require.NoError(t, c.Validate())
 	p := &process{t: t, now: time.Hour, store: &budget.Memory{}}
 	for range workers {
-		w, err := NewWorker(p.store, rand.New(rand.NewPCG(1, 2)))
+		w, err := NewWorker(p.store, rand.New(rand.NewPCG(1, 2)).Float64)
 		require.NoError(t, err)
 		g, changed := New(c, w)
 		require.Empty(t, changed)
@@ -168,7 +169,7 @@ func TestAdmitsWhatFitsAndLetsTheRestWait(t *testing.T) {
 				waiting = waiting[1:]
 			}
 		}
-		require.True(t, &waiting[i].Stream == s, "first come, first served")
+		require.Same(t, &waiting[i].Stream, s, "first come, first served")
 	}
 	for _, r := range all {
 		g.Close(p.now, &r.Stream)
@@ -625,7 +626,7 @@ func TestNoAllocationAndFewHostCalls(t *testing.T) {
 }
 
 func BenchmarkRequest(b *testing.B) {
-	w, err := NewWorker(&budget.Memory{}, rand.New(rand.NewPCG(1, 2)))
+	w, err := NewWorker(&budget.Memory{}, rand.New(rand.NewPCG(1, 2)).Float64)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -72,6 +72,9 @@ func parseTree(text []byte) (any, error) {
 		}
 	}
 	if err != nil {
+		if errors.Is(err, io.EOF) {
+			err = io.ErrUnexpectedEOF
+		}
 		return nil, fmt.Errorf("the configuration is not JSON: %w (at byte %d)", err, d.InputOffset())
 	}
 	if _, ok := root.([]member); !ok {
@@ -83,9 +86,6 @@ func parseTree(text []byte) (any, error) {
 func parseValue(d *json.Decoder, depth int) (any, error) {
 	token, err := d.Token()
 	if err != nil {
-		if err == io.EOF {
-			err = io.ErrUnexpectedEOF
-		}
 		return nil, err
 	}
 	delim, ok := token.(json.Delim)

@@ -2,7 +2,6 @@ package guard
 
 import (
 	"fmt"
-	"math/rand/v2"
 	"time"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
@@ -17,7 +16,7 @@ type Time = budget.Time
 // The Guards of all plugins in it share it. It is not safe for concurrent use.
 type Worker struct {
 	account *budget.Account
-	rng     *rand.Rand
+	random  func() float64
 
 	// In force for the whole process: the plugin that started last sets them.
 	set      bool
@@ -47,13 +46,13 @@ type Worker struct {
 	counts    [NumCounters]uint64
 }
 
-// NewWorker returns a worker without a configuration: give it one with Use. The error is the store's.
-func NewWorker(store budget.Store, rng *rand.Rand) (*Worker, error) {
+// NewWorker returns a worker without a configuration: give it one with Use. random returns numbers in [0, 1). The error is the store's.
+func NewWorker(store budget.Store, random func() float64) (*Worker, error) {
 	account, err := budget.NewAccount(store, budget.Limits{})
 	if err != nil {
 		return nil, fmt.Errorf("join the other workers: %w", err)
 	}
-	return &Worker{account: account, rng: rng}, nil
+	return &Worker{account: account, random: random}, nil
 }
 
 // Use puts the parts of a configuration in force that all plugins share, and returns what that changes, in words;

@@ -1,0 +1,92 @@
+package guard
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// The captures are of one Envoy 1.40: idle, under a burst, and after it, when the allocator kept what it had got.
+func TestParseReadingOfARealEnvoy(t *testing.T) {
+	for file, want := range map[string]Reading{
+		"idle.memory.json":  {InUse: 12582912 - 5218304, Allocated: 6389088},
+		"burst.memory.json": {InUse: 230686720 - 5406720, Allocated: 223301040},
+		// heap_size alone would say 220 MiB: a burst would lock everyone out for ever.
+		"after.memory.json": {InUse: 230686720 - 23068672 - 177184768, Allocated: 14729304},
+	} {
+		text, err := os.ReadFile(filepath.Join("testdata", file))
+		require.NoError(t, err)
+		got, err := ParseReading(text)
+		require.NoError(t, err, file)
+		require.Equal(t, want, got, file)
+		require.LessOrEqual(t, got.Allocated, got.InUse, "what the program asked for is part of what is in use")
+
+		// An answer that was cut off is no reading, wherever the cut is; a newline behind the last brace may go.
+		for cut := range len(text) {
+			if text[cut] == '}' {
+				break
+			}
+			_, err := ParseReading(text[:cut])
+			require.Error(t, err, "%s cut at %d", file, cut)
+		}
+	}
+}
+
+// A newer Envoy may tell more; tcmalloc without a page heap may tell less.
+func TestParseReadingTakesWhatItNeeds(t *testing.T) {
+	got, err := ParseReading([]byte(`{"allocated": "5", "heap_size": "10", "limit": 7, "new": {"x": []}}`))
+	require.NoError(t, err)
+	require.Equal(t, Reading{InUse: 10, Allocated: 5}, got)
+}
+
+// A wrong figure is worse than none: without one memory.on_stale decides, with one everyone might be locked out or
+// let in.
+func TestParseReadingRefuses(t *testing.T) {
+	for name, text := range map[string]string{
+		"nothing":             ``,
+		"an error page":       `<html>403 Forbidden</html>`,
+		"null":                `null`,
+		"a list":              `[]`,
+		"an empty object":     `{}`,
+		"no heap size":        `{"allocated": "5"}`,
+		"no allocated":        `{"heap_size": "10"}`,
+		"null for a figure":   `{"allocated": null, "heap_size": "10"}`,
+		"words":               `{"allocated": "5", "heap_size": "much"}`,
+		"an empty figure":     `{"allocated": "5", "heap_size": ""}`,
+		"a fraction":          `{"allocated": "5", "heap_size": "10.5"}`,
+		"more than 63 bits":   `{"allocated": "5", "heap_size": "9223372036854775808"}`,
+		"a negative heap":     `{"allocated": "5", "heap_size": "-10"}`,
+		"an empty heap":       `{"allocated": "0", "heap_size": "0"}`,
+		"negative allocated":  `{"allocated": "-5", "heap_size": "10"}`,
+		"negative unmapped":   `{"allocated": "5", "heap_size": "10", "pageheap_unmapped": "-1"}`,
+		"negative free":       `{"allocated": "5", "heap_size": "10", "pageheap_free": "-1"}`,
+		"more free than heap": `{"allocated": "5", "heap_size": "10", "pageheap_free": "11"}`,
+		"all of it free":      `{"allocated": "5", "heap_size": "10", "pageheap_unmapped": "4", "pageheap_free": "6"}`,
+		"two answers":         `{"allocated": "5", "heap_size": "10"}{"allocated": "5", "heap_size": "10"}`,
+	} {
+		got, err := ParseReading([]byte(text))
+		require.ErrorContains(t, err, "answer of /memory", name)
+		require.Zero(t, got, name)
+	}
+}
+
+func FuzzParseReading(f *testing.F) {
+	for _, file := range []string{"idle", "burst", "after"} {
+		text, err := os.ReadFile(filepath.Join("testdata", file+".memory.json"))
+		require.NoError(f, err)
+		f.Add(text)
+	}
+	f.Add([]byte(`{"allocated": "5", "heap_size": "10", "pageheap_free": "11"}`))
+	f.Add([]byte(`{"ALLOCATED": "5", "heap_size": "1e3"}`))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		r, err := ParseReading(text)
+		if err != nil && r != (Reading{}) {
+			t.Fatalf("%q: both %+v and %v", text, r, err)
+		}
+		if err == nil && (r.InUse <= 0 || r.Allocated < 0) {
+			t.Fatalf("%q is taken for %+v", text, r)
+		}
+	})
+}
