@@ -78,6 +78,7 @@ type stats struct {
 	wait      proxywasm.MetricHistogram
 	published [guard.NumCounters]uint64
 	shown     [guard.NumGauges]int64
+	known     bool // shown is what Envoy has
 }
 
 // define makes the metrics. The SDK panics where Envoy refuses one.
@@ -92,7 +93,6 @@ func (s *stats) define() (err error) {
 	}
 	for i, m := range guard.Gauges() {
 		s.gauges[i] = proxywasm.DefineGaugeMetric(m.Name)
-		s.shown[i] = -1
 	}
 	s.wait = proxywasm.DefineHistogramMetric(guard.WaitHistogram().Name)
 	return nil
@@ -109,13 +109,17 @@ func (s *stats) count(counts *[guard.NumCounters]uint64) {
 
 func (s *stats) gauge(gauges [guard.NumGauges]int64) {
 	for i, v := range gauges {
-		if s.shown[i] != v {
+		if !s.known || s.shown[i] != v {
 			// Record sets a gauge; the SDK only offers it for histograms, but the host takes any metric.
 			proxywasm.MetricHistogram(s.gauges[i]).Record(uint64(max(v, 0)))
 			s.shown[i] = v
 		}
 	}
+	s.known = true
 }
+
+// forget says that the gauges may have been set by somebody else.
+func (s *stats) forget() { s.known = false }
 
 // vmBytes is the memory of this virtual machine as the Go runtime sees it.
 func vmBytes() int64 {

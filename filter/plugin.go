@@ -155,10 +155,12 @@ func (p *plugin) carryOut(a *guard.Actions) {
 	}
 	for _, c := range a.Close {
 		s := streamOf(c)
-		if p.on(s.network) {
-			if err := proxywasm.CloseDownstream(); err != nil {
-				machine.hostError()
-			}
+		if p.on(s.network) && proxywasm.CloseDownstream() == nil {
+			continue
+		}
+		machine.hostError()
+		if p.on(s.id) { // it must not hang for ever
+			s.answer(guard.Verdict{Action: guard.Answer, Reason: guard.QueueFull})
 		}
 	}
 	if a.Resume != nil || len(a.Rejected) > 0 || len(a.Close) > 0 {
@@ -197,7 +199,9 @@ func (p *plugin) hurry() {
 
 func (p *plugin) publish(t budget.Time, polls bool) {
 	machine.stats.count(machine.worker.Counts())
-	if polls && t-machine.gauged >= 200*time.Millisecond {
+	if !polls {
+		machine.stats.forget() // another virtual machine sets the gauges now
+	} else if t-machine.gauged >= 200*time.Millisecond {
 		machine.gauged = t
 		machine.stats.gauge(machine.worker.Gauges(t))
 	}

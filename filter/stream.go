@@ -122,7 +122,9 @@ func (s *stream) do(v guard.Verdict) types.Action {
 		s.plugin.hurry()
 	case guard.Answer, guard.Reset:
 		// With the response begun, Envoy can't answer any more and resets the stream.
-		s.answer(v)
+		if !s.answer(v) {
+			return types.ActionContinue // a reject that fails must not hang: the traffic goes on
+		}
 	}
 	return types.ActionPause
 }
@@ -137,7 +139,7 @@ func (s *stream) mark(v guard.Verdict) {
 // grpcResourceExhausted is ignored for plain HTTP; without it gRPC clients would be told 14 for a 503.
 const grpcResourceExhausted = 8
 
-func (s *stream) answer(v guard.Verdict) {
+func (s *stream) answer(v guard.Verdict) (sent bool) {
 	r := &s.plugin.guard.Config().Reject
 	headers := make([][2]string, 0, 3)
 	headers = append(headers, [2]string{"x-highwater-reason", v.Reason.String()})
@@ -157,7 +159,9 @@ func (s *stream) answer(v guard.Verdict) {
 	}
 	if err := proxywasm.SendHttpResponse(uint32(r.Status), headers, []byte(body), grpcResourceExhausted); err != nil {
 		machine.hostError()
+		return false
 	}
+	return true
 }
 
 // length is that of a message's body: 0 where the headers end it, its content-length, else budget.Unknown.

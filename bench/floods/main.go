@@ -137,9 +137,9 @@ func command(args []string, stdout, stderr io.Writer) int {
 		}
 	}
 	if *file != "" {
-		text, err := json.MarshalIndent(all, "", "  ")
+		out, err := json.MarshalIndent(all, "", "  ")
 		if err == nil {
-			err = os.WriteFile(*file, append(text, '\n'), 0o644)
+			err = os.WriteFile(*file, append(out, '\n'), 0o644)
 		}
 		if err != nil {
 			return fail(err)

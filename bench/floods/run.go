@@ -205,11 +205,11 @@ func configure(c envoytest.Config, s settings, guard string, o options) {
 	buffers := map[string]any{}
 	if s.buffers > 0 {
 		c.SetBuffers(s.buffers, s.buffers)
-		buffers["downstream"], buffers["upstream"] = bytes(s.buffers), bytes(s.buffers)
+		buffers["downstream"], buffers["upstream"] = text(s.buffers), text(s.buffers)
 	}
 	if s.streamWindow > 0 {
 		c.SetHTTP2(s.streamWindow, s.connWindow, max(s.maxStreams, 100))
-		buffers["http2_window"], buffers["http2_connection_window"] = bytes(s.streamWindow), bytes(s.connWindow)
+		buffers["http2_window"], buffers["http2_connection_window"] = text(s.streamWindow), text(s.connWindow)
 	}
 	if s.linger > 0 {
 		c.SetLinger(s.linger)
@@ -246,7 +246,7 @@ func configure(c envoytest.Config, s settings, guard string, o options) {
 	}
 }
 
-func bytes(n int) string { return unit.Bytes(n).String() }
+func text(n int) string { return unit.Bytes(n).String() }
 
 // fullService is how long it takes until 20 small requests and an upload of 4 MiB have been served, retries included.
 func fullService(ctx context.Context, addr string) time.Duration {

@@ -20,6 +20,7 @@ import (
 
 	"golang.org/x/term"
 
+	"github.com/highwater-envoy/highwater/bench/internal/apart"
 	"github.com/highwater-envoy/highwater/bench/internal/figures"
 	"github.com/highwater-envoy/highwater/internal/envoybin"
 	"github.com/highwater-envoy/highwater/internal/envoytest"
@@ -29,7 +30,27 @@ import (
 
 const mib = 1 << 20
 
-func main() { os.Exit(command(os.Args[1:], os.Stdout, os.Stderr)) }
+// loadCommand makes this program the process that floods, when it runs itself: see package apart.
+const loadCommand = "load"
+
+func main() {
+	if len(os.Args) == 2 && os.Args[1] == loadCommand {
+		if err := apart.Serve(os.Stdin, os.Stdout, flood); err != nil {
+			fmt.Fprintln(os.Stderr, "run:", err)
+			os.Exit(1)
+		}
+		return
+	}
+	os.Exit(command(os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// flood is what runs in a process of its own: the first two lines of the view.
+func flood(addr string) []load.Load {
+	return []load.Load{
+		&load.Uploads{Addr: addr, Path: "/upload?delay=2s", Count: 100, Size: 4 * mib},
+		&load.SlowReaders{Addr: addr, Count: 50, Size: 2 * mib, Length: true, Rate: 256 << 10},
+	}
+}
 
 func command(args []string, stdout *os.File, stderr io.Writer) int {
 	flags := flag.NewFlagSet("run", flag.ContinueOnError)
@@ -58,8 +79,8 @@ func command(args []string, stdout *os.File, stderr io.Writer) int {
 
 // kind is one of the loads of the demo.
 type kind struct {
-	name string
-	load.Load
+	name     string
+	snapshot func() load.Snapshot
 }
 
 func demo(ctx context.Context, out *os.File, duration time.Duration, guarded bool, wasm string) error {
@@ -72,7 +93,12 @@ func demo(ctx context.Context, out *os.File, duration time.Duration, guarded boo
 	if _, err := envoybin.Path(ctx, out); err != nil { // fetches it, the first time
 		return err
 	}
-	upstream, err := load.NewUpstream()
+	hogs, err := apart.Start(loadCommand)
+	if err != nil {
+		return err
+	}
+	defer hogs.Close()
+	upstream, err := load.NewUpstream() // of the small requests
 	if err != nil {
 		return err
 	}
@@ -84,12 +110,13 @@ func demo(ctx context.Context, out *os.File, duration time.Duration, guarded boo
 	}
 	say("starting Envoy %s %s ...", version, with)
 	var limit unit.Bytes
-	var badLimit error
+	var badRoute, badLimit error
 	envoy, err := envoytest.Start(ctx, envoytest.Options{
 		Wasm:        wasm,
 		Concurrency: 2,
-		Upstream:    upstream.Addr(),
+		Upstream:    hogs.Upstream(),
 		Edit: func(c envoytest.Config) {
+			badRoute = apart.Route(c, "/small", upstream.Addr())
 			c.SetPluginConfig(func(plugin map[string]any) {
 				budget, _ := plugin["budget"].(map[string]any)
 				limit, badLimit = unit.ParseBytes(fmt.Sprint(budget["limit"]))
@@ -103,17 +130,22 @@ func demo(ctx context.Context, out *os.File, duration time.Duration, guarded boo
 		return err
 	}
 	defer envoy.Stop()
+	if badRoute != nil {
+		return badRoute
+	}
 	if badLimit != nil {
 		return fmt.Errorf("budget.limit of the example: %w", badLimit)
 	}
 	say("Envoy is ready: admin at %s, the listener at http://%s", envoy.AdminURL(), envoy.Addr("ingress"))
 	say("")
+	pause(ctx, time.Second) // the guard has its first readings, the starting machine is quiet
 
 	addr := envoy.Addr("ingress")
+	small := &load.Small{Addr: addr, Rate: 200, Drain: 2 * time.Second}
 	kinds := []kind{
-		{"uploads of 4 MiB", &load.Uploads{Addr: addr, Path: "/upload?delay=2s", Count: 100, Size: 4 * mib}},
-		{"slow readers", &load.SlowReaders{Addr: addr, Count: 50, Size: 2 * mib, Length: true, Rate: 256 << 10}},
-		{"small requests", &load.Small{Addr: addr, Rate: 200, Drain: 2 * time.Second}},
+		{"uploads of 4 MiB", func() load.Snapshot { return hogs.Snapshot(0) }},
+		{"slow readers", func() load.Snapshot { return hogs.Snapshot(1) }},
+		{"small requests", small.Snapshot},
 	}
 
 	running, stop := context.WithCancel(ctx)
@@ -141,9 +173,9 @@ func demo(ctx context.Context, out *os.File, duration time.Duration, guarded boo
 			return load.Reading{Allocated: m.Allocated, InUse: m.InUse()}, err
 		})
 	})
-	for _, k := range kinds {
-		all.Go(func() { k.Run(running) })
-	}
+	var hogsErr error
+	all.Go(func() { hogsErr = hogs.Run(running, addr) })
+	all.Go(func() { small.Run(running) })
 	all.Go(func() {
 		for running.Err() == nil {
 			if stats, err := envoy.Stats(running, "highwater"); err == nil {
@@ -157,6 +189,9 @@ func demo(ctx context.Context, out *os.File, duration time.Duration, guarded boo
 	all.Wait()
 	if died != nil {
 		return died
+	}
+	if hogsErr != nil {
+		return hogsErr
 	}
 	watch.summary(out)
 	return nil

@@ -106,7 +106,7 @@ func (w *watch) view(width int, colours bool) []string {
 	}
 	lines := []string{
 		fmt.Sprintf("%s  %s  %s  %s", p.paint(bold, "Highwater"), state,
-			figures.Time(time.Since(w.begun).Round(time.Second)), p.paint(dim, "admin "+w.admin)),
+			time.Since(w.begun).Round(time.Second), p.paint(dim, "admin "+w.admin)),
 		"",
 		"  " + w.bar(min(width-4, 76), p),
 		fmt.Sprintf("  in use %s of %s  %s   peak %s  %s",
@@ -123,7 +123,7 @@ func (w *watch) view(width int, colours bool) []string {
 	lines = append(lines, "",
 		p.paint(dim, fmt.Sprintf("  %-18s %9s %9s %9s %9s %9s %9s %9s", "load", "served", "in flight", "waiting", "rejected", "failed", "p50", "p99")))
 	for _, k := range w.kinds {
-		s := k.Snapshot()
+		s := k.snapshot()
 		rejected, failed := fmt.Sprintf("%9d", s.Rejected), fmt.Sprintf("%9d", failures(s))
 		if s.Rejected > 0 {
 			rejected = p.paint(yellow, rejected)
@@ -178,19 +178,19 @@ func (w *watch) bar(width int, p painter) string {
 func (w *watch) line() string {
 	last := w.memory.Last()
 	var b strings.Builder
-	fmt.Fprintf(&b, "%4s  in use %s of %s (%.0f%%)", figures.Time(time.Since(w.begun).Round(time.Second)),
+	fmt.Fprintf(&b, "%5s  in use %s of %s (%.0f%%)", time.Since(w.begun).Round(time.Second),
 		figures.Size(float64(last.InUse)), figures.Size(float64(w.limit)), 100*float64(last.InUse)/float64(w.limit))
 	if w.guarded {
 		fmt.Fprintf(&b, ", base %s, fresh %s, coming %s, estimate %s, %s, %s waiting", w.size("base_bytes"), w.size("fresh_bytes"),
 			w.size("coming_bytes"), w.size("estimate_bytes"), levels[w.level()], w.number("waiting"))
 	}
 	for _, k := range w.kinds {
-		s := k.Snapshot()
-		fmt.Fprintf(&b, " | %s: %d served, %d in flight, %d waiting, %d rejected, ", k.name, s.Served, s.InFlight, s.Waiting, s.Rejected)
+		s := k.snapshot()
+		fmt.Fprintf(&b, " | %s: %d served, %d waiting, %d rejected", k.name, s.Served, s.Waiting, s.Rejected)
 		if n := failures(s); n > 0 {
-			fmt.Fprintf(&b, "%d failed, ", n)
+			fmt.Fprintf(&b, ", %d failed", n)
 		}
-		fmt.Fprintf(&b, "p50 %s, p99 %s", figures.Time(s.P50), figures.Time(s.P99))
+		fmt.Fprintf(&b, ", p99 %s", figures.Time(s.P99))
 	}
 	return b.String()
 }
@@ -208,12 +208,12 @@ func (w *watch) summary(out io.Writer) {
 	fmt.Fprintf(out, "\n%s %s, budget %s\n", figures.Time(time.Since(w.begun).Round(100*time.Millisecond)), with, figures.Size(float64(w.limit)))
 	fmt.Fprintf(out, "  %-18s allocated %s; in use %s\n", "peak", against(peak.Allocated), against(peak.InUse))
 	for _, k := range w.kinds {
-		s := k.Snapshot()
+		s := k.snapshot()
 		fmt.Fprintf(out, "  %-18s %d served, %d rejected, %d failed", k.name, s.Served, s.Rejected, failures(s))
 		if s.P99 > 0 {
 			fmt.Fprintf(out, "; p50 %s, p99 %s", figures.Time(s.P50), figures.Time(s.P99))
 		}
-		if _, ok := k.Load.(*load.Uploads); ok {
+		if s.Goodput() > mib { // of small requests nobody asks that
 			fmt.Fprintf(out, "; %.0f MiB/s", s.Goodput()/mib)
 		}
 		fmt.Fprintln(out)

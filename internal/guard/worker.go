@@ -40,6 +40,8 @@ type Worker struct {
 	asking    Time // when the outstanding reading was asked for; 0 = none is outstanding
 	asked     Time
 	failing   bool
+	logged    budget.Level // the last one told
+	loggedAt  Time
 	allocated int64
 	peak      int64
 	actions   Actions
@@ -368,6 +370,9 @@ func (w *Worker) schedule(now Time) bool {
 // AskTimeout is how long to wait for the answer to a reading.
 func (w *Worker) AskTimeout() unit.Duration { return unit.Duration(askTimeout) }
 
+// logEvery: a level that swings with a flood is told once a second at most.
+const logEvery = time.Second
+
 // Observe takes the answer to what Tick asked for: the reading, or why there is none. It returns what is to be
 // logged, if anything.
 func (w *Worker) Observe(now Time, r Reading, failure error) (event string) {
@@ -385,7 +390,7 @@ func (w *Worker) Observe(now Time, r Reading, failure error) (event string) {
 	}
 	w.allocated = r.Allocated
 	w.peak = max(w.peak, r.InUse)
-	before, after, err := w.account.Observe(now, asked, r.InUse)
+	_, level, err := w.account.Observe(now, asked, r.InUse)
 	if err != nil {
 		w.HostError()
 		return ""
@@ -394,12 +399,13 @@ func (w *Worker) Observe(now Time, r Reading, failure error) (event string) {
 		w.failing = false
 		event = "readings are back. "
 	}
-	if before != after {
+	if level != w.logged && now-w.loggedAt >= logEvery {
 		t := w.account.Table()
 		all := t.Sum()
 		event += fmt.Sprintf("level %v, was %v: in use %s + fresh %s + coming %s of %s; base %s, %d requests in flight, %d waiting",
-			after, before, unit.Bytes(r.InUse).Human(), unit.Bytes(all.Fresh).Human(), unit.Bytes(all.Coming).Human(),
+			level, w.logged, unit.Bytes(r.InUse).Human(), unit.Bytes(all.Fresh).Human(), unit.Bytes(all.Coming).Human(),
 			unit.Bytes(w.limits.Limit), unit.Bytes(t.Base).Human(), all.Streams, all.Waiting)
+		w.logged, w.loggedAt = level, now
 	}
 	return event
 }

@@ -28,9 +28,18 @@ var byteUnits = []struct {
 	factor Bytes
 }{
 	// Longer suffixes first: "KiB" must not be read as "B".
-	{"TiB", TiB}, {"GiB", GiB}, {"MiB", MiB}, {"KiB", KiB},
-	{"Ti", TiB}, {"Gi", GiB}, {"Mi", MiB}, {"Ki", KiB},
-	{"TB", 1e12}, {"GB", 1e9}, {"MB", 1e6}, {"kB", 1e3},
+	{"TiB", TiB},
+	{"GiB", GiB},
+	{"MiB", MiB},
+	{"KiB", KiB},
+	{"Ti", TiB},
+	{"Gi", GiB},
+	{"Mi", MiB},
+	{"Ki", KiB},
+	{"TB", 1e12},
+	{"GB", 1e9},
+	{"MB", 1e6},
+	{"kB", 1e3},
 	{"B", 1},
 }
 
