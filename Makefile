@@ -7,6 +7,7 @@ MAKEFLAGS += --no-print-directory
 DURATION ?= 0
 GUARD ?= on
 FUZZTIME ?= 10s
+TESTFLAGS ?=
 FLOODS ?= upload-h1,upload-chunked,upload-h2,upload-400,upload-default-100
 RUNS ?= 1
 FLOOD_DURATION ?= 8s
@@ -59,9 +60,9 @@ run: build envoy ## a real Envoy under a flood, with a live view; Ctrl-C or DURA
 .PHONY: test
 test: build build/highwater-trap.wasm envoy ## everything, real Envoy included
 	@echo "unit and property tests, with the race detector"
-	@go test -race ./internal/... ./cmd/... ./bench/...
+	@go test -race $(TESTFLAGS) ./internal/... ./cmd/... ./bench/...
 	@echo "end-to-end tests on a real Envoy"
-	@HIGHWATER_E2E=1 go test -count=1 -timeout 15m ./e2e/...
+	@HIGHWATER_E2E=1 go test -count=1 -timeout 15m $(TESTFLAGS) ./e2e/...
 
 .PHONY: test-oom
 test-oom: build envoy ## a real OOM kill, and none with the guard; needs root and a memory cgroup

@@ -92,6 +92,5 @@ func TestConfigurationChangesWhileRunning(t *testing.T) {
 	})
 	require.NoError(t, err)
 	require.Equal(t, 200, <-codes, "what waited has room now, and nothing was lost")
-	c.CloseIdleConnections()
-	s.drained()
+	s.drained(c.CloseIdleConnections)
 }

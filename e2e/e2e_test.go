@@ -142,10 +142,14 @@ func (s *scene) counter(name string, n float64) {
 	require.NoError(s.t, err, name)
 }
 
-// drained waits until nothing is held of any request or connection.
-func (s *scene) drained() {
+// drained waits until nothing is held of any request or connection. What the clients do to close theirs is done again
+// and again: a connection whose streams were just cancelled is not idle at once.
+func (s *scene) drained(closing ...func()) {
 	s.t.Helper()
 	_, err := s.Until(s.t.Context(), "highwater", func(m map[string]float64) bool {
+		for _, f := range closing {
+			f()
+		}
 		for _, name := range []string{"fresh_bytes", "coming_bytes", "waiting", "streams", "connections", "exposure_bytes"} {
 			if v, ok := m["wasmcustom.highwater_"+name]; !ok || v != 0 {
 				return false

@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/highwater-envoy/highwater/internal/envoytest"
+	"github.com/highwater-envoy/highwater/internal/load"
 )
 
 func do(t *testing.T, c *http.Client, method, url string, body io.Reader, length int64) *http.Response {
@@ -139,9 +140,8 @@ func TestWaiting(t *testing.T) {
 				require.NotEmpty(t, res.Header.Get("retry-after"))
 				s.reading(195 * mib)
 				require.Equal(t, 503, do(t, c, "GET", s.url("/bytes?n=3000000"), nil, 0).StatusCode, "a large response has no room")
-				c.CloseIdleConnections()
 				s.reading(40 * mib)
-				s.drained()
+				s.drained(c.CloseIdleConnections)
 			})
 		}
 	})
@@ -228,8 +228,7 @@ func TestHangUpInEveryPhase(t *testing.T) {
 			s.waiting(5)
 			cancel()
 			uploads.Wait()
-			c.CloseIdleConnections()
-			s.drained()
+			s.drained(c.CloseIdleConnections)
 		})
 	})
 }
@@ -318,8 +317,7 @@ func TestUpstreamResets(t *testing.T) {
 			res.Body.Close()
 		}
 	}
-	c.CloseIdleConnections()
-	s.drained()
+	s.drained(c.CloseIdleConnections)
 	s.quiet()
 }
 
@@ -352,8 +350,7 @@ func TestExemptAndObserve(t *testing.T) {
 		conn := s.dial(upload("content-length: 16777216", "/other") + strings.Repeat("x", 50_000))
 		require.Equal(t, 404, answer(t, conn).StatusCode, "the upstream answers it")
 		conn.Close()
-		c.CloseIdleConnections()
-		s.drained()
+		s.drained(c.CloseIdleConnections)
 	})
 	t.Run("observe", func(t *testing.T) {
 		s := start(t, setup{fake: 40 * mib, plugin: func(cfg map[string]any) { cfg["mode"] = "observe" }})
@@ -363,8 +360,7 @@ func TestExemptAndObserve(t *testing.T) {
 			require.Equal(t, 200, do(t, c, "POST", s.url("/upload?delay=0s"), zeros(4*mib), 4*mib).StatusCode)
 			require.Equal(t, 200, do(t, c, "GET", s.url("/bytes?n=1000000"), nil, 0).StatusCode)
 		}
-		c.CloseIdleConnections()
-		s.drained()
+		s.drained(c.CloseIdleConnections)
 		s.counter("highwater_rejected_total.reason.too_large", 0)
 		s.counter("highwater_rejected_responses_total", 5)
 	})
@@ -497,6 +493,31 @@ func TestWithoutTheNetworkFilter(t *testing.T) {
 	require.Equal(t, 503, s.refused(c, true).StatusCode)
 	s.reading(40 * mib)
 	require.Equal(t, 200, do(t, c, "POST", s.url("/upload?delay=0s"), zeros(mib), mib).StatusCode)
-	c.CloseIdleConnections()
-	s.drained()
+	s.drained(c.CloseIdleConnections)
+}
+
+// Slow readers, with and without a length, are served to the end and leave nothing behind.
+func TestSlowReaders(t *testing.T) {
+	forWorkers(t, func(t *testing.T, workers int) {
+		s := start(t, setup{workers: workers})
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		defer cancel()
+		var loads sync.WaitGroup
+		var readers []*load.SlowReaders
+		for _, protocol := range []load.Protocol{load.HTTP1, load.HTTP2} {
+			for _, length := range []bool{true, false} {
+				r := &load.SlowReaders{Addr: s.addr, Count: 30, Size: 16 * mib, Length: length, Protocol: protocol}
+				readers = append(readers, r)
+				loads.Go(func() { r.Run(ctx) })
+			}
+		}
+		loads.Wait()
+		for _, r := range readers {
+			got := r.Snapshot()
+			require.Equal(t, int64(30), got.Served, "%+v", got)
+			require.Zero(t, got.Cut+got.Rejected+got.Errors, "%+v", got)
+		}
+		s.drained()
+		s.quiet()
+	})
 }

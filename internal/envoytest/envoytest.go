@@ -20,6 +20,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	func_e "github.com/tetratelabs/func-e"
@@ -45,6 +46,7 @@ type Options struct {
 type Envoy struct {
 	admin   string
 	pid     int
+	baseID  int
 	dir     string
 	output  output
 	client  *http.Client
@@ -61,6 +63,7 @@ type Envoy struct {
 const (
 	// startWithin: V8 compiles the plugin on the main thread, and the machine may be busy.
 	startWithin = 90 * time.Second
+	stopWithin  = 5 * time.Second
 	tries       = 5 // a port that was free a moment ago may be taken
 )
 
@@ -129,10 +132,12 @@ func start(ctx context.Context, o Options, binary string) (_ *Envoy, err error) 
 	if err := os.WriteFile(wrapper, []byte(script+"exec '"+binary+"' \"$@\"\n"), 0o700); err != nil {
 		return nil, err
 	}
+	id := os.Getpid()%50000*100 + int(baseID.Add(1))
 	args := append([]string{
 		"-c", file, "--concurrency", strconv.Itoa(o.Concurrency), "-l", o.LogLevel,
-		"--base-id", strconv.Itoa(os.Getpid()%50000*100 + int(baseID.Add(1))),
+		"--base-id", strconv.Itoa(id),
 	}, o.Args...)
+	e.baseID = id
 	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	e.cancel = cancel
 	go func() {
@@ -197,7 +202,7 @@ func (e *Envoy) live(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startWithin)
 	defer cancel()
 	for {
-		if body, err := e.get(ctx, "/ready"); err == nil && strings.TrimSpace(string(body)) == "LIVE" {
+		if body, err := e.get(ctx, "/ready"); err == nil && strings.TrimSpace(string(body)) == "LIVE" && e.mine(ctx) {
 			return nil
 		}
 		select {
@@ -208,6 +213,17 @@ func (e *Envoy) live(ctx context.Context) error {
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
+}
+
+// mine says whether it is this Envoy that answers: the port may have been lost to another one.
+func (e *Envoy) mine(ctx context.Context) bool {
+	var info struct {
+		Options struct {
+			BaseID json.Number `json:"base_id"`
+		} `json:"command_line_options"`
+	}
+	body, err := e.get(ctx, "/server_info")
+	return err == nil && json.Unmarshal(body, &info) == nil && info.Options.BaseID.String() == strconv.Itoa(e.baseID)
 }
 
 func freePort() (int, error) {
@@ -259,9 +275,16 @@ func (e *Envoy) Done() <-chan struct{} { return e.done }
 // ExitErr is how it ended; valid once Done is closed.
 func (e *Envoy) ExitErr() error { return e.exitErr }
 
-// Stop ends Envoy, waits for it and removes its files. More than once is fine.
+// Stop asks Envoy to end, kills it if it does not, waits for it and removes its files. More than once is fine. The end
+// of the context that Start was given does not stop it.
 func (e *Envoy) Stop() error {
 	e.stop.Do(func() {
+		if syscall.Kill(e.pid, syscall.SIGTERM) == nil {
+			select {
+			case <-e.done:
+			case <-time.After(stopWithin):
+			}
+		}
 		e.cancel()
 		<-e.done
 		e.remove()
