@@ -23,7 +23,6 @@ type flood struct {
 	envoy    settings
 	hogs     func(addr string) load.Load
 	clients  int           // how many hogs there are
-	alone    bool          // no bystanders beside it
 	duration time.Duration // instead of -duration
 	recovery bool          // measure how long full service takes to come back
 

@@ -29,7 +29,6 @@ type options struct {
 	concurrency int
 	wasm        string
 	cgroup      unit.Bytes // 0: in none of its own
-	verbose     bool
 }
 
 // result is what came of one run.
@@ -136,7 +135,7 @@ func run(ctx context.Context, f flood, guard string, o options) (*result, error)
 
 	small := &load.Small{Addr: addr, Rate: o.small}
 	bystanders, stopBystanders := context.WithCancel(alive)
-	if !f.alone && o.small > 0 {
+	if o.small > 0 {
 		measuring.Go(func() { small.Run(bystanders) })
 	}
 
@@ -265,7 +264,10 @@ func fullService(ctx context.Context, addr string) time.Duration {
 			ctx, stop := context.WithCancel(ctx)
 			var running sync.WaitGroup
 			running.Go(func() { l.Run(ctx) })
-			for l.Snapshot().Served < l.enough && wait(ctx, time.Millisecond) {
+			for l.Snapshot().Served < l.enough {
+				if !wait(ctx, time.Millisecond) {
+					break
+				}
 			}
 			stop()
 			running.Wait()

@@ -18,6 +18,7 @@ const budget = 200 << 20
 
 // at is a watch that last read inUse bytes.
 func at(t *testing.T, guarded bool, inUse int64, stats figures.Stats) *watch {
+	t.Helper()
 	w := &watch{
 		guarded: guarded, limit: budget, begun: time.Now(), admin: "http://127.0.0.1:1",
 		kinds: []kind{{"uploads of 4 MiB", new(load.Uploads).Snapshot}, {"small requests", new(load.Small).Snapshot}},

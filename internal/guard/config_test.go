@@ -139,6 +139,7 @@ func TestEachMistakeIsOneLine(t *testing.T) {
 		{"exempt", `{"route": "r"}`, "exempt: {...} must be a list: [...]"},
 		{"exempt", `null`, "exempt: null must be a list: [...]"},
 		{"exempt", `["/healthz"]`, `exempt[0]: "/healthz" must be an object: {...}`},
+		{"exempt", `[{"route": 7}]`, "exempt[0].route: 7 must be text in quotes"},
 		{"throttle.queue", `"7"`, `throttle.queue: "7" must be a whole number`},
 		{"throttle.queue", `7.5`, "throttle.queue: 7.5 must be a whole number"},
 		{"throttle.queue", `1e400`, "throttle.queue: 1e400 must be a whole number"},

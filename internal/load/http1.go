@@ -17,7 +17,6 @@ import (
 type http1 struct {
 	conn net.Conn
 	in   *bufio.Reader
-	used bool // it has carried a whole exchange: its peer may have closed it since
 }
 
 // aLongTimeAgo as a deadline makes what is blocked on a connection return.

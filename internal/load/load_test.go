@@ -44,6 +44,7 @@ func run(t *testing.T, l Load, until func(Snapshot) bool) Snapshot {
 func served(n int64) func(Snapshot) bool { return func(s Snapshot) bool { return s.Served >= n } }
 
 func newUpstream(t *testing.T) *Upstream {
+	t.Helper()
 	u, err := NewUpstream()
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = u.Close() })
@@ -52,6 +53,7 @@ func newUpstream(t *testing.T) *Upstream {
 
 // server answers by h over both protocols.
 func server(t *testing.T, h http.HandlerFunc) (addr string) {
+	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	protocols := new(http.Protocols)

@@ -131,8 +131,8 @@ func (s Spread) Max() float64 {
 }
 
 // Print prints the median, and min..max behind it if they print differently.
-func (s Spread) Print(print func(float64) string) string {
-	median, low, high := print(s.Median()), print(s.Min()), print(s.Max())
+func (s Spread) Print(text func(float64) string) string {
+	median, low, high := text(s.Median()), text(s.Min()), text(s.Max())
 	if low == high {
 		return median
 	}

@@ -23,7 +23,7 @@ func TestStats(t *testing.T) {
 	}
 	v, ok := s.Get("coming_bytes")
 	require.True(t, ok)
-	require.EqualValues(t, 12, v)
+	require.InDelta(t, 12, v, 0)
 	_, ok = s.Get("coming")
 	require.False(t, ok)
 	require.Equal(t, map[string]float64{"full": 3}, s.Reasons("rejected_total"))
@@ -33,11 +33,11 @@ func TestStats(t *testing.T) {
 }
 
 func TestSpread(t *testing.T) {
-	print := func(f float64) string { return strconv.FormatFloat(f, 'f', 1, 64) }
-	require.Equal(t, "0.0", Spread(nil).Print(print))
-	require.Equal(t, "2.0", Spread{2}.Print(print))
-	require.Equal(t, "2.0 (1.0..9.0)", Spread{9, 1, 2}.Print(print))
-	require.Equal(t, "2.5 (1.0..9.0)", Spread{9, 1, 2, 3}.Print(print))
+	text := func(f float64) string { return strconv.FormatFloat(f, 'f', 1, 64) }
+	require.Equal(t, "0.0", Spread(nil).Print(text))
+	require.Equal(t, "2.0", Spread{2}.Print(text))
+	require.Equal(t, "2.0 (1.0..9.0)", Spread{9, 1, 2}.Print(text))
+	require.Equal(t, "2.5 (1.0..9.0)", Spread{9, 1, 2, 3}.Print(text))
 }
 
 func TestTime(t *testing.T) {

@@ -1,0 +1,170 @@
+package budget
+
+import (
+	"bytes"
+	"encoding/binary"
+	"math"
+	"math/rand/v2"
+	"reflect"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// each field has a value of its own, so that two that are swapped are found.
+func numbered(entries int) *Table {
+	t := &Table{
+		Reading: 1, Asked: 2, Sequence: 3, Low: 4, Base: 5, Surprise: 6, Level: Hard, Futile: true,
+		Poller: 8, PollerBeat: 9,
+	}
+	for i := range entries {
+		e := Entry{ID: uint32(i + 1)}
+		for j, v := range e.fields() {
+			*v = int64(100*i + j + 10)
+		}
+		t.Entries = append(t.Entries, e)
+	}
+	return t
+}
+
+func TestATableIsReadBack(t *testing.T) {
+	for _, want := range []*Table{
+		{}, {Level: Over}, {Futile: true}, numbered(0), numbered(1), numbered(64), numbered(maxEntries),
+		{Reading: math.MaxInt64, Asked: math.MinInt64, Sequence: math.MaxUint64, Poller: math.MaxUint32, Entries: []Entry{{ID: math.MaxUint32, Lease: -1, VM: math.MinInt64}}},
+	} {
+		var got Table
+		require.NoError(t, got.Decode(want.Append(nil)))
+		if len(want.Entries) == 0 {
+			got.Entries = want.Entries
+		}
+		require.Equal(t, *want, got)
+	}
+	require.Equal(t, []byte("front"), numbered(1).Append([]byte("front"))[:5])
+	got := *numbered(3)
+	require.NoError(t, got.Decode(nil), "what was never stored is empty")
+	require.Empty(t, got.Entries)
+	require.Zero(t, got.Sequence)
+}
+
+// Each field of an entry is encoded once: a field that was forgotten would be 0 for all others, and no test of one
+// worker would see it.
+func TestNoFieldOfAnEntryIsForgotten(t *testing.T) {
+	var e Entry
+	seen := map[*int64]bool{}
+	for _, v := range e.fields() {
+		require.False(t, seen[v], "twice")
+		seen[v] = true
+	}
+	require.Equal(t, entryFields*8+8, entryBytes)
+	// A worker's entry is its id and int64 alone; what is added to it has to be added to fields.
+	require.Equal(t, entryBytes, binary.Size(struct {
+		ID     uint64
+		Fields [entryFields]int64
+	}{}))
+	require.Equal(t, uintptr(entryBytes), reflect.TypeFor[Entry]().Size())
+}
+
+func TestGarbageIsNoTable(t *testing.T) {
+	good := numbered(3).Append(nil)
+	with := func(edit func(b []byte)) []byte {
+		b := bytes.Clone(good)
+		edit(b)
+		return b
+	}
+	for name, value := range map[string][]byte{
+		"one byte":          {1},
+		"another version":   with(func(b []byte) { b[0]++ }),
+		"a byte less":       good[:len(good)-1],
+		"a byte more":       append(bytes.Clone(good), 0),
+		"a worker less":     good[:len(good)-entryBytes],
+		"only a header":     good[:headerBytes],
+		"less than that":    good[:headerBytes-1],
+		"only a beginning":  good[:4],
+		"more workers":      with(func(b []byte) { b[4]++ }),
+		"billions of them":  with(func(b []byte) { binary.LittleEndian.PutUint32(b[4:], math.MaxUint32) }),
+		"too many":          numbered(maxEntries + 1).Append(nil),
+		"something of text": []byte("once upon a time there was a table, and it had four legs, and it was long enough for a header, and more"),
+	} {
+		got := numbered(2)
+		require.ErrorIs(t, got.Decode(value), ErrTable, name)
+		require.Empty(t, got.Entries, name)
+		require.Zero(t, got.Reading, name)
+	}
+	// A level from the future is the highest that we know.
+	got := &Table{}
+	require.NoError(t, got.Decode(with(func(b []byte) { b[8+6*8] = 200 })))
+	require.Equal(t, Over, got.Level)
+}
+
+func FuzzDecode(f *testing.F) {
+	f.Add([]byte{})
+	for _, n := range []int{0, 1, 3} {
+		f.Add(numbered(n).Append(nil))
+	}
+	f.Add((&Table{Level: Over}).Append(nil)[:20])
+	f.Fuzz(func(t *testing.T, value []byte) {
+		var table, again Table
+		if err := table.Decode(value); err != nil {
+			if len(table.Entries) > 0 || table.Sequence != 0 {
+				t.Fatalf("%x: both a table and %v", value, err)
+			}
+			return
+		}
+		written := table.Append(nil)
+		if err := again.Decode(written); err != nil {
+			t.Fatalf("%x can't be read back: %v", value, err)
+		}
+		if !bytes.Equal(written, again.Append(nil)) {
+			t.Fatalf("%x changes with each reading", value)
+		}
+		// Whatever a foreign table says, an account on it must not panic nor loop.
+		store := &Memory{}
+		if err := store.Swap(value, 0); err != nil {
+			t.Fatal(err)
+		}
+		a, err := NewAccount(store, limits())
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.Ask(0, mib, Large)
+		a.Ask(0, mib, Floor)
+		a.Ask(0, mib, Forced)
+		_, _ = a.Tick(ms)
+		_, _, _ = a.Observe(2*ms, ms, 40*mib)
+		_, _ = a.Tick(3 * ms)
+		a.Estimate(4 * ms)
+	})
+}
+
+// The fields of random tables survive, in whatever order workers come and go.
+func TestRandomTablesAreReadBack(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 10))
+	var got Table // used again and again, as an account does
+	for range 2000 {
+		want := Table{
+			Reading: rng.Int64(), Asked: Time(rng.Int64()), Sequence: rng.Uint64(), Low: -rng.Int64(), Base: rng.Int64(),
+			Surprise: rng.Int64(), Level: Level(rng.IntN(4)), Futile: rng.IntN(2) == 0, Poller: rng.Uint32(),
+			PollerBeat: Time(rng.Int64()), Entries: make([]Entry, rng.IntN(9)),
+		}
+		for i := range want.Entries {
+			want.Entries[i].ID = rng.Uint32()
+			for _, v := range want.Entries[i].fields() {
+				*v = int64(rng.Uint64())
+			}
+		}
+		require.NoError(t, got.Decode(want.Append(nil)))
+		require.Equal(t, want, got)
+	}
+}
+
+func TestEntriesComeAndGo(t *testing.T) {
+	table := numbered(0)
+	require.Equal(t, uint32(7), table.entry(7).ID)
+	table.entry(7).Beat = 10 * ms
+	table.entry(9).Beat = 500 * ms
+	require.Len(t, table.Entries, 2, "an entry is added once")
+	require.False(t, table.drop(10*ms+deadAfter), "2 s are not too long")
+	require.True(t, table.drop(11*ms+deadAfter))
+	require.Len(t, table.Entries, 1)
+	require.Equal(t, uint32(9), table.Entries[0].ID)
+}
