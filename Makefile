@@ -78,7 +78,7 @@ fuzz: ## each fuzz test for FUZZTIME
 	@for package in $$(go list ./internal/...); do \
 		for test in $$(go test -list '^Fuzz' $$package | grep '^Fuzz' || true); do \
 			echo "$$package $$test, $(FUZZTIME)"; \
-			go test -run '^$$' -fuzz "^$$test$$" -fuzztime $(FUZZTIME) $$package; \
+			go test -run '^$$' -fuzz "^$$test$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1x $$package; \
 		done; \
 	done
 

@@ -174,6 +174,7 @@ func (s *scene) quiet() {
 
 // client speaks HTTP/1 or, without TLS, HTTP/2.
 func client(t *testing.T, http2 bool) *http.Client {
+	t.Helper()
 	tr := &http.Transport{Protocols: &http.Protocols{}}
 	tr.Protocols.SetHTTP1(!http2)
 	tr.Protocols.SetUnencryptedHTTP2(http2)
@@ -226,6 +227,7 @@ type zeroReader struct{}
 func (zeroReader) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
 func forWorkers(t *testing.T, test func(t *testing.T, workers int)) {
+	t.Helper()
 	for _, workers := range []int{1, 2} {
 		t.Run(fmt.Sprintf("%d workers", workers), func(t *testing.T) { test(t, workers) })
 	}

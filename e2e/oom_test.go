@@ -40,6 +40,7 @@ func TestOOM(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			run := func(t *testing.T, guarded bool) (killed bool, peak int64, small load.Snapshot) {
+				t.Helper()
 				group, err := envoytest.NewCgroup(300 * mib)
 				require.NoError(t, err)
 				defer group.Remove()

@@ -47,7 +47,7 @@ func (c *connection) OnDownstreamData(n int, _ bool) types.Action {
 	if !c.asked {
 		c.asked = true // once: before the handshake it can't be told
 		if costs := &c.plugin.guard.Config().Costs; costs.TLSConnection > costs.Connection && property("connection", "tls_version") != "" {
-			c.plugin.guard.TLS(&c.Connection)
+			c.plugin.guard.TLS(now(), &c.Connection)
 		}
 	}
 	machine.worker.Data(now(), &c.Connection, int64(n))

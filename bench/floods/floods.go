@@ -76,18 +76,30 @@ func floods() []flood {
 	withLength.rejected = 0.01
 
 	all := []flood{
-		{name: "upload-h1", about: "100 uploads of 4 MiB over HTTP/1, buffered whole, upstream waits 2 s", clients: 100,
-			hogs: uploads{count: 100, drain: drain}.hogs, want: withLength},
-		{name: "upload-chunked", about: "the same without Content-Length", clients: 100,
-			hogs: uploads{count: 100, chunked: true, drain: drain}.hogs, want: uploadWant},
-		{name: "upload-h2", about: "the same over HTTP/2, all on one connection", clients: 100,
-			hogs: uploads{count: 100, protocol: load.HTTP2, drain: drain}.hogs, want: withLength},
-		{name: "upload-400", about: "400 such uploads over HTTP/1", clients: 400,
-			hogs: uploads{count: 400, drain: drain}.hogs, want: want{peak: 1}},
-		{name: "upload-default-100", about: "100 uploads, Envoy's defaults: 1 MiB buffers, 16 MiB windows, 1 s linger", clients: 100,
-			envoy: envoyDefaults, hogs: uploads{count: 100, drain: drain}.hogs, want: want{peak: 1, goodput: 0.95}},
-		{name: "upload-default-200", about: "200 uploads, Envoy's defaults", clients: 200,
-			envoy: envoyDefaults, hogs: uploads{count: 200, drain: drain}.hogs, want: want{notWorse: true}},
+		{
+			name: "upload-h1", about: "100 uploads of 4 MiB over HTTP/1, buffered whole, upstream waits 2 s", clients: 100,
+			hogs: uploads{count: 100, drain: drain}.hogs, want: withLength,
+		},
+		{
+			name: "upload-chunked", about: "the same without Content-Length", clients: 100,
+			hogs: uploads{count: 100, chunked: true, drain: drain}.hogs, want: uploadWant,
+		},
+		{
+			name: "upload-h2", about: "the same over HTTP/2, all on one connection", clients: 100,
+			hogs: uploads{count: 100, protocol: load.HTTP2, drain: drain}.hogs, want: withLength,
+		},
+		{
+			name: "upload-400", about: "400 such uploads over HTTP/1", clients: 400,
+			hogs: uploads{count: 400, drain: drain}.hogs, want: want{peak: 1},
+		},
+		{
+			name: "upload-default-100", about: "100 uploads, Envoy's defaults: 1 MiB buffers, 16 MiB windows, 1 s linger", clients: 100,
+			envoy: envoyDefaults, hogs: uploads{count: 100, drain: drain}.hogs, want: want{peak: 1, goodput: 0.95},
+		},
+		{
+			name: "upload-default-200", about: "200 uploads, Envoy's defaults", clients: 200,
+			envoy: envoyDefaults, hogs: uploads{count: 200, drain: drain}.hogs, want: want{notWorse: true},
+		},
 	}
 
 	for _, buffers := range []string{"1m", "64k"} {
@@ -104,36 +116,50 @@ func floods() []flood {
 	}
 
 	all = append(all,
-		flood{name: "slow-1000", about: "1,000 slow readers of 16 MiB over HTTP/1, 64 KiB buffers", clients: 1000,
+		flood{
+			name: "slow-1000", about: "1,000 slow readers of 16 MiB over HTTP/1, 64 KiB buffers", clients: 1000,
 			hogs: func(addr string) load.Load {
 				return &load.SlowReaders{Addr: addr, Count: 1000, Size: 16 * mib, Length: true}
 			},
-			want: want{peak: 1, noneCut: true, served: 0.9}},
+			want: want{peak: 1, noneCut: true, served: 0.9},
+		},
 
-		flood{name: "healthy-download", about: "64 clients on 1 MB responses as fast as they go", clients: 64,
+		flood{
+			name: "healthy-download", about: "64 clients on 1 MB responses as fast as they go", clients: 64,
 			hogs: func(addr string) load.Load { return &load.Downloads{Addr: addr, Clients: 64, Size: mb} },
-			want: want{noVerdicts: true}},
-		flood{name: "healthy-small", about: "256 clients on 5 kB responses as fast as they go", clients: 256,
+			want: want{noVerdicts: true},
+		},
+		flood{
+			name: "healthy-small", about: "256 clients on 5 kB responses as fast as they go", clients: 256,
 			hogs: func(addr string) load.Load { return &load.Downloads{Addr: addr, Clients: 256, Size: 5000} },
-			want: want{noVerdicts: true}},
+			want: want{noVerdicts: true},
+		},
 		// To move 5 GB takes half of these.
-		flood{name: "healthy-idle-h2", about: "500 idle HTTP/2 streams that each moved 10 MiB", clients: 500, duration: 30 * time.Second,
+		flood{
+			name: "healthy-idle-h2", about: "500 idle HTTP/2 streams that each moved 10 MiB", clients: 500, duration: 30 * time.Second,
 			hogs: func(addr string) load.Load { return &load.IdleStreams{Addr: addr, Streams: 500, Bytes: 10 * mib} },
-			want: want{noVerdicts: true, noneCut: true, served: 1}},
-		flood{name: "healthy-grpc", about: "200 gRPC streams with a message of 1 KiB every 50 ms", clients: 200,
+			want: want{noVerdicts: true, noneCut: true, served: 1},
+		},
+		flood{
+			name: "healthy-grpc", about: "200 gRPC streams with a message of 1 KiB every 50 ms", clients: 200,
 			hogs: func(addr string) load.Load {
 				return &load.Echoes{Addr: addr, Streams: 200, Size: kib, Pause: 50 * time.Millisecond}
 			},
-			want: want{noVerdicts: true, noneCut: true}},
-		flood{name: "healthy-40", about: "use at some 40 % of the budget: 500 slow readers of 16 MiB, 64 KiB buffers", clients: 500,
+			want: want{noVerdicts: true, noneCut: true},
+		},
+		flood{
+			name: "healthy-40", about: "use at some 40 % of the budget: 500 slow readers of 16 MiB, 64 KiB buffers", clients: 500,
 			hogs: func(addr string) load.Load {
 				return &load.SlowReaders{Addr: addr, Count: 500, Size: 16 * mib, Length: true}
 			},
-			want: want{noVerdicts: true, noneCut: true}},
+			want: want{noVerdicts: true, noneCut: true},
+		},
 
-		flood{name: "retry-100", about: "100 clients of 4 MiB that retry a reject after 20 ms for a minute, then stop", clients: 100,
+		flood{
+			name: "retry-100", about: "100 clients of 4 MiB that retry a reject after 20 ms for a minute, then stop", clients: 100,
 			hogs: uploads{count: 100}.hogs, duration: time.Minute, recovery: true,
-			want: want{peak: 1, recovery: time.Second}},
+			want: want{peak: 1, recovery: time.Second},
+		},
 	)
 	return all
 }

@@ -169,10 +169,14 @@ func (a *Account) exchange(now Time, n int64, c Claim) Outcome {
 		if c != Forced && !a.grants(stale, share, n, c) {
 			return Denied
 		}
+		lease, large, full := a.own.Lease, a.large, a.full
 		a.lend(stale, n, c == Forced)
-		if err := a.publish(now, n, c == Floor); err == nil {
+		err := a.publish(now, n, c == Floor)
+		if err == nil {
 			return Granted
-		} else if !errors.Is(err, ErrConflict) {
+		}
+		a.own.Lease, a.large, a.full = lease, large, full // nobody knows of the new one
+		if !errors.Is(err, ErrConflict) {
 			return Busy
 		}
 	}
@@ -242,7 +246,15 @@ func (a *Account) load(now Time) error {
 		a.live = max(a.live, 1)
 	}
 	a.notice(now)
+	a.tighten(now)
 	return nil
+}
+
+// tighten takes back what was leased before as room to admit, where the room has fallen since: a lease is a promise of
+// what may be held, not of what may still be let in.
+func (a *Account) tighten(now Time) {
+	hard, limit := a.under(a.Stale(now))
+	a.large, a.full = min(a.large, hard), min(a.full, limit)
 }
 
 // notice rotates the generations of fresh when a reading was asked for after the last rotation: then each byte of
@@ -544,9 +556,9 @@ func (a *Account) shrink(now Time) {
 		return
 	}
 	need := a.own.need()
-	hard, limit := a.under(a.Stale(now))
+	hard, _ := a.under(a.Stale(now))
 	a.own.Lease = max(min(a.own.Lease, need+a.slack(hard-need, need)), need)
-	a.large, a.full = min(a.large, a.own.Lease, hard), min(a.full, a.own.Lease, limit)
+	a.large, a.full = min(a.large, a.own.Lease), min(a.full, a.own.Lease)
 }
 
 // due says whether there is something to tell the others.
@@ -587,6 +599,7 @@ func (a *Account) Observe(now, asked Time, reading int64) (before, after Level, 
 		a.buf = a.table.Append(a.buf[:0])
 		if err = a.store.Swap(a.buf, a.version); err == nil {
 			a.notice(now)
+			a.tighten(now)
 			return before, after, nil
 		}
 		if !errors.Is(err, ErrConflict) {

@@ -29,6 +29,7 @@ type books struct {
 }
 
 func open(t *testing.T, workers int) *books {
+	t.Helper()
 	b := &books{t: t, now: time.Hour, store: &Memory{}}
 	for range workers {
 		a, err := NewAccount(b.store, limits())

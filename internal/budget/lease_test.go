@@ -225,8 +225,11 @@ func TestForcedRaises(t *testing.T) {
 // Others count what a worker was promised, or more where it could not be refused.
 func TestOthersCountTheLeaseOrTheNeed(t *testing.T) {
 	table := Table{Entries: []Entry{
-		{ID: 1, Lease: 5, Fresh: 1, Coming: 2}, {ID: 2, Lease: 5, Fresh: 4, Coming: 3}, {ID: 3, Lease: -5},
-		{ID: 4, Lease: 100, Waiting: 2, WaitingSince: 20}, {ID: 5, Waiting: 1, WaitingSince: 10},
+		{ID: 1, Lease: 5, Fresh: 1, Coming: 2},
+		{ID: 2, Lease: 5, Fresh: 4, Coming: 3},
+		{ID: 3, Lease: -5},
+		{ID: 4, Lease: 100, Waiting: 2, WaitingSince: 20},
+		{ID: 5, Waiting: 1, WaitingSince: 10},
 	}}
 	sum := table.sum(4)
 	require.Equal(t, int64(5+7+0), sum.Lease)
@@ -324,4 +327,23 @@ func TestAnIdleTickWritesOnlyToBeat(t *testing.T) {
 		require.NoError(t, err)
 	}
 	require.InDelta(t, 250, f.swaps, 10)
+}
+
+// What was granted counts from the grant on, also for who loads the table before it is reserved.
+func TestAGrantIsPublishedBeforeItIsReserved(t *testing.T) {
+	b := open(t, 1)
+	b.join()
+	b.readings(3, 40*mib)
+	a := b.accounts[0]
+	require.Equal(t, Granted, a.Ask(b.now, 8*mib, Large))
+	require.Equal(t, 8*mib, b.entry(a).Coming)
+	require.GreaterOrEqual(t, b.entry(a).Lease, 8*mib)
+	require.Zero(t, b.entry(a).Small)
+
+	b = open(t, 1)
+	a = b.accounts[0]
+	b.join()
+	b.readings(3, 230*mib)
+	require.Equal(t, Granted, a.Ask(b.now, 40*kib, Floor))
+	require.Equal(t, 40*kib, b.entry(a).Small, "else two workers have the floor at once")
 }

@@ -29,7 +29,10 @@ func numbered(entries int) *Table {
 
 func TestATableIsReadBack(t *testing.T) {
 	for _, want := range []*Table{
-		{}, {Level: Over}, {Futile: true}, numbered(0), numbered(1), numbered(64), numbered(maxEntries),
+		{},
+		{Level: Over},
+		{Futile: true},
+		numbered(0), numbered(1), numbered(64), numbered(maxEntries),
 		{Reading: math.MaxInt64, Asked: math.MinInt64, Sequence: math.MaxUint64, Poller: math.MaxUint32, Entries: []Entry{{ID: math.MaxUint32, Lease: -1, VM: math.MinInt64}}},
 	} {
 		var got Table

@@ -43,7 +43,7 @@ type trend struct {
 
 	// Surprise: the growth of the reading over eight readings against all that passed meanwhile. Over one reading
 	// alone it would mostly be false, because the table lags by a tick.
-	ring    [surpriseReadings + 1]sample
+	ring    [surpriseReadings + 2]sample
 	n       int // samples in the ring
 	pending sample
 	answer  Time // when the pending sample's reading was answered; 0 = none is pending
@@ -115,8 +115,10 @@ func (r *trend) settle(now Time, t *Table) {
 	if r.n < len(r.ring) {
 		return
 	}
-	first, last := r.ring[0], r.ring[r.n-1]
-	if s := (last.reading - first.reading) - (last.passed - first.passed); s > r.decayed(now) {
+	// What passed between an answer and its judgement is in that reading's total but not in the reading itself. So the
+	// total to begin with is the one judged before the first reading was asked for: else each burst would be a surprise.
+	last := r.ring[r.n-1]
+	if s := (last.reading - r.ring[1].reading) - (last.passed - r.ring[0].passed); s > r.decayed(now) {
 		r.kept, r.keptAt = s, now
 	}
 }

@@ -219,9 +219,28 @@ func TestLevels(t *testing.T) {
 		reading int64
 		want    Level
 	}{
-		{179, Normal}, {180, Soft}, {176, Soft}, {189, Soft}, {175, Soft}, {174, Normal}, {179, Normal},
-		{190, Hard}, {186, Hard}, {185, Hard}, {184, Soft}, {189, Soft}, {195, Hard}, {174, Normal},
-		{200, Hard}, {201, Over}, {250, Over}, {200, Hard}, {184, Soft}, {201, Over}, {150, Normal}, {199, Hard},
+		{179, Normal},
+		{180, Soft},
+		{176, Soft},
+		{189, Soft},
+		{175, Soft},
+		{174, Normal},
+		{179, Normal},
+		{190, Hard},
+		{186, Hard},
+		{185, Hard},
+		{184, Soft},
+		{189, Soft},
+		{195, Hard},
+		{174, Normal},
+		{200, Hard},
+		{201, Over},
+		{250, Over},
+		{200, Hard},
+		{184, Soft},
+		{201, Over},
+		{150, Normal},
+		{199, Hard},
 	} {
 		before := b.stored().Level
 		b.tick(24 * ms)

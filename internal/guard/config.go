@@ -136,6 +136,7 @@ func (c *Config) Validate() error {
 	b := &c.Budget
 	check(b.Limit != 0, "budget.limit: required: the memory that Envoy may use, such as 512MiB")
 	check(b.Limit == 0 || b.Limit >= 32*unit.MiB, "budget.limit: %v must be at least 32MiB: an idle Envoy uses some 10MiB", b.Limit)
+	check(b.Limit <= unit.TiB*1024, "budget.limit: %v is larger than any memory", b.Limit)
 	check(b.Hard > 0 && b.Hard <= 1, "budget.hard: %v must be above 0%% and at most 100%%", b.Hard)
 	check(b.Soft > 0 && b.Soft < b.Hard, "budget.soft: %v must be above 0%% and below budget.hard (%v)", b.Soft, b.Hard)
 	check(b.Resume > 0 && b.Resume < b.Soft, "budget.resume: %v must be above 0%% and below budget.soft (%v)", b.Resume, b.Soft)

@@ -94,7 +94,7 @@ func TestNumbersAreSizesAndShares(t *testing.T) {
 	c, err := Parse([]byte(`{"budget": {"limit": 209715200, "hard": 0.95, "floor": 0}, "throttle": {"timeout": 0}}`))
 	require.NoError(t, err)
 	require.Equal(t, 200*unit.MiB, c.Budget.Limit)
-	require.Equal(t, unit.Ratio(0.95), c.Budget.Hard)
+	require.InDelta(t, 0.95, float64(c.Budget.Hard), 1e-12)
 	require.Zero(t, c.Budget.Floor)
 	require.Zero(t, c.Throttle.Timeout)
 
@@ -240,7 +240,7 @@ func TestNotAConfiguration(t *testing.T) {
 		"a number":      {"5", "must be a JSON object"},
 		"YAML":          {"budget:\n  limit: 512MiB\n", "is not JSON"},
 		"a comma more":  {`{"budget": {"limit": "512MiB"},}`, "is not JSON"},
-		"cut off":       {`{"budget": {"limit": "512MiB"}`, "is not JSON"},
+		"cut off":       {`{"budget": {"limit": "512MiB"}`, "is not JSON: unexpected EOF"},
 		"cut in a key":  {`{"budg`, "is not JSON"},
 		"two objects":   {`{"budget": {"limit": "512MiB"}} {}`, "something follows behind the closing brace"},
 		"a brace more":  {`{"budget": {"limit": "512MiB"}}}`, "something follows behind the closing brace"},

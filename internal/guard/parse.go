@@ -15,8 +15,11 @@ import (
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
 
-// maxConfig bounds what Parse reads.
-const maxConfig = 1 << 20
+const (
+	maxConfig = 1 << 20 // bytes that Parse reads
+	maxList   = 256     // entries of a list
+	maxErrors = 50      // told at once: more would be no help
+)
 
 // Parse reads a configuration from JSON over the defaults, and validates it. It is strict: unknown and repeated keys
 // and values of another kind are errors, and all that is wrong is in the error at once, each with its key path.
@@ -34,6 +37,9 @@ func Parse(text []byte) (Config, error) {
 		if !d.failed(key) {
 			d.errs = append(d.errs, e)
 		}
+	}
+	if more := len(d.errs) - maxErrors; more > 0 {
+		d.errs = append(d.errs[:maxErrors], fmt.Errorf("and %d more", more))
 	}
 	return c, errors.Join(d.errs...)
 }
@@ -63,6 +69,9 @@ func parseTree(text []byte) (any, error) {
 			return nil, errors.New("the configuration is not JSON but bytes, as a google.protobuf.Struct arrives: write it as " +
 				"configuration: {\"@type\": type.googleapis.com/google.protobuf.StringValue, value: '{\"budget\": {\"limit\": \"512MiB\"}}'}")
 		}
+	}
+	if !utf8.Valid(text) {
+		return nil, errors.New("the configuration is not UTF-8: a name in it would match nothing")
 	}
 	d := json.NewDecoder(bytes.NewReader(text))
 	d.UseNumber()
@@ -168,6 +177,10 @@ func (d *decoder) value(path string, v any, into reflect.Value) {
 		list, ok := v.([]any)
 		if !ok {
 			d.fail(path, "%s must be a list: [...]", show(v))
+			return
+		}
+		if len(list) > maxList {
+			d.fail(path, "%d entries are more than %d", len(list), maxList)
 			return
 		}
 		into.Set(reflect.MakeSlice(into.Type(), len(list), len(list)))

@@ -26,7 +26,9 @@ func ParseReading(text []byte) (Reading, error) {
 		return Reading{}, fmt.Errorf("not the answer of /memory: it has no allocated or no heap_size")
 	}
 	r := Reading{InUse: *m.HeapSize - m.PageheapUnmapped - m.PageheapFree, Allocated: *m.Allocated}
-	if r.InUse <= 0 || m.PageheapFree < 0 || m.PageheapUnmapped < 0 || r.Allocated < 0 {
+	// Each is checked by itself, because differences of nonsense can overflow into something that looks possible.
+	if *m.HeapSize <= 0 || m.PageheapUnmapped < 0 || m.PageheapUnmapped > *m.HeapSize ||
+		m.PageheapFree < 0 || m.PageheapFree >= *m.HeapSize-m.PageheapUnmapped || r.Allocated < 0 {
 		return Reading{}, fmt.Errorf("not a possible answer of /memory: heap_size %d, pageheap_unmapped %d, pageheap_free %d, allocated %d",
 			*m.HeapSize, m.PageheapUnmapped, m.PageheapFree, r.Allocated)
 	}

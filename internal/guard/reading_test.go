@@ -1,8 +1,10 @@
 package guard
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -89,4 +91,30 @@ func FuzzParseReading(f *testing.F) {
 			t.Fatalf("%q is taken for %+v", text, r)
 		}
 	})
+}
+
+// Differences of nonsense must not overflow into something that looks possible.
+func TestReadingThatOverflowsIsRefused(t *testing.T) {
+	for _, text := range []string{
+		`{"allocated":"1","heap_size":"1","pageheap_unmapped":"9223372036854775807","pageheap_free":"9223372036854775807"}`,
+		`{"allocated":"1","heap_size":"-9223372036854775808","pageheap_unmapped":"1","pageheap_free":"0"}`,
+	} {
+		_, err := ParseReading([]byte(text))
+		require.ErrorContains(t, err, "not a possible answer", text)
+	}
+}
+
+func TestHugeConfigurationsAreRefusedShortly(t *testing.T) {
+	many := `{"budget": {"limit": "9223372036854775807"}, "exempt": [1` + strings.Repeat(",1", 100_000) + `]}`
+	_, err := Parse([]byte(many))
+	require.ErrorContains(t, err, "exempt: 100001 entries are more than 256")
+	require.ErrorContains(t, err, "budget.limit: 9223372036854775807 is larger than any memory")
+	var unknown strings.Builder
+	for i := range 1000 {
+		fmt.Fprintf(&unknown, `"k%d": 1, `, i)
+	}
+	_, err = Parse([]byte(`{` + unknown.String() + `"mode": "observe"}`))
+	require.ErrorContains(t, err, "and 951 more")
+	_, err = Parse([]byte("{\"budget\": {\"limit\": \"200MiB\"}, \"exempt\": [{\"route\": \"\xff\"}]}"))
+	require.ErrorContains(t, err, "UTF-8")
 }

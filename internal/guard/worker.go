@@ -106,8 +106,9 @@ func (g *Guard) OpenConnection(now Time, c *Connection) {
 }
 
 // TLS notes that the connection turned out to be a TLS one.
-func (g *Guard) TLS(c *Connection) {
+func (g *Guard) TLS(now Time, c *Connection) {
 	g.worker.account.RaiseConnection(&c.Connection, int64(g.config.Costs.TLSConnection))
+	g.worker.account.Cover(now)
 }
 
 // Data notes n bytes that came on the connection. The HTTP filter does not see what a paused request's client sends.

@@ -112,12 +112,15 @@ func ParseRatio(text string) (Ratio, error) {
 // Of is the share of n, rounded down.
 func (r Ratio) Of(n int64) int64 { return int64(float64(r) * float64(n)) }
 
-// String prints the share in percent, exactly enough to be parsed back to the same value.
+// String prints the share in percent, to nine digits at least.
 func (r Ratio) String() string {
+	// Ten digits hide what binary makes of 0.29 × 100; where they are too few, all are printed.
 	percent := strconv.FormatFloat(float64(r)*100, 'f', 10, 64)
-	percent = strings.TrimRight(strings.TrimRight(percent, "0"), ".")
-	if percent == "" {
-		percent = "0"
+	if back, err := strconv.ParseFloat(percent, 64); err != nil || math.Abs(back/100-float64(r)) > 1e-9*math.Abs(float64(r)) {
+		percent = strconv.FormatFloat(float64(r)*100, 'f', -1, 64)
+	}
+	if strings.Contains(percent, ".") {
+		percent = strings.TrimRight(strings.TrimRight(percent, "0"), ".")
 	}
 	return percent + "%"
 }

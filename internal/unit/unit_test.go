@@ -38,6 +38,10 @@ func TestParseRatio(t *testing.T) {
 	require.Equal(t, int64(170), Ratio(0.85).Of(200))
 	require.Equal(t, "0%", Ratio(0).String())
 	require.Equal(t, "87.5%", Ratio(0.875).String())
+	require.Equal(t, "100%", Ratio(1).String())
+	tiny, err := ParseRatio(Ratio(1e-15).String())
+	require.NoError(t, err)
+	require.InEpsilon(t, 1e-15, float64(tiny), 1e-9)
 }
 
 func TestParseDuration(t *testing.T) {
