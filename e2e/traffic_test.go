@@ -419,24 +419,18 @@ func TestTrap(t *testing.T) {
 				res.Body.Close()
 			}
 		}
-		require.Eventually(t, func() bool {
+		served := func() bool {
 			res, err := c.Get(s.url("/small"))
 			if err != nil {
 				return false
 			}
 			res.Body.Close()
 			return res.StatusCode == http.StatusOK
-		}, 20*time.Second, 50*time.Millisecond, "it is brought back")
+		}
+		require.Eventually(t, served, 20*time.Second, 50*time.Millisecond, "it is brought back")
 		open.Close()
 		for range 10 {
-			require.Eventually(t, func() bool {
-				res, err := c.Get(s.url("/small"))
-				if err != nil {
-					return false
-				}
-				res.Body.Close()
-				return res.StatusCode == http.StatusOK
-			}, 20*time.Second, 50*time.Millisecond)
+			require.Eventually(t, served, 20*time.Second, 50*time.Millisecond)
 		}
 		s.drained()
 	})

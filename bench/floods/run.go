@@ -102,7 +102,7 @@ func run(ctx context.Context, f flood, guard string, o options) (*result, error)
 	if badRoute != nil {
 		return nil, badRoute
 	}
-	if !wait(ctx, settle) {
+	if !load.Sleep(ctx, settle) {
 		return nil, ctx.Err()
 	}
 
@@ -193,7 +193,7 @@ func (r *result) afterwards(ctx context.Context, envoy *envoytest.Envoy, ended t
 		if r.Drained = time.Since(ended); len(r.NotDrained) == 0 || r.Drained > drainWithin {
 			return nil
 		}
-		if !wait(ctx, 50*time.Millisecond) {
+		if !load.Sleep(ctx, 50*time.Millisecond) {
 			return ctx.Err()
 		}
 	}
@@ -265,7 +265,7 @@ func fullService(ctx context.Context, addr string) time.Duration {
 			var running sync.WaitGroup
 			running.Go(func() { l.Run(ctx) })
 			for l.Snapshot().Served < l.enough {
-				if !wait(ctx, time.Millisecond) {
+				if !load.Sleep(ctx, time.Millisecond) {
 					break
 				}
 			}
@@ -275,15 +275,4 @@ func fullService(ctx context.Context, addr string) time.Duration {
 	}
 	loads.Wait()
 	return time.Since(begun)
-}
-
-func wait(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
-	}
 }

@@ -65,7 +65,6 @@ type Stream struct {
 	http2      bool
 	asked      bool // http2 is known
 	inFloor    bool // large, but let into the floor: it stays in the small sum
-	waited     bool
 }
 
 // Waiting says whether the stream is in line.
@@ -252,7 +251,7 @@ func (g *Guard) wait(now Time, s *Stream, small bool) Verdict {
 		return g.turnAway(now, s, QueueFull)
 	}
 	w.counts[CountThrottled]++
-	s.phase, s.pauseCost, s.window, s.waited = waiting, cost, window, true
+	s.phase, s.pauseCost, s.window = waiting, cost, window
 	w.held += cost
 	w.account.Pause(now, &s.Stream, cost, cost)
 	if c != nil {

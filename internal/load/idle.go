@@ -110,7 +110,7 @@ func (e *Echoes) Run(ctx context.Context) {
 		streams.Go(func() {
 			for ctx.Err() == nil {
 				e.one(ctx, conns[i%len(conns)])
-				if !sleep(ctx, 20*time.Millisecond) {
+				if !Sleep(ctx, 20*time.Millisecond) {
 					return
 				}
 			}
@@ -167,7 +167,7 @@ func (e *Echoes) one(ctx context.Context, conn *http2Conn) {
 			return
 		}
 		e.serve(e.Size, time.Since(begun))
-		if !sleep(ctx, e.Pause) {
+		if !Sleep(ctx, e.Pause) {
 			return
 		}
 	}

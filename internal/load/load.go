@@ -150,8 +150,8 @@ func draining(ctx context.Context, grace time.Duration) (context.Context, contex
 	return hard, func() { stop(); cancel() }
 }
 
-// sleep waits for d, and says whether it could do so before ctx was done.
-func sleep(ctx context.Context, d time.Duration) bool {
+// Sleep waits for d, and says whether it could do so before ctx was done.
+func Sleep(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {

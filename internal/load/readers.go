@@ -62,7 +62,7 @@ func (r *SlowReaders) Run(ctx context.Context) {
 	for i := range r.Count {
 		clients.Go(func() {
 			for ctx.Err() == nil {
-				if once(i) != nil && !sleep(ctx, cmp.Or(r.Retry, 20*time.Millisecond)) {
+				if once(i) != nil && !Sleep(ctx, cmp.Or(r.Retry, 20*time.Millisecond)) {
 					return
 				}
 			}
@@ -158,7 +158,7 @@ func (r *SlowReaders) read(ctx context.Context, resp *http.Response, latency tim
 			r.cut.Add(1)
 			return errBack
 		}
-		going := sleep(ctx, time.Second)
+		going := Sleep(ctx, time.Second)
 		if broken(left) {
 			r.cut.Add(1)
 			return errBack

@@ -39,7 +39,7 @@ func (s *Sampler) Run(ctx context.Context, every time.Duration, ask func(context
 			s.mu.Unlock()
 			previous = now
 		}
-		if !sleep(ctx, every) {
+		if !Sleep(ctx, every) {
 			return
 		}
 	}

@@ -46,7 +46,7 @@ func (s *Small) Run(ctx context.Context) {
 
 	var requests sync.WaitGroup
 	interval := time.Second / time.Duration(max(s.Rate, 1))
-	for due := time.Now(); sleep(ctx, time.Until(due)); due = due.Add(interval) {
+	for due := time.Now(); Sleep(ctx, time.Until(due)); due = due.Add(interval) {
 		s.started.Add(1)
 		var conn *http1
 		queued := false
@@ -172,7 +172,7 @@ func (d *Downloads) Run(ctx context.Context) {
 	for i := range d.Clients {
 		clients.Go(func() {
 			for ctx.Err() == nil {
-				if once(i) != nil && !sleep(ctx, cmp.Or(d.Retry, 20*time.Millisecond)) {
+				if once(i) != nil && !Sleep(ctx, cmp.Or(d.Retry, 20*time.Millisecond)) {
 					break
 				}
 			}

@@ -38,7 +38,7 @@ func (u *Uploads) Run(ctx context.Context) {
 	client := func(once func(context.Context) error) {
 		clients.Go(func() {
 			for ctx.Err() == nil {
-				if once(hard) != nil && !sleep(ctx, retry) {
+				if once(hard) != nil && !Sleep(ctx, retry) {
 					return
 				}
 			}

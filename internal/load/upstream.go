@@ -89,7 +89,7 @@ func (u *Upstream) counted(path string, h http.HandlerFunc) http.HandlerFunc {
 				http.Error(w, err.Error(), http.StatusBadRequest)
 				return
 			}
-			if !sleep(r.Context(), d) {
+			if !Sleep(r.Context(), d) {
 				return
 			}
 		}
