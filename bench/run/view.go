@@ -121,7 +121,7 @@ func (w *watch) view(width int, colours bool) []string {
 			fmt.Sprintf("  %s connections   %s streams   %s waiting in line", w.number("connections"), w.number("streams"), w.number("waiting")))
 	}
 	lines = append(lines, "",
-		p.paint(dim, fmt.Sprintf("  %-18s %9s %9s %9s %9s %9s %9s %9s", "load", "served", "in flight", "waiting", "rejected", "failed", "p50", "p99")))
+		p.paint(dim, fmt.Sprintf("  %-18s %9s %9s %9s %9s %9s %9s %9s %9s", "load", "served", "in flight", "waiting", "rejected", "closed", "failed", "p50", "p99")))
 	for _, k := range w.kinds {
 		s := k.snapshot()
 		rejected, failed := fmt.Sprintf("%9d", s.Rejected), fmt.Sprintf("%9d", failures(s))
@@ -131,13 +131,14 @@ func (w *watch) view(width int, colours bool) []string {
 		if failures(s) > 0 {
 			failed = p.paint(red, failed)
 		}
-		lines = append(lines, fmt.Sprintf("  %-18s %9d %9d %9d %s %s %9s %9s", k.name, s.Served, s.InFlight, s.Waiting, rejected, failed,
+		lines = append(lines, fmt.Sprintf("  %-18s %9d %9d %9d %s %9d %s %9s %9s", k.name, s.Served, s.InFlight, s.Waiting, rejected, s.Closed, failed,
 			figures.Time(s.P50), figures.Time(s.P99)))
 	}
 	return append(lines, "", p.paint(dim, "  Ctrl-C ends it"))
 }
 
-func failures(s load.Snapshot) int64 { return s.Cut + s.Closed + s.Errors }
+// failures are what nobody meant to happen; closed connections are the guard's doing, and shown beside the rejects.
+func failures(s load.Snapshot) int64 { return s.Cut + s.Errors }
 
 // bar draws memory in use, then what is fresh and coming, up to the budget's mark and as far beyond it as it ever was.
 func (w *watch) bar(width int, p painter) string {
@@ -187,6 +188,9 @@ func (w *watch) line() string {
 	for _, k := range w.kinds {
 		s := k.snapshot()
 		fmt.Fprintf(&b, " | %s: %d served, %d waiting, %d rejected", k.name, s.Served, s.Waiting, s.Rejected)
+		if s.Closed > 0 {
+			fmt.Fprintf(&b, ", %d closed", s.Closed)
+		}
 		if n := failures(s); n > 0 {
 			fmt.Fprintf(&b, ", %d failed", n)
 		}
@@ -209,7 +213,7 @@ func (w *watch) summary(out io.Writer) {
 	fmt.Fprintf(out, "  %-18s allocated %s; in use %s\n", "peak", against(peak.Allocated), against(peak.InUse))
 	for _, k := range w.kinds {
 		s := k.snapshot()
-		fmt.Fprintf(out, "  %-18s %d served, %d rejected, %d failed", k.name, s.Served, s.Rejected, failures(s))
+		fmt.Fprintf(out, "  %-18s %d served, %d rejected, %d closed, %d failed", k.name, s.Served, s.Rejected, s.Closed, failures(s))
 		if s.P99 > 0 {
 			fmt.Fprintf(out, "; p50 %s, p99 %s", figures.Time(s.P50), figures.Time(s.P99))
 		}
