@@ -1,0 +1,86 @@
+package sim
+
+import (
+	"math/rand/v2"
+	"time"
+)
+
+// Call is one request and what becomes of it, if nobody stands in the way.
+type Call struct {
+	Body     int64 // bytes that the client sends; it may stop before Announced, or send less
+	Announce int64 // Content-Length; Unknown = chunked
+	SendRate int64 // bytes/s; 0 = as fast as it is read
+	Wait     Time  // of the upstream, from the whole request to the response's headers
+	TakeRate int64 // at which the upstream reads the request, bytes/s; 0 = at once
+
+	Response int64 // bytes
+	Chunked  bool  // without Content-Length
+	GiveRate int64 // at which the upstream sends it, bytes/s; 0 = at once
+	ReadRate int64 // at which the client reads it, bytes/s; 0 = at once
+	// Stall, if not nil, says when the client does not read: it may drain what Envoy holds and stall again.
+	Stall func(since Time) bool
+
+	HangUp Time // after which the client gives up, whatever the phase; 0 = never
+}
+
+// Upload is a request of n announced bytes with a short response.
+func Upload(n int64, wait Time) Call { return Call{Body: n, Announce: n, Wait: wait, Response: 200} }
+
+// Get is a request without a body.
+func Get(response int64, wait Time) Call { return Call{Response: response, Wait: wait} }
+
+// Client makes calls, one after the other.
+type Client struct {
+	Class     string // under which it is counted
+	Start     Time   // since the beginning
+	Stop      Time   // when it makes no new call any more; 0 = at the end of the load
+	Calls     int    // how many it makes at most; 0 = until it stops
+	Every     Time   // pace: a call begins no earlier than so long after the one before began; 0 = at once
+	Retry     Time   // after a reject or a broken connection; its call is made again
+	Fresh     bool   // a connection for each call
+	HTTP2     int    // id of the HTTP/2 connection that it shares with others; 0 = an HTTP/1 connection of its own
+	Worker    int    // that takes its connections; -1 = any
+	MakeCall  func(random *rand.Rand) Call
+	KeepCalls bool // a rejected call counts as one of Calls
+}
+
+// Load is a list of clients, and how long they make calls.
+type Load struct {
+	Name     string
+	Clients  []Client
+	Duration Time
+	// Drain is how long those under way when the time is over may go on.
+	Drain Time
+}
+
+// Repeat returns n clients like the one given, each a little later than the one before.
+func Repeat(n int, apart Time, c Client) []Client {
+	all := make([]Client, n)
+	for i := range all {
+		all[i] = c
+		all[i].Start += Time(i) * apart
+	}
+	return all
+}
+
+// Small is n GETs a second: the bystanders.
+func Small(perSecond int) []Client {
+	const clients = 20
+	every := time.Second * clients / Time(perSecond)
+	return Repeat(clients, every/clients, Client{
+		Class: "small", Worker: -1, Every: every, Retry: every, KeepCalls: true,
+		MakeCall: func(*rand.Rand) Call { return Get(1000, time.Millisecond) },
+	})
+}
+
+// client is one at work.
+type client struct {
+	*Client
+	conn    *Conn
+	next    Time // when its next call begins
+	call    Call
+	pending bool // call is to be made (again)
+	begun   Time // of the call in hand, its first try
+	made    int
+	busy    bool // a stream of it is under way
+}

@@ -1,0 +1,234 @@
+package sim
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/guard"
+)
+
+// Native is the guard, without the plugin around it.
+type Native struct {
+	proxy   Proxy
+	store   watched
+	table   budget.Table
+	workers []*nativeWorker
+	streams map[*guard.Stream]*Stream
+}
+
+// watched says when the table has changed.
+type watched struct {
+	budget.Memory
+	changed bool
+}
+
+// Swap implements budget.Store.
+func (s *watched) Swap(value []byte, version uint32) error {
+	s.changed = true
+	return s.Memory.Swap(value, version)
+}
+
+type nativeWorker struct {
+	*guard.Worker
+	guard *guard.Guard
+}
+
+type nativeStream struct {
+	guard.Stream
+	s *Stream
+	n *Native
+}
+
+type nativeConn struct {
+	guard.Connection
+}
+
+var _ Filter = (*Native)(nil)
+
+// NewNative returns the guard on so many workers.
+func NewNative(p Proxy, c guard.Config, workers int) (*Native, error) {
+	n := &Native{proxy: p, streams: map[*guard.Stream]*Stream{}}
+	for range workers {
+		w, err := guard.NewWorker(&n.store, rand.New(rand.NewPCG(1, 2)).Float64)
+		if err != nil {
+			return nil, err
+		}
+		g, _ := guard.New(c, w)
+		n.workers = append(n.workers, &nativeWorker{Worker: w, guard: g})
+	}
+	return n, nil
+}
+
+// Workers are the guard's, to look at.
+func (n *Native) Workers() []*guard.Worker {
+	all := make([]*guard.Worker, len(n.workers))
+	for i := range n.workers {
+		all[i] = n.workers[i].Worker
+	}
+	return all
+}
+
+// OpenConnection implements Filter.
+func (n *Native) OpenConnection(c *Conn) {
+	w := n.workers[c.Worker]
+	nc := &nativeConn{Connection: guard.Connection{Context: uint32(c.ID)}}
+	c.Face = nc
+	w.guard.OpenConnection(n.proxy.Now(), &nc.Connection)
+}
+
+// Data implements Filter.
+func (n *Native) Data(c *Conn, bytes int64) {
+	n.workers[c.Worker].Data(n.proxy.Now(), &c.Face.(*nativeConn).Connection, bytes)
+}
+
+// CloseConnection implements Filter.
+func (n *Native) CloseConnection(c *Conn) {
+	w := n.workers[c.Worker]
+	w.CloseConnection(&c.Face.(*nativeConn).Connection)
+}
+
+// Headers implements Filter.
+func (n *Native) Headers(s *Stream, d Direction, length int64) (pause bool) {
+	w := n.workers[s.Conn.Worker]
+	if d == Response {
+		return n.do(s, w.guard.Expect(n.proxy.Now(), &s.Face.(*nativeStream).Stream, length))
+	}
+	ns := &nativeStream{s: s, n: n}
+	s.Face = ns
+	n.streams[&ns.Stream] = s
+	return n.do(s, w.guard.Open(n.proxy.Now(), &ns.Stream, ns, length))
+}
+
+// Body implements Filter.
+func (n *Native) Body(s *Stream, d Direction, bytes int64, end bool) {
+	w, now := n.workers[s.Conn.Worker], n.proxy.Now()
+	ns := s.Face.(*nativeStream)
+	v := w.guard.Grow(now, &ns.Stream, budget.Direction(d), bytes)
+	if end {
+		w.guard.End(now, &ns.Stream, budget.Direction(d))
+	}
+	n.do(s, v)
+}
+
+// Done implements Filter.
+func (n *Native) Done(s *Stream) {
+	ns := s.Face.(*nativeStream)
+	n.workers[s.Conn.Worker].guard.Close(n.proxy.Now(), &ns.Stream)
+	delete(n.streams, &ns.Stream)
+}
+
+const (
+	tick     = 25 * time.Millisecond
+	fastTick = 5 * time.Millisecond
+)
+
+func (n *Native) do(s *Stream, v guard.Verdict) (pause bool) {
+	switch v.Action {
+	case guard.Wait, guard.Close:
+		n.proxy.Hurry(s.Conn.Worker, fastTick)
+		return true
+	case guard.Answer, guard.Reset:
+		n.proxy.Answer(s)
+	case guard.Admit:
+	}
+	return false
+}
+
+// Tick implements Filter.
+func (n *Native) Tick(worker int) Time {
+	w, now := n.workers[worker], n.proxy.Now()
+	a := w.Tick(now)
+	if a.Ask {
+		n.proxy.Ask(worker)
+	}
+	if a.Resume != nil {
+		n.proxy.Resume(n.streams[a.Resume])
+	}
+	for _, d := range a.Rejected {
+		if d.Verdict.Action == guard.Answer {
+			n.proxy.Answer(n.streams[d.Stream])
+		}
+	}
+	for _, s := range a.Close {
+		n.proxy.CloseDownstream(n.streams[s].Conn)
+	}
+	if a.Busy {
+		return now + fastTick
+	}
+	return now + tick
+}
+
+// Reading implements Filter.
+func (n *Native) Reading(worker int, m Memory, failed bool) {
+	var err error
+	if failed {
+		err = errors.New("no answer")
+	}
+	n.workers[worker].Observe(n.proxy.Now(), guard.Reading{InUse: m.InUse, Allocated: m.Allocated}, err)
+}
+
+func (n *Native) shared() *budget.Table {
+	if !n.store.changed {
+		return &n.table
+	}
+	n.store.changed = false
+	value, _, _ := n.store.Load()
+	if n.table.Decode(value) != nil {
+		n.table = budget.Table{}
+	}
+	return &n.table
+}
+
+// Estimate implements Filter.
+func (n *Native) Estimate() (int64, bool) {
+	t := n.shared()
+	if t.Sequence == 0 || n.proxy.Now()-t.Asked > time.Second {
+		return 0, false
+	}
+	sum := t.Reading
+	for _, w := range n.workers {
+		own := w.Account().Own()
+		sum += own.Fresh + own.Coming
+	}
+	return sum, true
+}
+
+// Left implements Filter.
+func (n *Native) Left() string {
+	for i, w := range n.workers {
+		own := w.Account().Own()
+		own.ID, own.Beat, own.Lease, own.Passed, own.VM = 0, 0, 0, 0, 0
+		if own != (budget.Entry{}) {
+			return fmt.Sprintf("worker %d: %+v", i, own)
+		}
+	}
+	if len(n.streams) > 0 {
+		return fmt.Sprintf("%d streams", len(n.streams))
+	}
+	return ""
+}
+
+// HTTP2 implements guard.Host.
+func (s *nativeStream) HTTP2() bool { return s.s.Conn.HTTP2 }
+
+// Connection implements guard.Host.
+func (s *nativeStream) Connection() *guard.Connection {
+	if c, ok := s.s.Conn.Face.(*nativeConn); ok {
+		return &c.Connection
+	}
+	c := &nativeConn{} // there is no network filter
+	s.s.Conn.Face = c
+	return &c.Connection
+}
+
+// Path implements guard.Host.
+func (s *nativeStream) Path() string { return "/" }
+
+// Route implements guard.Host.
+func (s *nativeStream) Route() string { return s.s.client.Class }
+
+// Cluster implements guard.Host.
+func (s *nativeStream) Cluster() string { return "upstream" }

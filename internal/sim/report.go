@@ -1,0 +1,90 @@
+package sim
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// Report is what a run showed.
+type Report struct {
+	Name    string
+	Limit   int64 // the budget; 0 = none was given
+	Classes map[string]*Class
+
+	Peak    int64 // most bytes in use
+	Samples []int64
+	Every   Time // between samples
+
+	Uncovered     int64 // most that was in use beyond the estimate
+	UncoveredAt   Time
+	Checks        int // at how many moments the estimate was held against the truth
+	Excess        int64
+	LateExcess    int64 // most beyond the limit from the tenth reading on
+	Readings      int
+	Overadmitted  int64 // most that an admission of a large one went beyond the limit, as far as the truth was known
+	Stuck         Time  // longest stretch in which room was free, somebody waited and nobody was admitted
+	Left          string
+	Trace         uint64 // hash of all verdicts, in order
+	Verdicts      int
+	LongestWait   Time
+	UncoveredNote string
+}
+
+// Class counts the calls of clients of one class.
+type Class struct {
+	Done     int
+	Bytes    int64 // of bodies, both directions, of those done
+	Rejected int   // tries answered with a reject
+	Closed   int   // tries whose connection was closed
+	Reset    int   // responses cut
+	GaveUp   int
+	Latency  []Time // of those done, from the first try on
+}
+
+// Quantile of the latencies; 0 if there are none.
+func (c *Class) Quantile(q float64) Time {
+	if len(c.Latency) == 0 {
+		return 0
+	}
+	l := slices.Sorted(slices.Values(c.Latency))
+	return l[min(int(q*float64(len(l))), len(l)-1)]
+}
+
+// Class returns that of the name; one of zeros if nothing was counted.
+func (r *Report) Class(name string) *Class {
+	if c := r.Classes[name]; c != nil {
+		return c
+	}
+	return &Class{}
+}
+
+func (r *Report) class(name string) *Class {
+	c := r.Classes[name]
+	if c == nil {
+		c = &Class{}
+		r.Classes[name] = c
+	}
+	return c
+}
+
+// String is the report in some lines.
+func (r *Report) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s: peak %.1f MiB", r.Name, float64(r.Peak)/(1<<20))
+	if r.Limit > 0 {
+		fmt.Fprintf(&b, " (%.2f × limit)", float64(r.Peak)/float64(r.Limit))
+	}
+	fmt.Fprintf(&b, ", uncovered %d of %d checks", r.Uncovered, r.Checks)
+	names := make([]string, 0, len(r.Classes))
+	for name := range r.Classes {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		c := r.Classes[name]
+		fmt.Fprintf(&b, "\n  %-8s %d done, %d MiB, rejected %d, closed %d, reset %d, gave up %d; p50 %v p99 %v",
+			name, c.Done, c.Bytes>>20, c.Rejected, c.Closed, c.Reset, c.GaveUp, c.Quantile(.5), c.Quantile(.99))
+	}
+	return b.String()
+}

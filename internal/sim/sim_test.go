@@ -1,0 +1,67 @@
+package sim
+
+import (
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/highwater-envoy/highwater/internal/guard"
+	"github.com/highwater-envoy/highwater/internal/unit"
+)
+
+const (
+	kib = 1 << 10
+	mib = 1 << 20
+)
+
+// config is the guard's for a proxy with the settings, if it is told the truth.
+func config(s Settings, limit int64) guard.Config {
+	c := guard.Default()
+	c.Budget.Limit = unit.Bytes(limit)
+	c.Buffers = guard.Buffers{
+		Downstream: unit.Bytes(s.Downstream), Upstream: unit.Bytes(s.Upstream), HTTP2Window: unit.Bytes(s.StreamWindow),
+		HTTP2ConnectionWindow: unit.Bytes(s.ConnectionWindow), Linger: unit.Duration(s.Linger), WholeRequest: unit.Bytes(s.WholeRequest),
+	}
+	return c
+}
+
+func run(t testing.TB, s Settings, limit int64, guarded bool, seed uint64, l Load) *Report {
+	t.Helper()
+	e := New(s, limit, seed)
+	if guarded {
+		c := config(s, limit)
+		require.NoError(t, c.Validate())
+		n, err := NewNative(e, c, s.Workers)
+		require.NoError(t, err)
+		e.Use(n)
+	}
+	return e.Run(l)
+}
+
+func uploads(n int, size int64) []Client {
+	return Repeat(n, 200*time.Microsecond, Client{
+		Class: "hog", Worker: -1, Retry: 20 * time.Millisecond,
+		MakeCall: func(*rand.Rand) Call { return Upload(size, 2*time.Second) },
+	})
+}
+
+func TestFlood(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		s    Settings
+		hogs []Client
+	}{
+		{"upload-h1", Example(), uploads(100, 4*mib)},
+		{"upload-400", Example(), uploads(400, 4*mib)},
+		{"defaults", Defaults(), uploads(100, 4*mib)},
+	} {
+		for _, guarded := range []bool{false, true} {
+			l := Load{Name: c.name, Clients: append(c.hogs, Small(200)...), Duration: 8 * time.Second, Drain: 10 * time.Second}
+			begun := time.Now()
+			r := run(t, c.s, 200*mib, guarded, 1, l)
+			t.Logf("%v %v\n%+v left %q stuck %v excess %d over %d", guarded, time.Since(begun), r, r.Left, r.Stuck, r.Excess, r.Overadmitted)
+		}
+	}
+}
