@@ -523,6 +523,8 @@ func (e *Envoy) readRequest(s *Stream) (used Time) {
 				e.waiting++
 				e.oldest = append(e.oldest, s)
 				e.verdict("wait", s.ID)
+			} else {
+				e.admitted(s)
 			}
 		}
 		if s.Call.Body == 0 && s.Call.Announce <= 0 {
@@ -783,7 +785,7 @@ func (e *Envoy) settle() {
 			case s.resumed:
 				s.resumed = false
 				e.unpause(s)
-				e.stuck = 0
+				e.admitted(s)
 				n := s.waits
 				s.waits = 0
 				e.pass(s, n)
@@ -824,6 +826,21 @@ func (e *Envoy) check() {
 	e.report.Checks++
 	if d := truth - estimate; d > e.report.Uncovered {
 		e.report.Uncovered, e.report.UncoveredAt = d, e.now-e.start
+	}
+}
+
+// small: a request that announces no more may be admitted beyond the limit, by the floor.
+const small = 64 << 10
+
+// admitted holds the estimate at the admission of a large request against the limit.
+func (e *Envoy) admitted(s *Stream) {
+	e.stuck = 0
+	if s.over || s.Call.Announce <= small {
+		return
+	}
+	if estimate, known := e.filter.Estimate(); known && e.limit > 0 {
+		e.report.Admissions++
+		e.report.Overadmitted = max(e.report.Overadmitted, estimate-e.limit)
 	}
 }
 

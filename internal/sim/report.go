@@ -22,6 +22,7 @@ type Report struct {
 	Excess        int64
 	LateExcess    int64 // most beyond the limit from the tenth reading on
 	Readings      int
+	Admissions    int   // of large ones that were held against the limit
 	Overadmitted  int64 // most that an admission of a large one went beyond the limit, as far as the truth was known
 	Stuck         Time  // longest stretch in which room was free, somebody waited and nobody was admitted
 	Left          string
