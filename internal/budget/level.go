@@ -71,20 +71,26 @@ func (l Level) next(limits *Limits, load float64, over bool) Level {
 }
 
 // futility watches for a level that shedding can't lower: hard for 5 s while all live streams together can't hold
-// a tenth of the limit. Then something else fills the memory, and to lock everybody out would help nobody.
+// a tenth of the limit. Then something else fills the memory, and to lock everybody out would help nobody. If memory
+// grows while they are let in, it was traffic after all: what ended HTTP/2 streams left unread is in no stream's bound.
 type futility struct {
-	since Time // since when it looks futile; 0 = it does not
+	since   Time  // since when it looks futile; 0 = it does not
+	reading int64 // then
 }
 
-const futileAfter = 5 * time.Second
+const (
+	futileAfter  = 5 * time.Second
+	futileGrowth = 32 // 1/32 of the limit
+)
 
-func (f *futility) next(now Time, level Level, mayHold, limit int64) bool {
+func (f *futility) next(now Time, level Level, mayHold, reading, limit int64) bool {
 	if level < Hard || mayHold >= limit/10 {
 		f.since = 0
 		return false
 	}
-	if f.since == 0 {
-		f.since = now
+	if f.since == 0 || reading > f.reading+limit/futileGrowth {
+		f.since, f.reading = now, reading
 	}
+	f.reading = min(f.reading, reading)
 	return now-f.since >= futileAfter
 }

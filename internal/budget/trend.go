@@ -85,7 +85,7 @@ func (r *trend) observe(now Time, t *Table, l *Limits) {
 	t.Surprise = r.decayed(now)
 	estimate := t.Reading + all.Fresh + all.Coming
 	t.Level = t.Level.next(l, t.load(l, estimate), t.Reading > l.Limit)
-	t.Futile = r.futile.next(now, t.Level, all.Bounds+all.Coming, l.Limit)
+	t.Futile = r.futile.next(now, t.Level, all.Bounds+all.Coming, t.Reading, l.Limit)
 }
 
 // settle judges the pending reading once every live worker has published after its answer: only then is all that

@@ -495,6 +495,10 @@ func (g *Guard) Close(now Time, s *Stream) (waited unit.Duration) {
 	}
 	if w.alone == s {
 		w.alone = nil
+		w.letIn = now
+	}
+	if s.inFloor {
+		w.letIn = now
 	}
 	s.phase = done
 	w.account.Close(now, &s.Stream)

@@ -35,6 +35,7 @@ type Worker struct {
 	settled   Time
 	drain     rate
 	alone     *Stream // while shedding is futile: the one large request that is let in
+	letIn     Time    // when the last that was let in for it ended: the next one needs a reading asked for after that
 
 	polls     bool
 	asking    Time // when the outstanding reading was asked for; 0 = none is outstanding
@@ -319,7 +320,8 @@ func (w *Worker) fits(now Time, s *Stream, small bool) bool {
 
 // futile lets large requests in while traffic is not what fills the memory: into the floor, and one at a time beside.
 func (w *Worker) futile(now Time, s *Stream, n int64) bool {
-	if !w.account.Table().Futile {
+	// What it left, unread in the codec, must be in the reading first: else one after the other fills the memory.
+	if t := w.account.Table(); !t.Futile || t.Asked <= w.letIn {
 		return false
 	}
 	if w.account.Ask(now, n, budget.Floor) == budget.Granted {

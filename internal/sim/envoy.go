@@ -88,6 +88,7 @@ type worker struct {
 	conns []*Conn
 	next  int
 	tick  Time
+	debt  Time // CPU time that it took beyond what it had
 }
 
 type reading struct {
@@ -280,7 +281,9 @@ func (e *Envoy) step(calls bool) {
 			e.settle()
 		}
 		mine := min(cpu, step)
-		cpu -= mine - e.work(w, mine)
+		left := e.work(w, mine-w.debt)
+		w.debt = max(-left, 0)
+		cpu -= mine - max(left, 0)
 	}
 	for i := 0; i < len(e.dying); {
 		if c := e.dying[i]; c.gone || e.now >= c.until {
@@ -359,7 +362,8 @@ func (e *Envoy) connect(c *client) *Conn {
 	return conn
 }
 
-// work lets a worker use the CPU time on its connections, and returns what is left of it.
+// work lets a worker use the CPU time on its connections, and returns what is left of it: what is
+// missing if negative.
 func (e *Envoy) work(w *worker, cpu Time) Time {
 	idle := 0
 	for cpu > 0 && idle < len(w.conns) {
@@ -377,7 +381,7 @@ func (e *Envoy) work(w *worker, cpu Time) Time {
 		}
 		cpu -= used
 	}
-	return max(cpu, 0)
+	return cpu
 }
 
 func (e *Envoy) moved(n int64) Time {
@@ -815,8 +819,10 @@ func (e *Envoy) check() {
 	truth := e.heap.inUse()
 	if e.limit > 0 {
 		e.report.Excess = max(e.report.Excess, truth-e.limit)
-		if e.report.Readings > 10 {
-			e.report.LateExcess = max(e.report.LateExcess, truth-e.limit)
+		if e.report.Readings <= 10 {
+			e.report.First = max(truth, e.limit)
+		} else {
+			e.report.LateExcess = max(e.report.LateExcess, truth-e.report.First)
 		}
 	}
 	estimate, known := e.filter.Estimate()

@@ -8,7 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-const loads = 250 // times four numbers of workers
+const loads = 100 // times four numbers of workers
 
 // At every instant the estimate covers the truth, whatever clients and upstreams do, as long as buffers tell the truth;
 // no admission of a large request exceeds the limit; and nothing is left. Where lengths are announced and no stream

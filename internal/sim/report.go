@@ -16,20 +16,20 @@ type Report struct {
 	Samples []int64
 	Every   Time // between samples
 
-	Uncovered     int64 // most that was in use beyond the estimate
-	UncoveredAt   Time
-	Checks        int // at how many moments the estimate was held against the truth
-	Excess        int64
-	LateExcess    int64 // most beyond the limit from the tenth reading on
-	Readings      int
-	Admissions    int   // of large ones that were held against the limit
-	Overadmitted  int64 // most that an admission of a large one went beyond the limit, as far as the truth was known
-	Stuck         Time  // longest stretch in which room was free, somebody waited and nobody was admitted
-	Left          string
-	Trace         uint64 // hash of all verdicts, in order
-	Verdicts      int
-	LongestWait   Time
-	UncoveredNote string
+	Uncovered    int64 // most that was in use beyond the estimate
+	UncoveredAt  Time
+	Checks       int // at how many moments the estimate was held against the truth
+	Excess       int64
+	First        int64 // in use at the tenth reading, at least the limit
+	LateExcess   int64 // most beyond First from the tenth reading on
+	Readings     int
+	Admissions   int   // of large ones that were held against the limit
+	Overadmitted int64 // most that an admission of a large one went beyond the limit, as far as the truth was known
+	Stuck        Time  // longest stretch in which room was free, somebody waited and nobody was admitted
+	Left         string
+	Trace        uint64 // hash of all verdicts, in order
+	Verdicts     int
+	LongestWait  Time
 }
 
 // Class counts the calls of clients of one class.

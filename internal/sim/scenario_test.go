@@ -115,7 +115,8 @@ func TestScenarios(t *testing.T) {
 				t.Logf("without %v", without)
 				t.Logf("with %v; left %q, stuck %v, longest wait %v", with, with.Left, with.Stuck, with.LongestWait)
 				require.LessOrEqual(t, float64(with.Peak), peak*float64(limit), "%v", with)
-				require.Zero(t, with.Uncovered)
+				// The cost of a stream that ends is taken back, but the allocator may keep it in its caches until the next reading.
+				require.LessOrEqual(t, with.Uncovered, s.StreamCost, "at %v", with.UncoveredAt)
 				require.Empty(t, with.Left)
 				require.Less(t, with.Stuck, 2*time.Second)
 				small := with.Class("small")
