@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -250,16 +249,6 @@ func (vm *VM) Calls() map[string]uint64 {
 		}
 	}
 	return calls
-}
-
-// NumCallsOf is the sum of the host calls so far of these names.
-func (vm *VM) NumCallsOf(names ...string) (n uint64) {
-	for i, calls := range vm.calls {
-		if slices.Contains(names, hostCalls[i].name) {
-			n += calls
-		}
-	}
-	return n
 }
 
 // NumCalls is the sum of the host calls so far, those of Proxy-Wasm and those of WASI's clocks.
