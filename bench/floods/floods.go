@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/highwater-envoy/highwater/internal/load"
+	"github.com/highwater-envoy/highwater/internal/unit"
 )
 
 const (
@@ -24,6 +25,7 @@ type flood struct {
 	hogs     func(addr string) load.Load
 	clients  int           // how many hogs there are
 	duration time.Duration // instead of -duration
+	limit    unit.Bytes    // the budget, instead of -limit
 	recovery bool          // measure how long full service takes to come back
 
 	want want
@@ -56,16 +58,21 @@ type want struct {
 
 var uploadWant = want{peak: 1, smallTail: 1.5, goodput: 0.95}
 
-// uploads of 4 MiB each.
+// uploads of 4 MiB each, or of mixed sizes.
 type uploads struct {
 	count    int
+	mixed    bool // 256 KiB to 16 MiB, which is all that the example's buffer filter takes
 	chunked  bool
 	protocol load.Protocol
 	drain    time.Duration
 }
 
 func (u uploads) hogs(addr string) load.Load {
-	return &load.Uploads{Addr: addr, Count: u.count, Size: 4 * mib, Chunked: u.chunked, Protocol: u.protocol, Drain: u.drain}
+	l := &load.Uploads{Addr: addr, Count: u.count, Size: 4 * mib, Chunked: u.chunked, Protocol: u.protocol, Drain: u.drain}
+	if u.mixed {
+		l.Size, l.Largest, l.Seed = 256*kib, 16*mib, 1
+	}
+	return l
 }
 
 // Those under way when a flood ends may finish, so that goodput is that of whole uploads over the time they took.
@@ -160,8 +167,42 @@ func floods() []flood {
 			hogs: uploads{count: 100}.hogs, duration: time.Minute, recovery: true,
 			want: want{peak: 1, recovery: time.Second},
 		},
+		flood{
+			name: "retry-1000", about: "1,000 such clients", clients: 1000,
+			hogs: uploads{count: 1000}.hogs, duration: time.Minute, recovery: true,
+			want: want{peak: 1, recovery: time.Second},
+		},
 	)
-	return all
+	return append(all, untuned(all)...)
+}
+
+// untuned are uploads at other budgets than the example's: nothing but budget.limit is changed. What rejects and waits
+// cost does not shrink with the budget, so that a small one is the harder.
+func untuned(all []flood) (untuned []flood) {
+	at := func(f flood, limit int, want want) {
+		f.limit, f.want = unit.Bytes(limit*mib), want
+		f.name = fmt.Sprintf("%s@%d", f.name, limit)
+		f.about += fmt.Sprintf(", budget %s", f.limit)
+		untuned = append(untuned, f)
+	}
+	for _, f := range all {
+		switch f.name {
+		case "upload-h1", "upload-chunked", "upload-h2":
+			at(f, 100, want{peak: 1, goodput: 0.95})
+			at(f, 400, want{peak: 1, goodput: 0.95})
+		}
+	}
+	for _, protocol := range []load.Protocol{load.HTTP1, load.HTTP2} {
+		mixed := flood{
+			name:  "mixed-" + string(protocol),
+			about: fmt.Sprintf("100 uploads of 256 KiB to 16 MiB over %s, buffered whole, upstream waits 2 s", protocol), clients: 100,
+			hogs: uploads{count: 100, mixed: true, protocol: protocol, drain: drain}.hogs,
+		}
+		for _, limit := range []int{100, 200, 400} {
+			at(mixed, limit, want{peak: 1})
+		}
+	}
+	return untuned
 }
 
 // slowReaders is one of the family slow-<buffers>-<size>-<len|nolen>-<h1|h2>: 300 readers. Behind 1 MiB buffers the

@@ -29,7 +29,9 @@ func TestFloods(t *testing.T) {
 	}
 	for _, name := range []string{
 		"upload-h1", "upload-chunked", "upload-h2", "upload-400", "upload-default-100", "upload-default-200", "slow-1000",
-		"healthy-download", "healthy-small", "healthy-idle-h2", "healthy-grpc", "healthy-40", "retry-100",
+		"healthy-download", "healthy-small", "healthy-idle-h2", "healthy-grpc", "healthy-40", "retry-100", "retry-1000",
+		"upload-h1@100", "upload-h1@400", "upload-chunked@100", "upload-chunked@400", "upload-h2@100", "upload-h2@400",
+		"mixed-h1@100", "mixed-h1@200", "mixed-h1@400", "mixed-h2@100", "mixed-h2@200", "mixed-h2@400",
 	} {
 		require.True(t, names[name], name)
 	}

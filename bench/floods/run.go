@@ -64,6 +64,9 @@ const (
 func run(ctx context.Context, f flood, guard string, o options) (*result, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	if f.limit > 0 {
+		o.limit = f.limit
+	}
 
 	// The flood has a process and an upstream of its own: see package apart.
 	hogs, err := apart.Start(loadCommand, f.name)

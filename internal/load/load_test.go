@@ -126,6 +126,39 @@ func TestUploadsRetry(t *testing.T) {
 	require.GreaterOrEqual(t, time.Since(begun), 4*30*time.Millisecond)
 }
 
+// Mixed sizes are the same in every run, and who is rejected comes back with the same upload.
+func TestUploadsMixed(t *testing.T) {
+	var mu sync.Mutex
+	sizes := map[int64]int{}
+	addr := server(t, func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		mu.Lock()
+		defer mu.Unlock()
+		if sizes[r.ContentLength]++; sizes[r.ContentLength] == 1 {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+	})
+	l := &Uploads{Addr: addr, Count: 3, Size: 1 << 10, Largest: 64 << 10, Seed: 1, Retry: time.Millisecond, Drain: 5 * time.Second}
+	s := run(t, l, served(30))
+	require.Zero(t, s.Errors+s.Closed+s.Cut, s.Problem)
+	var bytes int64
+	for size, n := range sizes {
+		require.GreaterOrEqual(t, size, int64(1<<10))
+		require.LessOrEqual(t, size, int64(64<<10))
+		bytes += size * int64(n-1)
+	}
+	require.Equal(t, bytes, s.Bytes)
+	require.Greater(t, len(sizes), 25)
+
+	again := &Uploads{Size: 1 << 10, Largest: 64 << 10, Seed: 1}
+	for i := range 3 {
+		next := again.sizes(i)
+		for range 3 {
+			require.Contains(t, sizes, next())
+		}
+	}
+}
+
 func TestUploadsClosed(t *testing.T) {
 	for _, protocol := range []Protocol{HTTP1, HTTP2} {
 		t.Run(string(protocol), func(t *testing.T) {

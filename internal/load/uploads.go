@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
+	"math/rand/v2"
 	"net/http"
 	"sync"
 	"time"
@@ -18,6 +20,8 @@ type Uploads struct {
 	Path          string // with its query; "/upload?delay=2s" if empty
 	Count         int    // clients
 	Size          int64  // bytes each
+	Largest       int64  // if not 0, each has a size of its own between Size and Largest
+	Seed          uint64 // of those sizes: the n-th upload of a client is as large in every run of the same seed
 	Chunked       bool   // no Content-Length
 	Protocol      Protocol
 	PerConnection int           // HTTP/2: streams per connection; 0 = all
@@ -35,10 +39,14 @@ func (u *Uploads) Run(ctx context.Context) {
 	path, retry := cmp.Or(u.Path, "/upload?delay=2s"), cmp.Or(u.Retry, 20*time.Millisecond)
 
 	var clients sync.WaitGroup
-	client := func(once func(context.Context) error) {
+	client := func(i int, once func(ctx context.Context, size int64) error) {
 		clients.Go(func() {
+			sizes := u.sizes(i)
+			size := sizes()
 			for ctx.Err() == nil {
-				if once(hard) != nil && !Sleep(ctx, retry) {
+				if once(hard, size) == nil {
+					size = sizes()
+				} else if !Sleep(ctx, retry) {
 					return
 				}
 			}
@@ -47,7 +55,7 @@ func (u *Uploads) Run(ctx context.Context) {
 	if u.Protocol == HTTP2 {
 		conns := http2Pool(u.Addr, u.Count, u.PerConnection, 0, 0)
 		for i := range u.Count {
-			client(func(ctx context.Context) error { return u.http2(ctx, conns[i%len(conns)], path) })
+			client(i, func(ctx context.Context, size int64) error { return u.http2(ctx, conns[i%len(conns)], path, size) })
 		}
 		clients.Wait()
 		for _, c := range conns {
@@ -57,7 +65,7 @@ func (u *Uploads) Run(ctx context.Context) {
 	}
 	conns := make([]*http1, u.Count) // each belongs to its client alone
 	for i := range u.Count {
-		client(func(ctx context.Context) error { return u.http1(ctx, &conns[i], path) })
+		client(i, func(ctx context.Context, size int64) error { return u.http1(ctx, &conns[i], path, size) })
 	}
 	clients.Wait()
 	for _, c := range conns {
@@ -65,10 +73,24 @@ func (u *Uploads) Run(ctx context.Context) {
 	}
 }
 
+// sizes is what client i uploads, one after the other. Who is rejected comes back with the same, or the large ones
+// would give way to small ones wherever large ones are rejected more. Each power of two has the same share of them, as
+// in real traffic: many small ones and a few large ones.
+func (u *Uploads) sizes(i int) func() int64 {
+	if u.Largest <= u.Size {
+		return func() int64 { return u.Size }
+	}
+	random := rand.New(rand.NewPCG(u.Seed, uint64(i)))
+	span := math.Log(float64(u.Largest) / float64(u.Size))
+	return func() int64 {
+		return min(u.Largest, int64(float64(u.Size)*math.Exp(span*random.Float64())))
+	}
+}
+
 // errBack says that the client should wait before he comes again.
 var errBack = errors.New("come back later")
 
-func (u *Uploads) http1(ctx context.Context, slot **http1, path string) error {
+func (u *Uploads) http1(ctx context.Context, slot **http1, path string, size int64) error {
 	u.started.Add(1)
 	u.inFlight.Add(1)
 	u.waiting.Add(1)
@@ -85,7 +107,7 @@ func (u *Uploads) http1(ctx context.Context, slot **http1, path string) error {
 		}
 	}
 	release := conn.interruptible(ctx)
-	resp, whole, err := conn.post(path, u.Size, u.Chunked)
+	resp, whole, err := conn.post(path, size, u.Chunked)
 	if err != nil {
 		release()
 		conn.close()
@@ -98,22 +120,22 @@ func (u *Uploads) http1(ctx context.Context, slot **http1, path string) error {
 	} else {
 		conn.close()
 	}
-	return u.judge(resp.StatusCode, latency)
+	return u.judge(resp.StatusCode, size, latency)
 }
 
-func (u *Uploads) http2(ctx context.Context, conn *http2Conn, path string) error {
+func (u *Uploads) http2(ctx context.Context, conn *http2Conn, path string, size int64) error {
 	u.started.Add(1)
 	u.inFlight.Add(1)
 	u.waiting.Add(1)
 	defer u.inFlight.Add(-1)
 	defer u.waiting.Add(-1)
 
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+u.Addr+path, &zeroReader{left: u.Size})
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+u.Addr+path, &zeroReader{left: size})
 	if err != nil {
 		return u.lost(ctx, err)
 	}
 	if !u.Chunked {
-		req.ContentLength = u.Size
+		req.ContentLength = size
 	}
 	begun := time.Now()
 	resp, err := conn.do(req)
@@ -123,7 +145,7 @@ func (u *Uploads) http2(ctx context.Context, conn *http2Conn, path string) error
 	latency := time.Since(begun)
 	_ = discard(ctx, resp.Body, 1<<20, nil)
 	_ = resp.Body.Close()
-	return u.judge(resp.StatusCode, latency)
+	return u.judge(resp.StatusCode, size, latency)
 }
 
 func (u *Uploads) lost(ctx context.Context, err error) error {
@@ -133,10 +155,10 @@ func (u *Uploads) lost(ctx context.Context, err error) error {
 	return errBack
 }
 
-func (u *Uploads) judge(status int, latency time.Duration) error {
+func (u *Uploads) judge(status int, size int64, latency time.Duration) error {
 	switch {
 	case status == http.StatusOK:
-		u.serve(u.Size, latency)
+		u.serve(size, latency)
 		return nil
 	case rejects(status):
 		u.rejected.Add(1)
