@@ -48,9 +48,11 @@ func (p *Plugin) NextTick() (t time.Duration, ok bool) { return p.next, p.period
 
 // Tick is on_tick. The error, here and below, says that the VM is dead.
 func (p *Plugin) Tick() error {
-	_, err := p.vm.call(onTick, &p.guestContext)
+	if _, err := p.vm.call(onTick, &p.guestContext); err != nil {
+		return err
+	}
 	p.rest()
-	return err
+	return nil
 }
 
 func (p *Plugin) rest() { p.next = p.vm.process.options.Clock() + p.period }

@@ -29,9 +29,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"time"
 
 	"github.com/tetratelabs/wazero"
+	"github.com/tetratelabs/wazero/experimental"
 	"github.com/tetratelabs/wazero/imports/wasi_snapshot_preview1"
 )
 
@@ -59,7 +61,7 @@ func (m *Module) compile(ctx context.Context, wasm []byte) (err error) {
 	if err = instantiateHost(ctx, m.runtime); err != nil {
 		return err
 	}
-	if m.compiled, err = m.runtime.CompileModule(ctx, wasm); err != nil {
+	if m.compiled, err = m.runtime.CompileModule(experimental.WithCompilationWorkers(ctx, runtime.GOMAXPROCS(0)), wasm); err != nil {
 		return err
 	}
 	for _, f := range m.compiled.ImportedFunctions() {

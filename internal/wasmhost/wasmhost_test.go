@@ -406,6 +406,51 @@ func TestReadingsFail(t *testing.T) {
 	require.ErrorContains(t, w.requests.HTTPResponse(12345, nil, nil), "no HTTP call with token 12345")
 }
 
+// TestSameCallsSameOutcome: a simulation can be repeated.
+func TestSameCallsSameOutcome(t *testing.T) {
+	story := func() (map[string]uint64, []byte, int64) {
+		e := newEnvoy(t, plugin)
+		a, b := e.worker(config), e.worker(config)
+		ca, cb := a.connect(), b.connect()
+		for i := range 2000 {
+			a.exchange(ca, i*10, 4096, 1000, 1000)
+			b.exchange(cb, 0, 0, i*100, 16384)
+			e.run(5*time.Millisecond, a, b)
+		}
+		table, _, _ := e.process.Shared().Get("highwater.table")
+		return a.vm.Calls(), table, b.vm.MemoryBytes()
+	}
+	calls, table, memory := story()
+	calls2, table2, memory2 := story()
+	require.Equal(t, calls, calls2)
+	require.Equal(t, table, table2)
+	require.Equal(t, memory, memory2)
+}
+
+func TestCallFromWithin(t *testing.T) {
+	m, err := plugin()
+	require.NoError(t, err)
+	var p *wasmhost.Plugin
+	var inside error
+	process, err := m.NewProcess(wasmhost.Options{
+		Clock:   func() time.Duration { return time.Hour },
+		Log:     func(wasmhost.Level, string) { inside = p.Tick() },
+		Handler: &envoy{tb: t},
+	})
+	require.NoError(t, err)
+	vm, err := process.NewVM()
+	require.NoError(t, err)
+	p, err = vm.Start("requests", config)
+	require.NoError(t, err)
+	_, err = vm.Start("requests", "")
+	require.ErrorContains(t, err, "refused")
+	require.ErrorContains(t, inside, "a call into the VM from within it")
+	require.NoError(t, p.Tick())
+
+	_, err = m.NewProcess(wasmhost.Options{})
+	require.ErrorContains(t, err, "Clock and Handler must be set")
+}
+
 // TestTwoWorkers share one budget through the shared data.
 func TestTwoWorkers(t *testing.T) {
 	e := newEnvoy(t, plugin)
