@@ -33,7 +33,27 @@ func (s *watched) Swap(value []byte, version uint32) error {
 
 type nativeWorker struct {
 	*guard.Worker
-	guard *guard.Guard
+	guard  *guard.Guard
+	timers [2]timer // of its two plugins: the network filter's and the HTTP filter's
+	ticked Time
+}
+
+// timer ticks as the plugin's does: filter/plugin.go.
+type timer struct {
+	next Time
+	fast bool
+}
+
+func (t *timer) set(now Time, fast bool) {
+	t.fast = fast
+	t.rest(now)
+}
+
+func (t *timer) rest(now Time) {
+	t.next = now + tick
+	if t.fast {
+		t.next = now + fastTick
+	}
 }
 
 type nativeStream struct {
@@ -57,7 +77,8 @@ func NewNative(p Proxy, c guard.Config, workers int) (*Native, error) {
 			return nil, err
 		}
 		g, _ := guard.New(c, w)
-		n.workers = append(n.workers, &nativeWorker{Worker: w, guard: g})
+		next := timer{next: p.Now() + tick}
+		n.workers = append(n.workers, &nativeWorker{Worker: w, guard: g, timers: [2]timer{next, next}})
 	}
 	return n, nil
 }
@@ -128,7 +149,10 @@ const (
 func (n *Native) do(s *Stream, v guard.Verdict) (pause bool) {
 	switch v.Action {
 	case guard.Wait, guard.Close:
-		n.proxy.Hurry(s.Conn.Worker, fastTick)
+		if t := &n.workers[s.Conn.Worker].timers[1]; !t.fast {
+			t.set(n.proxy.Now(), true)
+			n.proxy.Hurry(s.Conn.Worker, fastTick)
+		}
 		return true
 	case guard.Answer, guard.Reset:
 		n.proxy.Answer(s)
@@ -140,6 +164,21 @@ func (n *Native) do(s *Stream, v guard.Verdict) (pause bool) {
 // Tick implements Filter.
 func (n *Native) Tick(worker int) Time {
 	w, now := n.workers[worker], n.proxy.Now()
+	for i := range w.timers {
+		if t := &w.timers[i]; t.next <= now {
+			t.rest(now)
+			n.tick(worker, t)
+		}
+	}
+	return min(w.timers[0].next, w.timers[1].next)
+}
+
+func (n *Native) tick(worker int, t *timer) {
+	w, now := n.workers[worker], n.proxy.Now()
+	if now-w.ticked < fastTick-time.Millisecond {
+		return // the other plugin's tick has just done it
+	}
+	w.ticked = now
 	a := w.Tick(now)
 	if a.Ask {
 		n.proxy.Ask(worker)
@@ -155,10 +194,9 @@ func (n *Native) Tick(worker int) Time {
 	for _, s := range a.Close {
 		n.proxy.CloseDownstream(n.streams[s].Conn)
 	}
-	if a.Busy {
-		return now + fastTick
+	if a.Busy != t.fast {
+		t.set(now, a.Busy)
 	}
-	return now + tick
 }
 
 // Reading implements Filter.

@@ -1,20 +1,16 @@
 package wasmhost_test
 
 import (
-	"context"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/highwater-envoy/highwater/internal/envoybin"
-	"github.com/highwater-envoy/highwater/internal/wasmhost"
+		"github.com/highwater-envoy/highwater/internal/wasmhost"
+	"github.com/highwater-envoy/highwater/internal/wasmhost/hosttest"
 )
 
 // The settings of examples/envoy.yaml, but whole_request: these requests stream.
@@ -27,24 +23,6 @@ const config = `{
 }`
 
 const mib = 1 << 20
-
-var (
-	plugin     = sync.OnceValues(func() (*wasmhost.Module, error) { return compile("highwater.wasm") })
-	trapPlugin = sync.OnceValues(func() (*wasmhost.Module, error) { return compile("highwater-trap.wasm") })
-)
-
-func compile(name string) (*wasmhost.Module, error) {
-	root, err := envoybin.ModuleRoot()
-	if err != nil {
-		return nil, err
-	}
-	wasm, err := os.ReadFile(filepath.Join(root, "build", name))
-	if err != nil {
-		return nil, fmt.Errorf("%w: run `make build build/highwater-trap.wasm`", err)
-	}
-	// Not a test's context: the module outlives the first test that needs it.
-	return wasmhost.Compile(context.Background(), wasm)
-}
 
 // envoy plays what is not the plugin: it answers its readings, and notes what it does.
 type envoy struct {
@@ -263,7 +241,7 @@ func TestSharedData(t *testing.T) {
 }
 
 func TestStart(t *testing.T) {
-	e := newEnvoy(t, plugin)
+	e := newEnvoy(t, hosttest.Plugin)
 	vm, err := e.process.NewVM()
 	require.NoError(t, err)
 	p, err := vm.Start("requests", config)
@@ -303,7 +281,7 @@ func TestPluginWithUnknownImportIsRefused(t *testing.T) {
 
 // TestPauseAndResume is a large upload that finds no room, and gets it when the next reading says that there is some.
 func TestPauseAndResume(t *testing.T) {
-	e := newEnvoy(t, plugin)
+	e := newEnvoy(t, hosttest.Plugin)
 	w := e.worker(config)
 	e.run(200*time.Millisecond, w)
 	require.Positive(t, e.asked)
@@ -352,7 +330,7 @@ func TestPauseAndResume(t *testing.T) {
 func TestReject(t *testing.T) {
 	reject := func(t *testing.T, more ...[2]string) (*worker, *wasmhost.Connection, wasmhost.LocalResponse) {
 		t.Helper()
-		e := newEnvoy(t, plugin)
+		e := newEnvoy(t, hosttest.Plugin)
 		w := e.worker(strings.Replace(config, "{", `{"throttle": {"timeout": "100ms"}, `, 1))
 		e.run(200*time.Millisecond, w)
 		e.inUse = 190 * mib
@@ -379,7 +357,9 @@ func TestReject(t *testing.T) {
 		require.Empty(t, r.Body)
 		require.Equal(t, int32(8), r.GRPCStatus)
 
-		// By now that much is in use for no reason that the plugin knows, and not even what a reject leaves has room.
+		// Where not even what a reject leaves has room.
+		w.inUse = 199 * mib
+		w.run(time.Second, w)
 		s := w.stream(c)
 		w.pauses(s.RequestHeaders(headers("POST", 4*mib), false))
 		w.run(200*time.Millisecond, w)
@@ -396,7 +376,7 @@ func TestReject(t *testing.T) {
 }
 
 func TestReadingsFail(t *testing.T) {
-	e := newEnvoy(t, plugin)
+	e := newEnvoy(t, hosttest.Plugin)
 	e.fails = true
 	w := e.worker(config)
 	e.run(500*time.Millisecond, w)
@@ -409,7 +389,7 @@ func TestReadingsFail(t *testing.T) {
 // TestSameCallsSameOutcome: a simulation can be repeated.
 func TestSameCallsSameOutcome(t *testing.T) {
 	story := func() (map[string]uint64, []byte, int64) {
-		e := newEnvoy(t, plugin)
+		e := newEnvoy(t, hosttest.Plugin)
 		a, b := e.worker(config), e.worker(config)
 		ca, cb := a.connect(), b.connect()
 		for i := range 2000 {
@@ -428,7 +408,7 @@ func TestSameCallsSameOutcome(t *testing.T) {
 }
 
 func TestCallFromWithin(t *testing.T) {
-	m, err := plugin()
+	m, err := hosttest.Plugin()
 	require.NoError(t, err)
 	var p *wasmhost.Plugin
 	var inside error
@@ -453,7 +433,7 @@ func TestCallFromWithin(t *testing.T) {
 
 // TestTwoWorkers share one budget through the shared data.
 func TestTwoWorkers(t *testing.T) {
-	e := newEnvoy(t, plugin)
+	e := newEnvoy(t, hosttest.Plugin)
 	a, b := e.worker(config), e.worker(config)
 	e.run(500*time.Millisecond, a, b)
 	asked := e.asked
@@ -492,7 +472,7 @@ func TestTwoWorkers(t *testing.T) {
 
 // TestTrap is a fault that no recover reaches, in one of two workers.
 func TestTrap(t *testing.T) {
-	e := newEnvoy(t, trapPlugin)
+	e := newEnvoy(t, hosttest.Trap)
 	a, b := e.worker(config), e.worker(config)
 	e.run(500*time.Millisecond, a, b)
 	before, _, ok := e.process.Shared().Get("highwater.ids")
@@ -548,7 +528,7 @@ func TestCallsPerRequest(t *testing.T) {
 		{"upload of 10 MB", 10_000_000, 65536, 100, 100, 2, 3},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			e := newEnvoy(t, plugin)
+			e := newEnvoy(t, hosttest.Plugin)
 			w := e.worker(config)
 			e.run(500*time.Millisecond, w)
 			require.Positive(t, e.asked)
@@ -584,7 +564,7 @@ func leases(vm *wasmhost.VM) uint64 {
 // TestMemoryIsFlat holds 100 streams at once, and ends as many as it begins.
 func TestMemoryIsFlat(t *testing.T) {
 	const live = 100
-	e := newEnvoy(t, plugin)
+	e := newEnvoy(t, hosttest.Plugin)
 	w := e.worker(config)
 	e.run(500*time.Millisecond, w)
 	c := w.connect()
@@ -613,7 +593,7 @@ func TestMemoryIsFlat(t *testing.T) {
 }
 
 func BenchmarkGET(b *testing.B) {
-	e := newEnvoy(b, plugin)
+	e := newEnvoy(b, hosttest.Plugin)
 	w := e.worker(config)
 	e.run(500*time.Millisecond, w)
 	c := w.connect()
