@@ -27,6 +27,7 @@ type Account struct {
 	buf     []byte
 
 	fresh      [2]int64 // this generation, and the one before
+	spare      int64    // of fresh[0]: of what is gone, for what comes next
 	gen        uint32
 	rotated    Time
 	seen       uint64 // sequence of the last reading noticed
@@ -268,7 +269,7 @@ func (a *Account) notice(now Time) {
 		return
 	}
 	d := a.fresh[1]
-	a.fresh[0], a.fresh[1] = 0, a.fresh[0]
+	a.fresh[0], a.fresh[1], a.spare = 0, a.fresh[0], 0
 	a.gen++
 	a.rotated = now
 	a.Rotations++
@@ -393,11 +394,23 @@ func (a *Account) Pause(now Time, s *Stream, cost, come int64) {
 	s.settle(a, now)
 }
 
-// Drop notes that what a paused request has sent is gone with it. What of it was still fresh is taken back: a flood of
-// clients that are closed and come straight back would otherwise fill the estimate with what nobody holds.
+// Drop notes that what a paused or rejected request has sent is gone with it: what comes next is counted for it. A flood
+// of clients that are turned away and come straight back would otherwise fill the estimate with what nobody holds.
 func (a *Account) Drop(s *Stream) {
 	m := &s.dir[Request]
-	a.takeBack(m.gen, m.genBytes)
+	a.giveBack(m.gen, m.genBytes)
+	m.genBytes = 0
+}
+
+// Linger hands what a rejected request has sent to its connection: it is gone when that is closed.
+func (a *Account) Linger(s *Stream, c *Connection) {
+	m := &s.dir[Request]
+	switch age := m.gen - c.gen; {
+	case age == 0:
+		c.cost += m.genBytes
+	case age < 1<<31: // what the connection itself cost is older, and in a reading or about to be
+		c.gen, c.cost = m.gen, m.genBytes
+	}
 	m.genBytes = 0
 }
 
@@ -433,7 +446,7 @@ func (a *Account) Close(now Time, s *Stream) {
 	s.live = false
 	a.End(now, s, Request)
 	a.End(now, s, Response)
-	a.takeBack(s.gen, s.cost)
+	a.giveBack(s.gen, s.cost)
 	a.own.Likely -= s.likely
 	a.own.Bounds -= s.bounds
 	a.own.Exposure -= s.exposure
@@ -470,10 +483,10 @@ func (a *Account) RaiseConnection(c *Connection, cost int64) {
 	}
 }
 
-// CloseConnection takes it away again, and its cost if that is still fresh.
+// CloseConnection takes it away again.
 func (a *Account) CloseConnection(c *Connection) {
 	a.own.Connections--
-	a.takeBack(c.gen, c.cost)
+	a.giveBack(c.gen, c.cost)
 	a.leave(c, 0, 0)
 }
 
@@ -632,17 +645,22 @@ func (a *Account) unreserve(m *message, n int64) {
 	a.own.Coming -= n
 }
 
+// addFresh counts n more bytes, of which some may be those that others have given back: the allocator gives them out
+// again.
 func (a *Account) addFresh(n int64) {
+	again := min(n, a.spare)
+	a.spare -= again
+	n -= again
 	a.fresh[0] += n
 	a.own.Fresh += n
 	a.own.Passed += n
 }
 
-// takeBack takes the cost of what has ended out of fresh, if it still is.
-func (a *Account) takeBack(gen uint32, cost int64) {
-	if age := a.gen - gen; age < 2 {
-		a.fresh[age] -= cost
-		a.own.Fresh -= cost
+// giveBack keeps what is gone for the next, within its generation. Until a reading tells, it stays counted, for the
+// allocator's caches may hold it.
+func (a *Account) giveBack(gen uint32, n int64) {
+	if gen == a.gen {
+		a.spare += n
 	}
 }
 

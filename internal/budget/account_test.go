@@ -173,9 +173,13 @@ func TestAStreamAddsAtMostItsCapPerGeneration(t *testing.T) {
 }
 
 // 6,000 small requests a second of 16 KiB each would be 94 MiB of a budget after one second between two readings if
-// what ended were not taken back.
-func TestCostIsTakenBackWhileFresh(t *testing.T) {
-	for generations, want := range map[int]int64{0: 0, 1: 0, 2: 0} {
+// what ended were counted again. It stays counted until a reading tells, for the allocator may keep it in its caches.
+func TestCostIsUsedAgainWhileFresh(t *testing.T) {
+	for generations, want := range map[int]struct{ closed, again int64 }{
+		0: {76 * kib, 76 * kib}, // the next uses it again
+		1: {76 * kib, 152 * kib},
+		2: {0, 76 * kib},
+	} {
 		b := open(t, 1)
 		a := b.accounts[0]
 		b.readings(2, 40*mib)
@@ -190,8 +194,15 @@ func TestCostIsTakenBackWhileFresh(t *testing.T) {
 		b.readings(generations, 40*mib)
 		a.Close(b.now, s)
 		a.CloseConnection(c)
-		require.Equal(t, want, a.Own().Fresh, "after %d generations: once, and not below 0", generations)
-		require.Equal(t, want, a.fresh[0]+a.fresh[1])
+		require.Equal(t, want.closed, a.Own().Fresh, "after %d generations", generations)
+		s2, c2 := &Stream{}, &Connection{}
+		a.Open(b.now, s2, 16*kib, mib, mib)
+		a.OpenConnection(c2, 29*kib)
+		a.RaiseConnection(c2, 60*kib)
+		require.Equal(t, want.again, a.Own().Fresh, "after %d generations", generations)
+		require.Equal(t, want.again, a.fresh[0]+a.fresh[1])
+		a.Close(b.now, s2)
+		a.CloseConnection(c2)
 		a.Close(b.now, s)
 		require.Zero(t, a.Own().Streams, "a second Close does nothing")
 		b.readings(3, 40*mib)
@@ -252,25 +263,41 @@ func TestAPausedRequestCostsWhatItLeavesUnread(t *testing.T) {
 	require.False(t, s.Beyond(Request))
 }
 
-// Clients that are closed and come straight back would fill the estimate with what nobody holds: 0.15 of the goodput.
-func TestWhatAPausedRequestSentIsTakenBackWithIt(t *testing.T) {
-	for generations, want := range map[int]int64{0: 0, 1: 0, 2: 0} {
-		b := open(t, 1)
-		a := b.accounts[0]
-		b.readings(2, 40*mib)
-		s, other := &Stream{}, &Stream{}
-		a.Open(b.now, s, 0, 128*kib, 128*kib)
-		a.Open(b.now, other, 0, mib, mib)
-		a.Pause(b.now, s, 100*kib, 30*kib)
-		require.Equal(t, 30*kib, a.Own().Fresh, "where what comes is seen, only what has come")
-		a.PassPaused(s, 20*kib)
-		require.Equal(t, 50*kib, a.Own().Fresh)
-		b.readings(generations, 40*mib)
-		a.Pass(b.now, other, Request, kib)
-		a.Drop(s)
-		a.Drop(s)
-		a.Close(b.now, s)
-		require.Equal(t, want+kib, a.Own().Fresh, "after %d generations: once, and nobody else's", generations)
+// Clients that are turned away and come straight back would fill the estimate with what nobody holds: 0.15 of the
+// goodput. What they gave back is used again in its generation, and counted until a reading tells that it is gone.
+func TestWhatATurnedAwayRequestSentIsUsedAgain(t *testing.T) {
+	for name, gone := range map[string]func(*Account, *Stream, *Connection){
+		"with the stream": func(a *Account, s *Stream, _ *Connection) {
+			a.Drop(s)
+			a.Drop(s)
+		},
+		"with its connection": func(a *Account, s *Stream, c *Connection) {
+			a.Linger(s, c)
+			a.Linger(s, c)
+			a.CloseConnection(c)
+		},
+	} {
+		for generations, want := range map[int]int64{0: 51 * kib, 1: 101 * kib, 2: 51 * kib} {
+			b := open(t, 1)
+			a := b.accounts[0]
+			b.readings(2, 40*mib)
+			s, other, c := &Stream{}, &Stream{}, &Connection{}
+			a.OpenConnection(c, kib)
+			b.readings(3, 40*mib)
+			a.Open(b.now, s, 0, 128*kib, 128*kib)
+			a.Open(b.now, other, 0, mib, mib)
+			a.Pause(b.now, s, 100*kib, 30*kib)
+			require.Equal(t, 30*kib, a.Own().Fresh, "where what comes is seen, only what has come")
+			a.PassPaused(s, 20*kib)
+			require.Equal(t, 50*kib, a.Own().Fresh)
+			b.readings(generations, 40*mib)
+			gone(a, s, c)
+			a.Close(b.now, s)
+			a.Pass(b.now, other, Request, 51*kib)
+			require.Equal(t, want, a.Own().Fresh, "%s, after %d generations: once", name, generations)
+			b.readings(2, 40*mib)
+			require.Zero(t, a.Own().Fresh)
+		}
 	}
 }
 

@@ -295,6 +295,14 @@ func TestFutile(t *testing.T) {
 	run(b, 200*ms, 199*mib)
 	require.True(t, b.stored().Futile)
 
+	// Memory that grows with those who are let in is theirs, though no stream can hold it.
+	b.readings(1, 206*mib)
+	require.False(t, b.stored().Futile)
+	run(b, 4900*ms, 206*mib)
+	require.False(t, b.stored().Futile)
+	run(b, 200*ms, 206*mib)
+	require.True(t, b.stored().Futile)
+
 	// Traffic that can hold a tenth may be the cause.
 	s := b.stream(a)
 	a.Expect(b.now, s, Request, 500*mib, 20*mib, 0)

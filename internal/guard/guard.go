@@ -247,7 +247,7 @@ func (g *Guard) wait(now Time, s *Stream, small bool) Verdict {
 		int64(w.line.Len())+others.Waiting >= int64(w.throttle.Queue),
 		cost > w.account.Room()/heldShare-w.held-others.Held,
 		window > 0 && window > int64(g.config.Buffers.HTTP2ConnectionWindow)/2-c.window,
-		!small && w.account.Ask(now, cost, budget.Full) == budget.Denied:
+		cost > 0 && w.account.Ask(now, cost, budget.Full) == budget.Denied:
 		return g.turnAway(now, s, QueueFull)
 	}
 	w.counts[CountThrottled]++
@@ -482,6 +482,14 @@ func (g *Guard) Close(now Time, s *Stream) (waited unit.Duration) {
 				w.closing = append(w.closing[:i], w.closing[i+1:]...)
 				break
 			}
+		}
+	case rejected:
+		switch c := s.connection; {
+		case s.pauseCost == 0:
+		case s.isHTTP2():
+			w.account.Drop(&s.Stream)
+		case c != nil && c.Context != 0 && !c.IsClosed:
+			w.account.Linger(&s.Stream, &c.Connection)
 		}
 	case live:
 		if n := s.Held(budget.Response); n > int64(w.budget.Small) {

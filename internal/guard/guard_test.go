@@ -313,6 +313,19 @@ func TestLineIsBounded(t *testing.T) {
 		// for what is fresh at once: 16.
 		require.InDelta(t, 8, waiting, 1)
 	})
+	t.Run("by the room, for small ones too", func(t *testing.T) {
+		p := newProcess(t, 1, nil)
+		p.settle(230 * mib)
+		for range 256 { // the floor
+			_, v := p.open(0, 40*kib)
+			require.Equal(t, Admit, v.Action)
+		}
+		_, v := p.open(0, 40*kib)
+		require.Equal(t, QueueFull, v.Reason, "6,000 of them would hold half the limit more")
+		p.settle(150 * mib)
+		_, v = p.open(0, 40*kib)
+		require.Equal(t, Admit, v.Action)
+	})
 	t.Run("by the window of an HTTP/2 connection", func(t *testing.T) {
 		p := newProcess(t, 1, func(c *Config) { c.Buffers.HTTP2ConnectionWindow = unit.MiB })
 		fill(p)
@@ -554,6 +567,11 @@ func TestFutile(t *testing.T) {
 	require.NotEqual(t, Admit, v.Action)
 	p.guards[0].Close(p.now, &first.Stream)
 	require.Equal(t, int64(1), p.workers[0].Gauges(p.now)[GaugeFutile])
+	_, v = p.open(0, 8*mib)
+	require.NotEqual(t, Admit, v.Action, "what the one that ended left must be in the reading first")
+	p.read(215 * mib)
+	_, v = p.open(0, 8*mib)
+	require.Equal(t, Admit, v.Action)
 }
 
 func TestCloseInEveryPhaseReturnsAllToZero(t *testing.T) {

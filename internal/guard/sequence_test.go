@@ -57,6 +57,7 @@ type exchange struct {
 }
 
 type lingering struct {
+	link  *link
 	until Time
 	bytes int64
 }
@@ -115,7 +116,9 @@ func (e *envoy) truth() int64 {
 		n += int64(x.guard.config.Costs.Stream) + x.held[budget.Request] + x.held[budget.Response] + x.unread
 	}
 	for _, l := range e.linger {
-		n += l.bytes
+		if !l.link.gone {
+			n += l.bytes
+		}
 	}
 	return n
 }
@@ -352,10 +355,13 @@ func (e *envoy) rejected(x *exchange, v Verdict) {
 	switch v.Action {
 	case Answer:
 		if !x.Ended(budget.Request) || x.phase == rejected {
-			// What it leaves unread lingers, even when the stream has gone.
-			n := max(min(x.pauseCost, x.Cap(budget.Request)-x.held[budget.Request]), x.unread)
-			x.unread = 0
-			e.linger = append(e.linger, lingering{e.now + Time(x.guard.config.Buffers.Linger), min(n, x.pauseCost)})
+			// What it leaves unread goes with the stream on HTTP/2, and lingers with the connection on HTTP/1.
+			n := min(max(min(x.pauseCost, x.Cap(budget.Request)-x.held[budget.Request]), x.unread), x.pauseCost)
+			if x.unread = 0; x.link.http2 {
+				x.unread = n
+				break
+			}
+			e.linger = append(e.linger, lingering{x.link, e.now + Time(x.guard.config.Buffers.Linger), n})
 		}
 	case Close, Reset:
 	default:
@@ -450,7 +456,7 @@ func (e *envoy) tick(d Time) {
 	e.now += d
 	kept := e.linger[:0]
 	for _, l := range e.linger {
-		if e.now < l.until {
+		if e.now < l.until && !l.link.gone {
 			kept = append(kept, l)
 		}
 	}

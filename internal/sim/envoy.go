@@ -530,6 +530,10 @@ func (e *Envoy) readRequest(s *Stream) (used Time) {
 			} else {
 				e.admitted(s)
 			}
+			if s.over && c.HTTP2 { // the codec drops the frames of a stream that is reset
+				e.finish(s)
+				return used
+			}
 		}
 		if s.Call.Body == 0 && s.Call.Announce <= 0 {
 			s.ended[Request], s.arrived = true, e.now

@@ -9,7 +9,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-		"github.com/highwater-envoy/highwater/internal/wasmhost"
+	"github.com/highwater-envoy/highwater/internal/wasmhost"
 	"github.com/highwater-envoy/highwater/internal/wasmhost/hosttest"
 )
 
