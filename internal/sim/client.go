@@ -10,7 +10,7 @@ type Call struct {
 	Body     int64 // bytes that the client sends; it may stop before Announced, or send less
 	Announce int64 // Content-Length; Unknown = chunked
 	SendRate int64 // bytes/s; 0 = as fast as it is read
-	Wait     Time  // of the upstream, from the whole request to the response's headers
+	Wait     Time  // of the upstream, before it reads the request's body
 	TakeRate int64 // at which the upstream reads the request, bytes/s; 0 = at once
 
 	Response int64 // bytes

@@ -52,6 +52,7 @@ type Stream struct {
 	taking  rate
 	taken   int64 // by the upstream
 	kernel  int64 // request bytes that the kernel holds for the upstream
+	reached Time  // when it came to the upstream, which then waits
 	arrived Time  // when the upstream had it all
 	ended   [2]bool
 
@@ -516,7 +517,6 @@ func (e *Envoy) readRequest(s *Stream) (used Time) {
 		s.opened = true
 		used += e.PerRequest
 		e.heap.alloc(e.StreamCost)
-		s.taking = rate{perSecond: s.Call.TakeRate, from: e.now}
 		if e.filter != nil {
 			length := s.Call.Announce
 			if s.Call.Body == 0 && length <= 0 {
@@ -536,7 +536,7 @@ func (e *Envoy) readRequest(s *Stream) (used Time) {
 			}
 		}
 		if s.Call.Body == 0 && s.Call.Announce <= 0 {
-			s.ended[Request], s.arrived = true, e.now
+			s.ended[Request], s.reached, s.arrived = true, e.now, e.now
 			return used
 		}
 	}
@@ -588,7 +588,11 @@ func (e *Envoy) forward(s *Stream) (used Time) {
 	if e.WholeRequest > 0 && !s.ended[Request] {
 		return 0
 	}
-	if s.kernel > 0 {
+	if s.reached == 0 {
+		s.reached = e.now
+		s.taking = rate{perSecond: s.Call.TakeRate, from: e.now + s.Call.Wait}
+	}
+	if s.kernel > 0 && e.now-s.reached >= s.Call.Wait {
 		n := e.reads(&s.taking, s.kernel)
 		s.kernel -= n
 		s.taken += n
@@ -607,7 +611,7 @@ func (e *Envoy) forward(s *Stream) (used Time) {
 }
 
 func (e *Envoy) readResponse(s *Stream) (used Time) {
-	if s.arrived == 0 || e.now-s.arrived < s.Call.Wait || s.ended[Response] {
+	if s.arrived == 0 || e.now-s.reached < s.Call.Wait || s.ended[Response] {
 		return 0
 	}
 	call := &s.Call

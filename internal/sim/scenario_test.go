@@ -37,7 +37,7 @@ func scenarios() []scenario {
 	many.Workers, many.Cores = 64, 4
 	tiny := Repeat(6000, 100*time.Microsecond, Client{
 		Class: "tiny", Worker: -1, Retry: 20 * time.Millisecond,
-		MakeCall: fixed(Call{Body: 40 * kib, Announce: 40 * kib, TakeRate: 20 * kib, Wait: 2 * time.Second, Response: 200}),
+		MakeCall: fixed(Upload(40*kib, 2*time.Second)),
 	})
 	full := Example()
 	full.KernelUp = 4 * kib
@@ -83,7 +83,7 @@ func scenarios() []scenario {
 			},
 		},
 		{
-			// Uploads of 40 KiB with an upstream that reads slowly and waits. They share connections: 6,000 connections alone
+			// Uploads of 40 KiB with an upstream that waits, and a kernel that takes little. They share connections: 6,000 connections alone
 			// would be more than the limit, and nothing refuses those.
 			name: "6000 small", settings: full, peak: 1.05, clients: tiny,
 		},
