@@ -60,6 +60,7 @@ type Stream struct {
 	giving  rate
 	given   int64 // by the upstream, into Envoy
 	answer  int64 // of the response, in Envoy
+	full    bool  // it is, and no more is read
 	reading rate
 
 	over bool // rejected, reset, finished or given up: nothing moves any more
@@ -129,7 +130,7 @@ type Envoy struct {
 func New(s Settings, limit int64, seed uint64) *Envoy {
 	e := &Envoy{
 		Settings: s, random: rand.New(rand.NewPCG(seed, 42)), now: time.Hour, shared: map[int]*Conn{}, limit: limit,
-		workers: make([]worker, s.Workers), heap: heap{live: s.Base, cacheMax: s.Cache},
+		workers: make([]worker, s.Workers), heap: heap{live: s.Base, cacheMax: s.Cache, cacheShare: s.CacheShare},
 		report: &Report{Classes: map[string]*Class{}, Limit: limit, Every: 20 * time.Millisecond},
 	}
 	e.heap.peak = s.Base
@@ -638,7 +639,9 @@ func (e *Envoy) readResponse(s *Stream) (used Time) {
 	if s.Conn.HTTP2 {
 		limit = max(limit, e.StreamWindow)
 	}
-	if s.answer > limit || s.ended[Response] {
+	// A buffer that was full is read into again when half of it has gone: Envoy's low watermark.
+	s.full = s.full && s.answer > limit/2
+	if s.full || s.ended[Response] {
 		return used
 	}
 	n := min(call.Response-s.given, s.giving.available(e.now), e.Upstream)
@@ -647,6 +650,7 @@ func (e *Envoy) readResponse(s *Stream) (used Time) {
 	}
 	s.given += n
 	s.answer += n
+	s.full = s.answer >= limit
 	e.heap.alloc(n)
 	end := s.given == call.Response
 	if e.filter != nil {

@@ -3,18 +3,25 @@ package sim
 // heap is what the allocator gives out. What is freed stays in use up to a bound, in its caches, and is given out first.
 type heap struct {
 	live, cached, cacheMax int64
+	cacheShare             float64 // of the most that was ever live; 0 = no such bound
+	highest                int64   // ever live
 	peak                   int64
 }
 
 func (h *heap) alloc(n int64) {
 	h.live += n
 	h.cached = max(h.cached-n, 0)
+	h.highest = max(h.highest, h.live)
 	h.peak = max(h.peak, h.inUse())
 }
 
 func (h *heap) free(n int64) {
 	h.live -= n
-	h.cached = min(h.cached+n, h.cacheMax)
+	most := h.cacheMax
+	if h.cacheShare > 0 {
+		most = min(most, int64(h.cacheShare*float64(h.highest)))
+	}
+	h.cached = max(h.cached, min(h.cached+n, most))
 }
 
 func (h *heap) inUse() int64 { return h.live + h.cached }

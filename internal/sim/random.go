@@ -38,6 +38,7 @@ func Random(seed uint64, workers int, has Trait) (Settings, int64, Load) {
 	limit := between(r, 64<<20, 1<<30)
 	s.Base = between(r, 8<<20, limit/3)
 	s.Cache = between(r, 1<<20, limit/8)
+	s.CacheShare = 0
 	s.Cores = float64(1 + r.IntN(min(workers, 4)))
 	if has&Blind != 0 {
 		s.NoNetworkFilter, s.ConnectionCost = true, 0 // what it costs is not seen, and the README says so

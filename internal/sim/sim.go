@@ -89,7 +89,8 @@ type Settings struct {
 	Base           int64 // in use without traffic
 	StreamCost     int64
 	ConnectionCost int64
-	Cache          int64 // of what is freed, so much stays in use in the allocator's caches
+	Cache          int64   // of what is freed, so much stays in use in the allocator's caches
+	CacheShare     float64 // but no more than this share of the most that ever was allocated; 0 = no such bound
 
 	Cores      float64 // CPU that all workers share
 	PerRequest Time    // CPU of a request and its response, without their bytes
@@ -110,9 +111,9 @@ func Example() Settings {
 	return Settings{
 		Workers: 2, Downstream: 64 << 10, Upstream: 64 << 10, StreamWindow: 64 << 10, ConnectionWindow: 16 << 20,
 		WholeRequest: 16 << 20, Linger: 100 * time.Millisecond,
-		Base: 11 << 20, StreamCost: 12 << 10, ConnectionCost: 24 << 10, Cache: 24 << 20,
+		Base: 11 << 20, StreamCost: 12 << 10, ConnectionCost: 24 << 10, Cache: 24 << 20, CacheShare: .2,
 		Cores: 1, PerRequest: 100 * time.Microsecond, PerEvent: 10 * time.Microsecond, BytesPerMs: 800 << 10,
-		KernelUp: 6 << 20, KernelDown: 512 << 10,
+		KernelUp: 6 << 20, KernelDown: 128 << 10,
 		ReadingTime: func(_ int, random *rand.Rand) Time {
 			return time.Duration(200+random.IntN(2800)) * time.Microsecond
 		},

@@ -1,0 +1,231 @@
+// Command model holds the model of Envoy (internal/sim) against a real one: the same loads at both, without a guard, and
+// the memory in use over time side by side.
+//
+//	go run ./bench/model -runs 3
+//
+// What counts are the loads that the model's figures were not taken from. The difference is Σ |model − real| / Σ real over
+// bins of 100 ms, of the memory beyond what Envoy holds without traffic as well as of all.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"text/tabwriter"
+	"time"
+
+	"github.com/highwater-envoy/highwater/internal/envoytest"
+	"github.com/highwater-envoy/highwater/internal/load"
+	"github.com/highwater-envoy/highwater/internal/sim"
+	"github.com/highwater-envoy/highwater/internal/unit"
+)
+
+const (
+	kib = 1 << 10
+	mib = 1 << 20
+	bin = 100 * time.Millisecond
+)
+
+// pair is one load, for the real Envoy and for the model.
+type pair struct {
+	name    string
+	tuned   bool  // its figures went into the model
+	buffers int64 // of listener and cluster; 0 = as in examples/envoy.yaml
+	real    func(addr string) load.Load
+	model   []sim.Client
+}
+
+func main() {
+	os.Exit(command(os.Args[1:], os.Stdout, os.Stderr))
+}
+
+func command(args []string, stdout, stderr io.Writer) int {
+	flags := flag.NewFlagSet("model", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	runs := flags.Int("runs", 3, "of each load on the real Envoy; the median over the runs is compared, bin by bin")
+	duration := flags.Duration("duration", 8*time.Second, "of each run")
+	only := flags.String("load", "", "only loads whose name contains this")
+	draw := flags.Bool("draw", false, "print both curves")
+	most := flags.Float64("most", 0, "exit 1 if the difference of a load is more; 0 = never")
+	if err := flags.Parse(args); err != nil {
+		return 2
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+
+	w := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "load\ttuned\treal peak\tmodel peak\treal mean\tmodel mean\tdifference\tof what traffic holds")
+	code := 0
+	for _, p := range pairs() {
+		if !strings.Contains(p.name, *only) {
+			continue
+		}
+		var all [][]int64
+		for i := range *runs {
+			fmt.Fprintf(stderr, "%s: run %d of %d\n", p.name, i+1, *runs)
+			series, err := p.measure(ctx, *duration)
+			if err != nil {
+				fmt.Fprintln(stderr, "model:", err)
+				return 1
+			}
+			all = append(all, series)
+		}
+		a, b := median(all), p.simulate(*duration)
+		d := compare(a, b)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%.1f %%\t%.1f %%\n", p.name, map[bool]string{true: "yes", false: "no"}[p.tuned], size(slices.Max(a)), size(slices.Max(b)), size(mean(a)), size(mean(b)), 100*d.all, 100*d.traffic)
+		if *draw {
+			_ = w.Flush()
+			curves(stdout, a, b)
+		}
+		if *most > 0 && d.all > *most {
+			code = 1
+		}
+	}
+	_ = w.Flush()
+	return code
+}
+
+func size(n int64) string { return unit.Bytes(n).Human() }
+
+// The first five are those that the figures of sim.Example were taken from, beside the floods of bench/floods.
+func pairs() []pair {
+	return []pair{
+		{
+			name: "60 uploads of 2 MiB, upstream waits 1 s", tuned: true,
+			real:  upload(load.Uploads{Count: 60, Size: 2 * mib, Path: "/upload?delay=1s"}),
+			model: uploads(60, 0, 2*mib, 2*mib, time.Second),
+		},
+		{
+			name: "40 uploads of 256 KiB to 5 MiB, upstream waits 2 s", tuned: true,
+			real:  upload(load.Uploads{Count: 40, Size: 256 * kib, Largest: 5 * mib, Seed: 1}),
+			model: uploads(40, 0, 256*kib, 5*mib, 2*time.Second),
+		},
+		{
+			name: "80 uploads of 1 MiB on one HTTP/2 connection, upstream waits 1 s", tuned: true,
+			real:  upload(load.Uploads{Count: 80, Size: mib, Path: "/upload?delay=1s", Protocol: load.HTTP2}),
+			model: uploads(80, 1, mib, mib, time.Second),
+		},
+		{
+			name: "200 slow readers of 8 MiB, 64 KiB buffers", tuned: true,
+			real: reader(load.SlowReaders{Count: 200, Size: 8 * mib, Length: true}), model: readers(200, 0, 8*mib),
+		},
+		{
+			name: "100 slow readers of 8 MiB, 1 MiB buffers", buffers: mib, tuned: true,
+			real: reader(load.SlowReaders{Count: 100, Size: 8 * mib, Length: true}), model: readers(100, 0, 8*mib),
+		},
+		{
+			name:  "150 uploads of 3 MiB, upstream waits 1.5 s",
+			real:  upload(load.Uploads{Count: 150, Size: 3 * mib, Path: "/upload?delay=1.5s"}),
+			model: uploads(150, 0, 3*mib, 3*mib, 1500*time.Millisecond),
+		},
+		{
+			name:  "120 uploads of 64 KiB to 2 MiB without a length, upstream waits 500 ms",
+			real:  upload(load.Uploads{Count: 120, Size: 64 * kib, Largest: 2 * mib, Seed: 2, Chunked: true, Path: "/upload?delay=500ms"}),
+			model: uploads(120, 0, 64*kib, 2*mib, 500*time.Millisecond),
+		},
+		{
+			name: "250 slow readers of 4 MiB, 256 KiB buffers", buffers: 256 * kib,
+			real: reader(load.SlowReaders{Count: 250, Size: 4 * mib, Length: true}), model: readers(250, 0, 4*mib),
+		},
+		{
+			name: "400 slow readers of 16 MiB, 512 KiB buffers, no length", buffers: 512 * kib,
+			real: reader(load.SlowReaders{Count: 400, Size: 16 * mib}), model: readers(400, 0, 16*mib),
+		},
+		{
+			name: "100 slow readers of 4 MiB on one HTTP/2 connection",
+			real: reader(load.SlowReaders{Count: 100, Size: 4 * mib, Length: true, Protocol: load.HTTP2}), model: readers(100, 1, 4*mib),
+		},
+	}
+}
+
+func upload(u load.Uploads) func(string) load.Load {
+	return func(addr string) load.Load {
+		return &load.Uploads{
+			Addr: addr, Count: u.Count, Size: u.Size, Largest: u.Largest, Seed: u.Seed, Path: u.Path, Chunked: u.Chunked, Protocol: u.Protocol,
+		}
+	}
+}
+
+func reader(r load.SlowReaders) func(string) load.Load {
+	return func(addr string) load.Load {
+		return &load.SlowReaders{Addr: addr, Count: r.Count, Size: r.Size, Length: r.Length, Protocol: r.Protocol}
+	}
+}
+
+func uploads(n, http2 int, least, most int64, wait time.Duration) []sim.Client {
+	return sim.Repeat(n, 100*time.Microsecond, sim.Client{
+		Class: "uploads", Worker: -1, HTTP2: http2, Retry: 20 * time.Millisecond,
+		MakeCall: func(r *rand.Rand) sim.Call { return sim.Upload(least+r.Int64N(most-least+1), wait) },
+	})
+}
+
+func readers(n, http2 int, size int64) []sim.Client {
+	return sim.Repeat(n, 100*time.Microsecond, sim.Client{
+		Class: "readers", Worker: -1, HTTP2: http2,
+		MakeCall: func(*rand.Rand) sim.Call { return sim.Call{Response: size, ReadRate: 16 * kib} },
+	})
+}
+
+func (p pair) simulate(duration time.Duration) []int64 {
+	s := sim.Example()
+	if p.buffers > 0 {
+		s.Downstream, s.Upstream = p.buffers, p.buffers
+	}
+	e := sim.New(s, 0, 1)
+	r := e.Run(sim.Load{Name: p.name, Clients: p.model, Duration: duration})
+	var series series
+	for i, n := range r.Samples {
+		series.add(time.Duration(i+1)*r.Every, n)
+	}
+	return series.bins(duration)
+}
+
+// measure is memory in use over time of a real Envoy, without a guard.
+func (p pair) measure(ctx context.Context, duration time.Duration) ([]int64, error) {
+	upstream, err := load.NewUpstream()
+	if err != nil {
+		return nil, err
+	}
+	defer upstream.Close()
+	envoy, err := envoytest.Start(ctx, envoytest.Options{
+		Edit: func(c envoytest.Config) {
+			if p.buffers > 0 {
+				c.SetBuffers(int(p.buffers), int(p.buffers))
+			}
+			c.RemoveGuard()
+		},
+		Concurrency: sim.Example().Workers,
+		Upstream:    upstream.Addr(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer envoy.Stop()
+
+	var series series
+	var sampler load.Sampler
+	flooding, stop := context.WithTimeout(ctx, duration)
+	defer stop()
+	begun := time.Now()
+	var sampling sync.WaitGroup
+	sampling.Go(func() {
+		sampler.Run(flooding, 20*time.Millisecond, func(ctx context.Context) (load.Reading, error) {
+			m, err := envoy.Memory(ctx)
+			if err == nil {
+				series.add(time.Since(begun), m.InUse())
+			}
+			return load.Reading{Allocated: m.Allocated, InUse: m.InUse()}, err
+		})
+	})
+	p.real(envoy.Addr("ingress")).Run(flooding)
+	sampling.Wait()
+	return series.bins(duration), ctx.Err()
+}
