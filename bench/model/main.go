@@ -115,11 +115,11 @@ func pairs() []pair {
 		},
 		{
 			name: "200 slow readers of 8 MiB, 64 KiB buffers", tuned: true,
-			real: reader(load.SlowReaders{Count: 200, Size: 8 * mib, Length: true}), model: readers(200, 0, 8*mib),
+			real: reader(load.SlowReaders{Count: 200, Size: 8 * mib, Length: true}), model: readers(200, 0, 8*mib, false),
 		},
 		{
 			name: "100 slow readers of 8 MiB, 1 MiB buffers", buffers: mib, tuned: true,
-			real: reader(load.SlowReaders{Count: 100, Size: 8 * mib, Length: true}), model: readers(100, 0, 8*mib),
+			real: reader(load.SlowReaders{Count: 100, Size: 8 * mib, Length: true}), model: readers(100, 0, 8*mib, false),
 		},
 		{
 			name:  "150 uploads of 3 MiB, upstream waits 1.5 s",
@@ -133,15 +133,15 @@ func pairs() []pair {
 		},
 		{
 			name: "250 slow readers of 4 MiB, 256 KiB buffers", buffers: 256 * kib,
-			real: reader(load.SlowReaders{Count: 250, Size: 4 * mib, Length: true}), model: readers(250, 0, 4*mib),
+			real: reader(load.SlowReaders{Count: 250, Size: 4 * mib, Length: true}), model: readers(250, 0, 4*mib, false),
 		},
 		{
 			name: "400 slow readers of 16 MiB, 512 KiB buffers, no length", buffers: 512 * kib,
-			real: reader(load.SlowReaders{Count: 400, Size: 16 * mib}), model: readers(400, 0, 16*mib),
+			real: reader(load.SlowReaders{Count: 400, Size: 16 * mib}), model: readers(400, 0, 16*mib, true),
 		},
 		{
 			name: "100 slow readers of 4 MiB on one HTTP/2 connection",
-			real: reader(load.SlowReaders{Count: 100, Size: 4 * mib, Length: true, Protocol: load.HTTP2}), model: readers(100, 1, 4*mib),
+			real: reader(load.SlowReaders{Count: 100, Size: 4 * mib, Length: true, Protocol: load.HTTP2}), model: readers(100, 1, 4*mib, false),
 		},
 	}
 }
@@ -167,10 +167,10 @@ func uploads(n, http2 int, least, most int64, wait time.Duration) []sim.Client {
 	})
 }
 
-func readers(n, http2 int, size int64) []sim.Client {
+func readers(n, http2 int, size int64, chunked bool) []sim.Client {
 	return sim.Repeat(n, 100*time.Microsecond, sim.Client{
 		Class: "readers", Worker: -1, HTTP2: http2,
-		MakeCall: func(*rand.Rand) sim.Call { return sim.Call{Response: size, ReadRate: 16 * kib} },
+		MakeCall: func(*rand.Rand) sim.Call { return sim.Call{Response: size, ReadRate: 16 * kib, Chunked: chunked} },
 	})
 }
 

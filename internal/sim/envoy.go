@@ -639,8 +639,9 @@ func (e *Envoy) readResponse(s *Stream) (used Time) {
 	if s.Conn.HTTP2 {
 		limit = max(limit, e.StreamWindow)
 	}
-	// A buffer that was full is read into again when half of it has gone: Envoy's low watermark.
-	s.full = s.full && s.answer > limit/2
+	// A buffer that was full is read into again when half of it has gone: Envoy's low watermark. Of a chunked response one
+	// read more is found in Envoy: bench/model shows 0.9 MiB each with buffers of 512 KiB.
+	s.full = (s.full || s.answer >= limit) && s.answer > limit/2
 	if s.full || s.ended[Response] {
 		return used
 	}
@@ -650,7 +651,7 @@ func (e *Envoy) readResponse(s *Stream) (used Time) {
 	}
 	s.given += n
 	s.answer += n
-	s.full = s.answer >= limit
+	s.full = s.answer >= limit && !call.Chunked
 	e.heap.alloc(n)
 	end := s.given == call.Response
 	if e.filter != nil {
