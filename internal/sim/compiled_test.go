@@ -10,37 +10,50 @@ import (
 	"github.com/highwater-envoy/highwater/internal/wasmhost/hosttest"
 )
 
-// The plugin does the very same as the guard in it: every verdict at the same instant, on the same stream.
+// The plugin does the very same as the guard in it: every verdict at the same instant, on the same stream. So what the
+// other tests show of the guard holds for the .wasm.
 func TestThePluginDoesWhatTheGuardDoes(t *testing.T) {
-	m, err := hosttest.Plugin()
-	require.NoError(t, err)
 	for _, workers := range []int{1, 2, 8} {
-		t.Run(fmt.Sprintf("workers=%d", workers), func(t *testing.T) {
+		t.Run(fmt.Sprintf("random loads/workers=%d", workers), func(t *testing.T) {
 			verdicts := 0
 			for seed := range uint64(16) {
 				s, limit, l := Random(seed, workers, Trait(seed))
-				native := run(t, s, limit, true, seed, l)
-
-				e := New(s, limit, seed)
-				text, err := json.Marshal(config(s, limit))
-				require.NoError(t, err)
-				c, err := NewCompiled(e, m, string(text), workers)
-				require.NoError(t, err)
-				e.Use(c)
-				r := e.Run(l)
-				require.NoError(t, c.Err())
-				faults, _ := c.Process().Metric("highwater_host_errors_total")
-				c.Close()
-				require.Zero(t, faults.Value)
-				verdicts += r.Verdicts
-				require.Equal(t, native.Verdicts, r.Verdicts, "seed %d: %v\nnative %v", seed, r, native)
-				require.Equal(t, native.Trace, r.Trace, "seed %d: %v\nnative %v", seed, r, native)
-				require.Equal(t, native.Classes, r.Classes)
-				require.Empty(t, r.Left)
-				require.Zero(t, r.Uncovered)
+				verdicts += same(t, s, limit, seed, l).Verdicts
 			}
 			require.Positive(t, verdicts)
-			t.Logf("%d verdicts", verdicts)
 		})
 	}
+	for _, sc := range scenarios() {
+		for _, workers := range sc.workers() {
+			t.Run(fmt.Sprintf("%s/workers=%d", sc.name, workers), func(t *testing.T) {
+				s, limit, l := sc.on(workers)
+				require.Positive(t, same(t, s, limit, 1, l).Verdicts)
+			})
+		}
+	}
+}
+
+func same(t *testing.T, s Settings, limit int64, seed uint64, l Load) *Report {
+	t.Helper()
+	native := run(t, s, limit, true, seed, l)
+
+	m, err := hosttest.Plugin()
+	require.NoError(t, err)
+	e := New(s, limit, seed)
+	text, err := json.Marshal(config(s, limit))
+	require.NoError(t, err)
+	c, err := NewCompiled(e, m, string(text), s.Workers)
+	require.NoError(t, err)
+	defer c.Close()
+	e.Use(c)
+	r := e.Run(l)
+	require.NoError(t, c.Err())
+	faults, _ := c.Process().Metric("highwater_host_errors_total")
+	require.Zero(t, faults.Value)
+	require.Equal(t, native.Verdicts, r.Verdicts, "seed %d: %v\nnative %v", seed, r, native)
+	require.Equal(t, native.Trace, r.Trace, "seed %d: %v\nnative %v", seed, r, native)
+	require.Equal(t, native.Classes, r.Classes)
+	require.Empty(t, r.Left)
+	require.Zero(t, r.Uncovered)
+	return r
 }

@@ -93,25 +93,37 @@ func scenarios() []scenario {
 	}
 }
 
+// workers is on how many it is run.
+func (sc *scenario) workers() []int {
+	if sc.settings.Workers == 64 {
+		return []int{64}
+	}
+	return []int{1, 2, 8}
+}
+
+// on is the scenario on so many workers.
+func (sc *scenario) on(workers int) (Settings, int64, Load) {
+	s, limit := sc.settings, sc.limit
+	if s.Cores == 0 {
+		s = Example()
+	}
+	s.Workers = workers
+	if limit == 0 {
+		limit = 200 * mib
+	}
+	return s, limit, Load{Name: sc.name, Clients: append(sc.clients, Small(200)...), Duration: 10 * time.Second, Drain: 10 * time.Second}
+}
+
 func TestScenarios(t *testing.T) {
 	for _, sc := range scenarios() {
-		for _, workers := range []int{1, 2, 8} {
+		for _, workers := range sc.workers() {
 			t.Run(fmt.Sprintf("%s/workers=%d", sc.name, workers), func(t *testing.T) {
 				t.Parallel()
-				s, limit, peak := sc.settings, sc.limit, sc.peak
-				if s.Workers == 0 {
-					s = Example()
-				}
-				if s.Workers != 64 {
-					s.Workers = workers
-				}
-				if limit == 0 {
-					limit = 200 * mib
-				}
+				s, limit, l := sc.on(workers)
+				peak := sc.peak
 				if peak == 0 {
 					peak = 1
 				}
-				l := Load{Name: sc.name, Clients: append(sc.clients, Small(200)...), Duration: 10 * time.Second, Drain: 10 * time.Second}
 				without := run(t, s, limit, false, 1, l)
 				with := run(t, s, limit, true, 1, l)
 				t.Logf("without %v", without)

@@ -46,22 +46,3 @@ func uploads(n int, size int64) []Client {
 		MakeCall: func(*rand.Rand) Call { return Upload(size, 2*time.Second) },
 	})
 }
-
-func TestFlood(t *testing.T) {
-	for _, c := range []struct {
-		name string
-		s    Settings
-		hogs []Client
-	}{
-		{"upload-h1", Example(), uploads(100, 4*mib)},
-		{"upload-400", Example(), uploads(400, 4*mib)},
-		{"defaults", Defaults(), uploads(100, 4*mib)},
-	} {
-		for _, guarded := range []bool{false, true} {
-			l := Load{Name: c.name, Clients: append(c.hogs, Small(200)...), Duration: 8 * time.Second, Drain: 10 * time.Second}
-			begun := time.Now()
-			r := run(t, c.s, 200*mib, guarded, 1, l)
-			t.Logf("%v %v\n%+v left %q stuck %v excess %d over %d", guarded, time.Since(begun), r, r.Left, r.Stuck, r.Excess, r.Overadmitted)
-		}
-	}
-}
