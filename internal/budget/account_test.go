@@ -271,6 +271,11 @@ func TestWhatATurnedAwayRequestSentIsUsedAgain(t *testing.T) {
 			a.Drop(s)
 			a.Drop(s)
 		},
+		"with its connection, opened since": func(a *Account, s *Stream, c *Connection) {
+			*c = Connection{gen: a.gen}
+			a.Linger(s, c)
+			a.CloseConnection(c)
+		},
 		"with its connection": func(a *Account, s *Stream, c *Connection) {
 			a.Linger(s, c)
 			a.Linger(s, c)

@@ -216,6 +216,43 @@ func TestTooLargeIsRejectedAtOnce(t *testing.T) {
 	require.Equal(t, Admit, v.Action)
 }
 
+// What Envoy may hold of a message, by its own settings: ENVOY-FACTS measured each.
+func TestCaps(t *testing.T) {
+	const down, up, window = 256 * kib, 512 * kib, 4 * mib
+	for _, c := range []struct {
+		name                     string
+		http2                    bool
+		whole                    int64
+		request, pause, response int64
+	}{
+		{"HTTP/1", false, 0, 2 * down, 2 * down, up + down},
+		{"HTTP/1, buffered", false, 16 * mib, 16 * mib, 2 * down, up + down},
+		{"HTTP/2", true, 0, 2 * window, 2 * window, up + window},
+		{"HTTP/2, buffered", true, 16 * mib, 16 * mib, 2 * window, up + window},
+	} {
+		for _, length := range []int64{budget.Unknown, 20 * mib} {
+			p := newProcess(t, 1, func(g *Config) {
+				g.Buffers.Downstream, g.Buffers.Upstream, g.Buffers.HTTP2Window = unit.Bytes(down), unit.Bytes(up), unit.Bytes(window)
+				g.Buffers.WholeRequest, g.Budget.Limit = unit.Bytes(c.whole), unit.GiB
+			})
+			p.settle(40 * mib)
+			r := &request{connected: p.connection(0), http2: c.http2}
+			p.guards[0].Open(p.now, &r.Stream, r, length)
+			require.Equal(t, c.request, r.Cap(budget.Request), c.name)
+			p.guards[0].Expect(p.now, &r.Stream, length)
+			require.Equal(t, c.response, r.Cap(budget.Response), c.name)
+			p.settle(925*mib + 500*kib)
+			waiting := &request{connected: p.connection(0), http2: c.http2}
+			v := p.guards[0].Open(p.now, &waiting.Stream, waiting, length)
+			if length == budget.Unknown {
+				continue // it is small
+			}
+			require.Equal(t, Wait, v.Action, c.name)
+			require.Equal(t, c.pause, waiting.pauseCost, c.name)
+		}
+	}
+}
+
 // Without the floor a lasting overload locks every bystander out: rejecting what costs nothing frees nothing.
 func TestFloorIsAStock(t *testing.T) {
 	p := newProcess(t, 2, func(c *Config) { c.Throttle.Timeout = 0 })
@@ -312,6 +349,26 @@ func TestLineIsBounded(t *testing.T) {
 		// Each holds 2 × 1 MiB; a quarter of 160 MiB is 40, but only what lies between hard and the limit has room
 		// for what is fresh at once: 16.
 		require.InDelta(t, 8, waiting, 1)
+	})
+	t.Run("by a quarter of the room, over all workers", func(t *testing.T) {
+		p := newProcess(t, 2, func(c *Config) {
+			c.Buffers.Downstream, c.Buffers.HTTP2Window, c.Buffers.WholeRequest = unit.MiB, unit.MiB, unit.GiB
+		})
+		p.settle(40 * mib)
+		_, v := p.open(0, 100*mib)
+		require.Equal(t, Admit, v.Action)
+		_, v = p.open(0, 60*mib)
+		require.Equal(t, Wait, v.Action, "a head that does not fit, with room beside it")
+		waiting := 1
+		for i := range 100 {
+			p.now += 5 * ms
+			p.workers[0].Tick(p.now)
+			p.workers[1].Tick(p.now)
+			if _, v := p.open(i%2, 40*mib); v.Action == Wait {
+				waiting++
+			}
+		}
+		require.Equal(t, 20, waiting, "2 MiB each")
 	})
 	t.Run("by the room, for small ones too", func(t *testing.T) {
 		p := newProcess(t, 1, nil)

@@ -552,6 +552,7 @@ func (e *Envoy) readRequest(s *Stream) (used Time) {
 	used += e.moved(n)
 	if s.paused {
 		s.waits += n
+		e.credit(s)
 		return used
 	}
 	e.pass(s, n)
