@@ -28,6 +28,7 @@ type Worker struct {
 
 	line      fairness.Line[Stream]
 	held      int64 // pause cost of those in line
+	resumed   bool  // the last tick that served them resumed one
 	closing   []*Stream
 	left      leftovers
 	forecasts [2]budget.Forecast
@@ -271,18 +272,25 @@ func (w *Worker) publish() {
 	w.account.SetLeft(w.left.sum)
 }
 
-// serve resumes at most one of those who wait, and rejects those who have waited too long.
+// serve resumes one of those who wait, or rejects those who have waited too long, by turns where both is due. One call of
+// the host must not do both: Envoy, which runs what the resumed request has sent nested in that call, crashed where it
+// rejected others of the same HTTP/2 connection.
 func (w *Worker) serve(now Time, a *Actions) {
 	if w.line.Len() == 0 {
 		return
 	}
-	if next := w.line.Next(now, func(c *fairness.Waiter[Stream], small bool) bool { return w.fits(now, c.Value, small) }); next != nil {
-		s := next.Value
-		a.Waited = unit.Duration(now - next.Since)
-		w.leaveLine(now, s)
-		s.guard.resume(now, s)
-		a.Resume = s
+	if !w.resumed || w.line.Overdue(now, Time(w.throttle.Timeout)) == nil {
+		if next := w.line.Next(now, func(c *fairness.Waiter[Stream], small bool) bool { return w.fits(now, c.Value, small) }); next != nil {
+			s := next.Value
+			a.Waited = unit.Duration(now - next.Since)
+			w.leaveLine(now, s)
+			s.guard.resume(now, s)
+			a.Resume, w.resumed = s, true
+			w.publish()
+			return
+		}
 	}
+	w.resumed = false
 	for {
 		next := w.line.Overdue(now, Time(w.throttle.Timeout))
 		if next == nil {

@@ -1,0 +1,46 @@
+package guard
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// Where there is room again just as others have waited too long, both are served, by turns: Envoy crashes if one call
+// of the host resumes a request and rejects others on its HTTP/2 connection.
+func TestOneTickDoesNotResumeAndReject(t *testing.T) {
+	p := newProcess(t, 1, nil)
+	p.settle(40 * mib)
+	p.settle(170 * mib)
+	w := p.workers[0]
+	var first Time
+	for i := range 40 {
+		_, v := p.open(0, 16*mib)
+		require.Equal(t, Wait, v.Action)
+		if i == 0 {
+			first = p.now
+		}
+		p.now += ms
+	}
+	for p.now < first+2*time.Second-50*ms {
+		p.read(170 * mib)
+	}
+	require.Equal(t, 40, w.line.Len())
+	var resumed, rejected int
+	for range 50 {
+		p.now += 5 * ms
+		a := w.Tick(p.now)
+		if a.Resume != nil {
+			resumed++
+			require.Empty(t, a.Rejected)
+		}
+		rejected += len(a.Rejected)
+		if a.Ask {
+			w.Observe(p.now, Reading{InUse: 40 * mib, Allocated: 40 * mib}, nil)
+		}
+	}
+	require.Positive(t, resumed)
+	require.Positive(t, rejected)
+	require.Zero(t, w.line.Len(), "%d resumed, %d rejected", resumed, rejected)
+}
