@@ -142,6 +142,13 @@ func (s *scene) counter(name string, n float64) {
 	require.NoError(s.t, err, name)
 }
 
+// gauge waits until the gauge is n.
+func (s *scene) gauge(name string, n float64) {
+	s.t.Helper()
+	m, err := s.Until(s.t.Context(), "highwater", func(m map[string]float64) bool { return m["wasmcustom."+name] == n })
+	require.NoError(s.t, err, "%s is %v, not %v", name, m["wasmcustom."+name], n)
+}
+
 // drained waits until nothing is held of any request or connection. What the clients do to close theirs is done again
 // and again: a connection whose streams were just cancelled is not idle at once.
 func (s *scene) drained(closing ...func()) {

@@ -185,6 +185,15 @@ func (c Config) SetConnectionManager(edit func(hcm map[string]any)) {
 	})
 }
 
+// AddRoute puts a route before all others, on every virtual host.
+func (c Config) AddRoute(route map[string]any) {
+	walk(map[string]any(c), func(m map[string]any) {
+		if routes, ok := m["routes"].([]any); ok {
+			m["routes"] = append([]any{route}, routes...)
+		}
+	})
+}
+
 // SetHTTP2 sets the windows in bytes and the streams per connection, of all listeners.
 func (c Config) SetHTTP2(streamWindow, connectionWindow, maxStreams int) {
 	c.SetConnectionManager(func(hcm map[string]any) {
