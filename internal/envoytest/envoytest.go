@@ -39,6 +39,7 @@ type Options struct {
 	Upstream    string         // host:port in place of the example's upstream
 	CgroupDir   string         // if set, Envoy runs in this memory cgroup
 	Args        []string       // more arguments
+	After       *Envoy         // a hot restart: it takes over the listeners and the admin port of this one, which then ends
 	LogLevel    string         // default warning
 }
 
@@ -47,6 +48,7 @@ type Envoy struct {
 	admin   string
 	pid     int
 	baseID  int
+	epoch   int // how many there were before it
 	dir     string
 	output  output
 	client  *http.Client
@@ -113,12 +115,17 @@ func start(ctx context.Context, o Options, binary string) (_ *Envoy, err error) 
 			e.remove()
 		}
 	}()
-	port, err := freePort()
-	if err != nil {
-		return nil, err
+	if o.After != nil {
+		e.admin, e.baseID, e.epoch = o.After.admin, o.After.baseID, o.After.epoch+1
+	} else {
+		port, err := freePort()
+		if err != nil {
+			return nil, err
+		}
+		e.admin = "127.0.0.1:" + strconv.Itoa(port)
+		e.baseID = os.Getpid()%50000*100 + int(baseID.Add(1))
 	}
-	e.admin = "127.0.0.1:" + strconv.Itoa(port)
-	file, err := e.configure(o, port)
+	file, err := e.configure(o)
 	if err != nil {
 		return nil, err
 	}
@@ -132,12 +139,10 @@ func start(ctx context.Context, o Options, binary string) (_ *Envoy, err error) 
 	if err := os.WriteFile(wrapper, []byte(script+"exec '"+binary+"' \"$@\"\n"), 0o700); err != nil {
 		return nil, err
 	}
-	id := os.Getpid()%50000*100 + int(baseID.Add(1))
 	args := append([]string{
 		"-c", file, "--concurrency", strconv.Itoa(o.Concurrency), "-l", o.LogLevel,
-		"--base-id", strconv.Itoa(id),
+		"--base-id", strconv.Itoa(e.baseID), "--restart-epoch", strconv.Itoa(e.epoch),
 	}, o.Args...)
-	e.baseID = id
 	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	e.cancel = cancel
 	go func() {
@@ -164,8 +169,16 @@ func start(ctx context.Context, o Options, binary string) (_ *Envoy, err error) 
 	return e, nil
 }
 
-func (e *Envoy) configure(o Options, adminPort int) (file string, err error) {
+func (e *Envoy) configure(o Options) (file string, err error) {
 	c, err := parse(o.Config)
+	if err != nil {
+		return "", err
+	}
+	_, text, err := net.SplitHostPort(e.admin)
+	if err != nil {
+		return "", err
+	}
+	adminPort, err := strconv.Atoi(text)
 	if err != nil {
 		return "", err
 	}
@@ -175,6 +188,10 @@ func (e *Envoy) configure(o Options, adminPort int) (file string, err error) {
 		walk(l["address"], func(m map[string]any) {
 			if _, ok := m["port_value"]; ok {
 				m["port_value"] = 0
+				if o.After != nil {
+					_, port, _ := net.SplitHostPort(o.After.Addr(l["name"].(string)))
+					m["port_value"] = json.Number(port)
+				}
 			}
 		})
 	}
@@ -189,12 +206,12 @@ func (e *Envoy) configure(o Options, adminPort int) (file string, err error) {
 	if o.Edit != nil {
 		o.Edit(c)
 	}
-	text, err := yaml.Marshal(c)
+	config, err := yaml.Marshal(c)
 	if err != nil {
 		return "", err
 	}
 	file = filepath.Join(e.dir, "envoy.yaml")
-	return file, os.WriteFile(file, text, 0o600)
+	return file, os.WriteFile(file, config, 0o600)
 }
 
 // live waits until Envoy says so, or has ended.
@@ -220,10 +237,11 @@ func (e *Envoy) mine(ctx context.Context) bool {
 	var info struct {
 		Options struct {
 			BaseID json.Number `json:"base_id"`
+			Epoch  json.Number `json:"restart_epoch"`
 		} `json:"command_line_options"`
 	}
 	body, err := e.get(ctx, "/server_info")
-	return err == nil && json.Unmarshal(body, &info) == nil && info.Options.BaseID.String() == strconv.Itoa(e.baseID)
+	return err == nil && json.Unmarshal(body, &info) == nil && info.Options.BaseID.String() == strconv.Itoa(e.baseID) && info.Options.Epoch.String() == strconv.Itoa(e.epoch)
 }
 
 func freePort() (int, error) {
