@@ -74,6 +74,8 @@ func judge(f flood, results []*result) []string {
 			miss("round %d: Envoy was killed after %s", r.Run, r.DiedAfter.Round(time.Millisecond))
 		case len(r.NotDrained) > 0:
 			miss("round %d: not drained: %s", r.Run, figures.List(r.NotDrained))
+		case len(r.Faults) > 0:
+			miss("round %d: the plugin faulted: %s", r.Run, r.Faults[0])
 		case w.noVerdicts && len(r.Verdicts) > 0:
 			miss("round %d: a healthy load met verdicts: %s", r.Run, figures.List(r.Verdicts))
 		}

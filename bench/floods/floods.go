@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -173,7 +174,7 @@ func floods() []flood {
 			want: want{peak: 1, recovery: time.Second},
 		},
 	)
-	return append(all, untuned(all)...)
+	return slices.Concat(all, untuned(all), hostile())
 }
 
 // untuned are uploads at other budgets than the example's: nothing but budget.limit is changed. What rejects and waits
@@ -203,6 +204,38 @@ func untuned(all []flood) (untuned []flood) {
 		}
 	}
 	return untuned
+}
+
+// hostile are the floods of clients that mean harm: hostile-<kind>, and all of them at once for a minute.
+func hostile() (floods []flood) {
+	counts := map[load.Kind]int{
+		load.LengthTooLong: 100, load.LengthTooShort: 100, load.LengthMissing: 100, load.Announce: 500, load.ByteChunks: 16,
+		load.EndlessChunks: 32, load.HugeHeaders: 200, load.Resets: 200, load.ShutWindows: 40, load.ByteReaders: 500,
+		load.Trickle: 300, load.RapidReset: 4,
+	}
+	clients := func(addr string, kind load.Kind, count int) load.Load {
+		return &load.Hostile{Addr: addr, Kind: kind, Count: count, Seed: 1}
+	}
+	all := 0
+	for _, kind := range load.Kinds() {
+		floods = append(floods, flood{
+			name: "hostile-" + string(kind), about: fmt.Sprintf("%d clients: %s", counts[kind], kind.About()), clients: counts[kind],
+			hogs: func(addr string) load.Load { return clients(addr, kind, counts[kind]) },
+			want: want{peak: 1},
+		})
+		all += (counts[kind] + 3) / 4
+	}
+	return append(floods, flood{
+		name: "hostile-all", about: "a quarter of each of these, all at once for a minute", clients: all, duration: time.Minute,
+		hogs: func(addr string) load.Load {
+			var mix load.Mix
+			for _, kind := range load.Kinds() {
+				mix = append(mix, clients(addr, kind, (counts[kind]+3)/4))
+			}
+			return mix
+		},
+		want: want{peak: 1},
+	})
 }
 
 // slowReaders is one of the family slow-<buffers>-<size>-<len|nolen>-<h1|h2>: 300 readers. Behind 1 MiB buffers the

@@ -43,6 +43,17 @@ func TestFloods(t *testing.T) {
 		}
 	}
 	require.Equal(t, 2*3*2*2, n)
+	for _, kind := range load.Kinds() {
+		require.True(t, names["hostile-"+string(kind)], kind)
+	}
+	require.True(t, names["hostile-all"])
+}
+
+// What Envoy logs of a plugin that trapped or survived is found, and what it logs else is not.
+func TestFaults(t *testing.T) {
+	require.Len(t, faults(`[2026-01-01][critical][wasm] wasm log highwater: highwater: fault in OnTick, traffic goes on: index out of range`), 1)
+	require.Len(t, faults("[info] x\n[error][wasm] Function: proxy_on_tick failed: Uncaught RuntimeError: unreachable\nProxy-Wasm plugin in-VM backtrace:\n  0: f"), 2)
+	require.Empty(t, faults("[warning][wasm] wasm log highwater: highwater: level hard, was soft"))
 }
 
 func TestChoose(t *testing.T) {
@@ -133,6 +144,8 @@ func TestJudge(t *testing.T) {
 	require.Len(t, judge(f, three), 1)
 	three[2].DiedAfter = time.Second
 	require.Len(t, judge(f, three), 2)
+	three[0].Faults = []string{"fault"}
+	require.Len(t, judge(f, three), 3)
 
 	f.want = want{noVerdicts: true, noneCut: true, served: 0.9, rejected: -1}
 	healthy := ran(highwater, 1, 0.1, 90, 0, 1)

@@ -163,7 +163,7 @@ func aftermath(r *result) string {
 	if len(r.NotDrained) > 0 {
 		return fmt.Sprintf("%s · not drained after %s: %s", did, figures.Time(r.Drained), figures.List(r.NotDrained))
 	}
-	return fmt.Sprintf("%s · drained after %s", did, figures.Time(r.Drained))
+	return fmt.Sprintf("%s · drained after %s, %s more allocated than before", did, figures.Time(r.Drained), figures.Size(float64(max(r.After-r.Before, 0))))
 }
 
 func oneLine(r *result) string {

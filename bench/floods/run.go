@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"regexp"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -51,6 +52,9 @@ type result struct {
 	Verdicts      map[string]float64 `json:"verdicts,omitempty"`
 	Drained       time.Duration      `json:"drained_ns,omitempty"`
 	NotDrained    map[string]float64 `json:"not_drained,omitempty"`
+	Before        int64              `json:"allocated_before_bytes,omitempty"` // when the flood began
+	After         int64              `json:"allocated_after_bytes,omitempty"`  // when it had drained
+	Faults        []string           `json:"faults,omitempty"`                 // of the plugin, in Envoy's log
 }
 
 const (
@@ -58,6 +62,7 @@ const (
 	settle       = time.Second // from ready to the flood: the guard has its first readings, Envoy is quiet
 	drainWithin  = 3 * time.Second
 	giveUpOnFull = 10 * time.Second
+	keeps        = 20 // of the limit, this part may still be allocated: pools and caches that a flood has widened
 )
 
 // run is one flood at one Envoy. An error is a run that says nothing; an Envoy that died under the flood is a result.
@@ -111,6 +116,11 @@ func run(ctx context.Context, f flood, guard string, o options) (*result, error)
 
 	r := &result{Flood: f.name, Guard: guard, LimitBytes: int64(o.limit)}
 	addr := envoy.Addr("ingress")
+	idle, err := envoy.Memory(ctx)
+	if err != nil {
+		return nil, err
+	}
+	r.Before = idle.Allocated
 	begun := time.Now()
 
 	// A dead Envoy ends everything at once: there is nothing left to measure.
@@ -184,15 +194,23 @@ func run(ctx context.Context, f flood, guard string, o options) (*result, error)
 	return r, nil
 }
 
-// afterwards reads what the guard did, once it says that it holds nothing any more.
+// afterwards reads what the guard did, once it says that it holds nothing any more and Envoy does not either.
 func (r *result) afterwards(ctx context.Context, envoy *envoytest.Envoy, ended time.Time) error {
+	r.Faults = faults(envoy.Logs())
 	for {
 		stats, err := envoy.Stats(ctx, "highwater")
 		if err != nil {
 			return fmt.Errorf("the guard's metrics: %w", err)
 		}
+		memory, err := envoy.Memory(ctx)
+		if err != nil {
+			return err
+		}
 		s := figures.Stats(stats)
-		r.Verdicts, r.NotDrained = s.Verdicts(), s.Leftovers()
+		r.Verdicts, r.NotDrained, r.After = s.Verdicts(), s.Leftovers(), memory.Allocated
+		if kept := r.After - r.Before; kept > r.LimitBytes/keeps {
+			r.NotDrained["allocated_bytes"] = float64(kept)
+		}
 		if r.Drained = time.Since(ended); len(r.NotDrained) == 0 || r.Drained > drainWithin {
 			return nil
 		}
@@ -201,6 +219,11 @@ func (r *result) afterwards(ctx context.Context, envoy *envoytest.Envoy, ended t
 		}
 	}
 }
+
+// fault is what Envoy logs of a plugin that trapped, or that survived a fault of its own.
+var fault = regexp.MustCompile(`(?m)^.*(highwater: fault in|Uncaught|in-VM backtrace|Plugin configured to fail).*$`)
+
+func faults(log string) []string { return fault.FindAllString(log, 3) }
 
 // configure makes examples/envoy.yaml what the flood and the guard want.
 func configure(c envoytest.Config, s settings, guard string, o options) {

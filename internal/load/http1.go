@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"strconv"
 	"time"
 )
@@ -65,8 +66,13 @@ var (
 // post uploads size zeros to path and returns the response with its body unread, as soon as it comes. whole says
 // whether all of the request had been written by then; if not, the rest is not sent and c can't be used again.
 func (c *http1) post(path string, size int64, chunked bool) (resp *http.Response, whole bool, err error) {
+	return c.exchange(func() error { return c.writeUpload(path, size, chunked) })
+}
+
+// exchange is post for whatever write writes; once the answer is there, its writes fail.
+func (c *http1) exchange(write func() error) (resp *http.Response, whole bool, err error) {
 	wrote := make(chan error, 1)
-	go func() { wrote <- c.writeUpload(path, size, chunked) }()
+	go func() { wrote <- write() }()
 
 	resp, err = http.ReadResponse(c.in, postRequest)
 	for err == nil && resp.StatusCode < 200 { // an interim response
@@ -135,8 +141,12 @@ func frame(n int) []byte {
 	return append(b, "\r\n"...)
 }
 
-// dial connects to addr, a loopback address. It waits for room in a listener's backlog as long as ctx allows.
+// dial connects to addr, a loopback address: it refuses any other, for what is done here to a proxy may be done to
+// one's own only. It waits for room in a listener's backlog as long as ctx allows.
 func dial(ctx context.Context, addr string, receiveBuffer int) (net.Conn, error) {
+	if err := onLoopback(addr); err != nil {
+		return nil, err
+	}
 	d := net.Dialer{Timeout: 10 * time.Second, Control: receiveBufferOf(receiveBuffer)}
 	conn, err := d.DialContext(ctx, "tcp", addr)
 	if err != nil {
@@ -144,6 +154,18 @@ func dial(ctx context.Context, addr string, receiveBuffer int) (net.Conn, error)
 		return nil, dialError{err}
 	}
 	return conn, nil
+}
+
+// onLoopback is nil for the address and port of the loopback interface. A name is none: it may resolve to anything.
+func onLoopback(addr string) error {
+	target, err := netip.ParseAddrPort(addr)
+	if err != nil {
+		return fmt.Errorf("%q is no address and port: %w", addr, err)
+	}
+	if !target.Addr().IsLoopback() {
+		return fmt.Errorf("%s is not on the loopback interface: loads go to this machine only", addr)
+	}
+	return nil
 }
 
 // dialError hides the cause from errors.Is: see isClosed.

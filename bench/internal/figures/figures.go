@@ -58,10 +58,10 @@ func (s Stats) Verdicts() map[string]float64 {
 	return verdicts
 }
 
-// Leftovers are the gauges that must be 0 when no request is under way, without those that are.
+// Leftovers are the gauges that must be 0 when no request is under way and no client connected, without those that are.
 func (s Stats) Leftovers() map[string]float64 {
 	left := map[string]float64{}
-	for _, name := range []string{"fresh_bytes", "coming_bytes", "waiting", "streams"} {
+	for _, name := range []string{"fresh_bytes", "coming_bytes", "waiting", "streams", "exposure_bytes", "connections"} {
 		if v, ok := s.Get(name); !ok {
 			left[name+" (no such metric)"] = 0
 		} else if v != 0 {

@@ -14,6 +14,8 @@ func TestStats(t *testing.T) {
 		"wasmcustom.highwater_coming_bytes":                12,
 		"wasmcustom.highwater_waiting":                     0,
 		"wasmcustom.highwater_streams":                     0,
+		"wasmcustom.highwater_exposure_bytes":              0,
+		"wasmcustom.highwater_connections":                 0,
 		"wasmcustom.highwater_rejected_total.reason.full":  3,
 		"wasmcustom.highwater_rejected_total.reason.other": 0,
 		"wasmcustom.highwater_throttled_total":             7,
@@ -29,7 +31,7 @@ func TestStats(t *testing.T) {
 	require.Equal(t, map[string]float64{"full": 3}, s.Reasons("rejected_total"))
 	require.Equal(t, "rejected full 3, rejected responses 1, throttled 7", List(s.Verdicts()))
 	require.Equal(t, map[string]float64{"coming_bytes": 12}, s.Leftovers())
-	require.Len(t, Stats{}.Leftovers(), 4, "a guard that publishes nothing has not drained")
+	require.Len(t, Stats{}.Leftovers(), 6, "a guard that publishes nothing has not drained")
 }
 
 func TestSpread(t *testing.T) {
