@@ -222,6 +222,7 @@ func (e *Envoy) live(ctx context.Context) error {
 		if body, err := e.get(ctx, "/ready"); err == nil && strings.TrimSpace(string(body)) == "LIVE" && e.mine(ctx) {
 			return nil
 		}
+		e.client.CloseIdleConnections() // of a hot restart's old one, which goes on answering there
 		select {
 		case <-e.done:
 			return fmt.Errorf("envoy ended before it was ready (%w); the end of its log:\n%s", e.exitErr, e.tail())
@@ -449,3 +450,9 @@ func (e *Envoy) Until(ctx context.Context, filter string, ok func(map[string]flo
 func (e *Envoy) LogMatches(expression string) bool {
 	return regexp.MustCompile(expression).MatchString(e.Logs())
 }
+
+// fault is what Envoy logs of a plugin that trapped, or that survived a fault of its own.
+var fault = regexp.MustCompile(`(?m)^.*(highwater: fault in|Uncaught|in-VM backtrace|Plugin configured to fail).*$`)
+
+// Faults are the first lines of Envoy's log that tell of a fault of a plugin.
+func Faults(log string) []string { return fault.FindAllString(log, 3) }
