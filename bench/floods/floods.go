@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"math"
 	"path"
 	"slices"
 	"strings"
@@ -206,34 +207,25 @@ func untuned(all []flood) (untuned []flood) {
 	return untuned
 }
 
+// hostilePart is how much of each crowd is in hostile-all.
+const hostilePart = 0.5
+
 // hostile are the floods of clients that mean harm: hostile-<kind>, and all of them at once for a minute.
 func hostile() (floods []flood) {
-	counts := map[load.Kind]int{
-		load.LengthTooLong: 100, load.LengthTooShort: 100, load.LengthMissing: 100, load.Announce: 500, load.ByteChunks: 16,
-		load.EndlessChunks: 32, load.HugeHeaders: 200, load.Resets: 200, load.ShutWindows: 40, load.ByteReaders: 500,
-		load.Trickle: 300, load.RapidReset: 4,
-	}
-	clients := func(addr string, kind load.Kind, count int) load.Load {
-		return &load.Hostile{Addr: addr, Kind: kind, Count: count, Seed: 1}
-	}
 	all := 0
 	for _, kind := range load.Kinds() {
+		all += int(math.Ceil(hostilePart * float64(kind.Crowd())))
 		floods = append(floods, flood{
-			name: "hostile-" + string(kind), about: fmt.Sprintf("%d clients: %s", counts[kind], kind.About()), clients: counts[kind],
-			hogs: func(addr string) load.Load { return clients(addr, kind, counts[kind]) },
+			name: "hostile-" + string(kind), about: fmt.Sprintf("%d clients: %s", kind.Crowd(), kind.About()), clients: kind.Crowd(),
+			hogs: func(addr string) load.Load {
+				return &load.Hostile{Addr: addr, Kind: kind, Count: kind.Crowd(), Seed: 1}
+			},
 			want: want{peak: 1},
 		})
-		all += (counts[kind] + 3) / 4
 	}
 	return append(floods, flood{
-		name: "hostile-all", about: "a quarter of each of these, all at once for a minute", clients: all, duration: time.Minute,
-		hogs: func(addr string) load.Load {
-			var mix load.Mix
-			for _, kind := range load.Kinds() {
-				mix = append(mix, clients(addr, kind, (counts[kind]+3)/4))
-			}
-			return mix
-		},
+		name: "hostile-all", about: "half of each of these, all at once for a minute", clients: all, duration: time.Minute,
+		hogs: func(addr string) load.Load { return load.AllHostile(addr, hostilePart, 1) },
 		want: want{peak: 1},
 	})
 }

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"regexp"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -196,7 +195,7 @@ func run(ctx context.Context, f flood, guard string, o options) (*result, error)
 
 // afterwards reads what the guard did, once it says that it holds nothing any more and Envoy does not either.
 func (r *result) afterwards(ctx context.Context, envoy *envoytest.Envoy, ended time.Time) error {
-	r.Faults = faults(envoy.Logs())
+	r.Faults = envoytest.Faults(envoy.Logs())
 	for {
 		stats, err := envoy.Stats(ctx, "highwater")
 		if err != nil {
@@ -219,11 +218,6 @@ func (r *result) afterwards(ctx context.Context, envoy *envoytest.Envoy, ended t
 		}
 	}
 }
-
-// fault is what Envoy logs of a plugin that trapped, or that survived a fault of its own.
-var fault = regexp.MustCompile(`(?m)^.*(highwater: fault in|Uncaught|in-VM backtrace|Plugin configured to fail).*$`)
-
-func faults(log string) []string { return fault.FindAllString(log, 3) }
 
 // configure makes examples/envoy.yaml what the flood and the guard want.
 func configure(c envoytest.Config, s settings, guard string, o options) {

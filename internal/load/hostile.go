@@ -3,6 +3,7 @@ package load
 import (
 	"context"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -56,6 +57,18 @@ func Kinds() []Kind {
 // About says what clients of the kind do.
 func (k Kind) About() string { return k.way().about }
 
+// Crowd is how many of them make a flood.
+func (k Kind) Crowd() int { return k.way().crowd }
+
+// AllHostile are all kinds at once, of each the part of its crowd.
+func AllHostile(addr string, part float64, seed uint64) Mix {
+	var all Mix
+	for _, k := range Kinds() {
+		all = append(all, &Hostile{Addr: addr, Kind: k, Count: int(math.Ceil(part * float64(k.Crowd()))), Seed: seed})
+	}
+	return all
+}
+
 func (k Kind) way() way {
 	for _, w := range ways {
 		if w.kind == k {
@@ -69,24 +82,25 @@ func (k Kind) way() way {
 // one to go.
 type way struct {
 	kind  Kind
+	crowd int // how many of them make a flood
 	about string
 	http1 func(*attempt) (status int, err error)
 	http2 func(*attempt) (status int, err error)
 }
 
 var ways = []way{
-	{LengthTooLong, "announce 16 MiB, send up to 64 KiB and end", (*attempt).tooLong1, (*attempt).tooLong2},
-	{LengthTooShort, "announce 1,000 bytes and send more", (*attempt).tooShort1, (*attempt).tooShort2},
-	{LengthMissing, "send 1 MiB and announce nothing (over HTTP/1 not even chunks)", (*attempt).missing1, (*attempt).missing2},
-	{Announce, "announce 16 MiB and never send a byte", (*attempt).announce1, (*attempt).announce2},
-	{ByteChunks, "upload 256 KiB in chunks, or DATA frames, of one byte", (*attempt).byteChunks1, (*attempt).byteChunks2},
-	{EndlessChunks, "upload without an end, as fast as it is taken", (*attempt).endless1, (*attempt).endless2},
-	{HugeHeaders, "headers just below Envoy's limit of 60 KiB, above it, too many of them, and never ended", (*attempt).headers1, (*attempt).headers2},
-	{Resets, "uploads and downloads of 4 MiB that are reset within half a second", (*attempt).resets1, (*attempt).resets2},
-	{ShutWindows, "50 downloads of 16 MiB each over HTTP/2, in windows that never open", nil, (*attempt).shutWindows},
-	{ByteReaders, "downloads of 16 MiB that read one byte a second", (*attempt).byteReader1, (*attempt).byteReader2},
-	{Trickle, "uploads of 16 MiB that send one byte every 100 ms", (*attempt).trickle1, (*attempt).trickle2},
-	{RapidReset, "HTTP/2 streams that are reset as soon as they are opened, thousands a second", nil, (*attempt).rapidReset},
+	{LengthTooLong, 100, "announce 16 MiB, send up to 64 KiB and end", (*attempt).tooLong1, (*attempt).tooLong2},
+	{LengthTooShort, 100, "announce 1,000 bytes and send more", (*attempt).tooShort1, (*attempt).tooShort2},
+	{LengthMissing, 100, "send 1 MiB and announce nothing (over HTTP/1 not even chunks)", (*attempt).missing1, (*attempt).missing2},
+	{Announce, 500, "announce 16 MiB and never send a byte", (*attempt).announce1, (*attempt).announce2},
+	{ByteChunks, 16, "upload 256 KiB in chunks, or DATA frames, of one byte", (*attempt).byteChunks1, (*attempt).byteChunks2},
+	{EndlessChunks, 32, "upload without an end, as fast as it is taken", (*attempt).endless1, (*attempt).endless2},
+	{HugeHeaders, 200, "headers just below Envoy's limit of 60 KiB, above it, too many of them, and never ended", (*attempt).headers1, (*attempt).headers2},
+	{Resets, 200, "uploads and downloads of 4 MiB that are reset within half a second", (*attempt).resets1, (*attempt).resets2},
+	{ShutWindows, 40, "50 downloads of 16 MiB each over HTTP/2, in windows that never open", nil, (*attempt).shutWindows},
+	{ByteReaders, 500, "downloads of 16 MiB that read one byte a second", (*attempt).byteReader1, (*attempt).byteReader2},
+	{Trickle, 300, "uploads of 16 MiB that send one byte every 100 ms", (*attempt).trickle1, (*attempt).trickle2},
+	{RapidReset, 4, "HTTP/2 streams that are reset as soon as they are opened, thousands a second", nil, (*attempt).rapidReset},
 }
 
 const (
