@@ -100,63 +100,67 @@ func pairs() []pair {
 	return []pair{
 		{
 			name: "60 uploads of 2 MiB, upstream waits 1 s", tuned: true,
-			real:  upload(load.Uploads{Count: 60, Size: 2 * mib, Path: "/upload?delay=1s"}),
+			real: func(addr string) load.Load {
+				return &load.Uploads{Addr: addr, Count: 60, Size: 2 * mib, Path: "/upload?delay=1s"}
+			},
 			model: uploads(60, 0, 2*mib, 2*mib, time.Second),
 		},
 		{
 			name: "40 uploads of 256 KiB to 5 MiB, upstream waits 2 s", tuned: true,
-			real:  upload(load.Uploads{Count: 40, Size: 256 * kib, Largest: 5 * mib, Seed: 1}),
+			real: func(addr string) load.Load {
+				return &load.Uploads{Addr: addr, Count: 40, Size: 256 * kib, Largest: 5 * mib, Seed: 1}
+			},
 			model: uploads(40, 0, 256*kib, 5*mib, 2*time.Second),
 		},
 		{
 			name: "80 uploads of 1 MiB on one HTTP/2 connection, upstream waits 1 s", tuned: true,
-			real:  upload(load.Uploads{Count: 80, Size: mib, Path: "/upload?delay=1s", Protocol: load.HTTP2}),
+			real: func(addr string) load.Load {
+				return &load.Uploads{Addr: addr, Count: 80, Size: mib, Path: "/upload?delay=1s", Protocol: load.HTTP2}
+			},
 			model: uploads(80, 1, mib, mib, time.Second),
 		},
 		{
 			name: "200 slow readers of 8 MiB, 64 KiB buffers", tuned: true,
-			real: reader(load.SlowReaders{Count: 200, Size: 8 * mib, Length: true}), model: readers(200, 0, 8*mib, false),
+			real: func(addr string) load.Load {
+				return &load.SlowReaders{Addr: addr, Count: 200, Size: 8 * mib, Length: true}
+			}, model: readers(200, 0, 8*mib, false),
 		},
 		{
 			name: "100 slow readers of 8 MiB, 1 MiB buffers", buffers: mib, tuned: true,
-			real: reader(load.SlowReaders{Count: 100, Size: 8 * mib, Length: true}), model: readers(100, 0, 8*mib, false),
+			real: func(addr string) load.Load {
+				return &load.SlowReaders{Addr: addr, Count: 100, Size: 8 * mib, Length: true}
+			}, model: readers(100, 0, 8*mib, false),
 		},
 		{
-			name:  "150 uploads of 3 MiB, upstream waits 1.5 s",
-			real:  upload(load.Uploads{Count: 150, Size: 3 * mib, Path: "/upload?delay=1.5s"}),
+			name: "150 uploads of 3 MiB, upstream waits 1.5 s",
+			real: func(addr string) load.Load {
+				return &load.Uploads{Addr: addr, Count: 150, Size: 3 * mib, Path: "/upload?delay=1.5s"}
+			},
 			model: uploads(150, 0, 3*mib, 3*mib, 1500*time.Millisecond),
 		},
 		{
-			name:  "120 uploads of 64 KiB to 2 MiB without a length, upstream waits 500 ms",
-			real:  upload(load.Uploads{Count: 120, Size: 64 * kib, Largest: 2 * mib, Seed: 2, Chunked: true, Path: "/upload?delay=500ms"}),
+			name: "120 uploads of 64 KiB to 2 MiB without a length, upstream waits 500 ms",
+			real: func(addr string) load.Load {
+				return &load.Uploads{Addr: addr, Count: 120, Size: 64 * kib, Largest: 2 * mib, Seed: 2, Chunked: true, Path: "/upload?delay=500ms"}
+			},
 			model: uploads(120, 0, 64*kib, 2*mib, 500*time.Millisecond),
 		},
 		{
 			name: "250 slow readers of 4 MiB, 256 KiB buffers", buffers: 256 * kib,
-			real: reader(load.SlowReaders{Count: 250, Size: 4 * mib, Length: true}), model: readers(250, 0, 4*mib, false),
+			real: func(addr string) load.Load {
+				return &load.SlowReaders{Addr: addr, Count: 250, Size: 4 * mib, Length: true}
+			}, model: readers(250, 0, 4*mib, false),
 		},
 		{
 			name: "400 slow readers of 16 MiB, 512 KiB buffers, no length", buffers: 512 * kib,
-			real: reader(load.SlowReaders{Count: 400, Size: 16 * mib}), model: readers(400, 0, 16*mib, true),
+			real: func(addr string) load.Load { return &load.SlowReaders{Addr: addr, Count: 400, Size: 16 * mib} }, model: readers(400, 0, 16*mib, true),
 		},
 		{
 			name: "100 slow readers of 4 MiB on one HTTP/2 connection",
-			real: reader(load.SlowReaders{Count: 100, Size: 4 * mib, Length: true, Protocol: load.HTTP2}), model: readers(100, 1, 4*mib, false),
+			real: func(addr string) load.Load {
+				return &load.SlowReaders{Addr: addr, Count: 100, Size: 4 * mib, Length: true, Protocol: load.HTTP2}
+			}, model: readers(100, 1, 4*mib, false),
 		},
-	}
-}
-
-func upload(u load.Uploads) func(string) load.Load {
-	return func(addr string) load.Load {
-		return &load.Uploads{
-			Addr: addr, Count: u.Count, Size: u.Size, Largest: u.Largest, Seed: u.Seed, Path: u.Path, Chunked: u.Chunked, Protocol: u.Protocol,
-		}
-	}
-}
-
-func reader(r load.SlowReaders) func(string) load.Load {
-	return func(addr string) load.Load {
-		return &load.SlowReaders{Addr: addr, Count: r.Count, Size: r.Size, Length: r.Length, Protocol: r.Protocol}
 	}
 }
 
