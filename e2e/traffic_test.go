@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bufio"
 	"context"
 	"io"
 	"net"
@@ -427,6 +428,7 @@ func TestTrap(t *testing.T) {
 			res.Body.Close()
 			return res.StatusCode == http.StatusOK
 		}
+		require.True(t, s.LogMatches("Uncaught RuntimeError"), "nothing has faulted")
 		require.Eventually(t, served, 20*time.Second, 50*time.Millisecond, "it is brought back")
 		open.Close()
 		for range 10 {
@@ -434,6 +436,89 @@ func TestTrap(t *testing.T) {
 		}
 		s.drained()
 	})
+}
+
+// A fault with 100 requests waiting and 30 uploads under way: those of the virtual machine that faulted are lost, as
+// ENVOY-FACTS says, and nobody else; 3 s later no worker counts anything of them.
+func TestTrapUnderLoad(t *testing.T) {
+	root, err := envoytestRoot()
+	require.NoError(t, err)
+	for _, where := range []string{"request", "tick"} {
+		t.Run("in a "+where, func(t *testing.T) {
+			s := start(t, setup{
+				workers: 2, fake: 40 * mib, wasm: filepath.Join(root, "build", "highwater-trap.wasm"), plugin: patient,
+			})
+			// Thirty are under way, and what comes after them waits.
+			var uploading []net.Conn
+			for range 30 {
+				c := s.dial(upload("content-length: 4194304", "/upload?delay=0s") + strings.Repeat("x", 1000))
+				uploading = append(uploading, c)
+			}
+			s.streams(30)
+			s.gauge("highwater_coming_bytes", 0) // they dawdle
+			var waiting []net.Conn
+			for range 100 {
+				if len(waiting)%20 == 0 {
+					s.waiting(float64(len(waiting)))
+					s.reading(full) // so that it holds what the others brought
+				}
+				waiting = append(waiting, s.dial(upload("content-length: 16777216", "/upload?delay=0s")+strings.Repeat("x", 1000)))
+			}
+			s.waiting(100)
+
+			// Its own connection: the kernel gives it to either worker.
+			trap := s.dial("GET /small HTTP/1.1\r\nhost: test\r\nx-test-trap: " + where + "\r\n\r\n")
+			defer trap.Close()
+			begun := time.Now()
+			c := client(t, false)
+			c.Transport.(*http.Transport).DisableKeepAlives = true
+			served, lost := 0, 0
+			for time.Since(begun) < 3*time.Second {
+				res, err := c.Get(s.url("/small"))
+				if err == nil {
+					res.Body.Close()
+				}
+				if err == nil && res.StatusCode == http.StatusOK {
+					served++
+				} else {
+					lost++
+				}
+			}
+			require.True(t, s.LogMatches("Uncaught RuntimeError"), "nothing has faulted")
+			require.Greater(t, served, lost, "the other worker serves, and this one is back")
+
+			// What is still counted is the other worker's alone, and all of it is served.
+			last, since := -1.0, time.Now()
+			stats, err := s.Until(t.Context(), "highwater", func(m map[string]float64) bool { // when the small ones have gone
+				if n := m["wasmcustom.highwater_streams"]; n != last {
+					last, since = n, time.Now()
+				}
+				return time.Since(since) > 500*time.Millisecond
+			})
+			require.NoError(t, err)
+			counted := func(name string) int { return int(stats["wasmcustom.highwater_"+name]) }
+			t.Logf("%d small ones served, %d lost; of 30 uploads and 100 that wait %d and %d are counted", served, lost, counted("streams")-counted("waiting"), counted("waiting"))
+			s.reading(40 * mib)
+			finished := func(conns []net.Conn, rest int64) (n int) {
+				for _, conn := range conns {
+					go func() { _, _ = io.Copy(conn, zeros(rest)) }()
+				}
+				deadline := time.Now().Add(5 * time.Second)
+				for _, conn := range conns {
+					_ = conn.SetReadDeadline(deadline)
+					if res, err := http.ReadResponse(bufio.NewReader(conn), &http.Request{Method: http.MethodPost}); err == nil && res.StatusCode == http.StatusOK {
+						n++
+					}
+				}
+				return n
+			}
+			require.Equal(t, counted("streams"), finished(waiting, large-1000)+finished(uploading, 4*mib-1000))
+			for _, conn := range append(uploading, waiting...) {
+				conn.Close()
+			}
+			s.drained(c.CloseIdleConnections)
+		})
+	}
 }
 
 func TestVerdictInAccessLogAndMetrics(t *testing.T) {

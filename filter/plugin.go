@@ -109,6 +109,7 @@ func (p *plugin) start() error {
 // OnTick implements types.PluginContext.
 func (p *plugin) OnTick() {
 	defer survive("OnTick")
+	trapTick()
 	t := now()
 	if p.guard == nil || t-machine.ticked < fastTick-time.Millisecond {
 		return // another plugin's tick has just done it

@@ -51,7 +51,7 @@ func (s *stream) OnHttpRequestHeaders(_ int, end bool) (action types.Action) {
 		return types.ActionContinue
 	}
 	s.open = true
-	trapped()
+	trapRequest()
 	return s.do(g.Open(now(), &s.Stream, s, length(end, proxywasm.GetHttpRequestHeader)))
 }
 

@@ -2,4 +2,6 @@
 
 package main
 
-func trapped() {}
+func trapRequest() {}
+
+func trapTick() {}
