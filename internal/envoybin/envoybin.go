@@ -41,6 +41,15 @@ func Path(ctx context.Context, progress io.Writer) (string, error) {
 	return r.path(ctx)
 }
 
+// PathOf is Path for another version that pins.txt has, whatever $ENVOY_PATH says.
+func PathOf(ctx context.Context, version string, progress io.Writer) (string, error) {
+	r, err := resolverOf(version, "", progress)
+	if err != nil {
+		return "", err
+	}
+	return r.path(ctx)
+}
+
 // Find is Path without the network: $ENVOY_PATH or the cache, else ErrNotFound.
 func Find(ctx context.Context) (string, error) {
 	r, err := newResolver(io.Discard)
@@ -109,11 +118,15 @@ func newResolver(progress io.Writer) (*resolver, error) {
 	if err != nil {
 		return nil, err
 	}
+	return resolverOf(version, os.Getenv(EnvPath), progress)
+}
+
+func resolverOf(version, override string, progress io.Writer) (*resolver, error) {
 	pins, err := parsePins(pinsText)
 	if err != nil {
 		return nil, err
 	}
-	r := &resolver{version: version, override: os.Getenv(EnvPath), progress: progress}
+	r := &resolver{version: version, override: override, progress: progress}
 	if r.override == "" { // with an override a machine without a home directory is fine
 		cache, err := os.UserCacheDir()
 		if err != nil {
