@@ -205,6 +205,24 @@ func (c Config) SetHTTP2(streamWindow, connectionWindow, maxStreams int) {
 	})
 }
 
+// SetTLS makes all listeners speak TLS, with a certificate and its key in PEM.
+func (c Config) SetTLS(certificate, key string) {
+	walk(map[string]any(c), func(m map[string]any) {
+		if _, ok := m["filters"].([]any); ok {
+			m["transport_socket"] = map[string]any{
+				"name": "envoy.transport_sockets.tls",
+				"typed_config": map[string]any{
+					"@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+					"common_tls_context": map[string]any{"tls_certificates": []any{map[string]any{
+						"certificate_chain": map[string]any{"inline_string": certificate},
+						"private_key":       map[string]any{"inline_string": key},
+					}}},
+				},
+			}
+		}
+	})
+}
+
 // SetLinger sets the delayed_close_timeout of all listeners.
 func (c Config) SetLinger(d time.Duration) {
 	c.SetConnectionManager(func(hcm map[string]any) {

@@ -1,0 +1,212 @@
+// Command request measures what a request costs Envoy in CPU with no filter, an empty Wasm module, an SDK plugin with empty
+// callbacks, and Highwater with and without its network filter; then what moving bytes costs, memory per worker, the
+// start, and what a connection and a stream hold.
+//
+//	go run ./bench/request -rounds 20 -turn 400ms
+//
+// All Envoys run at once and are loaded in short turns, one after the other, so that what else the machine does meets all
+// alike. CPU is Envoy's own process clock.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"text/tabwriter"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/highwater-envoy/highwater/internal/envoybin"
+	"github.com/highwater-envoy/highwater/internal/envoytest"
+	"github.com/highwater-envoy/highwater/internal/load"
+)
+
+const (
+	kib = 1 << 10
+	mib = 1 << 20
+	mb  = 1_000_000
+)
+
+// variant is an Envoy with another filter in the path.
+type variant struct {
+	name  string
+	wasm  string // file; empty = build/highwater.wasm
+	edit  func(c envoytest.Config)
+	envoy *envoytest.Envoy
+	start time.Duration // CPU until it was ready
+}
+
+func main() {
+	os.Exit(command(os.Args[1:], os.Stdout, os.Stderr))
+}
+
+func command(args []string, stdout, stderr io.Writer) int {
+	flags := flag.NewFlagSet("request", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	rounds := flags.Int("rounds", 20, "turns of each Envoy with each load")
+	turn := flags.Duration("turn", 400*time.Millisecond, "how long a turn lasts")
+	if err := flags.Parse(args); err != nil {
+		return 2
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := measure(ctx, *rounds, *turn, stdout, stderr); err != nil {
+		fmt.Fprintln(stderr, "request:", err)
+		return 1
+	}
+	return 0
+}
+
+func measure(ctx context.Context, rounds int, turn time.Duration, stdout, stderr io.Writer) error {
+	dir, err := os.MkdirTemp("", "highwater-request-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	all, err := variants(ctx, dir)
+	if err != nil {
+		return err
+	}
+	upstream, err := load.NewUpstream()
+	if err != nil {
+		return err
+	}
+	defer upstream.Close()
+	for _, v := range all {
+		fmt.Fprintf(stderr, "starting Envoy: %s\n", v.name)
+		if err := v.run(ctx, upstream.Addr(), 2); err != nil {
+			return err
+		}
+		defer v.envoy.Stop()
+	}
+	for _, l := range []struct {
+		name string
+		unit string
+		load func(addr string) load.Load
+		per  func(s load.Snapshot) float64 // how many units of work that was
+	}{
+		{"GET of 1 kB", "µs a request", func(a string) load.Load { return &load.Downloads{Addr: a, Clients: 8, Size: 1000} }, requests},
+		{
+			"upload of 64 KiB, buffered", "µs a request",
+			func(a string) load.Load {
+				return &load.Uploads{Addr: a, Count: 8, Size: 64 * kib, Path: "/upload?delay=0s"}
+			}, requests,
+		},
+		{"downloads of 1 MB", "µs a MiB", func(a string) load.Load { return &load.Downloads{Addr: a, Clients: 8, Size: mb} }, mebibytes},
+	} {
+		figures := make([][]float64, len(all))
+		for round := range rounds {
+			fmt.Fprintf(stderr, "\r%s: round %d of %d ", l.name, round+1, rounds)
+			for i := range all {
+				i = (i + round) % len(all)
+				f, err := all[i].turn(ctx, turn, l.load, l.per)
+				if err != nil {
+					return err
+				}
+				figures[i] = append(figures[i], f)
+			}
+		}
+		fmt.Fprintln(stderr)
+		table(stdout, l.name, l.unit, all, figures)
+	}
+	return memory(ctx, all, upstream.Addr(), stdout, stderr)
+}
+
+func requests(s load.Snapshot) float64  { return float64(s.Served) }
+func mebibytes(s load.Snapshot) float64 { return float64(s.Bytes) / mib }
+
+func variants(ctx context.Context, dir string) ([]*variant, error) {
+	empty := filepath.Join(dir, "empty.wasm")
+	if err := os.WriteFile(empty, emptyModule(), 0o600); err != nil {
+		return nil, err
+	}
+	sdk := filepath.Join(dir, "sdk.wasm")
+	root, err := envoybin.ModuleRoot()
+	if err != nil {
+		return nil, err
+	}
+	build := exec.CommandContext(ctx, "go", "build", "-buildmode=c-shared", "-trimpath", "-ldflags", "-s -w", "-o", sdk, "./bench/request/sdk") //nolint:gosec // our own arguments
+	build.Dir, build.Env = root, append(os.Environ(), "GOOS=wasip1", "GOARCH=wasm")
+	if out, err := build.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("build the SDK's empty plugin: %w\n%s", err, out)
+	}
+	none := func(c envoytest.Config) { c.RemoveGuard() }
+	requestsOnly := func(c envoytest.Config) { c.RemoveNetworkFilter() }
+	return []*variant{
+		{name: "none", edit: none},
+		{name: "empty module", wasm: empty, edit: requestsOnly},
+		{name: "SDK, empty", wasm: sdk, edit: requestsOnly},
+		{name: "Highwater, HTTP filter alone", edit: requestsOnly},
+		{name: "Highwater", edit: func(envoytest.Config) {}},
+	}, nil
+}
+
+// run starts the variant's Envoy.
+func (v *variant) run(ctx context.Context, upstream string, workers int) (err error) {
+	v.envoy, err = envoytest.Start(ctx, envoytest.Options{Edit: v.edit, Wasm: v.wasm, Upstream: upstream, Concurrency: workers})
+	if err != nil {
+		return fmt.Errorf("%s: %w", v.name, err)
+	}
+	v.start, err = cpu(v.envoy.PID())
+	return err
+}
+
+// turn is what a unit of work cost in one turn, µs of CPU.
+func (v *variant) turn(ctx context.Context, d time.Duration, l func(string) load.Load, per func(load.Snapshot) float64) (float64, error) {
+	before, err := cpu(v.envoy.PID())
+	if err != nil {
+		return 0, err
+	}
+	turn, cancel := context.WithTimeout(ctx, d)
+	defer cancel()
+	running := l(v.envoy.Addr("ingress"))
+	running.Run(turn)
+	after, err := cpu(v.envoy.PID())
+	if err != nil {
+		return 0, err
+	}
+	s := running.Snapshot()
+	n := per(s)
+	if n == 0 || s.Errors > 0 || s.Rejected > 0 {
+		return 0, fmt.Errorf("%s: a turn that says nothing: %+v", v.name, s)
+	}
+	return float64((after - before).Nanoseconds()) / 1000 / n, ctx.Err()
+}
+
+// cpu is the CPU time that a process has used, by its clock: clock_getcpuclockid(3) makes the number this way.
+func cpu(pid int) (time.Duration, error) {
+	var t unix.Timespec
+	if err := unix.ClockGettime(int32(^pid<<3|2), &t); err != nil { //nolint:gosec // a pid has 22 bits
+		return 0, fmt.Errorf("the CPU clock of process %d: %w", pid, err)
+	}
+	return time.Duration(t.Nano()), nil
+}
+
+// table prints a load's figures; what is added to no filter is compared with what the SDK's empty plugin adds.
+func table(out io.Writer, load, unit string, all []*variant, figures [][]float64) {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(w, "%s, %s of Envoy's CPU\tleast\tquartiles\tadded (least)\tadded (median)\t× SDK added (median of pairs)\t÷ SDK (median of pairs, 95 %%)\n", load, unit)
+	const none, sdk = 0, 2
+	for i, v := range all {
+		least, lower, median, upper := quartiles(figures[i])
+		leastNone, _, medianNone, _ := quartiles(figures[none])
+		var added, ratio []float64
+		for r := range figures[i] {
+			added = append(added, (figures[i][r]-figures[none][r])/(figures[sdk][r]-figures[none][r]))
+			ratio = append(ratio, figures[i][r]/figures[sdk][r])
+		}
+		_, _, times, _ := quartiles(added)
+		_, _, whole, _ := quartiles(ratio)
+		low, high := interval(ratio)
+		fmt.Fprintf(w, "%s\t%.1f\t%.1f %.1f %.1f\t%.1f\t%.1f\t%.2f\t%.3f (%.3f to %.3f)\n", v.name, least, lower, median, upper, least-leastNone, median-medianNone, times, whole, low, high)
+	}
+	_ = w.Flush()
+	fmt.Fprintln(out)
+}
