@@ -207,8 +207,12 @@ func (g *Guard) judge(now Time, s *Stream) Verdict {
 		return g.wait(now, s, true)
 	}
 	t := w.account.Table()
-	if s.wants > w.account.Share(w.limits.Hard)-t.Low && !t.Futile && t.Sequence > 0 && !w.account.Stale(now) {
-		return g.turnAway(now, s, TooLarge)
+	if alone := w.account.Share(w.limits.Hard) - t.Low; s.wants > alone && !t.Futile && t.Sequence > 0 && !w.account.Stale(now) {
+		if s.length != budget.Unknown {
+			return g.turnAway(now, s, TooLarge)
+		}
+		// It is a forecast: what others have brought is no reason to tell this one that it can never fit.
+		s.wants = max(alone, int64(w.budget.Small)+1)
 	}
 	if w.line.Len() > 0 || w.account.Others().Waiting > 0 {
 		return g.wait(now, s, false) // else who has no line takes what others wait for

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/highwater-envoy/highwater/internal/budget"
 )
 
 // Where there is room again just as others have waited too long, both are served, by turns: Envoy crashes if one call
@@ -43,4 +45,31 @@ func TestOneTickDoesNotResumeAndReject(t *testing.T) {
 	require.Positive(t, resumed)
 	require.Positive(t, rejected)
 	require.Zero(t, w.line.Len(), "%d resumed, %d rejected", resumed, rejected)
+}
+
+// What has only been forecast is not told that it can never fit, however large the forecast: it waits for what room
+// there may be, and goes on when there is. What announces as much is told at once.
+func TestForecastIsNeverTooLarge(t *testing.T) {
+	p := newProcess(t, 1, nil)
+	w := p.workers[0]
+	for range 20 {
+		w.forecasts[budget.Request].Learn(16 * mib)
+	}
+	p.settle(40 * mib)
+	for range 12 { // for ten seconds the reading has not been lower
+		p.settle(175 * mib)
+		p.now += time.Second
+	}
+	p.settle(175 * mib)
+	_, v := p.open(0, 16*mib)
+	require.Equal(t, TooLarge, v.Reason)
+	r, v := p.open(0, budget.Unknown)
+	require.NotEqual(t, Answer, v.Action, "%v", v)
+	p.settle(100 * mib)
+	for range 10 {
+		p.now += 5 * ms
+		w.Tick(p.now)
+	}
+	require.False(t, r.Waiting())
+	require.Positive(t, r.Reserved(budget.Request))
 }
