@@ -111,7 +111,7 @@ const (
 
 	announced    = 16 << 20
 	slowly       = 100 * time.Millisecond
-	halfASecond  = 500 * time.Millisecond
+	soonAfter    = 500 * time.Millisecond
 	headerLimit  = 60 << 10 // Envoy's max_request_headers_kb
 	headersLimit = 100      // and max_headers_count
 )

@@ -151,7 +151,7 @@ func (a *attempt) resets1() (int, error) {
 		return 0, err
 	}
 	upload, framing := a.random.IntN(2) == 0, contentLength(4<<20)
-	reset := time.AfterFunc(time.Duration(a.upTo(int(halfASecond))), conn.close)
+	reset := time.AfterFunc(time.Duration(a.upTo(int(soonAfter))), conn.close)
 	defer conn.close()
 	defer reset.Stop()
 	defer conn.interruptible(a.ctx)()
@@ -188,11 +188,11 @@ func (a *attempt) byteReader1() (int, error) {
 		return resp.StatusCode, nil
 	}
 	for one := make([]byte, 1); Sleep(a.ctx, time.Second); {
-		if n, err := resp.Body.Read(one); err != nil || hungUp(conn.conn) {
+		n, err := resp.Body.Read(one)
+		if err != nil || hungUp(conn.conn) {
 			return 0, io.ErrUnexpectedEOF
-		} else {
-			a.bytes.Add(int64(n))
 		}
+		a.bytes.Add(int64(n))
 	}
 	return 0, nil
 }

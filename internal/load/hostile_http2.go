@@ -292,7 +292,7 @@ func (a *attempt) resets2() (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	reset := time.AfterFunc(time.Duration(a.upTo(int(halfASecond))), func() {
+	reset := time.AfterFunc(time.Duration(a.upTo(int(soonAfter))), func() {
 		if !whole {
 			_ = c.reset(stream)
 			_ = c.do(func(f *http2.Framer) error { return f.WriteGoAway(0, http2.ErrCodeNo, nil) })

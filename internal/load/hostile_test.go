@@ -224,7 +224,7 @@ var looks = map[Kind]look{
 		"h1 large", "h1 too large", "h1 too many", "h1 never ended", "h2 large", "h2 too large", "h2 too many", "h2 a megabyte",
 	}},
 	Resets: {func(w *wire) (string, error) {
-		w.within(2 * halfASecond)
+		w.within(2 * soonAfter)
 		if w.framer == nil {
 			_, err := io.Copy(io.Discard, w.in)
 			return "h1", want(errors.Is(err, syscall.ECONNRESET), "no reset: %w", err)

@@ -40,7 +40,6 @@ type compiledConn struct {
 
 type compiledStream struct {
 	*wasmhost.Stream
-	paused bool
 }
 
 var (

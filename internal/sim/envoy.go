@@ -327,11 +327,11 @@ func (e *Envoy) make(c *client) {
 	}
 	conn := c.conn
 	switch {
-	case c.Client.HTTP2 > 0:
-		conn = e.shared[c.Client.HTTP2]
+	case c.HTTP2 > 0:
+		conn = e.shared[c.HTTP2]
 		if conn == nil || conn.gone {
 			conn = e.connect(c)
-			e.shared[c.Client.HTTP2] = conn
+			e.shared[c.HTTP2] = conn
 		}
 	case conn == nil || conn.gone:
 		conn = e.connect(c)
@@ -349,7 +349,7 @@ func (e *Envoy) make(c *client) {
 
 func (e *Envoy) connect(c *client) *Conn {
 	e.nextID++
-	conn := &Conn{ID: e.nextID, Worker: c.Worker, HTTP2: c.Client.HTTP2 > 0, owner: c, cost: e.ConnectionCost}
+	conn := &Conn{ID: e.nextID, Worker: c.Worker, HTTP2: c.HTTP2 > 0, owner: c, cost: e.ConnectionCost}
 	if conn.Worker < 0 {
 		conn.Worker = e.random.IntN(len(e.workers))
 	}

@@ -27,7 +27,7 @@ func config(s Settings, limit int64) guard.Config {
 	return c
 }
 
-func run(t testing.TB, s Settings, limit int64, guarded bool, seed uint64, l Load) *Report {
+func run(t *testing.T, s Settings, limit int64, guarded bool, seed uint64, l Load) *Report {
 	t.Helper()
 	e := New(s, limit, seed)
 	if guarded {

@@ -47,7 +47,7 @@ type export struct {
 }
 
 const (
-	initialize = iota
+	initReactor = iota
 	onMemoryAllocate
 	onContextCreate
 	onVMStart
@@ -70,7 +70,7 @@ const (
 )
 
 var exportNames = [numExports]string{
-	initialize:         "_initialize",
+	initReactor:        "_initialize", //nolint:misspell // its name
 	onMemoryAllocate:   "proxy_on_memory_allocate",
 	onContextCreate:    "proxy_on_context_create",
 	onVMStart:          "proxy_on_vm_start",
@@ -121,7 +121,7 @@ func (p *Process) NewVM() (*VM, error) {
 			return nil, errors.Join(fmt.Errorf("the plugin does not export %s", name), vm.Close())
 		}
 	}
-	if _, err := vm.call(initialize, &guestContext{vm: vm}); err != nil {
+	if _, err := vm.call(initReactor, &guestContext{vm: vm}); err != nil {
 		return nil, err
 	}
 	return vm, nil

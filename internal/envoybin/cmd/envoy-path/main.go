@@ -23,7 +23,9 @@ func run(args []string, stdout, stderr io.Writer) int {
 	defer stop()
 	find := envoybin.Path
 	if len(args) == 1 {
-		find = func(ctx context.Context, progress io.Writer) (string, error) { return envoybin.PathOf(ctx, args[0], progress) }
+		find = func(ctx context.Context, progress io.Writer) (string, error) {
+			return envoybin.PathOf(ctx, args[0], progress)
+		}
 	}
 	path, err := find(ctx, stderr)
 	if err != nil {
