@@ -459,6 +459,132 @@ func TestRejectsCostMemory(t *testing.T) {
 	require.Zero(t, p.workers[0].left.sum, "what lingers is gone after the linger")
 }
 
+// What rejects leave may hold an eighth of the room, of all workers together, for as long as it lingers.
+func TestLeftoversOfAllWorkers(t *testing.T) {
+	p := newProcess(t, 2, func(c *Config) {
+		c.Buffers.Downstream, c.Buffers.HTTP2Window, c.Buffers.WholeRequest = unit.MiB, unit.MiB, unit.GiB
+		c.Buffers.Linger = unit.Duration(10 * time.Second)
+	})
+	p.settle(40 * mib)
+	reject := func(n int) map[Action]int {
+		actions := map[Action]int{}
+		for i := range n {
+			p.now += 5 * ms
+			for w := range 4 { // one to tell, one to hear
+				p.workers[w%2].Tick(p.now)
+			}
+			_, v := p.open(i%2, 190*mib)
+			require.Equal(t, TooLarge, v.Reason)
+			actions[v.Action]++
+		}
+		return actions
+	}
+	require.Equal(t, map[Action]int{Answer: 10, Close: 10}, reject(20), "2 MiB each of 160")
+	p.now += 11 * time.Second
+	p.settle(40 * mib)
+	require.Equal(t, map[Action]int{Answer: 10, Close: 2}, reject(12))
+}
+
+// Clients that are turned away and come straight back, thousands of times before the next reading, add what one of them
+// holds, and no more.
+func TestTurnedAwayAgainAndAgain(t *testing.T) {
+	for name, again := range map[string]func(p *process) Verdict{
+		"HTTP/2": func(p *process) Verdict {
+			r := &request{connected: &Connection{Context: 1}, http2: true}
+			v := p.guards[0].Open(p.now, &r.Stream, r, 190*mib)
+			p.guards[0].Close(p.now, &r.Stream)
+			return v
+		},
+		"HTTP/1": func(p *process) Verdict {
+			r, v := p.open(0, 190*mib)
+			p.guards[0].Close(p.now, &r.Stream)
+			p.workers[0].CloseConnection(r.connected)
+			return v
+		},
+		"hanging up in line": func(p *process) Verdict {
+			r, v := p.open(0, 140*mib)
+			p.guards[0].Close(p.now, &r.Stream)
+			p.workers[0].CloseConnection(r.connected)
+			return v
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newProcess(t, 1, func(c *Config) { c.Buffers.WholeRequest, c.Buffers.Linger = unit.GiB, 0 })
+			p.settle(40 * mib)
+			if name == "hanging up in line" {
+				p.read(100 * mib)
+			}
+			before := p.workers[0].account.Own().Fresh
+			for range 1000 {
+				require.NotEqual(t, Admit, again(p).Action)
+			}
+			require.LessOrEqual(t, p.workers[0].account.Own().Fresh-before, 128*kib+45*kib)
+		})
+	}
+}
+
+// Who waits is tested without what its waiting holds.
+func TestWaitingHoldsPartOfWhatItWants(t *testing.T) {
+	p := newProcess(t, 1, nil)
+	p.settle(40 * mib)
+	hard := p.workers[0].account.Share(.9)
+	big, v := p.open(0, 16*mib)
+	require.Equal(t, Admit, v.Action)
+	p.settle(hard - 16*mib - 64*kib)
+	r, v := p.open(0, 128*kib)
+	require.Equal(t, Wait, v.Action)
+	p.workers[0].Data(p.now, r.connected, 128*kib)
+	p.guards[0].End(p.now, &big.Stream, budget.Request) // 16 MiB less are coming, and 128 KiB fresh
+	require.Equal(t, 128*kib, r.credit())
+	p.settle(hard - 100*kib)
+	require.False(t, r.Waiting(), "what it holds is in the reading already")
+}
+
+func TestLapsedRequestNeedsRoom(t *testing.T) {
+	p := newProcess(t, 1, nil)
+	p.settle(40 * mib)
+	r, v := p.open(0, 4*mib)
+	require.Equal(t, Admit, v.Action)
+	p.now += 3 * time.Second
+	p.settle(210 * mib)
+	require.Zero(t, r.Reserved(budget.Request))
+	require.Equal(t, Growth, p.guards[0].Grow(p.now, &r.Stream, budget.Request, mib).Reason)
+}
+
+func TestForecastsLearn(t *testing.T) {
+	p := newProcess(t, 1, func(c *Config) { c.Throttle.Timeout = 0 })
+	p.settle(40 * mib)
+	forecast := &p.workers[0].forecasts[budget.Request]
+	r, _ := p.open(0, budget.Unknown)
+	p.guards[0].Grow(p.now, &r.Stream, budget.Request, 20*kib)
+	before := forecast.Bytes()
+	p.guards[0].End(p.now, &r.Stream, budget.Request)
+	require.NotEqual(t, before, forecast.Bytes(), "from who has ended")
+
+	r, _ = p.open(0, budget.Unknown)
+	p.guards[0].Grow(p.now, &r.Stream, budget.Request, 60*kib)
+	p.settle(210 * mib)
+	before = forecast.Bytes()
+	for p.guards[0].Grow(p.now, &r.Stream, budget.Request, 16*kib).Reason != Growth {
+		before = forecast.Bytes()
+	}
+	require.NotEqual(t, before, forecast.Bytes(), "and from who is rejected")
+}
+
+// What a large response left unread stays in the books with its connection, until the next request comes there.
+func TestUnreadResponseStaysWithItsConnection(t *testing.T) {
+	p := newProcess(t, 1, nil)
+	p.settle(40 * mib)
+	r, _ := p.open(0, 0)
+	p.guards[0].Expect(p.now, &r.Stream, mib)
+	p.guards[0].Grow(p.now, &r.Stream, budget.Response, mib)
+	p.guards[0].End(p.now, &r.Stream, budget.Response)
+	p.guards[0].Close(p.now, &r.Stream)
+	require.Equal(t, 128*kib, p.workers[0].account.Own().Bounds)
+	p.workers[0].Data(p.now, r.connected, 100)
+	require.Zero(t, p.workers[0].account.Own().Bounds)
+}
+
 func TestRequestGrowth(t *testing.T) {
 	p := newProcess(t, 1, nil)
 	p.settle(40 * mib)
