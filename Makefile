@@ -91,11 +91,15 @@ fuzz: ## each fuzz test for FUZZTIME
 	done
 
 .PHONY: bench
-bench: build envoy ## Go benchmarks, then floods beside no guard and the overload manager: FLOODS, RUNS, FLOOD_DURATION
+bench: build envoy ## Go benchmarks, floods beside no guard and the overload manager (FLOODS, RUNS, FLOOD_DURATION), the model, the cost of a request
 	@go test -run '^$$' -bench . -benchmem ./internal/...
 	@go run ./bench/floods -flood '$(FLOODS)' -guard none,overload,highwater -runs $(RUNS) -duration $(FLOOD_DURATION)
+	@go run ./bench/model
+	@go run ./bench/request
 
 .PHONY: soak
-soak: build envoy ## long runs: a minute of clients that retry at once, ten of mixed uploads
+soak: build envoy ## long runs: 4,000 random loads on the model, a minute of clients that retry at once and of hostile ones, ten of mixed uploads
+	@go test ./internal/sim -run Random -loads 1000 -timeout 60m -v
+	@go run ./bench/floods -flood retry-1000,hostile-all -guard highwater -check
 	@go run ./bench/floods -flood retry-100 -guard highwater -check
 	@go run ./bench/floods -flood upload-chunked,slow-64k-16m-len-h1 -guard highwater -duration 5m -check
