@@ -30,7 +30,7 @@ func (c *connection) OnNewConnection() types.Action {
 	}
 	c.Context = c.id
 	c.open = true
-	c.plugin.guard.OpenConnection(now(), &c.Connection)
+	c.plugin.guard.OpenConnection(machine.now, &c.Connection)
 	if key, ok := connectionID(); ok {
 		c.key = key
 		machine.connections[key] = &c.Connection
@@ -47,10 +47,10 @@ func (c *connection) OnDownstreamData(n int, _ bool) types.Action {
 	if !c.asked {
 		c.asked = true // once: before the handshake it can't be told
 		if costs := &c.plugin.guard.Config().Costs; costs.TLSConnection > costs.Connection && property("connection", "tls_version") != "" {
-			c.plugin.guard.TLS(now(), &c.Connection)
+			c.plugin.guard.TLS(machine.now, &c.Connection)
 		}
 	}
-	machine.worker.Data(now(), &c.Connection, int64(n))
+	machine.worker.Data(machine.now, &c.Connection, int64(n))
 	return types.ActionContinue
 }
 

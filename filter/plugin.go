@@ -21,6 +21,7 @@ type vm struct {
 	connections map[uint64]*guard.Connection // by Envoy's connection.id
 	free        []*stream                    // to be used again
 	done        []*stream                    // since the last tick: Envoy deletes a context a little later than it is done
+	now         budget.Time                  // as of the last tick: see clock.go
 	ticked      budget.Time
 	gauged      budget.Time
 	measured    budget.Time
@@ -41,7 +42,8 @@ func (v *vm) start() error {
 	if err := v.stats.define(); err != nil {
 		return err
 	}
-	worker, err := guard.NewWorker(table{}, rand.New(rand.NewPCG(uint64(now()), 0)).Float64)
+	v.now = now()
+	worker, err := guard.NewWorker(table{}, rand.New(rand.NewPCG(uint64(v.now), 0)).Float64)
 	if err != nil {
 		return err
 	}
@@ -111,6 +113,7 @@ func (p *plugin) OnTick() {
 	defer survive("OnTick")
 	trapTick()
 	t := now()
+	machine.now = t
 	if p.guard == nil || t-machine.ticked < fastTick-time.Millisecond {
 		return // another plugin's tick has just done it
 	}
@@ -228,7 +231,8 @@ func (p *plugin) ask() {
 }
 
 func (p *plugin) observe(r guard.Reading, err error) {
-	if event := machine.worker.Observe(now(), r, err); event != "" {
+	machine.now = now()
+	if event := machine.worker.Observe(machine.now, r, err); event != "" {
 		proxywasm.LogWarn("highwater: " + event)
 	}
 }

@@ -52,7 +52,7 @@ func (s *stream) OnHttpRequestHeaders(_ int, end bool) (action types.Action) {
 	}
 	s.open = true
 	trapRequest()
-	return s.do(g.Open(now(), &s.Stream, s, length(end, proxywasm.GetHttpRequestHeader)))
+	return s.do(g.Open(machine.now, &s.Stream, s, length(end, proxywasm.GetHttpRequestHeader)))
 }
 
 // OnHttpRequestBody implements types.HttpContext.
@@ -69,7 +69,7 @@ func (s *stream) OnHttpResponseHeaders(_ int, end bool) (action types.Action) {
 	if !s.open {
 		return types.ActionContinue
 	}
-	return s.do(s.plugin.guard.Expect(now(), &s.Stream, length(end, proxywasm.GetHttpResponseHeader)))
+	return s.do(s.plugin.guard.Expect(machine.now, &s.Stream, length(end, proxywasm.GetHttpResponseHeader)))
 }
 
 // OnHttpResponseBody implements types.HttpContext.
@@ -85,7 +85,7 @@ func (s *stream) body(d budget.Direction, n int, end bool) (action types.Action)
 	if !s.open {
 		return types.ActionContinue
 	}
-	g, t := s.plugin.guard, now()
+	g, t := s.plugin.guard, machine.now
 	v := g.Grow(t, &s.Stream, d, int64(n))
 	if end {
 		g.End(t, &s.Stream, d)
@@ -99,7 +99,7 @@ func (s *stream) OnHttpStreamDone() {
 	defer survive("OnHttpStreamDone")
 	if s.open {
 		s.open = false
-		if waited := s.plugin.guard.Close(now(), &s.Stream); waited > 0 {
+		if waited := s.plugin.guard.Close(machine.now, &s.Stream); waited > 0 {
 			machine.stats.wait.Record(uint64(waited.Milliseconds()))
 		}
 		if s.keyed && s.network == 0 {

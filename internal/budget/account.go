@@ -162,6 +162,7 @@ func (a *Account) exchange(now Time, n int64, c Claim) Outcome {
 		if err := a.load(now); err != nil {
 			return Busy
 		}
+		a.tighten(now)
 		stale := a.Stale(now)
 		share := 1.0
 		if c == Large {
@@ -230,7 +231,7 @@ func (a *Account) slack(free, need int64) int64 {
 	return slack
 }
 
-// load reads the table and takes notice of a new reading.
+// load reads the table.
 func (a *Account) load(now Time) error {
 	value, version, err := a.store.Load()
 	if err != nil {
@@ -246,8 +247,6 @@ func (a *Account) load(now Time) error {
 	if a.joined {
 		a.live = max(a.live, 1)
 	}
-	a.notice(now)
-	a.tighten(now)
 	return nil
 }
 
@@ -259,7 +258,8 @@ func (a *Account) tighten(now Time) {
 }
 
 // notice rotates the generations of fresh when a reading was asked for after the last rotation: then each byte of
-// the older generation had passed before it was asked for, and is in it.
+// the older generation had passed before it was asked for, and is in it. Only Tick and Observe do this: elsewhere now
+// may be as old as the last tick, and the rotation would seem to lie before bytes that passed before it.
 func (a *Account) notice(now Time) {
 	if a.table.Sequence == a.seen {
 		return
@@ -528,6 +528,8 @@ func (a *Account) Tick(now Time) (polls bool, err error) {
 		if err = a.load(now); err != nil {
 			return false, err
 		}
+		a.notice(now)
+		a.tighten(now)
 		polls = a.table.Poller == a.id || now-a.table.PollerBeat > pollerFree || a.table.Poller == 0
 		if polls {
 			if a.dropped {

@@ -73,7 +73,7 @@ func (r *trend) observe(now Time, t *Table, l *Limits) {
 		// This VM has only just taken over: what the one before it had found is all it knows.
 		r.bases.add(now, t.Base)
 	}
-	r.bases.add(now, t.Reading-all.Likely)
+	r.bases.add(now, max(t.Reading-all.Likely, min(t.Base, t.Reading)))
 	r.lows.add(now, t.Reading)
 	t.Base = min(max(r.bases.min(now), 0), l.Limit/10*9)
 	t.Low = r.lows.min(now)

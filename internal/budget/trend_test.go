@@ -7,8 +7,9 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Base is what the process holds without traffic: the lowest (reading − likely held) of ten minutes. The lowest
-// reading alone would swallow a flood that lasts: 60 MiB that slow readers hold would be base, and given out again.
+// Base is what the process holds without traffic: the lowest (reading − likely held) of ten minutes, where likely held
+// is no more than what the reading has risen above the base. The lowest reading alone would swallow a flood that lasts: 60 MiB
+// that slow readers hold would be base, and given out again.
 func TestBaseIsTheLowestReadingWithoutWhatTrafficLikelyHolds(t *testing.T) {
 	b := open(t, 1)
 	a := b.accounts[0]
@@ -19,9 +20,11 @@ func TestBaseIsTheLowestReadingWithoutWhatTrafficLikelyHolds(t *testing.T) {
 	b.readings(3, 100*mib)
 	require.Equal(t, 40*mib, b.stored().Base)
 	b.readings(3, 99*mib)
-	require.Equal(t, 39*mib, b.stored().Base)
+	require.Equal(t, 40*mib, b.stored().Base, "of the 60 MiB that are likely held 59 are")
 	b.readings(3, 120*mib)
-	require.Equal(t, 39*mib, b.stored().Base, "the lowest")
+	require.Equal(t, 40*mib, b.stored().Base, "the lowest")
+	b.readings(3, 39*mib)
+	require.Equal(t, 39*mib, b.stored().Base, "a reading below it is base")
 	a.Close(b.now, s)
 	b.readings(1, 50*mib)
 	require.Equal(t, 39*mib, b.stored().Base)
@@ -44,7 +47,23 @@ func TestBaseIsNeitherNegativeNorAll(t *testing.T) {
 	a.Expect(b.now, s, Response, 1<<40, 0, 0)
 	a.Pass(b.now, s, Response, 100*mib)
 	b.readings(1, 60*mib)
-	require.Zero(t, b.stored().Base, "caps are upper bounds, so that likely held may exceed the reading")
+	require.Equal(t, 60*mib, b.stored().Base, "likely held are upper bounds: they don't take from what was there without traffic")
+}
+
+// Traffic that moves much seems to hold more than the whole process: 100 uploads of 4 MiB that wait for their upstream
+// made a base of 0 where 56 of 100 MiB were there before them, and with it half the goodput.
+func TestTrafficThatHasDrainedDoesNotLowerTheBase(t *testing.T) {
+	b := open(t, 1)
+	a := b.accounts[0]
+	b.join()
+	b.readings(3, 56*mib)
+	s := b.stream(a)
+	a.SetCap(b.now, s, Request, 400*mib)
+	a.Expect(b.now, s, Request, 400*mib, 0, 0)
+	a.Pass(b.now, s, Request, 400*mib)
+	a.End(b.now, s, Request)
+	b.readings(3, 86*mib)
+	require.Equal(t, 56*mib, b.stored().Base)
 }
 
 // Whoever takes the poller slot over knows only what the table says: a new VM in the middle of a flood must not take

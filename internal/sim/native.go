@@ -36,6 +36,7 @@ type nativeWorker struct {
 	guard  *guard.Guard
 	timers [2]timer // of its two plugins: the network filter's and the HTTP filter's
 	ticked Time
+	now    Time // as of its last tick or reading, as in the plugin: filter/clock.go
 }
 
 // timer ticks as the plugin's does: filter/plugin.go.
@@ -78,7 +79,7 @@ func NewNative(p Proxy, c guard.Config, workers int) (*Native, error) {
 		}
 		g, _ := guard.New(c, w)
 		next := timer{next: p.Now() + tick}
-		n.workers = append(n.workers, &nativeWorker{Worker: w, guard: g, timers: [2]timer{next, next}})
+		n.workers = append(n.workers, &nativeWorker{Worker: w, guard: g, timers: [2]timer{next, next}, now: p.Now()})
 	}
 	return n, nil
 }
@@ -97,12 +98,13 @@ func (n *Native) OpenConnection(c *Conn) {
 	w := n.workers[c.Worker]
 	nc := &nativeConn{Connection: guard.Connection{Context: uint32(c.ID)}}
 	c.Face = nc
-	w.guard.OpenConnection(n.proxy.Now(), &nc.Connection)
+	w.guard.OpenConnection(w.now, &nc.Connection)
 }
 
 // Data implements Filter.
 func (n *Native) Data(c *Conn, bytes int64) {
-	n.workers[c.Worker].Data(n.proxy.Now(), &c.Face.(*nativeConn).Connection, bytes)
+	w := n.workers[c.Worker]
+	w.Data(w.now, &c.Face.(*nativeConn).Connection, bytes)
 }
 
 // CloseConnection implements Filter.
@@ -115,21 +117,21 @@ func (n *Native) CloseConnection(c *Conn) {
 func (n *Native) Headers(s *Stream, d Direction, length int64) (pause bool) {
 	w := n.workers[s.Conn.Worker]
 	if d == Response {
-		return n.do(s, w.guard.Expect(n.proxy.Now(), &s.Face.(*nativeStream).Stream, length))
+		return n.do(s, w.guard.Expect(w.now, &s.Face.(*nativeStream).Stream, length))
 	}
 	ns := &nativeStream{s: s, n: n}
 	s.Face = ns
 	n.streams[&ns.Stream] = s
-	return n.do(s, w.guard.Open(n.proxy.Now(), &ns.Stream, ns, length))
+	return n.do(s, w.guard.Open(w.now, &ns.Stream, ns, length))
 }
 
 // Body implements Filter.
 func (n *Native) Body(s *Stream, d Direction, bytes int64, end bool) {
-	w, now := n.workers[s.Conn.Worker], n.proxy.Now()
+	w := n.workers[s.Conn.Worker]
 	ns := s.Face.(*nativeStream)
-	v := w.guard.Grow(now, &ns.Stream, budget.Direction(d), bytes)
+	v := w.guard.Grow(w.now, &ns.Stream, budget.Direction(d), bytes)
 	if end {
-		w.guard.End(now, &ns.Stream, budget.Direction(d))
+		w.guard.End(w.now, &ns.Stream, budget.Direction(d))
 	}
 	n.do(s, v)
 }
@@ -137,7 +139,8 @@ func (n *Native) Body(s *Stream, d Direction, bytes int64, end bool) {
 // Done implements Filter.
 func (n *Native) Done(s *Stream) {
 	ns := s.Face.(*nativeStream)
-	n.workers[s.Conn.Worker].guard.Close(n.proxy.Now(), &ns.Stream)
+	w := n.workers[s.Conn.Worker]
+	w.guard.Close(w.now, &ns.Stream)
 	delete(n.streams, &ns.Stream)
 }
 
@@ -175,6 +178,7 @@ func (n *Native) Tick(worker int) Time {
 
 func (n *Native) tick(worker int, t *timer) {
 	w, now := n.workers[worker], n.proxy.Now()
+	w.now = now
 	if now-w.ticked < fastTick-time.Millisecond {
 		return // the other plugin's tick has just done it
 	}
@@ -205,7 +209,9 @@ func (n *Native) Reading(worker int, m Memory, failed bool) {
 	if failed {
 		err = errors.New("no answer")
 	}
-	n.workers[worker].Observe(n.proxy.Now(), guard.Reading{InUse: m.InUse, Allocated: m.Allocated}, err)
+	w := n.workers[worker]
+	w.now = n.proxy.Now()
+	w.Observe(w.now, guard.Reading{InUse: m.InUse, Allocated: m.Allocated}, err)
 }
 
 func (n *Native) shared() *budget.Table {
