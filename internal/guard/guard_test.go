@@ -525,7 +525,7 @@ func TestTurnedAwayAgainAndAgain(t *testing.T) {
 
 // Who waits is tested without what its waiting holds.
 func TestWaitingHoldsPartOfWhatItWants(t *testing.T) {
-	p := newProcess(t, 1, nil)
+	p := newProcess(t, 1, func(c *Config) { c.Memory.IdleInterval = c.Memory.Interval }) // before anything lapses
 	p.settle(40 * mib)
 	hard := p.workers[0].account.Share(.9)
 	big, v := p.open(0, 16*mib)
