@@ -358,9 +358,10 @@ func (w *Worker) leaveLine(now Time, s *Stream) {
 	w.publish()
 }
 
-// unsureShare: a reading costs Envoy as much as a handful of requests. It is worth that where what is only bounded, fresh and
-// coming, is more than a quarter of what traffic can have, not on each tick of a healthy day.
-const unsureShare = 4
+// unsureShare: a reading costs Envoy as much as two requests. It is worth that where what is only bounded, fresh and coming,
+// is more than 1/32 of the limit. Asked for from a quarter of the room on, the first reading of a flood came so late, and
+// counted so much twice, that workers went on admitting from leases of the reading before: 20 MiB beyond the limit.
+const unsureShare = 32
 
 const askTimeout = 900 * time.Millisecond
 
@@ -372,7 +373,7 @@ func (w *Worker) schedule(now Time) bool {
 	t := w.account.Table()
 	all := t.Sum()
 	every := Time(w.memory.IdleInterval)
-	if all.Fresh+all.Coming > w.account.Room()/unsureShare || all.Waiting > 0 || t.Sequence == 0 {
+	if all.Fresh+all.Coming > w.limits.Limit/unsureShare || all.Waiting > 0 || t.Sequence == 0 {
 		every = Time(w.memory.Interval)
 	}
 	if w.asked != 0 && now-w.asked < every-every/8 { // a tick that comes a little early is the one
