@@ -1,6 +1,7 @@
 // Package budget keeps the books of the memory: what was measured, what has passed since (fresh) and what is still
 // coming. The sum of the three is an upper bound on the memory in use at every moment, as far as the configured caps
-// tell the truth.
+// tell the truth, and but for what the clients of rejected requests send later than within a round trip, which no filter
+// sees before the next reading does.
 //
 // A Table is shared by the workers of a process. Each worker has an Account with which it leases room from the
 // table, so that most requests need no exchange, and in which each live request is a Stream. Nothing here reads a
