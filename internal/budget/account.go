@@ -130,13 +130,16 @@ const (
 	raise = 64 << 10
 )
 
-// Ask asks for room for n more bytes, without an exchange where the lease has it. On Granted the caller reserves or
-// adds them.
+// Ask asks for room for n more bytes, without an exchange where the lease has it; where memory is short a large claim
+// looks at the table first. On Granted the caller reserves or adds them.
 func (a *Account) Ask(now Time, n int64, c Claim) Outcome {
 	if a.joined && !a.Stale(now) {
 		leased := a.own.Lease
 		switch c {
 		case Large:
+			if a.crowded() && a.load(now) == nil {
+				a.tighten(now) // a newer reading, or what others could not refuse, may have taken what the lease promised
+			}
 			leased = a.large
 		case Full, Floor:
 			leased = a.full
@@ -185,6 +188,13 @@ func (a *Account) exchange(now Time, n int64, c Claim) Outcome {
 	}
 	a.Contention++
 	return Busy
+}
+
+// crowded says that a reading newer than the one known could put the estimate beyond the limit, though all keep to their
+// leases: what is fresh counts twice for a while, in the reading and as fresh. From soft on, others may have been forced
+// beyond theirs as well.
+func (a *Account) crowded() bool {
+	return a.table.Level >= Soft || a.table.Reading+2*(a.others.Lease+a.own.Lease) > a.table.share(&a.limits, 1)
 }
 
 func (a *Account) grants(stale bool, share float64, n int64, c Claim) bool {
@@ -359,7 +369,22 @@ func (a *Account) Pass(now Time, s *Stream, d Direction, n int64) (beyond int64)
 	a.unreserve(m, k)
 	a.addFresh(m.fill(a.gen, n))
 	s.settle(a, now)
+	if m.credit > 0 {
+		a.Uncredit(now, s)
+	}
 	return n - k
+}
+
+// Uncredit ends the credit of a resumed request: what came while it was paused has passed, in one piece. The rest of the
+// credit is still coming. Pass does this by itself; where nothing had come, nothing passes.
+func (a *Account) Uncredit(now Time, s *Stream) {
+	m := &s.dir[Request]
+	if m.credit == 0 {
+		return
+	}
+	a.reserve(m, m.credit)
+	m.credit = 0
+	a.Cover(now)
 }
 
 // Beyond says that a message has outgrown its entitlement: it has passed what was ever reserved for it, and what was

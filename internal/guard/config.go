@@ -107,7 +107,7 @@ func Default() Config {
 			HTTP2ConnectionWindow: 24 * unit.MiB, Linger: unit.Duration(time.Second),
 		},
 		Exempt:   []Exempt{},
-		Costs:    Costs{Stream: 16 * unit.KiB, Connection: 29 * unit.KiB, TLSConnection: 60 * unit.KiB},
+		Costs:    Costs{Stream: 30 * unit.KiB, Connection: 8 * unit.KiB, TLSConnection: 13 * unit.KiB},
 		Throttle: Throttle{Queue: 1024, Timeout: unit.Duration(2 * time.Second)},
 		Reject: Reject{Status: 503, RetryAfter: RetryAfter{
 			Min: unit.Duration(time.Second), Max: unit.Duration(30 * time.Second),

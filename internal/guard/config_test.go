@@ -31,7 +31,7 @@ func TestDefaults(t *testing.T) {
 		"mode": "enforce",
 		"budget": {"limit": "0", "soft": "80%", "hard": "90%", "resume": "75%", "small": "64KiB", "floor": "5%"},
 		"buffers": {"downstream": "1MiB", "upstream": "1MiB", "http2_window": "16MiB", "http2_connection_window": "24MiB", "linger": "1s", "whole_request": "0"},
-		"costs": {"stream": "16KiB", "connection": "29KiB", "tls_connection": "60KiB"},
+		"costs": {"stream": "30KiB", "connection": "8KiB", "tls_connection": "13KiB"},
 		"exempt": [],
 		"throttle": {"queue": 1024, "timeout": "2s"},
 		"reject": {"status": 503, "retry_after": {"min": "1s", "max": "30s"}, "body": ""},

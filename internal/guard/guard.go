@@ -85,7 +85,7 @@ func (s *Stream) conn() *Connection {
 }
 
 // credit is what a paused request's pause cost has become: bytes that came, and are counted. On HTTP/1 the network
-// filter saw them; an HTTP/2 client is taken to have sent what its window let it.
+// filter saw them; an HTTP/2 client is taken to have sent what its window let it, until the first of it passes and shows.
 func (s *Stream) credit() int64 {
 	if c := s.connection; c != nil && c.Context != 0 && !s.http2 {
 		return min(c.arrived, s.pauseCost, s.wants)
@@ -504,6 +504,9 @@ func (g *Guard) Close(now Time, s *Stream) (waited unit.Duration) {
 	}
 	if c := s.connection; c != nil && c.paused == s {
 		c.paused = nil
+	}
+	if w.credited == s {
+		w.credited = nil
 	}
 	if w.alone == s {
 		w.alone = nil

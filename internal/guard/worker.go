@@ -27,8 +27,9 @@ type Worker struct {
 	limits   budget.Limits
 
 	line      fairness.Line[Stream]
-	held      int64 // pause cost of those in line
-	resumed   bool  // the last tick that served them resumed one
+	held      int64   // pause cost of those in line
+	resumed   bool    // the last tick that served them resumed one
+	credited  *Stream // the one resumed since the last tick
 	closing   []*Stream
 	left      leftovers
 	forecasts [2]budget.Forecast
@@ -251,6 +252,10 @@ func (w *Worker) Tick(now Time) *Actions {
 	*a = Actions{Rejected: a.Rejected[:0], Close: a.Close[:0]}
 	w.left.expire(now)
 	w.settle(now)
+	if s := w.credited; s != nil {
+		w.credited = nil
+		w.account.Uncredit(now, &s.Stream)
+	}
 	w.publish()
 	polls, err := w.account.Tick(now)
 	if err != nil {
@@ -285,7 +290,7 @@ func (w *Worker) serve(now Time, a *Actions) {
 			a.Waited = unit.Duration(now - next.Since)
 			w.leaveLine(now, s)
 			s.guard.resume(now, s)
-			a.Resume, w.resumed = s, true
+			a.Resume, w.resumed, w.credited = s, true, s
 			w.publish()
 			return
 		}

@@ -40,7 +40,7 @@ func scenarios() []scenario {
 		MakeCall: fixed(Upload(40*kib, 2*time.Second)),
 	})
 	full := Example()
-	full.KernelUp = 4 * kib
+	full.KernelUp, full.StreamCost = 4*kib, 12*kib // the upstream speaks HTTP/2 too: no connection for each
 	for i := range tiny {
 		tiny[i].HTTP2 = 1 + i/100
 	}

@@ -111,7 +111,7 @@ func Example() Settings {
 	return Settings{
 		Workers: 2, Downstream: 64 << 10, Upstream: 64 << 10, StreamWindow: 64 << 10, ConnectionWindow: 16 << 20,
 		WholeRequest: 16 << 20, Linger: 100 * time.Millisecond,
-		Base: 11 << 20, StreamCost: 12 << 10, ConnectionCost: 24 << 10, Cache: 24 << 20, CacheShare: .2,
+		Base: 11 << 20, StreamCost: 26 << 10, ConnectionCost: 7 << 10, Cache: 24 << 20, CacheShare: .2,
 		Cores: 1, PerRequest: 100 * time.Microsecond, PerEvent: 10 * time.Microsecond, BytesPerMs: 800 << 10,
 		KernelUp: 6 << 20, KernelDown: 128 << 10,
 		ReadingTime: func(_ int, random *rand.Rand) Time {
