@@ -86,11 +86,11 @@ func (s *Stream) conn() *Connection {
 
 // credit is what a paused request's pause cost has become: bytes that came, and are counted. On HTTP/1 the network
 // filter saw them; an HTTP/2 client is taken to have sent what its window let it, until the first of it passes and shows.
-func (s *Stream) credit() int64 {
+func (s *Stream) credit() (n int64, exact bool) {
 	if c := s.connection; c != nil && c.Context != 0 && !s.http2 {
-		return min(c.arrived, s.pauseCost, s.wants)
+		return min(c.arrived, s.pauseCost, s.wants), true
 	}
-	return min(s.pauseCost, s.wants)
+	return min(s.pauseCost, s.wants), false
 }
 
 // Open judges a request at its headers. length is its Content-Length or budget.Unknown; without a body it is 0.
@@ -287,7 +287,7 @@ func (g *Guard) cost(s *Stream) int64 {
 
 // resume admits a request that has waited; the room has been asked for.
 func (g *Guard) resume(now Time, s *Stream) {
-	credit := s.credit()
+	credit, _ := s.credit()
 	g.worker.account.Unpause(&s.Stream)
 	g.admit(now, s, credit)
 }

@@ -315,9 +315,12 @@ func (w *Worker) serve(now Time, a *Actions) {
 	w.publish()
 }
 
-// fits tests a waiting request without its own pause cost, which it holds already.
+// fits tests a waiting request without what has come of it, if that is known: so much it holds already.
 func (w *Worker) fits(now Time, s *Stream, small bool) bool {
-	n := s.wants - s.credit()
+	n := s.wants
+	if came, exact := s.credit(); exact {
+		n -= came
+	}
 	if small {
 		return w.account.Ask(now, n, budget.Floor) != budget.Denied
 	}
