@@ -130,8 +130,8 @@ const (
 	raise = 64 << 10
 )
 
-// Ask asks for room for n more bytes, without an exchange where the lease has it; where memory is short a large claim
-// looks at the table first. On Granted the caller reserves or adds them.
+// Ask asks for room for n more bytes, without an exchange where the lease has it; where memory is short a
+// large claim looks at the table all the same. On Granted the caller reserves or adds them.
 func (a *Account) Ask(now Time, n int64, c Claim) Outcome {
 	if a.joined && !a.Stale(now) {
 		leased := a.own.Lease
@@ -190,11 +190,12 @@ func (a *Account) exchange(now Time, n int64, c Claim) Outcome {
 	return Busy
 }
 
-// crowded says that a reading newer than the one known could put the estimate beyond the limit, though all keep to their
-// leases: what is fresh counts twice for a while, in the reading and as fresh. From soft on, others may have been forced
-// beyond theirs as well.
+// crowded says that what has changed since the last tick could put the estimate beyond the limit: a newer reading, in which
+// what is fresh counts a second time, or what other workers could not refuse. With less than a quarter of the room in use a
+// large request is not worth the call of the host.
 func (a *Account) crowded() bool {
-	return a.table.Level >= Soft || a.table.Reading+2*(a.others.Lease+a.own.Lease) > a.table.share(&a.limits, 1)
+	const crowdedFrom = .25
+	return a.table.Level >= Soft || a.table.Reading+a.others.Lease+a.own.Lease > a.table.share(&a.limits, crowdedFrom)
 }
 
 func (a *Account) grants(stale bool, share float64, n int64, c Claim) bool {
