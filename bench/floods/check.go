@@ -74,6 +74,9 @@ func judge(f flood, results []*result) []string {
 			miss("round %d: Envoy was killed after %s", r.Run, r.DiedAfter.Round(time.Millisecond))
 		case len(r.NotDrained) > 0:
 			miss("round %d: not drained: %s", r.Run, figures.List(r.NotDrained))
+		case r.kept() > keptUnguarded(results, r.Run)+r.LimitBytes/keeps:
+			miss("round %d: %s more allocated than before, %s without a guard", r.Run,
+				figures.Size(float64(r.kept())), figures.Size(float64(keptUnguarded(results, r.Run))))
 		case len(r.Faults) > 0:
 			miss("round %d: the plugin faulted: %s", r.Run, r.Faults[0])
 		case w.noVerdicts && len(r.Verdicts) > 0:
@@ -81,4 +84,15 @@ func judge(f flood, results []*result) []string {
 		}
 	}
 	return misses
+}
+
+// keptUnguarded is what Envoy keeps of the flood by itself, as far as that was tried: two blocks of 64 KiB for each idle
+// connection to the upstream, for one.
+func keptUnguarded(results []*result, run int) int64 {
+	for _, r := range results {
+		if r.Guard == none && r.Run == run {
+			return r.kept()
+		}
+	}
+	return 0
 }

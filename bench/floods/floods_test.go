@@ -154,6 +154,14 @@ func TestJudge(t *testing.T) {
 	healthy.Hogs.Cut, healthy.Hogs.Rejected, healthy.Hogs.Served = 1, 1, 89
 	require.Len(t, judge(f, []*result{healthy}), 4)
 
+	kept := []*result{ran(none, 1, 3, 1, 0, 5), ran(highwater, 1, 0.9, 1, 0, 5)}
+	kept[1].LimitBytes = 200 * mib
+	kept[0].After, kept[1].After = 15*mib, 24*mib
+	f.want = want{}
+	require.Empty(t, judge(f, kept))
+	kept[0].After = 0
+	require.Equal(t, []string{"f: round 1: 24.0MiB more allocated than before, 0B without a guard"}, judge(f, kept))
+
 	f.want = want{notWorse: true}
 	require.Empty(t, judge(f, []*result{ran(none, 1, 3, 1, 0, 5), ran(overload, 1, 2, 1, 0, 5), ran(highwater, 1, 1.5, 1, 0, 5)}))
 	require.Len(t, judge(f, []*result{ran(none, 1, 3, 1, 0, 5), ran(overload, 1, 1, 1, 0, 4), ran(highwater, 1, 1.5, 1, 0, 5)}), 2)

@@ -16,6 +16,7 @@ func (r *result) goodput() float64     { return r.Hogs.Goodput() / mib }
 func (r *result) smallServed() float64 { return 100 * r.Small.Answered() }
 func (r *result) smallTail() float64   { return r.Small.P99.Seconds() }
 func (r *result) served() float64      { return float64(r.Hogs.Served) }
+func (r *result) kept() int64          { return max(r.After-r.Before, 0) }
 func (r *result) died() bool           { return r.DiedAfter > 0 }
 func (r *result) rejectedShare() float64 {
 	if n := r.Hogs.Served + r.Hogs.Rejected + r.Hogs.Closed + r.Hogs.Cut + r.Hogs.Errors; n > 0 {
@@ -163,7 +164,7 @@ func aftermath(r *result) string {
 	if len(r.NotDrained) > 0 {
 		return fmt.Sprintf("%s · not drained after %s: %s", did, figures.Time(r.Drained), figures.List(r.NotDrained))
 	}
-	return fmt.Sprintf("%s · drained after %s, %s more allocated than before", did, figures.Time(r.Drained), figures.Size(float64(max(r.After-r.Before, 0))))
+	return fmt.Sprintf("%s · drained after %s, %s more allocated than before", did, figures.Time(r.Drained), figures.Size(float64(r.kept())))
 }
 
 func oneLine(r *result) string {

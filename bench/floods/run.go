@@ -52,7 +52,7 @@ type result struct {
 	Drained       time.Duration      `json:"drained_ns,omitempty"`
 	NotDrained    map[string]float64 `json:"not_drained,omitempty"`
 	Before        int64              `json:"allocated_before_bytes,omitempty"` // when the flood began
-	After         int64              `json:"allocated_after_bytes,omitempty"`  // when it had drained
+	After         int64              `json:"allocated_after_bytes,omitempty"`  // when it had drained, or 3 s later
 	Faults        []string           `json:"faults,omitempty"`                 // of the plugin, in Envoy's log
 }
 
@@ -61,7 +61,7 @@ const (
 	settle       = time.Second // from ready to the flood: the guard has its first readings, Envoy is quiet
 	drainWithin  = 3 * time.Second
 	giveUpOnFull = 10 * time.Second
-	keeps        = 20 // of the limit, this part may still be allocated: pools and caches that a flood has widened
+	keeps        = 20 // of the limit, this part more than without a guard may still be allocated: pools and caches
 )
 
 // run is one flood at one Envoy. An error is a run that says nothing; an Envoy that died under the flood is a result.
@@ -172,7 +172,7 @@ func run(ctx context.Context, f flood, guard string, o options) (*result, error)
 	r.Hogs, r.Small = hogs.Snapshot(0), small.Snapshot()
 	peak, samples, blind := sampler.Peak()
 	r.PeakAllocated, r.PeakInUse, r.Samples, r.LongestUnseen = peak.Allocated, peak.InUse, samples, blind
-	if guard == highwater && alive.Err() == nil {
+	if alive.Err() == nil {
 		if err := r.afterwards(alive, envoy, ended); err != nil {
 			return nil, err
 		}
@@ -193,24 +193,29 @@ func run(ctx context.Context, f flood, guard string, o options) (*result, error)
 	return r, nil
 }
 
-// afterwards reads what the guard did, once it says that it holds nothing any more and Envoy does not either.
+// afterwards reads what the guard did, once it says that it holds nothing any more, and what Envoy still holds then.
 func (r *result) afterwards(ctx context.Context, envoy *envoytest.Envoy, ended time.Time) error {
 	r.Faults = envoytest.Faults(envoy.Logs())
 	for {
-		stats, err := envoy.Stats(ctx, "highwater")
-		if err != nil {
-			return fmt.Errorf("the guard's metrics: %w", err)
+		if r.Guard == highwater {
+			stats, err := envoy.Stats(ctx, "highwater")
+			if err != nil {
+				return fmt.Errorf("the guard's metrics: %w", err)
+			}
+			s := figures.Stats(stats)
+			r.Verdicts, r.NotDrained = s.Verdicts(), s.Leftovers()
 		}
 		memory, err := envoy.Memory(ctx)
 		if err != nil {
 			return err
 		}
-		s := figures.Stats(stats)
-		r.Verdicts, r.NotDrained, r.After = s.Verdicts(), s.Leftovers(), memory.Allocated
-		if kept := r.After - r.Before; kept > r.LimitBytes/keeps {
-			r.NotDrained["allocated_bytes"] = float64(kept)
+		r.After = memory.Allocated
+		since := time.Since(ended)
+		if r.Drained == 0 && (len(r.NotDrained) == 0 || since > drainWithin) {
+			r.Drained = since
 		}
-		if r.Drained = time.Since(ended); len(r.NotDrained) == 0 || r.Drained > drainWithin {
+		// What Envoy lets go of later than the guard is given as long.
+		if r.Drained > 0 && (r.kept() <= r.LimitBytes/keeps || since > drainWithin) {
 			return nil
 		}
 		if !load.Sleep(ctx, 50*time.Millisecond) {
