@@ -4,7 +4,7 @@
 //	go run ./bench/model -runs 3
 //
 // What counts are the loads that the model's figures were not taken from. The difference is Σ |model − real| / Σ real over
-// bins of 100 ms, of the memory beyond what Envoy holds without traffic as well as of all.
+// bins of 100 ms, of the memory beyond what Envoy holds without traffic as well as of all; the last column sorts both first.
 package main
 
 import (
@@ -62,7 +62,7 @@ func command(args []string, stdout, stderr io.Writer) int {
 	defer stop()
 
 	w := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "load\ttuned\treal peak\tmodel peak\treal mean\tmodel mean\tdifference\tof what traffic holds")
+	fmt.Fprintln(w, "load\ttuned\treal peak\tmodel peak\treal mean\tmodel mean\tdifference\tof what traffic holds\tregardless of when")
 	code := 0
 	for _, p := range pairs() {
 		if !strings.Contains(p.name, *only) {
@@ -80,7 +80,7 @@ func command(args []string, stdout, stderr io.Writer) int {
 		}
 		a, b := median(all), p.simulate(*duration)
 		d := compare(a, b)
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%.1f %%\t%.1f %%\n", p.name, map[bool]string{true: "yes", false: "no"}[p.tuned], size(slices.Max(a)), size(slices.Max(b)), size(mean(a)), size(mean(b)), 100*d.all, 100*d.traffic)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%.1f %%\t%.1f %%\t%.1f %%\n", p.name, map[bool]string{true: "yes", false: "no"}[p.tuned], size(slices.Max(a)), size(slices.Max(b)), size(mean(a)), size(mean(b)), 100*d.all, 100*d.traffic, 100*d.sorted)
 		if *draw {
 			_ = w.Flush()
 			curves(stdout, a, b)

@@ -61,6 +61,7 @@ func mean(s []int64) int64 {
 type difference struct {
 	all     float64
 	traffic float64 // of what lies above the first bin's lowest
+	sorted  float64 // of all, regardless of when: bursts that drift apart in time differ at each moment
 }
 
 func compare(a, b []int64) difference {
@@ -71,7 +72,12 @@ func compare(a, b []int64) difference {
 		all += a[i]
 		traffic += a[i] - base
 	}
-	return difference{all: ratio(apart, all), traffic: ratio(apart, traffic)}
+	var sorted int64
+	a, b = slices.Sorted(slices.Values(a)), slices.Sorted(slices.Values(b))
+	for i := range a {
+		sorted += max(a[i]-b[i], b[i]-a[i])
+	}
+	return difference{all: ratio(apart, all), traffic: ratio(apart, traffic), sorted: ratio(sorted, all)}
 }
 
 func ratio(a, b int64) float64 {
