@@ -31,7 +31,7 @@ var machine = vm{connections: map[uint64]*guard.Connection{}}
 
 const (
 	tick     = 25 * time.Millisecond
-	fastTick = 5 * time.Millisecond // while somebody waits: one is resumed per tick
+	fastTick = 2 * time.Millisecond // while somebody waits: one is resumed per tick
 )
 
 // start makes the worker when the first plugin of the virtual machine starts.
@@ -66,7 +66,7 @@ type plugin struct {
 	id      uint32
 	network bool // root_id: connections
 	guard   *guard.Guard
-	fast    bool // ticks each 5 ms
+	fast    bool // ticks each 2 ms
 }
 
 var _ types.PluginContext = (*plugin)(nil)
@@ -194,7 +194,7 @@ func (p *plugin) setTick(fast bool) {
 	p.fast = fast
 }
 
-// hurry is for when a stream begins to wait or is to be closed: the tick after this comes in 5 ms.
+// hurry is for when a stream begins to wait or is to be closed: the tick after this comes in 2 ms.
 func (p *plugin) hurry() {
 	if !p.fast {
 		p.setTick(true)

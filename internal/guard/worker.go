@@ -236,7 +236,7 @@ type Actions struct {
 	Close    []*Stream // close their connections
 	Ask      bool      // ask for a reading now
 	Polls    bool      // this worker asks for readings and publishes the gauges
-	Busy     bool      // somebody waits or is to be closed: tick again in 5 ms, not 25
+	Busy     bool      // somebody waits or is to be closed: tick again in 2 ms, not 25
 	Event    string    // to be logged; empty = nothing
 }
 
@@ -246,7 +246,7 @@ type Decision struct {
 	Verdict Verdict
 }
 
-// Tick does what is due: call it each 25 ms, and each 5 ms while Actions.Busy.
+// Tick does what is due: call it each 25 ms, and each 2 ms while Actions.Busy.
 func (w *Worker) Tick(now Time) *Actions {
 	a := &w.actions
 	*a = Actions{Rejected: a.Rejected[:0], Close: a.Close[:0]}

@@ -146,7 +146,7 @@ func (n *Native) Done(s *Stream) {
 
 const (
 	tick     = 25 * time.Millisecond
-	fastTick = 5 * time.Millisecond
+	fastTick = 2 * time.Millisecond
 )
 
 func (n *Native) do(s *Stream, v guard.Verdict) (pause bool) {

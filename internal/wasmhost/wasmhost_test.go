@@ -292,7 +292,7 @@ func TestPauseAndResume(t *testing.T) {
 	s := w.stream(c)
 	w.goes(c.Data(16384, false))
 	w.pauses(s.RequestHeaders(headers("POST", 4*mib), false))
-	require.Equal(t, 5*time.Millisecond, w.requests.TickPeriod(), "somebody waits")
+	require.Equal(t, 2*time.Millisecond, w.requests.TickPeriod(), "somebody waits")
 	e.run(100*time.Millisecond, w)
 	require.Empty(t, e.resumed)
 
