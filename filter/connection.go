@@ -50,6 +50,7 @@ func (c *connection) OnDownstreamData(n int, _ bool) types.Action {
 			c.plugin.guard.TLS(machine.now, &c.Connection)
 		}
 	}
+	machine.arrived = &c.Connection
 	machine.worker.Data(machine.now, &c.Connection, int64(n))
 	return types.ActionContinue
 }
@@ -62,6 +63,9 @@ func (c *connection) OnStreamDone() {
 	}
 	c.open = false
 	machine.worker.CloseConnection(&c.Connection)
+	if machine.arrived == &c.Connection {
+		machine.arrived = nil
+	}
 	if machine.connections[c.key] == &c.Connection {
 		delete(machine.connections, c.key)
 	}

@@ -19,6 +19,7 @@ type vm struct {
 	worker      *guard.Worker
 	stats       stats
 	connections map[uint64]*guard.Connection // by Envoy's connection.id
+	arrived     *guard.Connection            // on which bytes came last
 	free        []*stream                    // to be used again
 	done        []*stream                    // since the last tick: Envoy deletes a context a little later than it is done
 	now         budget.Time                  // as of the last tick: see clock.go

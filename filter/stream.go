@@ -17,6 +17,7 @@ type stream struct {
 	types.DefaultHttpContext
 	plugin  *plugin
 	id      uint32
+	arrived *guard.Connection
 	network uint32 // context of its connection's network filter; 0 = not known, or there is none
 	key     uint64 // Envoy's id of its connection, if connected
 	open    bool
@@ -50,7 +51,7 @@ func (s *stream) OnHttpRequestHeaders(_ int, end bool) (action types.Action) {
 	if g == nil {
 		return types.ActionContinue
 	}
-	s.open = true
+	s.open, s.arrived = true, machine.arrived
 	trapRequest()
 	return s.do(g.Open(machine.now, &s.Stream, s, length(end, proxywasm.GetHttpRequestHeader)))
 }
@@ -185,6 +186,9 @@ func (s *stream) HTTP2() bool {
 	protocol := property("request", "protocol")
 	return protocol == "HTTP/2" || protocol == "HTTP/3"
 }
+
+// Arrived implements guard.Host.
+func (s *stream) Arrived() *guard.Connection { return s.arrived }
 
 // Connection implements guard.Host.
 func (s *stream) Connection() *guard.Connection {

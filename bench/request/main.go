@@ -17,6 +17,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"text/tabwriter"
 	"time"
@@ -52,19 +53,20 @@ func command(args []string, stdout, stderr io.Writer) int {
 	flags.SetOutput(stderr)
 	rounds := flags.Int("rounds", 20, "turns of each Envoy with each load")
 	turn := flags.Duration("turn", 400*time.Millisecond, "how long a turn lasts")
+	only := flags.String("load", "", "only loads whose name contains this, and nothing of memory")
 	if err := flags.Parse(args); err != nil {
 		return 2
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := measure(ctx, *rounds, *turn, stdout, stderr); err != nil {
+	if err := measure(ctx, *rounds, *turn, *only, stdout, stderr); err != nil {
 		fmt.Fprintln(stderr, "request:", err)
 		return 1
 	}
 	return 0
 }
 
-func measure(ctx context.Context, rounds int, turn time.Duration, stdout, stderr io.Writer) error {
+func measure(ctx context.Context, rounds int, turn time.Duration, only string, stdout, stderr io.Writer) error {
 	dir, err := os.MkdirTemp("", "highwater-request-")
 	if err != nil {
 		return err
@@ -101,6 +103,9 @@ func measure(ctx context.Context, rounds int, turn time.Duration, stdout, stderr
 		},
 		{"downloads of 1 MB", "µs a MiB", func(a string) load.Load { return &load.Downloads{Addr: a, Clients: 8, Size: mb} }, mebibytes},
 	} {
+		if !strings.Contains(l.name, only) {
+			continue
+		}
 		figures := make([][]float64, len(all))
 		for round := range rounds {
 			fmt.Fprintf(stderr, "\r%s: round %d of %d ", l.name, round+1, rounds)
@@ -115,6 +120,9 @@ func measure(ctx context.Context, rounds int, turn time.Duration, stdout, stderr
 		}
 		fmt.Fprintln(stderr)
 		table(stdout, l.name, l.unit, all, figures)
+	}
+	if only != "" {
+		return nil
 	}
 	return memory(ctx, all, upstream.Addr(), stdout, stderr)
 }

@@ -359,17 +359,22 @@ func (a *Account) Reserve(now Time, s *Stream, d Direction, n int64) {
 // Pass counts n bytes of a message that have passed. It returns how many of them were beyond what was coming.
 func (a *Account) Pass(now Time, s *Stream, d Direction, n int64) (beyond int64) {
 	m := &s.dir[d]
+	full := m.seen >= m.cap && s.likely == s.bounds && !s.small
 	m.seen += n
 	m.moved = now
-	m.roll(now)
-	m.burst[0] += n
+	if d == Request {
+		m.roll(now)
+		m.burst[0] += n
+	}
 	counted := min(n, m.credit)
 	m.credit -= counted
 	n -= counted
 	k := min(n, m.coming)
 	a.unreserve(m, k)
 	a.addFresh(m.fill(a.gen, n))
-	s.settle(a, now)
+	if !full { // else the chunk changes none of the stream's sums: most chunks of a large message
+		s.settle(a, now)
+	}
 	if m.credit > 0 {
 		a.Uncredit(now, s)
 	}

@@ -34,6 +34,9 @@ func (g *Guard) Worker() *Worker { return g.worker }
 type Host interface {
 	HTTP2() bool             // HTTP/2 or later
 	Connection() *Connection // nil if it can't be told
+	// Arrived is the connection whose bytes came last before the request's headers did, nil without a network filter: no
+	// call. It is the request's own, unless a filter before this one held the request back.
+	Arrived() *Connection
 	Path() string
 	Route() string
 	Cluster() string
@@ -497,7 +500,7 @@ func (g *Guard) Close(now Time, s *Stream) (waited unit.Duration) {
 		}
 	case live:
 		if n := s.Held(budget.Response); n > int64(w.budget.Small) {
-			if c := s.conn(); c != nil && c.Context != 0 && !c.IsClosed {
+			if c := s.host.Arrived(); c != nil && !c.IsClosed {
 				w.leave(now, c, n)
 			}
 		}

@@ -40,6 +40,12 @@ type request struct {
 
 func (r *request) HTTP2() bool             { r.hostCalls++; return r.http2 }
 func (r *request) Connection() *Connection { r.hostCalls++; return r.connected }
+func (r *request) Arrived() *Connection {
+	if r.connected == nil || r.connected.Context == 0 {
+		return nil
+	}
+	return r.connected
+}
 func (r *request) Path() string            { r.hostCalls++; return r.path }
 func (r *request) Route() string           { r.hostCalls++; return r.route }
 func (r *request) Cluster() string         { r.hostCalls++; return r.cluster }

@@ -366,10 +366,12 @@ func (w *Worker) leaveLine(now Time, s *Stream) {
 	w.publish()
 }
 
-// unsureShare: a reading costs Envoy as much as two requests. It is worth that where what is only bounded, fresh and coming,
-// is more than 1/32 of the limit. Asked for from a quarter of the room on, the first reading of a flood came so late, and
-// counted so much twice, that workers went on admitting from leases of the reading before: 20 MiB beyond the limit.
-const unsureShare = 32
+// A reading costs Envoy as much as two requests. It is worth that where what is only bounded, fresh and coming, is more than 1/32
+// of the limit. While that is less than an eighth of what is free under hard it decides nothing yet, and half as many do.
+const (
+	unsureShare   = 32
+	decidingShare = 8
+)
 
 const askTimeout = 900 * time.Millisecond
 
@@ -381,8 +383,11 @@ func (w *Worker) schedule(now Time) bool {
 	t := w.account.Table()
 	all := t.Sum()
 	every := Time(w.memory.IdleInterval)
-	if all.Fresh+all.Coming > w.limits.Limit/unsureShare || all.Waiting > 0 || t.Sequence == 0 {
+	switch unsure := all.Fresh + all.Coming; {
+	case all.Waiting > 0, t.Sequence == 0, unsure > max(w.account.Share(w.limits.Hard)-t.Reading, 0)/decidingShare:
 		every = Time(w.memory.Interval)
+	case unsure > w.limits.Limit/unsureShare:
+		every = min(every, 2*Time(w.memory.Interval))
 	}
 	if w.asked != 0 && now-w.asked < every-every/8 { // a tick that comes a little early is the one
 		return false

@@ -258,6 +258,14 @@ func (n *Native) Left() string {
 // HTTP2 implements guard.Host.
 func (s *nativeStream) HTTP2() bool { return s.s.Conn.HTTP2 }
 
+// Arrived implements guard.Host.
+func (s *nativeStream) Arrived() *guard.Connection {
+	if c, ok := s.s.Conn.Face.(*nativeConn); ok && c.Context != 0 {
+		return &c.Connection
+	}
+	return nil
+}
+
 // Connection implements guard.Host.
 func (s *nativeStream) Connection() *guard.Connection {
 	if c, ok := s.s.Conn.Face.(*nativeConn); ok {
