@@ -1,5 +1,5 @@
 // Command request measures what a request costs Envoy in CPU with no filter, an empty Wasm module, an SDK plugin with empty
-// callbacks, and Highwater with and without its network filter; then what moving bytes costs, memory per worker, the
+// callbacks, and Highwater, the last two with and without the network filter; then what moving bytes costs, memory per worker, the
 // start, and what a connection and a stream hold.
 //
 //	go run ./bench/request -rounds 20 -turn 400ms
@@ -40,6 +40,7 @@ type variant struct {
 	name  string
 	wasm  string // file; empty = build/highwater.wasm
 	edit  func(c envoytest.Config)
+	sdk   int // the SDK's empty plugin in the same filters, by index: what it is compared with
 	envoy *envoytest.Envoy
 	start time.Duration // CPU until it was ready
 }
@@ -146,13 +147,15 @@ func variants(ctx context.Context, dir string) ([]*variant, error) {
 		return nil, fmt.Errorf("build the SDK's empty plugin: %w\n%s", err, out)
 	}
 	none := func(c envoytest.Config) { c.RemoveGuard() }
+	both := func(envoytest.Config) {}
 	requestsOnly := func(c envoytest.Config) { c.RemoveNetworkFilter() }
 	return []*variant{
-		{name: "none", edit: none},
-		{name: "empty module", wasm: empty, edit: requestsOnly},
-		{name: "SDK, empty", wasm: sdk, edit: requestsOnly},
-		{name: "Highwater, HTTP filter alone", edit: requestsOnly},
-		{name: "Highwater", edit: func(envoytest.Config) {}},
+		{name: "none", edit: none, sdk: 2},
+		{name: "empty module", wasm: empty, edit: requestsOnly, sdk: 2},
+		{name: "SDK, empty, HTTP filter", wasm: sdk, edit: requestsOnly, sdk: 2},
+		{name: "SDK, empty, both filters", wasm: sdk, edit: both, sdk: 3},
+		{name: "Highwater, HTTP filter", edit: requestsOnly, sdk: 2},
+		{name: "Highwater, both filters", edit: both, sdk: 3},
 	}, nil
 }
 
@@ -197,18 +200,19 @@ func cpu(pid int) (time.Duration, error) {
 	return time.Duration(t.Nano()), nil
 }
 
-// table prints a load's figures; what is added to no filter is compared with what the SDK's empty plugin adds.
+// table prints a load's figures; what is added to no filter is compared with what the SDK's empty plugin adds in the
+// same filters.
 func table(out io.Writer, load, unit string, all []*variant, figures [][]float64) {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(w, "%s, %s of Envoy's CPU\tleast\tquartiles\tadded (least)\tadded (median)\t× SDK added (median of pairs)\t÷ SDK (median of pairs, 95 %%)\n", load, unit)
-	const none, sdk = 0, 2
+	const none = 0
 	for i, v := range all {
 		least, lower, median, upper := quartiles(figures[i])
 		leastNone, _, medianNone, _ := quartiles(figures[none])
 		var added, ratio []float64
 		for r := range figures[i] {
-			added = append(added, (figures[i][r]-figures[none][r])/(figures[sdk][r]-figures[none][r]))
-			ratio = append(ratio, figures[i][r]/figures[sdk][r])
+			added = append(added, (figures[i][r]-figures[none][r])/(figures[v.sdk][r]-figures[none][r]))
+			ratio = append(ratio, figures[i][r]/figures[v.sdk][r])
 		}
 		_, _, times, _ := quartiles(added)
 		_, _, whole, _ := quartiles(ratio)

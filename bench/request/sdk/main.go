@@ -1,4 +1,5 @@
-// Command sdk is a Proxy-Wasm plugin with empty callbacks: what the SDK itself costs a request.
+// Command sdk is a Proxy-Wasm plugin with empty callbacks, as HTTP and as network filter: what the SDK itself costs a
+// request.
 package main
 
 import (
@@ -14,6 +15,25 @@ type vm struct{ types.DefaultVMContext }
 
 func (*vm) NewPluginContext(uint32) types.PluginContext { return &plugin{} }
 
-type plugin struct{ types.DefaultPluginContext }
+type plugin struct {
+	types.DefaultPluginContext
+	network bool
+}
 
-func (*plugin) NewHttpContext(uint32) types.HttpContext { return &types.DefaultHttpContext{} }
+// OnPluginStart implements types.PluginContext.
+func (p *plugin) OnPluginStart(int) types.OnPluginStartStatus {
+	root, err := proxywasm.GetProperty([]string{"plugin_root_id"})
+	p.network = err == nil && string(root) == "connections"
+	return types.OnPluginStartStatusOK
+}
+
+// NewHttpContext implements types.PluginContext. The SDK asks it first, for connections too.
+func (p *plugin) NewHttpContext(uint32) types.HttpContext {
+	if p.network {
+		return nil
+	}
+	return &types.DefaultHttpContext{}
+}
+
+// NewTcpContext implements types.PluginContext.
+func (*plugin) NewTcpContext(uint32) types.TcpContext { return &types.DefaultTcpContext{} }
