@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"runtime/debug"
 	"runtime/metrics"
+	"strconv"
 
 	"github.com/proxy-wasm/proxy-wasm-go-sdk/proxywasm"
 	"github.com/proxy-wasm/proxy-wasm-go-sdk/proxywasm/types"
@@ -50,6 +51,17 @@ func swap(key string, value []byte, cas uint32) error {
 
 func (table) Load() ([]byte, uint32, error)           { return load(tableKey) }
 func (table) Swap(value []byte, version uint32) error { return swap(tableKey, value, version) }
+
+func ownKey(worker uint32) string { return "highwater.keys." + strconv.FormatUint(uint64(worker), 10) }
+
+func (table) Put(worker uint32, value []byte) error {
+	return proxywasm.SetSharedData(ownKey(worker), value, 0) // 0 overwrites: it is the worker's own
+}
+
+func (table) Get(worker uint32) ([]byte, error) {
+	value, _, err := load(ownKey(worker))
+	return value, err
+}
 
 func (table) NextID() (uint32, error) {
 	for range 1000 {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"strconv"
+	"strings"
 	"unsafe"
 
 	"github.com/proxy-wasm/proxy-wasm-go-sdk/proxywasm"
@@ -208,12 +209,27 @@ func (s *stream) Connection() *guard.Connection {
 }
 
 // Path implements guard.Host.
-func (s *stream) Path() string {
-	path, err := proxywasm.GetHttpRequestHeader(":path")
+func (s *stream) Path() string { return s.Header(":path") }
+
+// Header implements guard.Host.
+func (s *stream) Header(name string) string {
+	value, err := proxywasm.GetHttpRequestHeader(name)
 	if err != nil {
 		return ""
 	}
-	return path
+	return value
+}
+
+// VirtualHost implements guard.Host.
+func (s *stream) VirtualHost() string { return property("xds", "virtual_host_name") }
+
+// Source implements guard.Host.
+func (s *stream) Source() string {
+	address := property("source", "address")
+	if port := strings.LastIndexByte(address, ':'); port >= 0 {
+		return address[:port] // of 127.0.0.1:1234 or [::1]:1234
+	}
+	return address // a pipe
 }
 
 // Route implements guard.Host.

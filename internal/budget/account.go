@@ -33,8 +33,7 @@ type Account struct {
 	rotated    Time
 	seen       uint64 // sequence of the last reading noticed
 	told       uint64 // and of the last one after which the entry was published
-	large      int64  // how much of the lease lies under hard: what large requests may spend
-	full       int64  // how much of it lies under the limit: what any admission may spend
+	under      rooms  // how much of the lease lies under soft, hard and the limit: what admissions may spend
 	trend      trend
 	dropped    bool
 	streams    Stream // ring of the live ones
@@ -66,6 +65,9 @@ func (a *Account) Limits() Limits { return a.limits }
 
 // ID is the worker's id in the table.
 func (a *Account) ID() uint32 { return a.id }
+
+// Store is where the table is kept.
+func (a *Account) Store() Store { return a.store }
 
 // Own is the account's own entry as of now.
 func (a *Account) Own() Entry { return a.own }
@@ -102,15 +104,45 @@ func (a *Account) estimate(stale bool) int64 {
 type Claim uint8
 
 const (
+	// Shared may have what lies under soft: large requests of a key that has more than its share.
+	Shared Claim = iota
 	// Large may have what lies under hard, and only what was leased there.
-	Large Claim = iota
-	// Full may have all up to the limit: growth, and small requests.
+	Large
+	// Full may have all up to the limit: growth, small requests, and a key that has less than its share.
 	Full
-	// Floor is Full and, where that has no room, what is kept for small streams.
+	// Part is Full and, where that has no room, three quarters of what is kept for small streams.
+	Part
+	// Floor is Full and, where that has no room, all that is kept for small streams.
 	Floor
 	// Forced can't be refused. It raises the account's entry whatever the room.
 	Forced
 )
+
+// rooms are how many bytes lie under soft, under hard and under the limit.
+type rooms [3]int64
+
+const (
+	underSoft = iota
+	underHard
+	underLimit
+)
+
+// room is which of the rooms the claim is for.
+func (c Claim) room() int { return min(int(c), underLimit) }
+
+func (r *rooms) atMost(n rooms) {
+	for i := range r {
+		r[i] = min(r[i], n[i])
+	}
+}
+
+func (r *rooms) take(n int64) {
+	for i := range r {
+		r[i] -= n
+	}
+}
+
+func each(n int64) rooms { return rooms{n, n, n} }
 
 // Outcome of a Claim.
 type Outcome uint8
@@ -134,16 +166,12 @@ const (
 // large claim looks at the table all the same. On Granted the caller reserves or adds them.
 func (a *Account) Ask(now Time, n int64, c Claim) Outcome {
 	if a.joined && !a.Stale(now) {
-		leased := a.own.Lease
-		switch c {
-		case Large:
-			if a.crowded() && a.load(now) == nil {
-				a.tighten(now) // a newer reading, or what others could not refuse, may have taken what the lease promised
-			}
-			leased = a.large
-		case Full, Floor:
-			leased = a.full
-		case Forced:
+		if c <= Large && a.crowded() && a.load(now) == nil {
+			a.tighten(now) // a newer reading, or what others could not refuse, may have taken what the lease promised
+		}
+		leased := a.under[c.room()]
+		if c == Forced {
+			leased = a.own.Lease
 		}
 		if a.own.need() <= leased-n {
 			return Granted
@@ -168,20 +196,16 @@ func (a *Account) exchange(now Time, n int64, c Claim) Outcome {
 		}
 		a.tighten(now)
 		stale := a.Stale(now)
-		share := 1.0
-		if c == Large {
-			share = a.limits.Hard
-		}
-		if c != Forced && !a.grants(stale, share, n, c) {
+		if c != Forced && !a.grants(stale, n, c) {
 			return Denied
 		}
-		lease, large, full := a.own.Lease, a.large, a.full
+		lease, under := a.own.Lease, a.under
 		a.lend(stale, n, c == Forced)
-		err := a.publish(now, n, c == Floor)
+		err := a.publish(now, n, c == Floor || c == Part)
 		if err == nil {
 			return Granted
 		}
-		a.own.Lease, a.large, a.full = lease, large, full // nobody knows of the new one
+		a.own.Lease, a.under = lease, under // nobody knows of the new one
 		if !errors.Is(err, ErrConflict) {
 			return Busy
 		}
@@ -198,37 +222,53 @@ func (a *Account) crowded() bool {
 	return a.table.Level >= Soft || a.table.Reading+a.others.Lease+a.own.Lease > a.table.share(&a.limits, crowdedFrom)
 }
 
-func (a *Account) grants(stale bool, share float64, n int64, c Claim) bool {
+func (a *Account) grants(stale bool, n int64, c Claim) bool {
 	if stale && a.limits.OnStale != StaleEstimate {
 		return a.limits.OnStale == StaleAdmit
 	}
+	share := [...]float64{underSoft: a.limits.Soft, underHard: a.limits.Hard, underLimit: 1}[c.room()]
 	if n <= a.table.share(&a.limits, share)-a.estimate(stale) {
 		return true
 	}
 	// Shedding what costs nothing frees nothing: small streams have a floor, which is a stock and not a rate.
-	return c == Floor && n <= a.limits.Floor-a.others.Small-a.own.Small
+	var floor int64
+	switch c {
+	case Part:
+		floor = a.limits.Floor / 4 * 3
+	case Floor:
+		floor = a.limits.Floor
+	case Shared, Large, Full, Forced:
+		return false
+	}
+	return n <= floor-a.others.Small-a.own.Small
 }
 
 // lend sets the lease to what is needed and some slack, of what is free under hard.
 func (a *Account) lend(stale bool, n int64, forced bool) {
 	need := a.own.need() + n
-	hard, limit := a.under(stale)
-	slack := a.slack(hard-need, need)
+	free := a.rooms(stale)
+	slack := a.slack(free[underHard]-need, need)
 	if forced && slack == 0 && need > a.own.Lease {
 		slack = raise
 	}
 	a.own.Lease = need + slack
-	a.large, a.full = min(a.own.Lease, hard), min(a.own.Lease, limit)
+	a.under = each(a.own.Lease)
+	a.under.atMost(free)
 }
 
-// under is how much this worker may hold below hard and below the limit, as far as the table knows: none without a
+// rooms is how much this worker may hold below soft, hard and the limit, as far as the table knows: none without a
 // reading, so that each admission asks.
-func (a *Account) under(stale bool) (hard, limit int64) {
+func (a *Account) rooms(stale bool) rooms {
 	if stale {
-		return 0, 0
+		return rooms{}
 	}
-	used := a.table.Reading + a.others.Lease
-	return a.table.share(&a.limits, a.limits.Hard) - used, a.table.share(&a.limits, 1) - used
+	r := rooms{
+		underSoft:  a.table.share(&a.limits, a.limits.Soft),
+		underHard:  a.table.share(&a.limits, a.limits.Hard),
+		underLimit: a.table.share(&a.limits, 1),
+	}
+	r.take(a.table.Reading + a.others.Lease)
+	return r
 }
 
 func (a *Account) slack(free, need int64) int64 {
@@ -265,8 +305,7 @@ func (a *Account) load(now Time) error {
 // tighten takes back what was leased before as room to admit, where the room has fallen since: a lease is a promise of
 // what may be held, not of what may still be let in.
 func (a *Account) tighten(now Time) {
-	hard, limit := a.under(a.Stale(now))
-	a.large, a.full = min(a.large, hard), min(a.full, limit)
+	a.under.atMost(a.rooms(a.Stale(now)))
 }
 
 // notice rotates the generations of fresh when a reading was asked for after the last rotation: then each byte of
@@ -288,8 +327,7 @@ func (a *Account) notice(now Time) {
 	a.own.Fresh -= d
 	// Slack is only spent: the dropped bytes are in the reading now, and must not be granted a second time.
 	a.own.Lease -= d
-	a.large -= d
-	a.full -= d
+	a.under.take(d)
 }
 
 // publish writes the account's entry, with n more bytes coming than it has yet, of a small stream or another.
@@ -310,10 +348,17 @@ func (a *Account) publish(now Time, n int64, small bool) error {
 	return nil
 }
 
-// Open begins a stream, with what its existence costs in bytes; caps are what Envoy may hold of its request and its
-// response.
-func (a *Account) Open(now Time, s *Stream, cost, requestCap, responseCap int64) {
-	*s = Stream{live: true, small: true, cost: cost, gen: a.gen}
+// Sum is what the streams of one key have together, bytes. The zero value is a key without any.
+type Sum struct {
+	Coming int64 // announced or forecast, and still to come
+	Likely int64 // likely held, what ended responses left unread included
+	Small  int64 // coming and likely held of small streams
+}
+
+// Open begins a stream in the sum of a key, with what its existence costs in bytes; caps are what Envoy may hold of its
+// request and its response.
+func (a *Account) Open(now Time, s *Stream, sum *Sum, cost, requestCap, responseCap int64) {
+	*s = Stream{live: true, small: true, cost: cost, gen: a.gen, sum: sum}
 	s.dir[Request] = message{cap: requestCap, length: Unknown, moved: now, begun: now, second: now, gen: a.gen}
 	s.dir[Response] = message{cap: responseCap, length: Unknown, moved: now, begun: now, second: now, gen: a.gen}
 	s.prev, s.next = a.streams.prev, &a.streams
@@ -321,6 +366,19 @@ func (a *Account) Open(now Time, s *Stream, cost, requestCap, responseCap int64)
 	a.own.Streams++
 	a.addFresh(cost)
 	s.settle(a, now)
+}
+
+// Move takes the stream from its key's sum into that of another.
+func (a *Account) Move(s *Stream, to *Sum) {
+	coming := s.dir[Request].coming + s.dir[Response].coming
+	from := s.sum
+	from.Coming -= coming
+	from.Likely -= s.likely
+	from.Small -= s.smallSum
+	to.Coming += coming
+	to.Likely += s.likely
+	to.Small += s.smallSum
+	s.sum = to
 }
 
 // SetCap changes what Envoy may hold of a message, when it turns out which protocol it has.
@@ -343,15 +401,24 @@ func (a *Account) Expect(now Time, s *Stream, d Direction, length, n, credit int
 	m := &s.dir[d]
 	m.expected, m.length, m.moved, m.begun = true, length, now, now
 	m.credit = credit
-	a.reserve(m, n)
+	a.unreserve(s, m, m.coming) // a forecast, until now
+	a.reserve(s, m, n)
 	m.reserved = max(m.reserved, n+credit)
+	s.settle(a, now)
+}
+
+// Anticipate reserves n bytes for a response whose headers have not come. The room has been asked for.
+func (a *Account) Anticipate(now Time, s *Stream, n int64) {
+	m := &s.dir[Response]
+	m.moved = now
+	a.reserve(s, m, n)
 	s.settle(a, now)
 }
 
 // Reserve adds to what is coming: a message has passed its forecast. The room has been asked for.
 func (a *Account) Reserve(now Time, s *Stream, d Direction, n int64) {
 	m := &s.dir[d]
-	a.reserve(m, n)
+	a.reserve(s, m, n)
 	m.reserved = max(m.reserved, m.seen+m.coming)
 	s.settle(a, now)
 }
@@ -370,7 +437,7 @@ func (a *Account) Pass(now Time, s *Stream, d Direction, n int64) (beyond int64)
 	m.credit -= counted
 	n -= counted
 	k := min(n, m.coming)
-	a.unreserve(m, k)
+	a.unreserve(s, m, k)
 	a.addFresh(m.fill(a.gen, n))
 	if !full { // else the chunk changes none of the stream's sums: most chunks of a large message
 		s.settle(a, now)
@@ -388,7 +455,7 @@ func (a *Account) Uncredit(now Time, s *Stream) {
 	if m.credit == 0 {
 		return
 	}
-	a.reserve(m, m.credit)
+	a.reserve(s, m, m.credit)
 	m.credit = 0
 	a.Cover(now)
 }
@@ -466,7 +533,7 @@ func (a *Account) End(now Time, s *Stream, d Direction) {
 	m := &s.dir[d]
 	m.ended = true
 	m.credit = 0
-	a.unreserve(m, m.coming)
+	a.unreserve(s, m, m.coming)
 	s.settle(a, now)
 }
 
@@ -483,6 +550,8 @@ func (a *Account) Close(now Time, s *Stream) {
 	a.own.Bounds -= s.bounds
 	a.own.Exposure -= s.exposure
 	a.own.Small -= s.smallSum
+	s.sum.Likely -= s.likely
+	s.sum.Small -= s.smallSum
 	s.likely, s.bounds, s.exposure, s.smallSum = 0, 0, 0, 0
 	a.own.Streams--
 	s.prev.next, s.next.prev = s.next, s.prev
@@ -495,7 +564,8 @@ type Connection struct {
 	gen  uint32
 	held int64 // what its last response left, at most
 	at   Time
-	sum  [2]int64 // likely, bound: what it adds to the account
+	key  *Sum     // of that response
+	adds [2]int64 // likely, bound: what it adds to the account
 }
 
 // OpenConnection adds a connection, with what its existence costs.
@@ -522,11 +592,15 @@ func (a *Account) CloseConnection(c *Connection) {
 	a.leave(c, 0, 0)
 }
 
-// Leave notes what a response that has ended may still hold: unread, in the codec of its connection.
-func (a *Account) Leave(now Time, c *Connection, bytes int64) {
-	c.held, c.at = bytes, now
+// Leave notes what a response of a key that has ended may still hold: unread, in the codec of its connection.
+func (a *Account) Leave(now Time, c *Connection, bytes int64, key *Sum) {
+	a.leave(c, 0, 0)
+	c.held, c.at, c.key = bytes, now, key
 	a.leave(c, bytes, bytes)
 }
+
+// Left is what the last response of the connection likely still holds, bytes.
+func (c *Connection) Left() int64 { return c.adds[0] }
 
 // Settle takes less and less of it as likely, and nothing after 10 s.
 func (a *Account) Settle(now Time, c *Connection) (left bool) {
@@ -541,9 +615,13 @@ func (a *Account) Settle(now Time, c *Connection) (left bool) {
 const leaveFor = 10 * time.Second
 
 func (a *Account) leave(c *Connection, likely, bound int64) {
-	a.own.Likely += likely - c.sum[0]
-	a.own.Bounds += bound - c.sum[1]
-	c.sum = [2]int64{likely, bound}
+	if c.key == nil {
+		return
+	}
+	a.own.Likely += likely - c.adds[0]
+	a.own.Bounds += bound - c.adds[1]
+	c.key.Likely += likely - c.adds[0]
+	c.adds = [2]int64{likely, bound}
 }
 
 // Tick sweeps the streams, exchanges with the table and takes or keeps the poller slot. It returns whether the slot is
@@ -603,9 +681,9 @@ func (a *Account) shrink(now Time) {
 		return
 	}
 	need := a.own.need()
-	hard, _ := a.under(a.Stale(now))
+	hard := a.rooms(a.Stale(now))[underHard]
 	a.own.Lease = max(min(a.own.Lease, need+a.slack(hard-need, need)), need)
-	a.large, a.full = min(a.large, a.own.Lease), min(a.full, a.own.Lease)
+	a.under.atMost(each(a.own.Lease))
 }
 
 // due says whether there is something to tell the others.
@@ -669,13 +747,15 @@ func (a *Account) SetLeft(n int64) { a.own.Left = n }
 // SetVM publishes, with the next exchange, the memory of this worker's virtual machine.
 func (a *Account) SetVM(n int64) { a.own.VM = n }
 
-func (a *Account) reserve(m *message, n int64) {
+func (a *Account) reserve(s *Stream, m *message, n int64) {
 	m.coming += n
+	s.sum.Coming += n
 	a.own.Coming += n
 }
 
-func (a *Account) unreserve(m *message, n int64) {
+func (a *Account) unreserve(s *Stream, m *message, n int64) {
 	m.coming -= n
+	s.sum.Coming -= n
 	a.own.Coming -= n
 }
 

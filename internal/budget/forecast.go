@@ -18,8 +18,11 @@ func (f *Forecast) Bytes() int64 {
 	if !f.learned {
 		return forecastFirst
 	}
-	return max(f.mean+2*f.deviation, forecastLeast)
+	return max(f.Known(), forecastLeast)
 }
+
+// Known is the forecast as far as anything is known: 0 where nothing is.
+func (f *Forecast) Known() int64 { return f.mean + 2*f.deviation }
 
 // Learn takes the size of one message, of at most its cap.
 func (f *Forecast) Learn(n int64) {

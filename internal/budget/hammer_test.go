@@ -34,11 +34,12 @@ func TestWhatWasNotPublishedIsNotLent(t *testing.T) {
 		_, _, err = a.Observe(now, now, 40*mib)
 		require.NoError(t, err)
 	}
-	lease, large, full := a.Own().Lease, a.large, a.full
+	lease, under := a.Own().Lease, a.under
 	store.conflict = true
 	require.Equal(t, Busy, a.Ask(now, 20*mib, Large))
 	require.Equal(t, Busy, a.Ask(now, 20*mib, Large), "and not granted from a lease that nobody knows")
-	require.Equal(t, []int64{lease, large, full}, []int64{a.Own().Lease, a.large, a.full})
+	require.Equal(t, lease, a.Own().Lease)
+	require.Equal(t, under, a.under)
 }
 
 // Several workers admit at once, each with its own account: what they were granted is never more than T(hard).
@@ -68,7 +69,7 @@ func TestHammer(t *testing.T) {
 					n := (1 + int64(i+w+round)%37) * 10 * kib
 					// Busy is no grant here: a large request waits then.
 					if a.Ask(now, n, Large) == Granted {
-						a.Open(now, &streams[i], 0, 1<<40, 1<<40)
+						a.Open(now, &streams[i], new(Sum), 0, 1<<40, 1<<40)
 						a.Expect(now, &streams[i], Request, n, n, 0)
 						granted[w] += n
 						if i%3 == 0 {

@@ -12,6 +12,10 @@ type Store interface {
 	Load() (value []byte, version uint32, err error)
 	// Swap stores the value if the version is still that of the last Load, else it returns ErrConflict.
 	Swap(value []byte, version uint32) error
+	// Put stores a value of the worker's own, which all can read and only it writes.
+	Put(worker uint32, value []byte) error
+	// Get returns what a worker has put last, nothing if it has not. The caller may read the value until its next call.
+	Get(worker uint32) ([]byte, error)
 	// NextID returns an id that no other caller has had. Clocks and random seeds of two virtual machines collide,
 	// a counter does not.
 	NextID() (uint32, error)
@@ -27,6 +31,7 @@ type Memory struct {
 		value   []byte
 		version uint32
 		ids     uint32
+		own     map[uint32][]byte
 	}
 }
 
@@ -50,6 +55,24 @@ func (m *Memory) Swap(value []byte, version uint32) error {
 	m.mu.value = append(m.mu.value[:0], value...)
 	m.mu.version++
 	return nil
+}
+
+// Put implements Store.
+func (m *Memory) Put(worker uint32, value []byte) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.mu.own == nil {
+		m.mu.own = map[uint32][]byte{}
+	}
+	m.mu.own[worker] = append([]byte(nil), value...) // a new one: others may still read the last
+	return nil
+}
+
+// Get implements Store.
+func (m *Memory) Get(worker uint32) ([]byte, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.mu.own[worker], nil
 }
 
 // NextID implements Store.

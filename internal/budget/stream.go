@@ -73,6 +73,7 @@ type Stream struct {
 	small      bool
 	cost       int64  // of its existence, still fresh while gen is
 	gen        uint32 // generation in which the cost was added
+	sum        *Sum   // of its key
 	paused     int64  // pause cost while it is paused, else 0
 
 	// What it has added to the sums of its account, so that they can be taken back exactly.
@@ -84,6 +85,9 @@ func (s *Stream) Small() bool { return s.small }
 
 // Seen is how many bytes of the direction have passed.
 func (s *Stream) Seen(d Direction) int64 { return s.dir[d].seen }
+
+// Likely is what the stream likely holds, bytes.
+func (s *Stream) Likely() int64 { return s.likely }
 
 // Held is the most that the stream can hold of what it has moved in the direction, bytes.
 func (s *Stream) Held(d Direction) int64 { return s.dir[d].bound() }
@@ -129,6 +133,8 @@ func (s *Stream) settle(a *Account, now Time) {
 	a.own.Bounds += bounds - s.bounds
 	a.own.Exposure += exposure - s.exposure
 	a.own.Small += smallSum - s.smallSum
+	s.sum.Likely += likely - s.likely
+	s.sum.Small += smallSum - s.smallSum
 	s.likely, s.bounds, s.exposure, s.smallSum = likely, bounds, exposure, smallSum
 }
 
@@ -137,21 +143,25 @@ func (s *Stream) lapse(a *Account, now Time) {
 	if s.paused > 0 {
 		return
 	}
-	if m := &s.dir[Response]; m.coming > 0 && now-m.moved >= responseLapse {
-		a.unreserve(m, m.coming)
+	late := responseLapse
+	if !s.dir[Response].expected {
+		late = requestLapse // anticipated at the request's headers: the upstream may take its time
+	}
+	if m := &s.dir[Response]; m.coming > 0 && now-m.moved >= late {
+		a.unreserve(s, m, m.coming)
 		m.lapsed = true
 	}
 	m := &s.dir[Request]
 	switch idle := now - m.moved; {
 	case m.coming == 0:
 	case idle >= requestLapse:
-		a.unreserve(m, m.coming)
+		a.unreserve(s, m, m.coming)
 		m.lapsed = true
 	case now-m.begun >= trickleAfter:
 		m.roll(now)
 		// Neither who announces and never sends nor who trickles may lock the others out.
 		if most := 2*(m.burst[0]+m.burst[1]) + trickleFloor; m.coming > most {
-			a.unreserve(m, m.coming-most)
+			a.unreserve(s, m, m.coming-most)
 			m.lapsed = true
 		}
 	}

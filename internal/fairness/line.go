@@ -1,7 +1,10 @@
-// Package fairness says who is next: the waiting line.
+// Package fairness says who is next and who has how much: keys, their weighted max-min shares, and the waiting line.
 package fairness
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // Waiter is one place in a Line; it is part of what waits, so that waiting allocates nothing. The zero value waits
 // nowhere.
@@ -11,20 +14,42 @@ type Waiter[T any] struct {
 	Since time.Duration // when it joined
 
 	prev, next *Waiter[T]
-	line       *Line[T]
+	queue      *Queue[T]
 	small      bool
+	head       time.Duration // since when it has been the head of the large ones; 0 = it has not
 }
 
 // Waits says whether the waiter is in a line.
-func (w *Waiter[T]) Waits() bool { return w.line != nil }
+func (w *Waiter[T]) Waits() bool { return w.queue != nil }
 
-// Line is first come, first served, with two exceptions: small ones go ahead of the large, and behind a large head
-// that has been stuck for a while, those of at most a quarter of its size may pass. The zero value is empty and ready.
-type Line[T any] struct {
+// Queue is what waits of one key, first come, first served. The zero value is empty and ready.
+type Queue[T any] struct {
 	small, large ring[T]
-	since        time.Duration // since when somebody waits without a break
-	headSince    time.Duration // since when the large head is at the head
 	bytes        int64
+	rank         float64 // in Line.Next
+}
+
+// Len is how many wait.
+func (q *Queue[T]) Len() int { return q.small.n + q.large.n }
+
+// Bytes is what they wait for.
+func (q *Queue[T]) Bytes() int64 { return q.bytes }
+
+func (q *Queue[T]) ring(small bool) *ring[T] {
+	if small {
+		return &q.small
+	}
+	return &q.large
+}
+
+// Line serves the queues of the keys in turn, the one first that has least, and each queue first come, first served. There
+// are two exceptions: small ones go ahead of the large, and behind a large head that has been stuck for a while, those of at
+// most a quarter of its size may pass. The zero value is empty and ready.
+type Line[T any] struct {
+	queues []*Queue[T] // that have somebody waiting
+	since  time.Duration
+	n      int
+	bytes  int64
 }
 
 type ring[T any] struct {
@@ -36,53 +61,59 @@ type ring[T any] struct {
 const passAfter = 250 * time.Millisecond
 
 // Len is how many wait.
-func (l *Line[T]) Len() int { return l.small.n + l.large.n }
+func (l *Line[T]) Len() int { return l.n }
 
 // Bytes is what all of them wait for.
 func (l *Line[T]) Bytes() int64 { return l.bytes }
 
+// Queues is how many keys have somebody waiting.
+func (l *Line[T]) Queues() int { return len(l.queues) }
+
 // Since is since when somebody has waited without a break; 0 if nobody waits.
 func (l *Line[T]) Since() time.Duration {
-	if l.Len() == 0 {
+	if l.n == 0 {
 		return 0
 	}
 	return l.since
 }
 
-// Join puts w at the end of the line. It must not wait already.
-func (l *Line[T]) Join(now time.Duration, w *Waiter[T], small bool) {
-	if l.Len() == 0 {
+// Join puts w at the end of its key's queue. It must not wait already.
+func (l *Line[T]) Join(now time.Duration, q *Queue[T], w *Waiter[T], small bool) {
+	if l.n == 0 {
 		l.since = now
 	}
-	w.line, w.small, w.Since = l, small, now
+	if q.Len() == 0 {
+		l.queues = append(l.queues, q)
+	}
+	w.queue, w.small, w.Since, w.head = q, small, now, 0
+	if l.n == 0 {
+		w.head = now
+	}
+	l.n++
 	l.bytes += w.Size
-	r := l.ring(small)
+	q.bytes += w.Size
+	r := q.ring(small)
 	w.prev, w.next = r.last, nil
 	if r.last != nil {
 		r.last.next = w
 	} else {
 		r.first = w
-		if !small {
-			l.headSince = now
-		}
 	}
 	r.last = w
 	r.n++
 }
 
 // Leave takes w out of the line. One that does not wait is left alone.
-func (l *Line[T]) Leave(now time.Duration, w *Waiter[T]) {
-	if w.line != l {
+func (l *Line[T]) Leave(w *Waiter[T]) {
+	q := w.queue
+	if q == nil {
 		return
 	}
-	r := l.ring(w.small)
+	r := q.ring(w.small)
 	if w.prev != nil {
 		w.prev.next = w.next
 	} else {
 		r.first = w.next
-		if !w.small {
-			l.headSince = now
-		}
 	}
 	if w.next != nil {
 		w.next.prev = w.prev
@@ -90,44 +121,85 @@ func (l *Line[T]) Leave(now time.Duration, w *Waiter[T]) {
 		r.last = w.prev
 	}
 	r.n--
+	l.n--
 	l.bytes -= w.Size
-	w.prev, w.next, w.line = nil, nil, nil
+	q.bytes -= w.Size
+	w.prev, w.next, w.queue = nil, nil, nil
+	if q.Len() == 0 {
+		i := slices.Index(l.queues, q)
+		l.queues = slices.Delete(l.queues, i, i+1)
+	}
 }
 
-func (l *Line[T]) ring(small bool) *ring[T] {
-	if small {
-		return &l.small
-	}
-	return &l.large
-}
-
-// Next returns the first in turn that fits, or nil: the first small one, else the first large one, else, if that has
-// been stuck for 250 ms, the first of at most a quarter of its size. It leaves it in the line.
-func (l *Line[T]) Next(now time.Duration, fits func(w *Waiter[T], small bool) bool) *Waiter[T] {
-	if w := l.small.first; w != nil && fits(w, true) {
-		return w
-	}
-	head := l.large.first
-	if head == nil || fits(head, false) {
-		return head
-	}
-	if now-l.headSince < passAfter {
-		return nil
-	}
-	for w := head.next; w != nil; w = w.next {
-		if w.Size <= head.Size/4 && fits(w, false) {
-			return w
+// Next returns the first in turn that fits, or nil: of the heads of the queues in the order of their rank, lowest first, the
+// small ones, then the large ones. Where the first of the large has not fitted for 250 ms, any of at most a quarter of its size
+// may pass it. It leaves it in the line. rank is what the key of a waiter has, however measured.
+func (l *Line[T]) Next(now time.Duration, rank func(w *Waiter[T]) float64, fits func(w *Waiter[T], small bool) bool) *Waiter[T] {
+	for _, small := range [...]bool{true, false} {
+		l.sort(small, rank)
+		var head *Waiter[T]
+		for _, q := range l.queues {
+			w := q.ring(small).first
+			switch {
+			case w == nil:
+				continue
+			case small:
+				if fits(w, true) {
+					return w
+				}
+				continue
+			case head == nil:
+				if fits(w, false) {
+					return w
+				}
+				head = w
+				if head.head == 0 {
+					head.head = now
+				}
+				if now-head.head < passAfter {
+					return nil
+				}
+				w = w.next
+			}
+			for ; w != nil; w = w.next {
+				if w.Size <= head.Size/4 && fits(w, false) {
+					return w
+				}
+			}
 		}
 	}
 	return nil
+}
+
+func (l *Line[T]) sort(small bool, rank func(w *Waiter[T]) float64) {
+	if len(l.queues) < 2 {
+		return
+	}
+	for _, q := range l.queues {
+		if w := q.ring(small).first; w != nil {
+			q.rank = rank(w)
+		}
+	}
+	slices.SortStableFunc(l.queues, func(a, b *Queue[T]) int {
+		switch {
+		case a.rank < b.rank:
+			return -1
+		case a.rank > b.rank:
+			return 1
+		}
+		return 0
+	})
 }
 
 // Overdue returns the one that has waited longest, if that is for at least timeout, else nil. It leaves it in the line.
 func (l *Line[T]) Overdue(now, timeout time.Duration) *Waiter[T] {
-	for _, w := range [...]*Waiter[T]{l.small.first, l.large.first} {
-		if w != nil && now-w.Since >= timeout {
-			return w
+	var oldest *Waiter[T]
+	for _, q := range l.queues {
+		for _, w := range [...]*Waiter[T]{q.small.first, q.large.first} {
+			if w != nil && now-w.Since >= timeout && (oldest == nil || w.Since < oldest.Since) {
+				oldest = w
+			}
 		}
 	}
-	return nil
+	return oldest
 }

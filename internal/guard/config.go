@@ -3,10 +3,13 @@ package guard
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/fairness"
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
 
@@ -16,6 +19,7 @@ type Config struct {
 	Budget   Budget   `json:"budget"`
 	Buffers  Buffers  `json:"buffers"`
 	Costs    Costs    `json:"costs"`
+	Fairness Fairness `json:"fairness"`
 	Exempt   []Exempt `json:"exempt"`
 	Throttle Throttle `json:"throttle"`
 	Reject   Reject   `json:"reject"`
@@ -57,6 +61,50 @@ type Costs struct {
 	Stream        unit.Bytes `json:"stream"`
 	Connection    unit.Bytes `json:"connection"`
 	TLSConnection unit.Bytes `json:"tls_connection"`
+}
+
+// Fairness says by what requests are told apart, so that who fills the memory waits, and not everybody.
+type Fairness struct {
+	By      string             `json:"by"`      // none | route | cluster | virtual_host | source | header:<name>
+	Weights map[string]float64 `json:"weights"` // by name of the key; one that is not named weighs 1
+}
+
+const (
+	byNone        = "none"
+	byRoute       = "route"
+	byCluster     = "cluster"
+	byVirtualHost = "virtual_host"
+	bySource      = "source"
+	byHeader      = "header:"
+)
+
+// headerRunes are what a header's name is made of (RFC 9110, 5.6.2).
+const headerRunes = "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+func (f *Fairness) weight(n fairness.Name) float64 {
+	if weight, ok := f.Weights[n.Value]; ok {
+		return weight
+	}
+	return 1
+}
+
+func (f *Fairness) validate(check func(ok bool, format string, args ...any)) {
+	switch header, ok := strings.CutPrefix(f.By, byHeader); {
+	case ok:
+		check(header != "" && strings.Trim(header, headerRunes) == "", "fairness.by: %q must name a header behind \"header:\", such as header:x-tenant", f.By)
+	default:
+		check(slices.Contains([]string{byNone, byRoute, byCluster, byVirtualHost, bySource}, f.By),
+			"fairness.by: %q must be none, route, cluster, virtual_host, source or header:<name>", f.By)
+	}
+	check(f.By != byNone || len(f.Weights) == 0, "fairness.weights: there are no keys to weigh where fairness.by is none; say by what requests are told apart, such as route")
+	sum := 0.0
+	for _, name := range slices.Sorted(maps.Keys(f.Weights)) {
+		weight := f.Weights[name]
+		check(weight >= 0 && weight <= fairness.MaxWeight, "fairness.weights.%s: %v must be from 0 to %v", name, weight, fairness.MaxWeight)
+		check(len(name) <= maxName, "fairness.weights: a name of %d bytes is longer than %d, which is all of it that is looked at", len(name), maxName)
+		sum += weight
+	}
+	check(len(f.Weights) == 0 || sum != 0, "fairness.weights: they sum to 0: give at least one key a weight above 0")
 }
 
 // Exempt names requests that are never held back. Exactly one field is set.
@@ -106,6 +154,7 @@ func Default() Config {
 			Downstream: unit.MiB, Upstream: unit.MiB, HTTP2Window: 16 * unit.MiB,
 			HTTP2ConnectionWindow: 24 * unit.MiB, Linger: unit.Duration(time.Second),
 		},
+		Fairness: Fairness{By: byRoute, Weights: map[string]float64{}},
 		Exempt:   []Exempt{},
 		Costs:    Costs{Stream: 30 * unit.KiB, Connection: 8 * unit.KiB, TLSConnection: 13 * unit.KiB},
 		Throttle: Throttle{Queue: 1024, Timeout: unit.Duration(2 * time.Second)},
@@ -165,6 +214,7 @@ func (c *Config) Validate() error {
 	}{{"stream", c.Costs.Stream}, {"connection", c.Costs.Connection}, {"tls_connection", c.Costs.TLSConnection}} {
 		check(f.v <= 16*unit.MiB, "costs.%s: %v must be at most 16MiB", f.key, f.v)
 	}
+	c.Fairness.validate(check)
 	for i, e := range c.Exempt {
 		set := 0
 		for _, s := range []string{e.PathPrefix, e.Route, e.Cluster, e.GRPCService} {

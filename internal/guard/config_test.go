@@ -32,6 +32,7 @@ func TestDefaults(t *testing.T) {
 		"budget": {"limit": "0", "soft": "80%", "hard": "90%", "resume": "75%", "small": "64KiB", "floor": "5%"},
 		"buffers": {"downstream": "1MiB", "upstream": "1MiB", "http2_window": "16MiB", "http2_connection_window": "24MiB", "linger": "1s", "whole_request": "0"},
 		"costs": {"stream": "30KiB", "connection": "8KiB", "tls_connection": "13KiB"},
+		"fairness": {"by": "route", "weights": {}},
 		"exempt": [],
 		"throttle": {"queue": 1024, "timeout": "2s"},
 		"reject": {"status": 503, "retry_after": {"min": "1s", "max": "30s"}, "body": ""},
@@ -45,6 +46,7 @@ const everything = `{
 	"budget": {"limit": "1.5GiB", "soft": "70%", "hard": "87.5%", "resume": "0.6", "small": "32KiB", "floor": "12.5%"},
 	"buffers": {"downstream": "64KiB", "upstream": "32KiB", "http2_window": "65536", "http2_connection_window": "16MiB", "linger": "100ms", "whole_request": "16MiB"},
 	"costs": {"stream": "1KiB", "connection": "2KiB", "tls_connection": "3001"},
+	"fairness": {"by": "header:x-tenant", "weights": {"a": 2, "é": 0.5}},
 	"exempt": [{"path_prefix": "/healthz"}, {"route": "r<&>\"é"}, {"cluster": "c"}, {"grpc_service": "pkg.Service"}],
 	"throttle": {"queue": 7, "timeout": "1m30s"},
 	"reject": {"status": 429, "retry_after": {"min": "2s", "max": "1h"}, "body": "come\nback\u0000later"},
@@ -61,6 +63,7 @@ func TestEveryKeyIsRead(t *testing.T) {
 			Downstream: 64 * unit.KiB, Upstream: 32 * unit.KiB, HTTP2Window: 64 * unit.KiB,
 			HTTP2ConnectionWindow: 16 * unit.MiB, Linger: unit.Duration(100 * ms), WholeRequest: 16 * unit.MiB,
 		},
+		Fairness: Fairness{By: "header:x-tenant", Weights: map[string]float64{"a": 2, "é": .5}},
 		Costs:    Costs{Stream: unit.KiB, Connection: 2 * unit.KiB, TLSConnection: 3001},
 		Exempt:   []Exempt{{PathPrefix: "/healthz"}, {Route: `r<&>"é`}, {Cluster: "c"}, {GRPCService: "pkg.Service"}},
 		Throttle: Throttle{Queue: 7, Timeout: unit.Duration(90 * time.Second)},
@@ -122,13 +125,24 @@ func with(path, value string) string {
 func TestEachMistakeIsOneLine(t *testing.T) {
 	for _, c := range []struct{ path, value, want string }{
 		// Keys.
-		{"bugdet", `{}`, "bugdet: unknown key; known here: budget, buffers, costs, exempt, memory, mode, reject, throttle"},
-		{"Mode", `"enforce"`, "Mode: unknown key; known here: budget, buffers, costs, exempt, memory, mode, reject, throttle"},
+		{"bugdet", `{}`, "bugdet: unknown key; known here: budget, buffers, costs, exempt, fairness, memory, mode, reject, throttle"},
+		{"Mode", `"enforce"`, "Mode: unknown key; known here: budget, buffers, costs, exempt, fairness, memory, mode, reject, throttle"},
 		{"throttle.lenght", `1`, "throttle.lenght: unknown key; known here: queue, timeout"},
 		{"reject.retry_after.mean", `"1s"`, "reject.retry_after.mean: unknown key; known here: max, min"},
 		{"exempt", `[{"route": "r"}, {"rout": "r", "route": "s"}]`, "exempt[1].rout: unknown key; known here: cluster, grpc_service, path_prefix, route"},
 		{"throttle", `{"queue": 1, "queue": 2}`, "throttle.queue: is there twice"},
-		{"", `1`, ": unknown key; known here: budget, buffers, costs, exempt, memory, mode, reject, throttle"},
+		{"", `1`, ": unknown key; known here: budget, buffers, costs, exempt, fairness, memory, mode, reject, throttle"},
+
+		// Keys and their weights.
+		{"fairness.by", `"tenant"`, `fairness.by: "tenant" must be none, route, cluster, virtual_host, source or header:<name>`},
+		{"fairness.by", `"header:"`, `fairness.by: "header:" must name a header behind "header:", such as header:x-tenant`},
+		{"fairness.by", `"header:x tenant"`, `fairness.by: "header:x tenant" must name a header behind "header:", such as header:x-tenant`},
+		{"fairness", `{"by": "none", "weights": {"a": 1}}`, "fairness.weights: there are no keys to weigh where fairness.by is none; say by what requests are told apart, such as route"},
+		{"fairness.weights", `{"a": 0, "b": 0}`, "fairness.weights: they sum to 0: give at least one key a weight above 0"},
+		{"fairness.weights", `{"a": -1, "b": 2}`, "fairness.weights.a: -1 must be from 0 to 1e+06"},
+		{"fairness.weights", `{"a": 1, "a": 2}`, "fairness.weights.a: is there twice"},
+		{"fairness.weights", `{"a": "1"}`, "fairness.weights.a: \"1\" must be a number"},
+		{"fairness.weights", `["a"]`, "fairness.weights: [...] must be an object: {...}"},
 
 		// Kinds.
 		{"mode", `1`, "mode: 1 must be text in quotes"},

@@ -16,12 +16,22 @@ import (
 type Guard struct {
 	config Config
 	worker *Worker
+	header string // by which requests are told apart, if it is one
 }
 
 // New returns a guard on the worker, whose shared figures it sets to those of the configuration. The configuration
 // must be valid. Streams of guards that were there before go on.
 func New(c Config, w *Worker) (g *Guard, changed string) {
-	return &Guard{config: c, worker: w}, w.Use(&c)
+	g = &Guard{config: c, worker: w}
+	if header, ok := strings.CutPrefix(c.Fairness.By, byHeader); ok {
+		g.header = strings.ToLower(header) // as Envoy has it
+	}
+	for _, k := range w.keys.All() {
+		if k.Name.By == c.Fairness.By {
+			k.Weight = c.Fairness.weight(k.Name)
+		}
+	}
+	return g, w.Use(&c)
 }
 
 // Config is the guard's configuration.
@@ -40,6 +50,9 @@ type Host interface {
 	Path() string
 	Route() string
 	Cluster() string
+	VirtualHost() string
+	Source() string                    // address of the client, without its port
+	Header(name string) (value string) // of the request; empty if it has none
 }
 
 type phase uint8
@@ -59,14 +72,17 @@ type Stream struct {
 	host       Host
 	waiter     fairness.Waiter[Stream]
 	connection *Connection // known only if it waited or was rejected
+	key        *key        // the other, if not keyed
 	length     int64
-	wants      int64 // what it waits for
+	wants      int64 // what the request brings, announced or forecast, at most its cap
+	expects    int64 // what its response will, by the forecast of its key; 0 = it is small, or nothing is known
 	pauseCost  int64
 	window     int64 // of its HTTP/2 connection's window, while it waits
 	phase      phase
 	exempt     bool
 	http2      bool
 	asked      bool // http2 is known
+	keyed      bool // key is known
 	inFloor    bool // large, but let into the floor: it stays in the small sum
 }
 
@@ -100,25 +116,34 @@ func (s *Stream) credit() (n int64, exact bool) {
 // The stream must not be open.
 func (g *Guard) Open(now Time, s *Stream, h Host, length int64) Verdict {
 	w := g.worker
-	*s = Stream{guard: g, host: h, phase: live, length: length}
+	*s = Stream{guard: g, host: h, phase: live, length: length, key: &w.keys.Other}
+	s.key.Refs++
 	s.waiter.Value = s
 	b := &g.config.Buffers
 	requestCap := 2 * int64(b.Downstream)
 	if length == budget.Unknown || length > requestCap {
 		requestCap = g.requestCap(s)
 	}
-	w.account.Open(now, &s.Stream, int64(g.config.Costs.Stream), requestCap, int64(b.Downstream+b.Upstream))
+	w.account.Open(now, &s.Stream, &s.key.Value.Sum, int64(g.config.Costs.Stream), requestCap, int64(b.Downstream+b.Upstream))
 	if length == 0 {
 		w.account.End(now, &s.Stream, budget.Request)
 	}
+	// A request without a body says nothing yet of its size: as long as nobody is held back and no key's responses are
+	// large, whose it is does not matter, and is not asked.
+	if length != 0 || w.largeKeys > 0 || w.pressed() {
+		g.keyOf(now, s)
+	}
 	n := length
 	if n == budget.Unknown {
-		n = w.forecasts[budget.Request].Bytes()
+		n = s.key.Value.forecasts[budget.Request].Bytes()
 	}
 	s.wants = min(n, requestCap)
+	if r := s.key.Value.responses.Known(); s.keyed && r > int64(w.budget.Small) {
+		s.expects = min(r, int64(b.Downstream+b.Upstream))
+	}
 	if len(g.config.Exempt) > 0 && g.exempts(h) {
 		s.exempt = true
-		w.account.Ask(now, s.wants, budget.Forced)
+		w.account.Ask(now, s.total(), budget.Forced)
 		return g.admit(now, s, 0)
 	}
 	v := g.judge(now, s)
@@ -183,15 +208,21 @@ func (g *Guard) exempts(h Host) bool {
 func (g *Guard) admit(now Time, s *Stream, credit int64) Verdict {
 	w := g.worker
 	w.counts[CountAdmitted]++
-	if s.wants > int64(w.budget.Small) && !s.inFloor {
-		w.account.Enlarge(now, &s.Stream)
+	if s.total() > int64(w.budget.Small) {
+		s.key.Value.lastLarge = now
+		if !s.inFloor {
+			w.account.Enlarge(now, &s.Stream)
+		}
+	}
+	if s.expects > 0 {
+		w.account.Anticipate(now, &s.Stream, s.expects)
 	}
 	if s.length != 0 {
 		w.account.Expect(now, &s.Stream, budget.Request, s.length, s.wants-credit, credit)
 	}
 	w.account.Cover(now)
 	if w.line.Len() > 0 || w.account.Others().Waiting > 0 {
-		w.drain.add(now, s.wants)
+		w.drain.add(now, s.total())
 	}
 	return Verdict{Action: Admit}
 }
@@ -202,33 +233,41 @@ func (g *Guard) judge(now Time, s *Stream) Verdict {
 	if w.limits.OnStale == budget.StaleReject && w.account.Stale(now) {
 		return g.turnAway(now, s, NoReading)
 	}
-	small := s.wants <= int64(w.budget.Small)
-	if small {
-		if w.account.Ask(now, s.wants, budget.Floor) != budget.Denied {
+	if s.total() <= int64(w.budget.Small) {
+		if w.account.Ask(now, s.wants, w.smallClaim(s.key, s.wants)) != budget.Denied {
 			return Verdict{Action: Admit}
 		}
 		return g.wait(now, s, true)
 	}
 	t := w.account.Table()
-	if alone := w.account.Share(w.limits.Hard) - t.Low; s.wants > alone && !t.Futile && t.Sequence > 0 && !w.account.Stale(now) {
-		if s.length != budget.Unknown {
+	if alone := w.account.Share(w.limits.Hard) - t.Low; s.total() > alone && !t.Futile && t.Sequence > 0 && !w.account.Stale(now) {
+		if s.length != budget.Unknown && s.wants > alone {
 			return g.turnAway(now, s, TooLarge)
 		}
 		// It is a forecast: what others have brought is no reason to tell this one that it can never fit.
-		s.wants = max(alone, int64(w.budget.Small)+1)
+		s.expects = max(min(s.expects, alone-s.wants), 0)
+		s.wants = min(s.wants, max(alone, int64(w.budget.Small)+1))
 	}
-	if w.line.Len() > 0 || w.account.Others().Waiting > 0 {
-		return g.wait(now, s, false) // else who has no line takes what others wait for
+	claim := w.largeClaim(s.key, s.total())
+	// Who comes while others wait waits too, else who has no line takes what others wait for. But one whose key has less
+	// than its share does not stand behind those that have more.
+	if (w.line.Len() > 0 || w.account.Others().Waiting > 0) && (claim != budget.Full || s.key.Value.queue.Len() > 0) {
+		return g.wait(now, s, false)
 	}
-	if w.account.Ask(now, s.wants, budget.Large) == budget.Granted || w.futile(now, s, s.wants) {
+	if w.account.Ask(now, s.total(), claim) == budget.Granted || w.futile(now, s, s.total()) {
 		return Verdict{Action: Admit}
 	}
 	return g.wait(now, s, false)
 }
 
+// total is what the request is expected to come to, with its response.
+func (s *Stream) total() int64 { return s.wants + s.expects }
+
 const (
 	heldShare = 4 // the line's pause costs may hold 1/4 of what traffic can have
 	leftShare = 8 // and what rejected requests leave unread 1/8
+	// Of the line a key that has more than its share leaves 1/8 to the others.
+	spareShare = 8
 )
 
 // wait puts the request in line, or rejects it if the line has no room for it.
@@ -236,7 +275,7 @@ func (g *Guard) wait(now Time, s *Stream, small bool) Verdict {
 	w := g.worker
 	if g.config.Mode == Observe {
 		w.counts[CountThrottled]++
-		w.account.Ask(now, s.wants, budget.Forced)
+		w.account.Ask(now, s.total(), budget.Forced)
 		return Verdict{Action: Admit}
 	}
 	cost := g.cost(s)
@@ -249,12 +288,17 @@ func (g *Guard) wait(now Time, s *Stream, small bool) Verdict {
 			window = min(window, s.length)
 		}
 	}
+	// One whose key has more than its share leaves something of the line, and of what lies under the limit, to the others.
+	queue, held, claim := int64(w.throttle.Queue), w.account.Room()/heldShare, budget.Full
+	if w.greedy(s.key) {
+		queue, held, claim = queue-queue/spareShare, held-held/spareShare, budget.Large
+	}
 	switch {
 	case w.throttle.Timeout == 0,
-		int64(w.line.Len())+others.Waiting >= int64(w.throttle.Queue),
-		cost > w.account.Room()/heldShare-w.held-others.Held,
+		int64(w.line.Len())+others.Waiting >= queue,
+		cost > held-w.held-others.Held,
 		window > 0 && window > int64(g.config.Buffers.HTTP2ConnectionWindow)/2-c.window,
-		cost > 0 && w.account.Ask(now, cost, budget.Full) == budget.Denied:
+		cost > 0 && w.account.Ask(now, cost, claim) == budget.Denied:
 		return g.turnAway(now, s, QueueFull)
 	}
 	w.counts[CountThrottled]++
@@ -268,8 +312,8 @@ func (g *Guard) wait(now Time, s *Stream, small bool) Verdict {
 			c.paused, c.arrived = s, c.last
 		}
 	}
-	s.waiter.Size = s.wants
-	w.line.Join(now, &s.waiter, small)
+	s.waiter.Size = s.total()
+	w.line.Join(now, &s.key.Value.queue, &s.waiter, small)
 	w.publish()
 	w.account.Cover(now)
 	return Verdict{Action: Wait}
@@ -303,11 +347,11 @@ func (g *Guard) turnAway(now Time, s *Stream, reason Reason) Verdict {
 	v := Verdict{Action: Answer, Reason: reason}
 	w.counts[CountRejected+int(reason)-1]++
 	if g.config.Mode == Observe {
-		w.account.Ask(now, s.wants, budget.Forced)
+		w.account.Ask(now, s.total(), budget.Forced)
 		return Verdict{Action: Admit}
 	}
 	if s.length == budget.Unknown && s.Seen(budget.Request) > 0 {
-		w.forecasts[budget.Request].Learn(s.Held(budget.Request))
+		s.key.Value.forecasts[budget.Request].Learn(s.Held(budget.Request))
 	}
 	paused := s.phase == waiting
 	if paused {
@@ -320,12 +364,16 @@ func (g *Guard) turnAway(now Time, s *Stream, reason Reason) Verdict {
 	cost := g.cost(s)
 	unfinished := !s.Ended(budget.Request)
 	if unfinished && !s.isHTTP2() {
+		limit := 1.0
+		if w.greedy(s.key) {
+			limit = w.limits.Hard // as for its place in line: the rest is for the others
+		}
 		fresh := cost // not yet counted
 		if paused {
 			fresh = 0
 		}
 		full := cost > w.account.Room()/leftShare-w.left.sum-w.account.Others().Left ||
-			fresh > w.account.Share(1)-w.account.Estimate(now)+s.Held(budget.Request)
+			fresh > w.account.Share(limit)-w.account.Estimate(now)+s.Held(budget.Request)
 		if c := s.conn(); full && c != nil && c.Context != 0 {
 			s.phase = closing
 			v.Action, v.RetryAfter = Close, 0
@@ -360,7 +408,7 @@ func (w *Worker) retryAfter(now Time, s *Stream) unit.Duration {
 		// Never slower than what traffic can have in max: else an idle start would tell everyone the longest delay.
 		least := float64(w.account.Share(w.limits.Soft)-w.account.Table().Base) / Time(w.reject.Max).Seconds()
 		perSecond := max(float64(w.drain.perSecond()), least, 1)
-		d += unit.Duration(min(float64(w.line.Bytes()+s.wants)/perSecond*1e9, float64(w.reject.Max)))
+		d += unit.Duration(min(float64(w.line.Bytes()+s.total())/perSecond*1e9, float64(w.reject.Max)))
 	}
 	// Spread by a quarter, so that those who were told at once don't come back at once.
 	d += unit.Duration(w.random() * float64(d) / 4)
@@ -374,6 +422,7 @@ func (g *Guard) Expect(now Time, s *Stream, length int64) Verdict {
 		return Verdict{}
 	}
 	if length == 0 {
+		w.teach(s, 0)
 		w.account.End(now, &s.Stream, budget.Response)
 		return Verdict{}
 	}
@@ -384,17 +433,24 @@ func (g *Guard) Expect(now Time, s *Stream, length int64) Verdict {
 	}
 	n := length
 	if length == budget.Unknown {
-		n = w.forecasts[budget.Response].Bytes()
+		n = g.keyOf(now, s).Value.forecasts[budget.Response].Bytes()
 	}
 	n = min(n, limit)
 	claim := budget.Forced // a small response always passes
 	if n > int64(w.budget.Small) {
+		g.keyOf(now, s).Value.lastLarge = now
 		w.account.Enlarge(now, &s.Stream)
 		if !s.exempt {
-			claim = budget.Large
+			// Its upstream has done the work: it may have what lies under hard even if its key has more than its share.
+			claim = max(w.largeClaim(s.key, 0), budget.Large)
 		}
 	}
-	if w.account.Ask(now, n, claim) == budget.Denied && !w.futile(now, s, n) {
+	if length != budget.Unknown {
+		w.teach(s, n)
+	}
+	// What was reserved for it at the request's headers, and has not lapsed, it has already.
+	more := max(n-s.Reserved(budget.Response), 0)
+	if more > 0 && w.account.Ask(now, more, claim) == budget.Denied && !w.futile(now, s, more) {
 		w.counts[CountRejected+int(ResponseSize)-1]++
 		w.counts[CountRejectedResponses]++
 		if g.config.Mode != Observe {
@@ -402,7 +458,7 @@ func (g *Guard) Expect(now Time, s *Stream, length int64) Verdict {
 			w.account.End(now, &s.Stream, budget.Response)
 			return Verdict{Action: Answer, Reason: ResponseSize, RetryAfter: w.retryAfter(now, s)}
 		}
-		w.account.Ask(now, n, budget.Forced)
+		w.account.Ask(now, more, budget.Forced)
 	}
 	w.account.Expect(now, &s.Stream, budget.Response, length, n, 0)
 	w.account.Cover(now)
@@ -428,7 +484,7 @@ func (g *Guard) Grow(now Time, s *Stream, d budget.Direction, n int64) Verdict {
 		more := min(2*s.Seen(d), s.Cap(d)) - min(s.Seen(d), s.Cap(d))
 		if d == budget.Response || s.length == budget.Unknown {
 			// Who passes his forecast teaches it at once: slow readers never complete.
-			w.forecasts[d].Learn(min(2*s.Seen(d), s.Cap(d)))
+			w.learn(g.keyOf(now, s), d, min(2*s.Seen(d), s.Cap(d)))
 		}
 		if s.exempt || w.account.Ask(now, more, budget.Full) != budget.Denied {
 			w.account.Reserve(now, &s.Stream, d, more)
@@ -467,7 +523,7 @@ func (g *Guard) End(now Time, s *Stream, d budget.Direction) {
 		return
 	}
 	if s.phase == live && s.Lengthless(d) {
-		g.worker.forecasts[d].Learn(s.Held(d))
+		g.worker.learn(s.key, d, s.Held(d))
 	}
 	g.worker.account.End(now, &s.Stream, d)
 }
@@ -501,7 +557,7 @@ func (g *Guard) Close(now Time, s *Stream) (waited unit.Duration) {
 	case live:
 		if n := s.Held(budget.Response); n > int64(w.budget.Small) {
 			if c := s.host.Arrived(); c != nil && !c.IsClosed {
-				w.leave(now, c, n)
+				w.leave(now, c, n, s.key)
 			}
 		}
 	}
@@ -520,5 +576,6 @@ func (g *Guard) Close(now Time, s *Stream) (waited unit.Duration) {
 	}
 	s.phase = done
 	w.account.Close(now, &s.Stream)
+	s.key.Refs--
 	return waited
 }

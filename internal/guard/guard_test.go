@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/fairness"
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
 
@@ -36,6 +37,7 @@ type request struct {
 	hostCalls int
 	route     string
 	cluster   string
+	tenant    string
 }
 
 func (r *request) HTTP2() bool             { r.hostCalls++; return r.http2 }
@@ -46,9 +48,12 @@ func (r *request) Arrived() *Connection {
 	}
 	return r.connected
 }
-func (r *request) Path() string            { r.hostCalls++; return r.path }
-func (r *request) Route() string           { r.hostCalls++; return r.route }
-func (r *request) Cluster() string         { r.hostCalls++; return r.cluster }
+func (r *request) Path() string         { r.hostCalls++; return r.path }
+func (r *request) Route() string        { r.hostCalls++; return r.route }
+func (r *request) Cluster() string      { r.hostCalls++; return r.cluster }
+func (r *request) VirtualHost() string  { r.hostCalls++; return "" }
+func (r *request) Source() string       { r.hostCalls++; return "" }
+func (r *request) Header(string) string { r.hostCalls++; return r.tenant }
 
 // example is the configuration of the shipped example: 200 MiB, 64 KiB buffers.
 func example() Config {
@@ -561,7 +566,7 @@ func TestLapsedRequestNeedsRoom(t *testing.T) {
 func TestForecastsLearn(t *testing.T) {
 	p := newProcess(t, 1, func(c *Config) { c.Throttle.Timeout = 0 })
 	p.settle(40 * mib)
-	forecast := &p.workers[0].forecasts[budget.Request]
+	forecast := &theKey(p.workers[0]).forecasts[budget.Request]
 	r, _ := p.open(0, budget.Unknown)
 	p.guards[0].Grow(p.now, &r.Stream, budget.Request, 20*kib)
 	before := forecast.Bytes()
@@ -602,7 +607,7 @@ func TestRequestGrowth(t *testing.T) {
 	// It passes its forecast, reserves twice what it has sent, and teaches the next one.
 	require.Equal(t, Admit, g.Grow(p.now, &r.Stream, budget.Request, 100*kib).Action)
 	require.Equal(t, 100*kib, r.Reserved(budget.Request))
-	require.Greater(t, p.workers[0].forecasts[budget.Request].Bytes(), 100*kib)
+	require.Greater(t, theKey(p.workers[0]).forecasts[budget.Request].Bytes(), 100*kib)
 	p.settle(199 * mib)
 	v = g.Grow(p.now, &r.Stream, budget.Request, 4*mib)
 	require.Equal(t, Growth, v.Reason)
@@ -631,7 +636,7 @@ func TestResponses(t *testing.T) {
 		r, _ := p.open(0, 0)
 		require.Equal(t, Admit, p.guards[0].Expect(p.now, &r.Stream, budget.Unknown).Action)
 		p.settle(201 * mib)
-		p.workers[0].forecasts[budget.Response] = budget.Forecast{}
+		theKey(p.workers[0]).forecasts[budget.Response] = budget.Forecast{}
 		require.Equal(t, Admit, p.guards[0].Grow(p.now, &r.Stream, budget.Response, 64*kib).Action)
 		v := p.guards[0].Grow(p.now, &r.Stream, budget.Response, 64*kib)
 		require.Equal(t, Verdict{Action: Reset, Reason: Growth}, v)
@@ -829,8 +834,12 @@ func TestNoAllocationAndFewHostCalls(t *testing.T) {
 	exchange()
 	before := p.workers[0].account.Exchanges
 	require.Zero(t, testing.AllocsPerRun(20, exchange))
-	require.Zero(t, r.hostCalls)
+	require.Equal(t, 22, r.hostCalls, "whose it is, each time")
 	require.Equal(t, before, p.workers[0].account.Exchanges, "the lease is enough for twenty")
+
+	g.config.Fairness.By = byNone
+	require.Zero(t, testing.AllocsPerRun(20, exchange))
+	require.Equal(t, 22, r.hostCalls)
 }
 
 func BenchmarkRequest(b *testing.B) {
@@ -864,4 +873,9 @@ func BenchmarkRequest(b *testing.B) {
 		g.End(now, &r.Stream, budget.Response)
 		g.Close(now, &r.Stream)
 	}
+}
+
+// theKey is the only one of requests that name no route.
+func theKey(w *Worker) *keyed {
+	return &w.keys.Get(0, fairness.Name{By: byRoute}, func(fairness.Name) float64 { return 1 }).Value
 }

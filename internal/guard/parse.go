@@ -202,6 +202,16 @@ func (d *decoder) value(path string, v any, into reflect.Value) {
 			return
 		}
 		into.SetInt(n)
+	case reflect.Float64:
+		number, ok := v.(json.Number)
+		n, err := number.Float64()
+		if !ok || err != nil {
+			d.fail(path, "%s must be a number", show(v))
+			return
+		}
+		into.SetFloat(n)
+	case reflect.Map:
+		d.dictionary(path, v, into)
 	default:
 		panic("no rule for " + into.Type().String()) // a field of a new kind, found by any test that parses
 	}
@@ -234,6 +244,30 @@ func (d *decoder) object(path string, v any, into reflect.Value) {
 			d.value(at, m.value, field)
 		}
 		seen[m.key] = true
+	}
+}
+
+// dictionary fills a map whose keys are the user's.
+func (d *decoder) dictionary(path string, v any, into reflect.Value) {
+	object, ok := v.([]member)
+	if !ok {
+		d.fail(path, "%s must be an object: {...}", show(v))
+		return
+	}
+	if len(object) > maxList {
+		d.fail(path, "%d entries are more than %d", len(object), maxList)
+		return
+	}
+	into.Set(reflect.MakeMapWithSize(into.Type(), len(object)))
+	for _, m := range object {
+		key, at := reflect.ValueOf(m.key), path+"."+clip(m.key)
+		if into.MapIndex(key).IsValid() {
+			d.fail(at, "is there twice")
+			continue
+		}
+		value := reflect.New(into.Type().Elem()).Elem()
+		d.value(at, m.value, value)
+		into.SetMapIndex(key, value)
 	}
 }
 

@@ -258,7 +258,7 @@ func (e *envoy) open1() string {
 	g, w := e.guards[c.worker], e.workers[c.worker]
 	v := g.Open(e.now, &x.Stream, x, x.length)
 	e.streams = append(e.streams, x)
-	if v.Action == Admit && x.wants > int64(w.budget.Small) && !x.exempt && !x.inFloor && w.alone != &x.Stream {
+	if v.Action == Admit && x.total() > int64(w.budget.Small) && !x.exempt && !x.inFloor && w.alone != &x.Stream {
 		e.admitted(w)
 	}
 	e.seen["open "+v.String()[:7]+" "+v.Reason.String()]++
@@ -383,8 +383,9 @@ func (e *envoy) respond(x *exchange) {
 		x.response = e.size(100 * mib)
 	}
 	w := e.workers[x.link.worker]
+	had := x.Reserved(budget.Response) // at its request's headers
 	v := e.guards[x.link.worker].Expect(e.now, &x.Stream, x.response)
-	if v.Action == Admit && x.Reserved(budget.Response) > int64(w.budget.Small) && !x.exempt && w.alone != &x.Stream && !x.inFloor && !w.account.Table().Futile {
+	if v.Action == Admit && x.Reserved(budget.Response) > had && x.Reserved(budget.Response) > int64(w.budget.Small) && !x.exempt && w.alone != &x.Stream && !x.inFloor && !w.account.Table().Futile {
 		e.admitted(w)
 	}
 	if v.Action != Admit {
@@ -469,7 +470,7 @@ func (e *envoy) tick(d Time) {
 			x := e.find(a.Resume)
 			require.False(e.t, x.Waiting())
 			e.seen["resumed"]++
-			if x.wants > int64(w.budget.Small) && !x.inFloor && w.alone != &x.Stream {
+			if x.total() > int64(w.budget.Small) && !x.inFloor && w.alone != &x.Stream {
 				e.admitted(w)
 			}
 			n := x.unread

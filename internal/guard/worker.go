@@ -32,7 +32,9 @@ type Worker struct {
 	credited  *Stream // the one resumed since the last tick
 	closing   []*Stream
 	left      leftovers
-	forecasts [2]budget.Forecast
+	keys      *fairness.Keys[keyed]
+	shares    shares
+	largeKeys int           // of them, how many have large responses
 	residual  []*Connection // with an ended response that may be unread
 	settled   Time
 	drain     rate
@@ -57,7 +59,7 @@ func NewWorker(store budget.Store, random func() float64) (*Worker, error) {
 	if err != nil {
 		return nil, fmt.Errorf("join the other workers: %w", err)
 	}
-	return &Worker{account: account, random: random}, nil
+	return &Worker{account: account, random: random, keys: fairness.NewKeys[keyed]()}, nil
 }
 
 // Use puts the parts of a configuration in force that all plugins share, and returns what that changes, in words;
@@ -98,6 +100,7 @@ type Connection struct {
 	arrived  int64 // for the paused HTTP/1 request, before and since
 	window   int64 // what paused HTTP/2 requests take of the connection's window
 	unread   bool  // is in Worker.residual
+	key      *key  // of the response that it is there for
 	Waiting  int   // requests of it in line
 	IsClosed bool
 }
@@ -119,7 +122,7 @@ func (w *Worker) Data(now Time, c *Connection, n int64) {
 	c.last = n
 	if c.unread {
 		// The next request: on HTTP/1 the response before it has been read.
-		w.account.Leave(now, &c.Connection, 0)
+		w.account.Leave(now, &c.Connection, 0, nil)
 	}
 	if c.paused != nil {
 		c.arrived += n
@@ -136,8 +139,13 @@ func (w *Worker) CloseConnection(c *Connection) {
 }
 
 // leave notes what an ended response may still hold, unread, on its connection.
-func (w *Worker) leave(now Time, c *Connection, n int64) {
-	w.account.Leave(now, &c.Connection, n)
+func (w *Worker) leave(now Time, c *Connection, n int64, k *key) {
+	w.account.Leave(now, &c.Connection, n, &k.Value.Sum)
+	if c.key != nil {
+		c.key.Refs--
+	}
+	c.key = k
+	k.Refs++
 	if !c.unread {
 		c.unread = true
 		w.residual = append(w.residual, c)
@@ -156,6 +164,8 @@ func (w *Worker) settle(now Time) {
 			kept = append(kept, c)
 		} else {
 			c.unread = false
+			c.key.Refs--
+			c.key = nil
 		}
 	}
 	clear(w.residual[len(kept):])
@@ -262,6 +272,7 @@ func (w *Worker) Tick(now Time) *Actions {
 		w.HostError()
 	}
 	w.polls, a.Polls = polls, polls
+	w.share(now)
 	w.serve(now, a)
 	a.Close, w.closing = append(a.Close, w.closing...), w.closing[:0]
 	if polls {
@@ -285,7 +296,7 @@ func (w *Worker) serve(now Time, a *Actions) {
 		return
 	}
 	if !w.resumed || w.line.Overdue(now, Time(w.throttle.Timeout)) == nil {
-		if next := w.line.Next(now, func(c *fairness.Waiter[Stream], small bool) bool { return w.fits(now, c.Value, small) }); next != nil {
+		if next := w.line.Next(now, rank, func(c *fairness.Waiter[Stream], small bool) bool { return w.fits(now, c.Value, small) }); next != nil {
 			s := next.Value
 			a.Waited = unit.Duration(now - next.Since)
 			w.leaveLine(now, s)
@@ -317,14 +328,14 @@ func (w *Worker) serve(now Time, a *Actions) {
 
 // fits tests a waiting request without what has come of it, if that is known: so much it holds already.
 func (w *Worker) fits(now Time, s *Stream, small bool) bool {
-	n := s.wants
+	n := s.total()
 	if came, exact := s.credit(); exact {
 		n -= came
 	}
 	if small {
-		return w.account.Ask(now, n, budget.Floor) != budget.Denied
+		return w.account.Ask(now, n, w.smallClaim(s.key, n)) != budget.Denied
 	}
-	switch w.account.Ask(now, n, budget.Large) {
+	switch w.account.Ask(now, n, w.largeClaim(s.key, n)) {
 	case budget.Granted:
 		return true
 	case budget.Denied:
@@ -353,7 +364,7 @@ func (w *Worker) futile(now Time, s *Stream, n int64) bool {
 }
 
 func (w *Worker) leaveLine(now Time, s *Stream) {
-	w.line.Leave(now, &s.waiter)
+	w.line.Leave(&s.waiter)
 	w.held -= s.pauseCost
 	if c := s.connection; c != nil {
 		c.Waiting--

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strconv"
 	"time"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
@@ -275,6 +276,15 @@ func (s *nativeStream) Connection() *guard.Connection {
 	s.s.Conn.Face = c
 	return &c.Connection
 }
+
+// VirtualHost implements guard.Host.
+func (s *nativeStream) VirtualHost() string { return "all" }
+
+// Source implements guard.Host.
+func (s *nativeStream) Source() string { return strconv.Itoa(s.s.Conn.ID) }
+
+// Header implements guard.Host.
+func (s *nativeStream) Header(string) string { return s.s.client.Class }
 
 // Path implements guard.Host.
 func (s *nativeStream) Path() string { return "/" }

@@ -1,0 +1,276 @@
+package guard
+
+import (
+	"errors"
+	"math"
+	"slices"
+	"time"
+
+	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/fairness"
+)
+
+// keyed is what a worker knows of one key.
+type keyed struct {
+	budget.Sum
+	forecasts [2]budget.Forecast // of messages without a length
+	responses budget.Forecast    // of all responses
+	queue     fairness.Queue[Stream]
+	lastLarge Time // when its last large request or response came
+	large     bool // its responses are large, by the forecast
+
+	at             Time  // of the exchange from which these are:
+	share, floor   int64 // what it would have of the room and of the floor if it wanted all of them
+	others, smalls int64 // what it has on other workers, and of it in small requests
+}
+
+type key = fairness.Key[keyed]
+
+func (k *keyed) use() int64 { return k.Coming + k.Likely }
+
+// Names are cut to maxName bytes; the rest of a longer one does not count.
+const maxName = 256
+
+// keyOf asks the host once whose the stream is.
+func (g *Guard) keyOf(now Time, s *Stream) *key {
+	if s.keyed {
+		return s.key
+	}
+	s.keyed = true
+	f := &g.config.Fairness
+	name := fairness.Name{By: f.By}
+	switch f.By {
+	case byNone:
+		return s.key
+	case byRoute:
+		name.Value = s.host.Route()
+	case byCluster:
+		name.Value = s.host.Cluster()
+	case byVirtualHost:
+		name.Value = s.host.VirtualHost()
+	case bySource:
+		name.Value = s.host.Source()
+	default:
+		name.Value = s.host.Header(g.header)
+	}
+	if len(name.Value) > maxName {
+		name.Value = name.Value[:maxName]
+	}
+	k := g.worker.keys.Get(now, name, f.weight)
+	if k != s.key {
+		s.key.Refs--
+		s.key = k
+		k.Refs++
+		g.worker.account.Move(&s.Stream, &k.Value.Sum)
+	}
+	if x := &g.worker.shares; k.Value.at != x.at {
+		// It was not there at the last exchange.
+		k.Value.at, k.Value.share, k.Value.floor, k.Value.others, k.Value.smalls = x.at, x.newShare, x.newFloor, 0, 0
+	}
+	return k
+}
+
+// learn teaches a key's forecasts what a message without a length came to.
+func (w *Worker) learn(k *key, d budget.Direction, n int64) {
+	k.Value.forecasts[d].Learn(n)
+	if d == budget.Response {
+		w.learnResponse(k, n)
+	}
+}
+
+// teach teaches the forecast of all responses of a stream's key. Where the key is not known, it is one whose responses are
+// small, and this one is too.
+func (w *Worker) teach(s *Stream, n int64) {
+	if s.keyed {
+		w.learnResponse(s.key, n)
+	}
+}
+
+func (w *Worker) learnResponse(k *key, n int64) {
+	v := &k.Value
+	v.responses.Learn(n)
+	if large := v.responses.Known() > int64(w.budget.Small); large != v.large {
+		v.large = large
+		w.countLarge()
+	}
+}
+
+func (w *Worker) countLarge() {
+	w.largeKeys = 0
+	w.eachKey(func(k *key) {
+		if k.Value.large {
+			w.largeKeys++
+		}
+	})
+}
+
+// shares is the exchange of what keys have, between the workers of a process.
+type shares struct {
+	at        Time  // of the last exchange; 0 = nobody is held back
+	contended bool  // more than one key has large requests
+	newShare  int64 // what one that comes now would have if it wanted all
+	newFloor  int64
+	totals    []fairness.Total
+	demands   []fairness.Demand
+	parts     []int64
+	buf       []byte
+	own       []fairness.Total
+}
+
+const (
+	// sharesEvery is how often what keys have is exchanged while somebody may be held back.
+	sharesEvery = 20 * time.Millisecond
+	// A key counts as one that has large requests for so long after its last.
+	largeFor = 10 * time.Second
+	// What a worker has published is of no use any more after so long.
+	sharesFor = time.Second
+)
+
+// pressed says that somebody may be held back: the level is soft, or somebody waits.
+func (w *Worker) pressed() bool {
+	return w.account.Table().Level >= budget.Soft || w.line.Len() > 0 || w.account.Others().Waiting > 0
+}
+
+// share tells the others what this worker's keys have, and learns from them what each key's share is. Below soft nobody is
+// held back, and nothing is exchanged.
+func (w *Worker) share(now Time) {
+	x := &w.shares
+	if !w.pressed() {
+		x.at, x.contended = 0, false
+		return
+	}
+	if x.at != 0 && now-x.at < sharesEvery {
+		return
+	}
+	x.at = now
+	x.own = x.own[:0]
+	w.eachKey(func(k *key) { w.addTotal(now, k) })
+	x.buf = fairness.AppendTotals(x.buf[:0], now, x.own)
+	store := w.account.Store()
+	if store.Put(w.account.ID(), x.buf) != nil {
+		w.HostError()
+	}
+	x.totals = append(x.totals[:0], x.own...)
+	for _, e := range w.account.Table().Entries {
+		if e.ID != w.account.ID() {
+			w.addOther(now, store, e.ID)
+		}
+	}
+	x.totals = fairness.Merge(x.totals)
+	w.divide()
+}
+
+func (w *Worker) addTotal(now Time, k *key) {
+	v := &k.Value
+	t := fairness.Total{
+		ID: k.ID, Weight: k.Weight, Use: v.use(), Small: v.Small, Likely: v.Likely, Waits: v.queue.Bytes(),
+		Large: v.lastLarge != 0 && now-v.lastLarge < largeFor,
+	}
+	if t.Use > 0 || t.Waits > 0 || t.Large || k.Refs > 0 {
+		w.shares.own = append(w.shares.own, t)
+	}
+}
+
+func (w *Worker) addOther(now Time, store budget.Store, id uint32) {
+	x := &w.shares
+	value, err := store.Get(id)
+	if err != nil {
+		w.HostError()
+		return
+	}
+	if len(value) == 0 {
+		return
+	}
+	n := len(x.totals)
+	totals, at, err := fairness.DecodeTotals(value, x.totals)
+	switch {
+	case errors.Is(err, fairness.ErrTotals), now-at > sharesFor:
+		x.totals = totals[:n] // of another version of us, or of a time that is over
+	default:
+		x.totals = totals
+	}
+}
+
+// divide sets the shares of this worker's keys, and that of one that comes next.
+func (w *Worker) divide() {
+	x := &w.shares
+	large := 0
+	for i := range x.totals {
+		if x.totals[i].Large {
+			large++
+		}
+	}
+	x.contended = large > 1
+	room := max(w.account.Share(w.limits.Soft)-w.account.Table().Base, 0)
+	x.newShare = x.split(room, func(t *fairness.Total) int64 { return t.Use + t.Waits })
+	w.eachKey(func(k *key) {
+		v := &k.Value
+		v.at, v.share, v.others = x.at, x.newShare, 0
+		if i := fairness.Find(x.totals, k.ID); i >= 0 {
+			v.share, v.others = x.parts[i], max(x.totals[i].Use-v.use(), 0)
+		}
+	})
+	x.newFloor = x.split(w.limits.Floor, func(t *fairness.Total) int64 { return t.Small })
+	w.eachKey(func(k *key) {
+		v := &k.Value
+		v.floor, v.smalls = x.newFloor, 0
+		if i := fairness.Find(x.totals, k.ID); i >= 0 {
+			v.floor, v.smalls = x.parts[i], max(x.totals[i].Small-v.Small, 0)
+		}
+	})
+}
+
+// split divides the capacity into parts, by what each total wants of it, and returns that of a key that comes next.
+func (x *shares) split(capacity int64, wants func(*fairness.Total) int64) (next int64) {
+	x.demands = x.demands[:0]
+	for i := range x.totals {
+		x.demands = append(x.demands, fairness.Demand{Weight: x.totals[i].Weight, Bytes: wants(&x.totals[i])})
+	}
+	x.demands = append(x.demands, fairness.Demand{Weight: 1})
+	x.parts = slices.Grow(x.parts[:0], len(x.demands))[:len(x.demands)]
+	fairness.Shares(capacity, x.demands, x.parts)
+	return x.parts[len(x.parts)-1]
+}
+
+func (w *Worker) eachKey(do func(k *key)) {
+	do(&w.keys.Other)
+	for _, k := range w.keys.All() {
+		do(k)
+	}
+}
+
+// largeClaim is what a large request of n bytes may have. From soft on, what is left is for keys that have less than their
+// share; where only one key has large requests there is nobody to leave it to.
+func (w *Worker) largeClaim(k *key, n int64) budget.Claim {
+	v := &k.Value
+	switch {
+	case !w.shares.contended:
+		return budget.Large
+	case n <= v.share-v.others-v.use():
+		return budget.Full
+	}
+	return budget.Shared
+}
+
+// smallClaim is the same for a small one and the floor, of which a key that has its share leaves a quarter to the others.
+func (w *Worker) smallClaim(k *key, n int64) budget.Claim {
+	v := &k.Value
+	if w.shares.at == 0 || n <= v.floor-v.smalls-v.Small {
+		return budget.Floor
+	}
+	return budget.Part
+}
+
+// greedy says that a key has its share, or more, while others want theirs.
+func (w *Worker) greedy(k *key) bool {
+	return w.shares.contended && w.largeClaim(k, 1) == budget.Shared
+}
+
+// rank is how much the key of one who waits would have with it, of its weight: who has least is served first.
+func rank(c *fairness.Waiter[Stream]) float64 {
+	k := c.Value.key
+	if k.Weight == 0 {
+		return math.Inf(1)
+	}
+	return float64(k.Value.others+k.Value.use()+c.Size) / k.Weight
+}
