@@ -24,6 +24,7 @@ type vm struct {
 	done        []*stream                    // since the last tick: Envoy deletes a context a little later than it is done
 	now         budget.Time                  // as of the last tick: see clock.go
 	ticked      budget.Time
+	ticking     *plugin // whose tick it is: host calls are for its context, until another is made the effective one
 	gauged      budget.Time
 	measured    budget.Time
 }
@@ -119,6 +120,8 @@ func (p *plugin) OnTick() {
 		return // another plugin's tick has just done it
 	}
 	machine.ticked = t
+	machine.ticking = p
+	defer func() { machine.ticking = nil }()
 	a := machine.worker.Tick(t)
 	if a.Ask {
 		p.ask()
@@ -126,7 +129,9 @@ func (p *plugin) OnTick() {
 	if a.Event != "" {
 		proxywasm.LogWarn("highwater: " + a.Event)
 	}
-	p.carryOut(a)
+	if a.Resume != nil || len(a.Rejected) > 0 || len(a.Close) > 0 || len(a.Cut) > 0 {
+		p.carryOut(a)
+	}
 	machine.free = append(machine.free, machine.done...)
 	machine.done = machine.done[:0]
 	p.publish(t, a.Polls)
@@ -149,12 +154,14 @@ func (p *plugin) carryOut(a *guard.Actions) {
 		}
 	}
 	for _, d := range a.Rejected {
-		machine.stats.wait.Record(uint64(d.Verdict.Waited.Milliseconds()))
+		if d.Verdict.Waited > 0 {
+			machine.stats.wait.Record(uint64(d.Verdict.Waited.Milliseconds()))
+		}
 		s := streamOf(d.Stream)
 		if p.on(s.id) {
 			s.mark(d.Verdict)
-			if d.Verdict.Action == guard.Answer {
-				s.answer(d.Verdict)
+			if d.Verdict.Action != guard.Close {
+				s.answer(d.Verdict) // Envoy resets one whose response has begun
 			}
 		}
 	}
@@ -168,9 +175,12 @@ func (p *plugin) carryOut(a *guard.Actions) {
 			s.answer(guard.Verdict{Action: guard.Answer, Reason: guard.QueueFull})
 		}
 	}
-	if a.Resume != nil || len(a.Rejected) > 0 || len(a.Close) > 0 {
-		p.on(p.id)
+	for _, c := range a.Cut {
+		if p.on(c.Context) && proxywasm.CloseDownstream() != nil {
+			machine.hostError()
+		}
 	}
+	p.on(p.id)
 }
 
 // on makes the context the one that host calls are for.

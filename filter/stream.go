@@ -193,6 +193,12 @@ func (s *stream) Arrived() *guard.Connection { return s.arrived }
 
 // Connection implements guard.Host.
 func (s *stream) Connection() *guard.Connection {
+	if p := machine.ticking; p != nil {
+		defer p.on(p.id)
+		if !p.on(s.id) {
+			return nil
+		}
+	}
 	key, ok := connectionID()
 	if !ok {
 		return nil

@@ -188,11 +188,15 @@ func (a *Account) Cover(now Time) {
 }
 
 func (a *Account) exchange(now Time, n int64, c Claim) Outcome {
+	joins := !a.joined
 	a.joined = true
 	a.Exchanges++
 	for range maxTries {
 		if err := a.load(now); err != nil {
 			return Busy
+		}
+		if joins {
+			joins, a.own.Evicted = false, int64(a.table.EvictSequence) // it had no part in what was before
 		}
 		a.tighten(now)
 		stale := a.Stale(now)
@@ -355,10 +359,10 @@ type Sum struct {
 	Small  int64 // coming and likely held of small streams
 }
 
-// Open begins a stream in the sum of a key, with what its existence costs in bytes; caps are what Envoy may hold of its
-// request and its response.
-func (a *Account) Open(now Time, s *Stream, sum *Sum, cost, requestCap, responseCap int64) {
-	*s = Stream{live: true, small: true, cost: cost, gen: a.gen, sum: sum}
+// Open begins a stream, part of owner and in the sum of a key, with what its existence costs in bytes; caps are what Envoy
+// may hold of its request and its response.
+func (a *Account) Open(now Time, s *Stream, owner any, sum *Sum, cost, requestCap, responseCap int64) {
+	*s = Stream{live: true, small: true, cost: cost, gen: a.gen, sum: sum, owner: owner}
 	s.dir[Request] = message{cap: requestCap, length: Unknown, moved: now, begun: now, second: now, gen: a.gen}
 	s.dir[Response] = message{cap: responseCap, length: Unknown, moved: now, begun: now, second: now, gen: a.gen}
 	s.prev, s.next = a.streams.prev, &a.streams
@@ -743,6 +747,25 @@ func (a *Account) SetWaiting(n, held int64, since Time) {
 
 // SetLeft publishes, with the next exchange, what rejected requests left unread.
 func (a *Account) SetLeft(n int64) { a.own.Left = n }
+
+// SetLeaving publishes, with the next exchange, what this worker has evicted and what may still be there.
+func (a *Account) SetLeaving(n int64) { a.own.Leaving = n }
+
+// ToEvict says how much all workers together are to evict, once: 0 if this one has done its part.
+func (a *Account) ToEvict() int64 {
+	if a.own.Evicted >= int64(a.table.EvictSequence) {
+		return 0
+	}
+	a.own.Evicted = int64(a.table.EvictSequence)
+	return a.table.Evict
+}
+
+// Owners calls do with the owner of each live stream.
+func (a *Account) Owners(do func(owner any)) {
+	for s := a.streams.next; s != &a.streams; s = s.next {
+		do(s.owner)
+	}
+}
 
 // SetVM publishes, with the next exchange, the memory of this worker's virtual machine.
 func (a *Account) SetVM(n int64) { a.own.VM = n }

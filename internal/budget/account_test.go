@@ -84,7 +84,7 @@ func (b *books) stored() *Table {
 // stream opens one with caps so large that they don't matter, and no cost.
 func (b *books) stream(a *Account) *Stream {
 	s := &Stream{}
-	a.Open(b.now, s, new(Sum), 0, 1<<40, 1<<40)
+	a.Open(b.now, s, nil, new(Sum), 0, 1<<40, 1<<40)
 	return s
 }
 
@@ -155,7 +155,7 @@ func TestAStreamAddsAtMostItsCapPerGeneration(t *testing.T) {
 	a := b.accounts[0]
 	b.readings(2, 40*mib)
 	s := &Stream{}
-	a.Open(b.now, s, new(Sum), 0, 100*kib, 200*kib)
+	a.Open(b.now, s, nil, new(Sum), 0, 100*kib, 200*kib)
 	for range 1000 {
 		a.Pass(b.now, s, Request, mib)
 		a.Pass(b.now, s, Response, mib)
@@ -184,7 +184,7 @@ func TestCostIsUsedAgainWhileFresh(t *testing.T) {
 		a := b.accounts[0]
 		b.readings(2, 40*mib)
 		s, c := &Stream{}, &Connection{}
-		a.Open(b.now, s, new(Sum), 16*kib, mib, mib)
+		a.Open(b.now, s, nil, new(Sum), 16*kib, mib, mib)
 		a.OpenConnection(c, 29*kib)
 		require.Equal(t, 45*kib, a.Own().Fresh)
 		a.RaiseConnection(c, 60*kib)
@@ -196,7 +196,7 @@ func TestCostIsUsedAgainWhileFresh(t *testing.T) {
 		a.CloseConnection(c)
 		require.Equal(t, want.closed, a.Own().Fresh, "after %d generations", generations)
 		s2, c2 := &Stream{}, &Connection{}
-		a.Open(b.now, s2, new(Sum), 16*kib, mib, mib)
+		a.Open(b.now, s2, nil, new(Sum), 16*kib, mib, mib)
 		a.OpenConnection(c2, 29*kib)
 		a.RaiseConnection(c2, 60*kib)
 		require.Equal(t, want.again, a.Own().Fresh, "after %d generations", generations)
@@ -238,7 +238,7 @@ func TestAPausedRequestCostsWhatItLeavesUnread(t *testing.T) {
 	a := b.accounts[0]
 	b.readings(2, 40*mib)
 	s := &Stream{}
-	a.Open(b.now, s, new(Sum), 0, 128*kib, 128*kib)
+	a.Open(b.now, s, nil, new(Sum), 0, 128*kib, 128*kib)
 	a.Pause(b.now, s, 100*kib, 100*kib)
 	require.Equal(t, 100*kib, a.Own().Fresh)
 	a.PassPaused(s, 50*kib)
@@ -289,8 +289,8 @@ func TestWhatATurnedAwayRequestSentIsUsedAgain(t *testing.T) {
 			s, other, c := &Stream{}, &Stream{}, &Connection{}
 			a.OpenConnection(c, kib)
 			b.readings(3, 40*mib)
-			a.Open(b.now, s, new(Sum), 0, 128*kib, 128*kib)
-			a.Open(b.now, other, new(Sum), 0, mib, mib)
+			a.Open(b.now, s, nil, new(Sum), 0, 128*kib, 128*kib)
+			a.Open(b.now, other, nil, new(Sum), 0, mib, mib)
 			a.Pause(b.now, s, 100*kib, 30*kib)
 			require.Equal(t, 30*kib, a.Own().Fresh, "where what comes is seen, only what has come")
 			a.PassPaused(s, 20*kib)
@@ -432,8 +432,8 @@ func TestWhatAStreamLikelyHolds(t *testing.T) {
 	a := b.accounts[0]
 	b.tick(ms)
 	done, stuck := &Stream{}, &Stream{}
-	a.Open(b.now, done, new(Sum), 0, mib, 100*kib)
-	a.Open(b.now, stuck, new(Sum), 0, mib, 100*kib)
+	a.Open(b.now, done, nil, new(Sum), 0, mib, 100*kib)
+	a.Open(b.now, stuck, nil, new(Sum), 0, mib, 100*kib)
 	a.End(b.now, done, Request)
 	a.End(b.now, stuck, Request)
 	a.Expect(b.now, done, Response, Unknown, 0, 0)
@@ -466,7 +466,7 @@ func TestExposure(t *testing.T) {
 	b := open(t, 1)
 	a := b.accounts[0]
 	s := &Stream{}
-	a.Open(b.now, s, new(Sum), 0, mib, 128*kib)
+	a.Open(b.now, s, nil, new(Sum), 0, mib, 128*kib)
 	require.Equal(t, mib+128*kib, a.Own().Exposure)
 	a.Expect(b.now, s, Request, 10*kib, 10*kib, 0)
 	require.Equal(t, 138*kib, a.Own().Exposure, "no more than announced")
@@ -518,7 +518,7 @@ func TestEstimateWithoutAReading(t *testing.T) {
 	b.readings(3, 190*mib)
 	require.GreaterOrEqual(t, a.Estimate(b.now), 190*mib)
 	s, far := &Stream{}, b.stream(other)
-	a.Open(b.now, s, new(Sum), 0, mib, mib)
+	a.Open(b.now, s, nil, new(Sum), 0, mib, mib)
 	a.Pass(b.now, s, Request, 10*mib)
 	a.Expect(b.now, s, Response, 100*kib, 100*kib, 0)
 	other.Pass(b.now, far, Request, 3*mib)
@@ -591,7 +591,7 @@ func TestContentionAndFailuresAreBusy(t *testing.T) {
 			// A life in which nothing works.
 			s, c := &Stream{}, &Connection{}
 			a.OpenConnection(c, 29*kib)
-			a.Open(now, s, new(Sum), 16*kib, mib, mib)
+			a.Open(now, s, nil, new(Sum), 16*kib, mib, mib)
 			a.Expect(now, s, Request, mib, mib, 0)
 			a.Cover(now)
 			for range 20 {

@@ -23,6 +23,7 @@ type Limits struct {
 	Soft, Hard, Resume float64
 	Small              int64 // a request that brings no more is small
 	Floor              int64 // what small requests have in any case
+	Evict              bool  // when a reading is over the limit, whoever holds most has to go
 	OnStale            OnStale
 }
 

@@ -74,6 +74,7 @@ type Stream struct {
 	cost       int64  // of its existence, still fresh while gen is
 	gen        uint32 // generation in which the cost was added
 	sum        *Sum   // of its key
+	owner      any    // what it is part of
 	paused     int64  // pause cost while it is paused, else 0
 
 	// What it has added to the sums of its account, so that they can be taken back exactly.
@@ -91,6 +92,9 @@ func (s *Stream) Likely() int64 { return s.likely }
 
 // Held is the most that the stream can hold of what it has moved in the direction, bytes.
 func (s *Stream) Held(d Direction) int64 { return s.dir[d].bound() }
+
+// Expected says whether the headers of the direction have been seen.
+func (s *Stream) Expected(d Direction) bool { return s.dir[d].expected }
 
 // Ended says whether the direction has ended.
 func (s *Stream) Ended(d Direction) bool { return s.dir[d].ended }

@@ -22,6 +22,9 @@ type Table struct {
 	Level    Level
 	Futile   bool // shedding frees nothing: see Levels
 
+	Evict         int64  // how much is to be evicted, bytes; each worker does its part once
+	EvictSequence uint64 // the reading for which; 0 = nothing ever was
+
 	Poller     uint32 // id of the VM that asks for readings; 0 = nobody
 	PollerBeat Time   // when it last said so
 
@@ -40,6 +43,8 @@ type Entry struct {
 	Likely       int64 // likely held by its live streams
 	Bounds       int64 // the most that its live streams can hold of what they have moved
 	Exposure     int64 // the most that its live streams could come to hold
+	Leaving      int64 // what it has evicted and what may still be there, for as long as that lingers
+	Evicted      int64 // Table.EvictSequence up to which it has done its part
 	Left         int64 // what its rejected requests left unread, for as long as they linger
 	Held         int64 // pause cost of those who wait
 	WaitingSince Time  // since when somebody waits there without a break; 0 = nobody waits
@@ -58,9 +63,9 @@ func (e *Entry) counts() int64 { return max(e.Lease, e.need()) }
 const deadAfter = 2 * time.Second
 
 const (
-	tableMagic  = 0x48573031 // "HW01": a changed layout needs a new one
-	headerBytes = 4 + 4 + 9*8
-	entryFields = 16
+	tableMagic  = 0x48573032 // "HW02": a changed layout needs a new one
+	headerBytes = 4 + 4 + 11*8
+	entryFields = 18
 	entryBytes  = 8 + entryFields*8
 	maxEntries  = 4096
 )
@@ -79,7 +84,7 @@ func (t *Table) Append(buf []byte) []byte {
 	}
 	for _, v := range [...]uint64{
 		uint64(t.Reading), uint64(t.Asked), t.Sequence, uint64(t.Low), uint64(t.Base), uint64(t.Surprise), flags,
-		uint64(t.Poller), uint64(t.PollerBeat),
+		uint64(t.Poller), uint64(t.PollerBeat), uint64(t.Evict), t.EvictSequence,
 	} {
 		buf = le.AppendUint64(buf, v)
 	}
@@ -97,7 +102,7 @@ func (t *Table) Append(buf []byte) []byte {
 func (e *Entry) fields() [entryFields]*int64 {
 	return [entryFields]*int64{
 		(*int64)(&e.Beat), &e.Lease, &e.Fresh, &e.Coming, &e.Passed, &e.Small, &e.Likely, &e.Bounds, &e.Exposure,
-		&e.Left, &e.Held, (*int64)(&e.WaitingSince), &e.Waiting, &e.Streams, &e.Connections, &e.VM,
+		&e.Leaving, &e.Evicted, &e.Left, &e.Held, (*int64)(&e.WaitingSince), &e.Waiting, &e.Streams, &e.Connections, &e.VM,
 	}
 }
 
@@ -121,6 +126,7 @@ func (t *Table) Decode(value []byte) error {
 	t.Low, t.Base, t.Surprise = int64(at(3)), int64(at(4)), int64(at(5))
 	t.Level, t.Futile = min(Level(at(6)&0xff), Over), at(6)&(1<<8) != 0
 	t.Poller, t.PollerBeat = uint32(at(7)), Time(at(8))
+	t.Evict, t.EvictSequence = int64(at(9)), at(10)
 	for rest := value[headerBytes:]; len(rest) > 0; rest = rest[entryBytes:] {
 		t.Entries = append(t.Entries, Entry{ID: uint32(le.Uint64(rest))})
 		for i, v := range t.Entries[len(t.Entries)-1].fields() {
@@ -171,6 +177,7 @@ func (t *Table) sum(without uint32) Entry {
 		s.Likely += e.Likely
 		s.Bounds += e.Bounds
 		s.Exposure += e.Exposure
+		s.Leaving += e.Leaving
 		s.Left += e.Left
 		s.Held += e.Held
 		s.Waiting += e.Waiting

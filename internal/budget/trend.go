@@ -51,6 +51,7 @@ type trend struct {
 	kept    int64
 	keptAt  Time
 	futile  futility
+	over    int // readings over the limit without a break
 }
 
 type sample struct{ reading, passed int64 }
@@ -86,6 +87,31 @@ func (r *trend) observe(now Time, t *Table, l *Limits) {
 	estimate := t.Reading + all.Fresh + all.Coming
 	t.Level = t.Level.next(l, t.load(l, estimate), t.Reading > l.Limit)
 	t.Futile = r.futile.next(now, t.Level, all.Bounds+all.Coming, t.Reading, l.Limit)
+	r.evict(t, l, all.Leaving)
+}
+
+// evictAfter readings over the limit somebody has to go: a single one may be what is being freed already.
+const evictAfter = 2
+
+// evict says how much is to be evicted, down to hard, less what is leaving already. One excess evicts once: as long as not
+// every worker has done its part of the last one, there is no other.
+func (r *trend) evict(t *Table, l *Limits, leaving int64) {
+	if t.Reading <= l.Limit {
+		r.over = 0
+		return
+	}
+	r.over++
+	if r.over < evictAfter || !l.Evict || t.Futile {
+		return
+	}
+	for i := range t.Entries {
+		if t.Entries[i].Evicted < int64(t.EvictSequence) {
+			return
+		}
+	}
+	if n := t.Reading - t.share(l, l.Hard) - leaving; n > 0 {
+		t.Evict, t.EvictSequence = n, t.Sequence
+	}
 }
 
 // settle judges the pending reading once every live worker has published after its answer: only then is all that

@@ -23,6 +23,7 @@ type Config struct {
 	Exempt   []Exempt `json:"exempt"`
 	Throttle Throttle `json:"throttle"`
 	Reject   Reject   `json:"reject"`
+	Evict    bool     `json:"evict"` // whoever holds most has to go when memory is over the limit
 	Memory   Memory   `json:"memory"`
 }
 
@@ -161,6 +162,7 @@ func Default() Config {
 		Reject: Reject{Status: 503, RetryAfter: RetryAfter{
 			Min: unit.Duration(time.Second), Max: unit.Duration(30 * time.Second),
 		}},
+		Evict: true,
 		Memory: Memory{
 			Cluster: "envoy_admin", Path: "/memory", Interval: unit.Duration(25 * time.Millisecond),
 			IdleInterval: unit.Duration(250 * time.Millisecond), OnStale: "estimate",
@@ -248,6 +250,6 @@ func (c *Config) limits() budget.Limits {
 	return budget.Limits{
 		Limit: int64(c.Budget.Limit), Soft: float64(c.Budget.Soft), Hard: float64(c.Budget.Hard),
 		Resume: float64(c.Budget.Resume), Small: int64(c.Budget.Small), Floor: c.Budget.Floor.Of(int64(c.Budget.Limit)),
-		OnStale: onStale[c.Memory.OnStale],
+		OnStale: onStale[c.Memory.OnStale], Evict: c.Evict && c.Mode == Enforce,
 	}
 }

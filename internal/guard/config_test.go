@@ -36,6 +36,7 @@ func TestDefaults(t *testing.T) {
 		"exempt": [],
 		"throttle": {"queue": 1024, "timeout": "2s"},
 		"reject": {"status": 503, "retry_after": {"min": "1s", "max": "30s"}, "body": ""},
+		"evict": true,
 		"memory": {"cluster": "envoy_admin", "path": "/memory", "interval": "25ms", "idle_interval": "250ms", "on_stale": "estimate"}
 	}`, string(text))
 }
@@ -50,6 +51,7 @@ const everything = `{
 	"exempt": [{"path_prefix": "/healthz"}, {"route": "r<&>\"é"}, {"cluster": "c"}, {"grpc_service": "pkg.Service"}],
 	"throttle": {"queue": 7, "timeout": "1m30s"},
 	"reject": {"status": 429, "retry_after": {"min": "2s", "max": "1h"}, "body": "come\nback\u0000later"},
+	"evict": false,
 	"memory": {"cluster": "me", "path": "/m?x", "interval": "50ms", "idle_interval": "500ms", "on_stale": "reject"}
 }`
 
@@ -125,13 +127,13 @@ func with(path, value string) string {
 func TestEachMistakeIsOneLine(t *testing.T) {
 	for _, c := range []struct{ path, value, want string }{
 		// Keys.
-		{"bugdet", `{}`, "bugdet: unknown key; known here: budget, buffers, costs, exempt, fairness, memory, mode, reject, throttle"},
-		{"Mode", `"enforce"`, "Mode: unknown key; known here: budget, buffers, costs, exempt, fairness, memory, mode, reject, throttle"},
+		{"bugdet", `{}`, "bugdet: unknown key; known here: budget, buffers, costs, evict, exempt, fairness, memory, mode, reject, throttle"},
+		{"Mode", `"enforce"`, "Mode: unknown key; known here: budget, buffers, costs, evict, exempt, fairness, memory, mode, reject, throttle"},
 		{"throttle.lenght", `1`, "throttle.lenght: unknown key; known here: queue, timeout"},
 		{"reject.retry_after.mean", `"1s"`, "reject.retry_after.mean: unknown key; known here: max, min"},
 		{"exempt", `[{"route": "r"}, {"rout": "r", "route": "s"}]`, "exempt[1].rout: unknown key; known here: cluster, grpc_service, path_prefix, route"},
 		{"throttle", `{"queue": 1, "queue": 2}`, "throttle.queue: is there twice"},
-		{"", `1`, ": unknown key; known here: budget, buffers, costs, exempt, fairness, memory, mode, reject, throttle"},
+		{"", `1`, ": unknown key; known here: budget, buffers, costs, evict, exempt, fairness, memory, mode, reject, throttle"},
 
 		// Keys and their weights.
 		{"fairness.by", `"tenant"`, `fairness.by: "tenant" must be none, route, cluster, virtual_host, source or header:<name>`},
@@ -146,6 +148,7 @@ func TestEachMistakeIsOneLine(t *testing.T) {
 
 		// Kinds.
 		{"mode", `1`, "mode: 1 must be text in quotes"},
+		{"evict", `"false"`, `evict: "false" must be true or false, without quotes`},
 		{"mode", `null`, "mode: null must be text in quotes"},
 		{"costs", `[]`, "costs: [...] must be an object: {...}"},
 		{"costs", `"16KiB"`, `costs: "16KiB" must be an object: {...}`},

@@ -119,12 +119,15 @@ func (g *Guard) Open(now Time, s *Stream, h Host, length int64) Verdict {
 	*s = Stream{guard: g, host: h, phase: live, length: length, key: &w.keys.Other}
 	s.key.Refs++
 	s.waiter.Value = s
+	if c := h.Arrived(); c != nil {
+		c.streams++
+	}
 	b := &g.config.Buffers
 	requestCap := 2 * int64(b.Downstream)
 	if length == budget.Unknown || length > requestCap {
 		requestCap = g.requestCap(s)
 	}
-	w.account.Open(now, &s.Stream, &s.key.Value.Sum, int64(g.config.Costs.Stream), requestCap, int64(b.Downstream+b.Upstream))
+	w.account.Open(now, &s.Stream, s, &s.key.Value.Sum, int64(g.config.Costs.Stream), requestCap, int64(b.Downstream+b.Upstream))
 	if length == 0 {
 		w.account.End(now, &s.Stream, budget.Request)
 	}
@@ -573,6 +576,9 @@ func (g *Guard) Close(now Time, s *Stream) (waited unit.Duration) {
 	}
 	if s.inFloor {
 		w.letIn = now
+	}
+	if c := s.host.Arrived(); c != nil {
+		c.streams--
 	}
 	s.phase = done
 	w.account.Close(now, &s.Stream)

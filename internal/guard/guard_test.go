@@ -564,7 +564,7 @@ func TestLapsedRequestNeedsRoom(t *testing.T) {
 }
 
 func TestForecastsLearn(t *testing.T) {
-	p := newProcess(t, 1, func(c *Config) { c.Throttle.Timeout = 0 })
+	p := newProcess(t, 1, func(c *Config) { c.Throttle.Timeout, c.Evict = 0, false })
 	p.settle(40 * mib)
 	forecast := &theKey(p.workers[0]).forecasts[budget.Request]
 	r, _ := p.open(0, budget.Unknown)
@@ -806,7 +806,7 @@ func TestCloseInEveryPhaseReturnsAllToZero(t *testing.T) {
 			p.settle(40 * mib)
 			for _, w := range p.workers {
 				e := w.account.Own()
-				e.ID, e.Beat, e.Lease, e.Passed = 0, 0, 0, 0
+				e.ID, e.Beat, e.Lease, e.Passed, e.Evicted = 0, 0, 0, 0, 0
 				require.Equal(t, budget.Entry{}, e)
 				require.Zero(t, w.held)
 				require.Zero(t, w.line.Bytes())

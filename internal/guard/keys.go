@@ -110,7 +110,8 @@ type shares struct {
 	contended bool  // more than one key has large requests
 	newShare  int64 // what one that comes now would have if it wanted all
 	newFloor  int64
-	totals    []fairness.Total
+	totals    []fairness.Total // of all workers
+	before    []fairness.Total // of those with a lower id
 	demands   []fairness.Demand
 	parts     []int64
 	buf       []byte
@@ -150,13 +151,13 @@ func (w *Worker) share(now Time) {
 	if store.Put(w.account.ID(), x.buf) != nil {
 		w.HostError()
 	}
-	x.totals = append(x.totals[:0], x.own...)
+	x.totals, x.before = append(x.totals[:0], x.own...), x.before[:0]
 	for _, e := range w.account.Table().Entries {
 		if e.ID != w.account.ID() {
 			w.addOther(now, store, e.ID)
 		}
 	}
-	x.totals = fairness.Merge(x.totals)
+	x.totals, x.before = fairness.Merge(x.totals), fairness.Merge(x.before)
 	w.divide()
 }
 
@@ -188,6 +189,9 @@ func (w *Worker) addOther(now Time, store budget.Store, id uint32) {
 		x.totals = totals[:n] // of another version of us, or of a time that is over
 	default:
 		x.totals = totals
+		if id < w.account.ID() {
+			x.before = append(x.before, totals[n:]...)
+		}
 	}
 }
 

@@ -48,6 +48,7 @@ const (
 	GaugePeak
 	GaugeReadingAge
 	GaugeVM
+	GaugeLeaving
 	NumGauges
 )
 
@@ -74,6 +75,7 @@ var rejectedHelp = [numReasons]string{
 	Growth:       "it brought more than announced or forecast, and that had no room",
 	ResponseSize: "its response had no room",
 	NoReading:    "there was no reading, and memory.on_stale is reject",
+	Evicted:      "memory was over the limit, and it likely held most: requests and responses that were under way",
 }
 
 // Gauges describes the gauges, by index.
@@ -95,6 +97,7 @@ func Gauges() [NumGauges]Metric {
 		GaugeConnections: {"highwater_connections", Gauge, "connections of listeners with the network filter"},
 		GaugePeak:        {"highwater_peak_bytes", Gauge, "the highest reading so far"},
 		GaugeReadingAge:  {"highwater_reading_age_milliseconds", Gauge, "time since the last reading was asked for"},
+		GaugeLeaving:     {"highwater_leaving_bytes", Gauge, "evicted, and perhaps still there"},
 		GaugeVM:          {"highwater_vm_bytes", Gauge, "memory of the workers' virtual machines; outside every reading"},
 	}
 }

@@ -202,6 +202,13 @@ func (d *decoder) value(path string, v any, into reflect.Value) {
 			return
 		}
 		into.SetInt(n)
+	case reflect.Bool:
+		b, ok := v.(bool)
+		if !ok {
+			d.fail(path, "%s must be true or false, without quotes", show(v))
+			return
+		}
+		into.SetBool(b)
 	case reflect.Float64:
 		number, ok := v.(json.Number)
 		n, err := number.Float64()

@@ -30,10 +30,11 @@ const (
 	Growth              // it brought more than it had announced or was expected to, and that has no room
 	ResponseSize        // its response has no room
 	NoReading           // memory.on_stale is reject, and there is no reading
+	Evicted             // memory was over the limit, and it likely held most
 	numReasons
 )
 
-var reasons = [numReasons]string{"none", "too_large", "queue_full", "timeout", "growth", "response", "no_reading"}
+var reasons = [numReasons]string{"none", "too_large", "queue_full", "timeout", "growth", "response", "no_reading", "evicted"}
 
 // String returns the reason as metrics and headers show it.
 func (r Reason) String() string { return reasons[min(r, numReasons-1)] }

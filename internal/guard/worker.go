@@ -32,6 +32,10 @@ type Worker struct {
 	credited  *Stream // the one resumed since the last tick
 	closing   []*Stream
 	left      leftovers
+	leaving   leftovers // what was evicted
+	linger    Time      // how long that may still be there
+	hungry    []candidate
+	ticks     uint64
 	keys      *fairness.Keys[keyed]
 	shares    shares
 	largeKeys int           // of them, how many have large responses
@@ -71,7 +75,7 @@ func (w *Worker) Use(c *Config) (changed string) {
 	}
 	w.set = true
 	w.budget, w.throttle, w.memory, w.reject = c.Budget, c.Throttle, c.Memory, c.Reject.RetryAfter
-	w.limits = c.limits()
+	w.limits, w.linger = c.limits(), Time(c.Buffers.Linger)
 	w.account.SetLimits(w.limits)
 	return changed
 }
@@ -97,11 +101,14 @@ type Connection struct {
 	Context  uint32 // the network filter's context, by which it can be closed; 0 = there is no network filter
 	last     int64  // bytes of the last read
 	paused   *Stream
-	arrived  int64 // for the paused HTTP/1 request, before and since
-	window   int64 // what paused HTTP/2 requests take of the connection's window
-	unread   bool  // is in Worker.residual
-	key      *key  // of the response that it is there for
-	Waiting  int   // requests of it in line
+	arrived  int64  // for the paused HTTP/1 request, before and since
+	window   int64  // what paused HTTP/2 requests take of the connection's window
+	unread   bool   // is in Worker.residual
+	key      *key   // of the response that it is there for
+	streams  int    // live, as far as Host.Arrived knows
+	ended    uint64 // the tick in which a stream of it was ended
+	cut      uint64 // and the one in which it was closed
+	Waiting  int    // requests of it in line
 	IsClosed bool
 }
 
@@ -242,12 +249,13 @@ func (r *rate) perSecond() int64 {
 type Actions struct {
 	Resume   *Stream // continue it; at most one per call of the host: more would crash Envoy
 	Waited   unit.Duration
-	Rejected []Decision
-	Close    []*Stream // close their connections
-	Ask      bool      // ask for a reading now
-	Polls    bool      // this worker asks for readings and publishes the gauges
-	Busy     bool      // somebody waits or is to be closed: tick again in 2 ms, not 25
-	Event    string    // to be logged; empty = nothing
+	Rejected []Decision    // or evicted
+	Close    []*Stream     // close their connections
+	Cut      []*Connection // close them: what ended responses left there is evicted
+	Ask      bool          // ask for a reading now
+	Polls    bool          // this worker asks for readings and publishes the gauges
+	Busy     bool          // somebody waits or is to be closed: tick again in 2 ms, not 25
+	Event    string        // to be logged; empty = nothing
 }
 
 // Decision is a verdict on a stream that had been waiting.
@@ -259,8 +267,10 @@ type Decision struct {
 // Tick does what is due: call it each 25 ms, and each 2 ms while Actions.Busy.
 func (w *Worker) Tick(now Time) *Actions {
 	a := &w.actions
-	*a = Actions{Rejected: a.Rejected[:0], Close: a.Close[:0]}
+	*a = Actions{Rejected: a.Rejected[:0], Close: a.Close[:0], Cut: a.Cut[:0]}
+	w.ticks++
 	w.left.expire(now)
+	w.leaving.expire(now)
 	w.settle(now)
 	if s := w.credited; s != nil {
 		w.credited = nil
@@ -273,12 +283,14 @@ func (w *Worker) Tick(now Time) *Actions {
 	}
 	w.polls, a.Polls = polls, polls
 	w.share(now)
-	w.serve(now, a)
-	a.Close, w.closing = append(a.Close, w.closing...), w.closing[:0]
+	if !w.evict(now, a) {
+		w.serve(now, a)
+	}
+	w.close(a)
 	if polls {
 		a.Ask, a.Event = w.schedule(now), w.staleEvent(now)
 	}
-	a.Busy = w.line.Len() > 0
+	a.Busy = w.line.Len() > 0 || len(w.closing) > 0
 	return a
 }
 
@@ -286,6 +298,7 @@ func (w *Worker) Tick(now Time) *Actions {
 func (w *Worker) publish() {
 	w.account.SetWaiting(int64(w.line.Len()), w.held, w.line.Since())
 	w.account.SetLeft(w.left.sum)
+	w.account.SetLeaving(w.leaving.sum)
 }
 
 // serve resumes one of those who wait, or rejects those who have waited too long, by turns where both is due. One call of
@@ -316,14 +329,44 @@ func (w *Worker) serve(now Time, a *Actions) {
 		waited := unit.Duration(now - next.Since)
 		v := s.guard.turnAway(now, s, Timeout)
 		v.Waited = waited
-		if v.Action == Close {
-			// It is the only call on its connection in this tick.
-			a.Close = append(a.Close, s)
-			w.closing = w.closing[:len(w.closing)-1]
+		if v.Action == Answer {
+			w.end(s.connection)
 		}
-		a.Rejected = append(a.Rejected, Decision{s, v})
+		a.Rejected = append(a.Rejected, Decision{s, v}) // if it is to be closed, close does that
 	}
 	w.publish()
+}
+
+// end and mayCut keep the rules by which Envoy survives (ENVOY-FACTS: it crashes otherwise): in one call of the host, a stream
+// is ended once, and who closes a connection has done nothing else to it. Whatever a tick ends goes through one of them. A stream
+// that was ended is no longer live, and a connection that was closed is gone.
+func (w *Worker) end(c *Connection) {
+	if c != nil {
+		c.ended = w.ticks
+	}
+}
+
+// mayCut says that the connection may be closed in this tick, and notes that it will be.
+func (w *Worker) mayCut(c *Connection) bool {
+	if c.IsClosed || c.ended == w.ticks || c.cut == w.ticks {
+		return false
+	}
+	c.cut = w.ticks
+	return true
+}
+
+// close has the connections of those closed that get no answer. What may not be closed now is for the next tick.
+func (w *Worker) close(a *Actions) {
+	kept := w.closing[:0]
+	for _, s := range w.closing {
+		if w.mayCut(s.connection) {
+			a.Close = append(a.Close, s)
+		} else if !s.connection.IsClosed {
+			kept = append(kept, s)
+		}
+	}
+	clear(w.closing[len(kept):])
+	w.closing = kept
 }
 
 // fits tests a waiting request without what has come of it, if that is known: so much it holds already.
@@ -475,7 +518,7 @@ func (w *Worker) Gauges(now Time) (g [NumGauges]int64) {
 		g[GaugeFutile] = 1
 	}
 	g[GaugeStreams], g[GaugeWaiting], g[GaugeConnections] = all.Streams, all.Waiting, all.Connections
-	g[GaugeVM] = all.VM
+	g[GaugeVM], g[GaugeLeaving] = all.VM, all.Leaving
 	if t.Sequence > 0 {
 		g[GaugeReadingAge] = (now - t.Asked).Milliseconds()
 	}

@@ -297,7 +297,7 @@ func (c *Compiled) Left() string {
 		return c.err.Error()
 	}
 	for _, own := range c.shared().Entries {
-		own.ID, own.Beat, own.Lease, own.Passed, own.VM = 0, 0, 0, 0, 0
+		own.ID, own.Beat, own.Lease, own.Passed, own.VM, own.Evicted = 0, 0, 0, 0, 0, 0
 		if own != (budget.Entry{}) {
 			return fmt.Sprintf("a worker: %+v", own)
 		}

@@ -18,6 +18,7 @@ type Native struct {
 	table   budget.Table
 	workers []*nativeWorker
 	streams map[*guard.Stream]*Stream
+	conns   map[*guard.Connection]*Conn
 }
 
 // watched says when the table has changed.
@@ -72,7 +73,7 @@ var _ Filter = (*Native)(nil)
 
 // NewNative returns the guard on so many workers.
 func NewNative(p Proxy, c guard.Config, workers int) (*Native, error) {
-	n := &Native{proxy: p, streams: map[*guard.Stream]*Stream{}}
+	n := &Native{proxy: p, streams: map[*guard.Stream]*Stream{}, conns: map[*guard.Connection]*Conn{}}
 	for range workers {
 		w, err := guard.NewWorker(&n.store, rand.New(rand.NewPCG(1, 2)).Float64)
 		if err != nil {
@@ -99,6 +100,7 @@ func (n *Native) OpenConnection(c *Conn) {
 	w := n.workers[c.Worker]
 	nc := &nativeConn{Connection: guard.Connection{Context: uint32(c.ID)}}
 	c.Face = nc
+	n.conns[&nc.Connection] = c
 	w.guard.OpenConnection(w.now, &nc.Connection)
 }
 
@@ -111,7 +113,9 @@ func (n *Native) Data(c *Conn, bytes int64) {
 // CloseConnection implements Filter.
 func (n *Native) CloseConnection(c *Conn) {
 	w := n.workers[c.Worker]
-	w.CloseConnection(&c.Face.(*nativeConn).Connection)
+	nc := c.Face.(*nativeConn)
+	w.CloseConnection(&nc.Connection)
+	delete(n.conns, &nc.Connection)
 }
 
 // Headers implements Filter.
@@ -192,12 +196,15 @@ func (n *Native) tick(worker int, t *timer) {
 		n.proxy.Resume(n.streams[a.Resume])
 	}
 	for _, d := range a.Rejected {
-		if d.Verdict.Action == guard.Answer {
+		if d.Verdict.Action != guard.Close {
 			n.proxy.Answer(n.streams[d.Stream])
 		}
 	}
 	for _, s := range a.Close {
 		n.proxy.CloseDownstream(n.streams[s].Conn)
+	}
+	for _, c := range a.Cut {
+		n.proxy.CloseDownstream(n.conns[c])
 	}
 	if a.Busy != t.fast {
 		t.set(now, a.Busy)
@@ -245,7 +252,7 @@ func (n *Native) Estimate() (int64, bool) {
 func (n *Native) Left() string {
 	for i, w := range n.workers {
 		own := w.Account().Own()
-		own.ID, own.Beat, own.Lease, own.Passed, own.VM = 0, 0, 0, 0, 0
+		own.ID, own.Beat, own.Lease, own.Passed, own.VM, own.Evicted = 0, 0, 0, 0, 0, 0
 		if own != (budget.Entry{}) {
 			return fmt.Sprintf("worker %d: %+v", i, own)
 		}

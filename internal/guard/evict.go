@@ -1,0 +1,137 @@
+package guard
+
+import (
+	"math"
+	"slices"
+
+	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/fairness"
+)
+
+// candidate is something that can be evicted: a stream, or what an ended response left unread on a connection.
+type candidate struct {
+	stream     *Stream
+	connection *Connection
+	likely     int64
+	shared     bool // a connection with other streams on it
+}
+
+// lingerMore is how much longer than the linger what was evicted counts as leaving: until a reading that can show it.
+const lingerMore = 50 * 1e6
+
+// evict does this worker's part of what the one who polls has found to be too much, and says whether it ended anything. All
+// workers come to the same plan: of the keys, those most above their share give up what is too much (fairness.Cuts); of a key, the
+// streams that likely hold most go first, each worker's in proportion to what it has of them. What is likely held is scaled to what
+// was measured: where `buffers` understate, eight times too much would go otherwise.
+func (w *Worker) evict(now Time, a *Actions) (ended bool) {
+	n := w.account.ToEvict()
+	if n == 0 {
+		return false
+	}
+	w.shares.at = 0
+	w.share(now)
+	x, t := &w.shares, w.account.Table()
+	var likely int64
+	for i := range x.totals {
+		likely += x.totals[i].Likely
+	}
+	held := t.Reading - t.Base - t.Sum().Leaving
+	if likely <= 0 || held <= 0 {
+		return false
+	}
+	scale := float64(held) / float64(likely)
+	x.demands = x.demands[:0]
+	for i := range x.totals {
+		x.demands = append(x.demands, fairness.Demand{Weight: x.totals[i].Weight, Bytes: int64(scale * float64(x.totals[i].Likely))})
+	}
+	x.parts = slices.Grow(x.parts[:0], len(x.demands))[:len(x.demands)]
+	fairness.Cuts(max(held-n, 0), x.demands, x.parts)
+	w.eachKey(func(k *key) {
+		i := fairness.Find(x.totals, k.ID)
+		if i < 0 || x.parts[i] == 0 || x.totals[i].Likely <= 0 {
+			return
+		}
+		var before int64
+		if j := fairness.Find(x.before, k.ID); j >= 0 && x.before[j].ID == k.ID {
+			before = x.before[j].Likely
+		}
+		perByte := float64(x.parts[i]) / float64(x.totals[i].Likely)
+		ended = w.evictOf(now, a, k, scale, perByte*float64(before), perByte*float64(before+k.Value.Likely)) || ended
+	})
+	w.publish()
+	return ended
+}
+
+// evictOf evicts a key's part from one byte to another of what is cut from it on all workers. As many streams go on all of them
+// together as one worker alone would take: the cut is counted in streams, and each takes those that begin in its part.
+func (w *Worker) evictOf(now Time, a *Actions, k *key, scale, from, to float64) (ended bool) {
+	w.hungry = w.hungry[:0]
+	w.account.Owners(func(owner any) {
+		// What has ended is out of reach: Envoy ignores a local reply then, and the rest stays with the connection.
+		if s, ok := owner.(*Stream); ok && s.key == k && s.phase == live && !s.exempt && s.Likely() > 0 && !s.Ended(budget.Response) {
+			w.hungry = append(w.hungry, candidate{stream: s, likely: s.Likely()})
+		}
+	})
+	for _, c := range w.residual {
+		if c.key == k && c.Left() > 0 {
+			w.hungry = append(w.hungry, candidate{connection: c, likely: c.Left(), shared: c.streams > 0})
+		}
+	}
+	slices.SortFunc(w.hungry, func(a, b candidate) int {
+		switch {
+		case a.shared != b.shared:
+			if a.shared {
+				return 1
+			}
+			return -1
+		case a.likely > b.likely:
+			return -1
+		case a.likely < b.likely:
+			return 1
+		}
+		return 0
+	})
+	for _, c := range w.hungry {
+		size := max(scale*float64(c.likely), 1)
+		if math.Ceil(to/size) <= math.Ceil(from/size) {
+			break
+		}
+		if c.stream != nil && !w.evictStream(now, a, c.stream) || c.connection != nil && !w.evictLeft(a, c.connection) {
+			continue
+		}
+		w.counts[CountRejected+int(Evicted)-1]++
+		w.leaving.add(now, w.linger+lingerMore, int64(size))
+		from += size
+		ended = true
+	}
+	clear(w.hungry)
+	return ended
+}
+
+func (w *Worker) evictStream(now Time, a *Actions, s *Stream) bool {
+	c := s.conn()
+	if c != nil && c.cut == w.ticks {
+		return false
+	}
+	w.end(c)
+	v := Verdict{Action: Answer, Reason: Evicted}
+	if s.Expected(budget.Response) {
+		v.Action = Reset
+		w.counts[CountRejectedResponses]++
+	} else {
+		v.RetryAfter = w.retryAfter(now, s)
+	}
+	s.phase = rejected
+	w.account.End(now, &s.Stream, budget.Request)
+	w.account.End(now, &s.Stream, budget.Response)
+	a.Rejected = append(a.Rejected, Decision{s, v})
+	return true
+}
+
+func (w *Worker) evictLeft(a *Actions, c *Connection) bool {
+	if !w.mayCut(c) {
+		return false
+	}
+	a.Cut = append(a.Cut, c)
+	return true
+}
