@@ -24,8 +24,34 @@ func judge(f flood, results []*result) []string {
 	if got := mine((*result).peak).Median(); w.peak > 0 && got > w.peak {
 		miss("peak allocated %.2f of the limit, wanted at most %.2f", got, w.peak)
 	}
-	if got := mine((*result).smallServed).Min(); got < 100 && !w.notWorse {
+	if got := mine((*result).smallServed).Min(); w.small > 0 && got < w.small {
+		miss("%.3f%% of the small requests answered 200, wanted at least %g%%", got, w.small)
+	} else if w.small == 0 && got < 100 && !w.notWorse {
 		miss("%.3f%% of the small requests answered 200, wanted all", got)
+	}
+	if got := mine((*result).quietServed).Min(); got < w.quiet {
+		miss("%.3f%% of the quiet requests answered 200, wanted at least %g%%", got, w.quiet)
+	}
+	if got := mine(func(r *result) float64 { return float64(r.QuietHeld) }).Max(); w.noneWaits && got > 0 {
+		miss("%.0f quiet requests waited or were rejected, wanted none", got)
+	}
+	if w.quietTail > 0 {
+		if s := ratio(results, highwater, (*result).quietTail); len(s) == 0 {
+			miss("p99 of the quiet requests: nothing to compare with, run it with -guard none,highwater")
+		} else if s.Median() > w.quietTail {
+			miss("p99 of the quiet requests %.2f × that of no guard, wanted at most %.2f", s.Median(), w.quietTail)
+		}
+	}
+	if w.weights != nil {
+		if got := mine(func(r *result) float64 { return r.deviation(w.weights) }).Median(); got > w.deviation {
+			miss("a tenant is %.0f%% off its share, wanted at most %.0f%%", 100*got, 100*w.deviation)
+		}
+	}
+	if got := mine((*result).late).Median(); w.late > 0 && got > w.late {
+		miss("%.1f%% of the rejects came late, wanted at most %.0f%%", 100*got, 100*w.late)
+	}
+	if got := mine((*result).wasted).Median(); w.wasted > 0 && got > w.wasted {
+		miss("%.1f%% more requests reached the upstream than were served, wanted at most %.0f%%", 100*got, 100*w.wasted)
 	}
 	if w.smallTail > 0 {
 		if s := ratio(results, highwater, (*result).smallTail); len(s) == 0 {
@@ -70,6 +96,13 @@ func judge(f flood, results []*result) []string {
 	for _, r := range results {
 		switch {
 		case r.Guard != highwater:
+		case w.back > 0 && r.Over != nil && (r.Over.First == 0 || r.Over.Last > w.back):
+			miss("round %d: memory was above hard until %s after it went over the limit, wanted within %s", r.Run,
+				figures.Time(r.Over.Last), w.back)
+		case w.spared > 0 && (len(r.Each) == 0 || r.Each[0].Served < w.spared || r.Each[0].Cut > 0):
+			miss("round %d: not all of the %d idle ones were spared", r.Run, w.spared)
+		case w.spared > 0 && r.Each[1].Started == 0:
+			miss("round %d: the flood ended before anybody stalled, give it more time", r.Run)
 		case r.died():
 			miss("round %d: Envoy was killed after %s", r.Run, r.DiedAfter.Round(time.Millisecond))
 		case len(r.NotDrained) > 0:

@@ -24,11 +24,12 @@ type flood struct {
 	about string
 
 	envoy    settings
-	hogs     func(addr string) load.Load
-	clients  int           // how many hogs there are
-	duration time.Duration // instead of -duration
-	limit    unit.Bytes    // the budget, instead of -limit
-	recovery bool          // measure how long full service takes to come back
+	hogs     func(addr string) load.Load   // a Mix: with a snapshot of each
+	quiet    func(addr string) *load.Small // in the parent, on a route of its own (/quiet): who is to notice nothing
+	clients  int                           // how many hogs there are
+	duration time.Duration                 // instead of -duration
+	limit    unit.Bytes                    // the budget, instead of -limit
+	recovery bool                          // measure how long full service takes to come back
 
 	want want
 }
@@ -40,6 +41,8 @@ type settings struct {
 	maxStreams               int
 	linger                   time.Duration
 	plain                    bool // without what else the example sets: a bounded send buffer, a soft limit for the allocator
+
+	plugin func(cfg map[string]any) // edits the guard's configuration, last of all
 }
 
 // envoyDefaults is what most people have: what Envoy does if it isn't told otherwise.
@@ -56,6 +59,17 @@ type want struct {
 	noVerdicts bool // nobody is touched
 	notWorse   bool // than no guard and than the overload manager, in peak, small requests and their p99
 	recovery   time.Duration
+
+	small     float64       // percent of the small requests that are answered 200, at least; 0: all
+	quiet     float64       // the same of the quiet ones
+	quietTail float64       // p99 of the quiet ones against that beside no guard, at most
+	noneWaits bool          // the guard did nothing to any of the quiet ones
+	weights   []float64     // of the hogs' loads: what each is served in the second half is in this proportion
+	deviation float64       // but for this part of its share
+	late      float64       // part of the rejects that came when the upstream had done its work, at most
+	wasted    float64       // requests that reached the upstream and were not served, against those served, at most
+	back      time.Duration // from the second reading over the limit until memory stays below hard
+	spared    int64         // as many of the first of the hogs' loads are served, and none is cut
 }
 
 var uploadWant = want{peak: 1, smallTail: 1.5, goodput: 0.95}
@@ -175,7 +189,16 @@ func floods() []flood {
 			want: want{peak: 1, recovery: time.Second},
 		},
 	)
-	return slices.Concat(all, untuned(all), hostile())
+	return slices.Concat(all, untuned(all), hostile(), payers())
+}
+
+// loads are what the child runs.
+func (f flood) loads(addr string) []load.Load {
+	hogs := f.hogs(addr)
+	if mix, ok := hogs.(load.Mix); ok {
+		return mix
+	}
+	return []load.Load{hogs}
 }
 
 // untuned are uploads at other budgets than the example's: nothing but budget.limit is changed. What rejects and waits

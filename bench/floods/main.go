@@ -23,7 +23,6 @@ import (
 	"time"
 
 	"github.com/highwater-envoy/highwater/bench/internal/apart"
-	"github.com/highwater-envoy/highwater/internal/load"
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
 
@@ -40,7 +39,7 @@ func main() {
 func flooder(name string) int {
 	for _, f := range floods() {
 		if f.name == name {
-			if err := apart.Serve(os.Stdin, os.Stdout, func(addr string) []load.Load { return []load.Load{f.hogs(addr)} }); err != nil {
+			if err := apart.Serve(os.Stdin, os.Stdout, f.loads); err != nil {
 				fmt.Fprintln(os.Stderr, "floods:", err)
 				return 1
 			}

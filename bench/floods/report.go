@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"math"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -23,6 +24,45 @@ func (r *result) rejectedShare() float64 {
 		return float64(r.Hogs.Rejected+r.Hogs.Closed) / float64(n)
 	}
 	return 0
+}
+
+func (r *result) quietServed() float64 { return 100 * r.Quiet.Answered() }
+func (r *result) quietTail() float64   { return r.Quiet.P99.Seconds() }
+
+// deviation is how far the load that is farthest from it is from its share of what all were served in the second half.
+func (r *result) deviation(weights []float64) (worst float64) {
+	var bytes, weight float64
+	for i, n := range r.SecondHalf {
+		bytes += float64(n)
+		weight += weights[i]
+	}
+	if bytes == 0 {
+		return 1
+	}
+	for i, n := range r.SecondHalf {
+		worst = max(worst, math.Abs(float64(n)/bytes*weight/weights[i]-1))
+	}
+	return worst
+}
+
+// late is the part of the rejects whose upstream had done the work.
+func (r *result) late() float64 {
+	const late = "rejected responses"
+	var all float64
+	for name, n := range r.Verdicts {
+		if strings.HasPrefix(name, "rejected ") && name != late {
+			all += n
+		}
+	}
+	if all == 0 {
+		return 0
+	}
+	return r.Verdicts[late] / all
+}
+
+// wasted are the requests that reached the upstream and were not served, against those that were.
+func (r *result) wasted() float64 {
+	return float64(max(r.Upstream-r.Hogs.Served, 0)) / float64(max(r.Hogs.Served, 1))
 }
 
 // of is a figure of all runs of a guard.
@@ -116,6 +156,9 @@ func report(w io.Writer, f flood, guards []string, results []*result) {
 	}
 	_ = t.Flush()
 	for _, r := range results {
+		for _, line := range particulars(f, r) {
+			fmt.Fprintf(w, "  %s, round %d, %s\n", r.Guard, r.Run, line)
+		}
 		if r.Guard == highwater && !r.died() {
 			fmt.Fprintf(w, "  round %d: %s\n", r.Run, aftermath(r))
 		}
@@ -129,6 +172,40 @@ func report(w io.Writer, f flood, guards []string, results []*result) {
 				r.Guard, r.Run, figures.Time(r.LongestUnseen))
 		}
 	}
+}
+
+// particulars are the figures that only some floods are about.
+func particulars(f flood, r *result) (lines []string) {
+	say := func(format string, args ...any) { lines = append(lines, fmt.Sprintf(format, args...)) }
+	if f.quiet != nil {
+		say("quiet: %.4g%% of %d answered 200, p50 %s, p99 %s; %d waited, %d met a verdict",
+			r.quietServed(), r.Quiet.Started, figures.Time(r.Quiet.P50), figures.Time(r.Quiet.P99), r.QuietWaits, r.QuietHeld)
+	}
+	if f.want.weights != nil {
+		var parts []string
+		for i, n := range r.SecondHalf {
+			parts = append(parts, fmt.Sprintf("%.1f", float64(n)/mib/f.want.weights[i]))
+		}
+		say("second half: MiB served per weight %s; the farthest is %.0f%% off its share", strings.Join(parts, " "), 100*r.deviation(f.want.weights))
+	}
+	if f.want.late > 0 {
+		say("%.1f%% of the rejects came late; %d requests reached the upstream, %.1f%% of the served beyond those", 100*r.late(), r.Upstream, 100*r.wasted())
+	}
+	if f.want.back > 0 {
+		switch {
+		case r.Over == nil:
+			say("never over the limit twice")
+		case r.Over.First == 0:
+			say("over the limit, and never again below hard (%s)", figures.Size(float64(r.Over.Hard)))
+		default:
+			say("over the limit; below hard (%s) after %s, for good after %s", figures.Size(float64(r.Over.Hard)),
+				figures.Time(r.Over.First), figures.Time(r.Over.Last))
+		}
+	}
+	if f.want.spared > 0 && len(r.Each) > 0 {
+		say("%d of %d idle ones came to be, %d were cut; of the others %d", r.Each[0].Served, f.want.spared, r.Each[0].Cut, r.Each[1].Cut)
+	}
+	return lines
 }
 
 func killed(results []*result, guard string) string {

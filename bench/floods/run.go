@@ -2,7 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -54,6 +57,14 @@ type result struct {
 	Before        int64              `json:"allocated_before_bytes,omitempty"` // when the flood began
 	After         int64              `json:"allocated_after_bytes,omitempty"`  // when it had drained, or 3 s later
 	Faults        []string           `json:"faults,omitempty"`                 // of the plugin, in Envoy's log
+
+	Each       []load.Snapshot `json:"each,omitempty"`        // of the hogs' loads, if there are several
+	SecondHalf []int64         `json:"second_half,omitempty"` // bytes that each of them was served in the second half
+	Upstream   int64           `json:"upstream_requests"`     // of the hogs, that reached the upstream
+	Quiet      load.Snapshot   `json:"quiet,omitzero"`
+	QuietHeld  int             `json:"quiet_held,omitempty"` // verdicts on quiet requests
+	QuietWaits int             `json:"quiet_waits,omitempty"`
+	Over       *over           `json:"over,omitempty"`
 }
 
 const (
@@ -62,6 +73,7 @@ const (
 	drainWithin  = 3 * time.Second
 	giveUpOnFull = 10 * time.Second
 	keeps        = 20 // of the limit, this part more than without a guard may still be allocated: pools and caches
+	hardShare    = 90 // percent: budget.hard of the example
 )
 
 // run is one flood at one Envoy. An error is a run that says nothing; an Envoy that died under the flood is a result.
@@ -92,9 +104,19 @@ func run(ctx context.Context, f flood, guard string, o options) (*result, error)
 		defer group.Remove()
 	}
 	var badRoute error
+	dir, err := os.MkdirTemp("", "highwater-floods-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	log := filepath.Join(dir, "quiet.log")
 	envoy, err := envoytest.Start(ctx, envoytest.Options{
 		Edit: func(c envoytest.Config) {
-			badRoute = apart.Route(c, "/small", upstream.Addr())
+			badRoute = apart.Route(c, "all", "small", "/small", upstream.Addr())
+			if f.quiet != nil {
+				badRoute = errors.Join(badRoute, apart.Route(c, "upload", "quiet", "/quiet", upstream.Addr()))
+				logQuiet(c, log)
+			}
 			configure(c, f.envoy, guard, o)
 		},
 		Wasm:        o.wasm,
@@ -120,6 +142,7 @@ func run(ctx context.Context, f flood, guard string, o options) (*result, error)
 		return nil, err
 	}
 	r.Before = idle.Allocated
+	hard := idle.InUse() + hardShare*(int64(o.limit)-idle.InUse())/100
 	begun := time.Now()
 
 	// A dead Envoy ends everything at once: there is nothing left to measure.
@@ -136,11 +159,15 @@ func run(ctx context.Context, f flood, guard string, o options) (*result, error)
 	}()
 
 	var sampler load.Sampler
+	over := overs{limit: int64(o.limit), hard: hard}
 	sampling, stopSampling := context.WithCancel(alive)
 	var measuring sync.WaitGroup
 	measuring.Go(func() {
 		sampler.Run(sampling, sampleEvery, func(ctx context.Context) (load.Reading, error) {
 			m, err := envoy.Memory(ctx)
+			if err == nil {
+				over.add(time.Now(), m.InUse())
+			}
 			return load.Reading{Allocated: m.Allocated, InUse: m.InUse()}, err
 		})
 	})
@@ -151,11 +178,23 @@ func run(ctx context.Context, f flood, guard string, o options) (*result, error)
 		measuring.Go(func() { small.Run(bystanders) })
 	}
 
+	var quiet *load.Small
+	if f.quiet != nil {
+		quiet = f.quiet(addr)
+		measuring.Go(func() { quiet.Run(bystanders) })
+	}
+
 	duration := o.duration
 	if f.duration > 0 {
 		duration = f.duration
 	}
 	flooding, stopFlood := context.WithTimeout(alive, duration)
+	var half []load.Snapshot
+	measuring.Go(func() {
+		if load.Sleep(flooding, duration/2) {
+			half = hogs.Loads()
+		}
+	})
 	hogsErr := hogs.Run(flooding, addr)
 	stopFlood()
 	if f.recovery && alive.Err() == nil {
@@ -169,11 +208,26 @@ func run(ctx context.Context, f flood, guard string, o options) (*result, error)
 	if hogsErr != nil {
 		return nil, hogsErr
 	}
-	r.Hogs, r.Small = hogs.Snapshot(0), small.Snapshot()
+	each := hogs.Loads()
+	r.Hogs, r.Small, r.Upstream, r.Over = load.Sum(each), small.Snapshot(), hogs.Requests(), over.found()
+	if len(each) > 1 {
+		r.Each = each
+		for i := range half {
+			r.SecondHalf = append(r.SecondHalf, each[i].Bytes-half[i].Bytes)
+		}
+	}
 	peak, samples, blind := sampler.Peak()
 	r.PeakAllocated, r.PeakInUse, r.Samples, r.LongestUnseen = peak.Allocated, peak.InUse, samples, blind
 	if alive.Err() == nil {
 		if err := r.afterwards(alive, envoy, ended); err != nil {
+			return nil, err
+		}
+	}
+	r.DiedAfter = time.Duration(diedAfter.Load())
+	if quiet != nil {
+		r.Quiet = quiet.Snapshot()
+		envoy.Stop() // writes the rest of its log
+		if err := r.readQuiet(log); err != nil && !r.died() {
 			return nil, err
 		}
 	}
@@ -185,8 +239,7 @@ func run(ctx context.Context, f flood, guard string, o options) (*result, error)
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	r.DiedAfter = time.Duration(diedAfter.Load())
-	if r.DiedAfter > 0 && !r.OOMKilled {
+	if r.died() && !r.OOMKilled {
 		return nil, fmt.Errorf("envoy died %s into the flood, and not of its cgroup's limit; its last lines:\n%s",
 			r.DiedAfter.Round(time.Millisecond), tail(envoy.Logs(), 20))
 	}
@@ -260,6 +313,9 @@ func configure(c envoytest.Config, s settings, guard string, o options) {
 			plugin["budget"] = budget
 		}
 		budget["limit"] = o.limit.String()
+		if s.plugin != nil {
+			s.plugin(plugin)
+		}
 	})
 	switch guard {
 	case none:

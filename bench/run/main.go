@@ -116,7 +116,7 @@ func demo(ctx context.Context, out *os.File, duration time.Duration, guarded boo
 		Concurrency: 2,
 		Upstream:    hogs.Upstream(),
 		Edit: func(c envoytest.Config) {
-			badRoute = apart.Route(c, "/small", upstream.Addr())
+			badRoute = apart.Route(c, "all", "small", "/small", upstream.Addr())
 			c.SetPluginConfig(func(plugin map[string]any) {
 				budget, _ := plugin["budget"].(map[string]any)
 				limit, badLimit = unit.ParseBytes(fmt.Sprint(budget["limit"]))

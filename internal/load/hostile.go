@@ -202,37 +202,3 @@ func abort(conn net.Conn) {
 		_ = tcp.SetLinger(0)
 	}
 }
-
-// Mix is several loads at once.
-type Mix []Load
-
-// Run implements Load.
-func (m Mix) Run(ctx context.Context) {
-	var all sync.WaitGroup
-	for _, l := range m {
-		all.Go(func() { l.Run(ctx) })
-	}
-	all.Wait()
-}
-
-// Snapshot implements Load: the sums, the longest times, and the first problem.
-func (m Mix) Snapshot() (sum Snapshot) {
-	for _, l := range m {
-		s := l.Snapshot()
-		sum.Started += s.Started
-		sum.Served += s.Served
-		sum.Rejected += s.Rejected
-		sum.Cut += s.Cut
-		sum.Closed += s.Closed
-		sum.Errors += s.Errors
-		sum.InFlight += s.InFlight
-		sum.Waiting += s.Waiting
-		sum.Bytes += s.Bytes
-		sum.Elapsed = max(sum.Elapsed, s.Elapsed)
-		sum.P50, sum.P99, sum.Max = max(sum.P50, s.P50), max(sum.P99, s.P99), max(sum.Max, s.Max)
-		if sum.Problem == "" {
-			sum.Problem = s.Problem
-		}
-	}
-	return sum
-}

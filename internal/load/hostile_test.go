@@ -396,13 +396,3 @@ func TestHostileIsBounded(t *testing.T) {
 		require.NotEmpty(t, h.Snapshot().Problem)
 	}
 }
-
-func TestMix(t *testing.T) {
-	u := newUpstream(t)
-	s := run(t, Mix{
-		&Downloads{Addr: u.Addr(), Clients: 2, Size: 1000}, &Uploads{Addr: u.Addr(), Path: "/upload", Count: 2, Size: 1000},
-	}, served(100))
-	require.GreaterOrEqual(t, s.Bytes, int64(100_000))
-	require.Positive(t, u.Requests("/upload"))
-	require.Positive(t, u.Requests("/bytes"))
-}

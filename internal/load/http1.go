@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -16,8 +17,20 @@ import (
 // hides: an answer that comes while the body is still being written must be seen as that answer, always, and the
 // socket's receive buffer must be small from the start.
 type http1 struct {
-	conn net.Conn
-	in   *bufio.Reader
+	conn   net.Conn
+	in     *bufio.Reader
+	tenant string // the x-tenant header of its requests; none if empty
+}
+
+const tenantHeader = "X-Tenant"
+
+// head is a request's first line and the headers that all requests have; the caller ends it.
+func (c *http1) head(method, path string) string {
+	head := method + " " + path + " HTTP/1.1\r\nHost: highwater.test\r\n"
+	if c.tenant != "" {
+		head += tenantHeader + ": " + c.tenant + "\r\n"
+	}
+	return head
 }
 
 // aLongTimeAgo as a deadline makes what is blocked on a connection return.
@@ -48,7 +61,7 @@ func (c *http1) interruptible(ctx context.Context) (release func() bool) {
 
 // get asks for path and returns the response with its body unread.
 func (c *http1) get(path string) (*http.Response, error) {
-	if _, err := fmt.Fprintf(c.conn, "GET %s HTTP/1.1\r\nHost: highwater.test\r\n\r\n", path); err != nil {
+	if _, err := io.WriteString(c.conn, c.head(http.MethodGet, path)+"\r\n"); err != nil {
 		// The answer may be there although the request could not be written.
 		if resp, rerr := http.ReadResponse(c.in, getRequest); rerr == nil {
 			return resp, nil
@@ -104,7 +117,7 @@ func (c *http1) writeUpload(path string, size int64, chunked bool) error {
 	if chunked {
 		framing = "Transfer-Encoding: chunked"
 	}
-	if _, err := fmt.Fprintf(c.conn, "POST %s HTTP/1.1\r\nHost: highwater.test\r\n%s\r\n\r\n", path, framing); err != nil {
+	if _, err := io.WriteString(c.conn, c.head(http.MethodPost, path)+framing+"\r\n\r\n"); err != nil {
 		return err
 	}
 	for size > 0 {

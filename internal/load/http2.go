@@ -35,6 +35,12 @@ func newHTTP2(addr string, streamWindow, receiveBuffer int) *http2Conn {
 	}}
 }
 
+func setTenant(req *http.Request, tenant string) {
+	if tenant != "" {
+		req.Header.Set(tenantHeader, tenant)
+	}
+}
+
 // do sends one request. A connection-level failure is errConnectionLost.
 func (c *http2Conn) do(req *http.Request) (*http.Response, error) {
 	conn, err := c.get(req.Context())

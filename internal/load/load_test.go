@@ -225,6 +225,64 @@ func TestSlowReaders(t *testing.T) {
 	}
 }
 
+// What a reader takes fast is there long before its rate would have brought it.
+func TestSlowReadersFast(t *testing.T) {
+	for _, protocol := range []Protocol{HTTP1, HTTP2} {
+		u := newUpstream(t)
+		begun := time.Now()
+		l := &SlowReaders{Addr: u.Addr(), Count: 3, Size: 16 << 20, Length: true, Protocol: protocol, Fast: 4 << 20}
+		s := run(t, l, func(s Snapshot) bool { return s.Bytes >= 3*4<<20 })
+		require.Less(t, time.Since(begun), 8*time.Second, "at 16 KiB a second it takes four minutes")
+		require.LessOrEqual(t, s.Bytes, int64(3*(4<<20+10*16<<10)), "and then slow is slow")
+		require.EqualValues(t, 3, s.Served)
+		require.Zero(t, s.Cut+s.Errors+s.Closed+s.Rejected, s.Problem)
+	}
+}
+
+// One that leaves when it is cut comes back from a reject all the same.
+func TestSlowReadersLeave(t *testing.T) {
+	for _, protocol := range []Protocol{HTTP1, HTTP2} {
+		var n atomic.Int64
+		addr := server(t, func(w http.ResponseWriter, _ *http.Request) {
+			if n.Add(1) <= 5 {
+				w.WriteHeader(http.StatusServiceUnavailable)
+				return
+			}
+			_, _ = w.Write(make([]byte, 50_000))
+			_ = http.NewResponseController(w).Flush()
+			panic(http.ErrAbortHandler)
+		})
+		l := &SlowReaders{Addr: addr, Count: 3, Size: 16 << 20, Protocol: protocol, Fast: 16 << 20, Leave: true}
+		begun := time.Now()
+		l.Run(t.Context()) // ends by itself when all have left
+		require.Less(t, time.Since(begun), 10*time.Second)
+		s := l.Snapshot()
+		require.EqualValues(t, 3, s.Cut)
+		require.EqualValues(t, 5, s.Rejected)
+		require.EqualValues(t, 8, s.Started)
+	}
+}
+
+// Who has a tenant says so in each request.
+func TestTenant(t *testing.T) {
+	var mu sync.Mutex
+	seen := map[string]bool{}
+	addr := server(t, func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		mu.Lock()
+		seen[r.Proto+" "+r.Method+" "+r.Header.Get("x-tenant")] = true
+		mu.Unlock()
+		_, _ = w.Write(make([]byte, 10))
+	})
+	for _, protocol := range []Protocol{HTTP1, HTTP2} {
+		run(t, &Uploads{Addr: addr, Tenant: "a", Count: 2, Size: 10, Protocol: protocol}, served(10))
+		run(t, &SlowReaders{Addr: addr, Tenant: "b", Count: 2, Size: 10, Protocol: protocol}, served(2))
+	}
+	require.Equal(t, map[string]bool{
+		"HTTP/1.1 POST a": true, "HTTP/1.1 GET b": true, "HTTP/2.0 POST a": true, "HTTP/2.0 GET b": true,
+	}, seen)
+}
+
 // A response that is cut while its reader sleeps in front of a full buffer is noticed all the same.
 func TestSlowReadersCut(t *testing.T) {
 	for _, protocol := range []Protocol{HTTP1, HTTP2} {
@@ -260,6 +318,43 @@ func TestSmall(t *testing.T) {
 	require.Equal(t, s.Started, s.Served)
 	require.Zero(t, s.Rejected+s.Errors+s.Closed, s.Problem)
 	require.Less(t, s.P50, 100*time.Millisecond)
+}
+
+// Uploads at a fixed rate are whole, and one that is answered early has its connection to itself.
+func TestSmallUploads(t *testing.T) {
+	u := newUpstream(t)
+	const size = 300_001
+	s := run(t, &Small{Addr: u.Addr(), Path: "/quiet/upload?delay=5ms", Upload: size, Rate: 200}, served(50))
+	require.Equal(t, s.Started, s.Served)
+	require.Equal(t, s.Served*size, s.Bytes)
+	require.Zero(t, s.Rejected+s.Errors+s.Closed, s.Problem)
+	require.GreaterOrEqual(t, s.P50, 5*time.Millisecond)
+	require.Equal(t, u.Requests("/upload"), s.Served)
+
+	addr := server(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) })
+	s = run(t, &Small{Addr: addr, Path: "/upload", Upload: 16 << 20, Rate: 200}, func(s Snapshot) bool { return s.Rejected >= 50 })
+	require.Zero(t, s.Served+s.Errors+s.Closed, s.Problem)
+}
+
+// An upload whose connection goes away under it is not sent again; one that was closed before is not used.
+func TestSmallUploadsClosed(t *testing.T) {
+	var n atomic.Int64
+	addr := server(t, func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		if n.Add(1)%2 == 0 {
+			panic(http.ErrAbortHandler)
+		}
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			return
+		}
+		_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n") // kept, it seems
+		_ = conn.Close()
+	})
+	s := run(t, &Small{Addr: addr, Path: "/upload", Upload: 1000, Rate: 20, Connections: 1}, func(s Snapshot) bool { return s.Closed >= 5 && s.Served >= 5 })
+	require.Zero(t, s.Errors+s.Rejected, s.Problem)
+	require.InDelta(t, s.Served, s.Closed, 1)
+	require.Equal(t, s.Started, n.Load())
 }
 
 // Latency counts from when a request was due: one stall shows in all that it held up.

@@ -14,17 +14,20 @@ import (
 // gulp a second. What Envoy has for them and may not send yet, it holds.
 //
 // A reader that still has its answer when the load ends counts as served, as does one that reads all of it (it then
-// asks again). One that is rejected or cut comes back after Retry. A response that breaks off is noticed within a
-// second, whatever is left to read of it.
+// asks again). One that is rejected or cut comes back after Retry (but see Leave). A response that breaks off is noticed
+// within a second, whatever is left to read of it.
 type SlowReaders struct {
 	Addr          string
 	Path          string // "/bytes" if empty; n and length are added
+	Tenant        string // the value of their header x-tenant; none if empty
 	Count         int
 	Size          int64 // bytes of each response
 	Length        bool  // the response has a Content-Length
 	Protocol      Protocol
 	PerConnection int           // HTTP/2: streams per connection; 0 = 100
 	Rate          int64         // bytes per second; 16 KiB if 0
+	Fast          int64         // what each reads as fast as it comes before it slows down
+	Leave         bool          // one that is cut does not come back
 	Retry         time.Duration // 20 ms if 0
 
 	tally
@@ -62,7 +65,8 @@ func (r *SlowReaders) Run(ctx context.Context) {
 	for i := range r.Count {
 		clients.Go(func() {
 			for ctx.Err() == nil {
-				if once(i) != nil && !Sleep(ctx, cmp.Or(r.Retry, 20*time.Millisecond)) {
+				err := once(i)
+				if r.Leave && errors.Is(err, errCut) || err != nil && !Sleep(ctx, cmp.Or(r.Retry, 20*time.Millisecond)) {
 					return
 				}
 			}
@@ -84,6 +88,7 @@ func (r *SlowReaders) http1(ctx, hard context.Context, path string) error {
 		return r.lost(ctx, err)
 	}
 	defer conn.close()
+	conn.tenant = r.Tenant
 	headers := conn.interruptible(ctx)
 	resp, err := conn.get(path)
 	r.waiting.Add(-1)
@@ -110,6 +115,7 @@ func (r *SlowReaders) http2(ctx, hard context.Context, conn *http2Conn, path str
 	if err != nil {
 		return r.lost(ctx, err)
 	}
+	setTenant(req, r.Tenant)
 	r.waiting.Add(1)
 	headers := context.AfterFunc(ctx, cancel)
 	resp, err := conn.do(req)
@@ -132,6 +138,9 @@ func (r *SlowReaders) http2(ctx, hard context.Context, conn *http2Conn, path str
 	return r.read(ctx, resp, time.Since(begun), broken)
 }
 
+// errCut says that what a reader had begun to read broke off.
+var errCut = errors.New("cut")
+
 // read reads slowly. It looks every second, and at the end of the load, whether the rest is still to come.
 func (r *SlowReaders) read(ctx context.Context, resp *http.Response, latency time.Duration, broken func(left int64) bool) error {
 	if resp.StatusCode != http.StatusOK {
@@ -144,9 +153,11 @@ func (r *SlowReaders) read(ctx context.Context, resp *http.Response, latency tim
 	}
 	rate, left := cmp.Or(r.Rate, 16<<10), r.Size
 	seen := func(n int64) { left -= n; r.bytes.Add(n) }
+	next := max(rate, r.Fast)
 	for {
 		// What stalls here stalls for lack of bytes, which no reader can be blamed for, until the load ends.
-		err := discard(context.Background(), resp.Body, rate, seen)
+		err := discard(context.Background(), resp.Body, next, seen)
+		next = rate
 		switch {
 		case errors.Is(err, io.EOF) && left == 0:
 			r.serve(0, latency)
@@ -156,12 +167,12 @@ func (r *SlowReaders) read(ctx context.Context, resp *http.Response, latency tim
 			return nil
 		case err != nil:
 			r.cut.Add(1)
-			return errBack
+			return errCut
 		}
 		going := Sleep(ctx, time.Second)
 		if broken(left) {
 			r.cut.Add(1)
-			return errBack
+			return errCut
 		}
 		if !going {
 			r.serve(0, latency)

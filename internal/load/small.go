@@ -11,15 +11,17 @@ import (
 	"time"
 )
 
-// Small are the bystanders: Rate small GETs a second, sent when they are due whether or not those before them have
+// Small are the bystanders: Rate small GETs (or uploads) a second, sent when they are due whether or not those before them have
 // been answered (an open loop), over keep-alive connections. Latency counts from the moment a request was due, so that
 // a stall shows in every request that it delayed.
 //
 // There are Connections to begin with; when none is idle a request opens one more, up to MaxConnections, as a
-// connection pool does. A request that finds its kept connection closed is sent again on a fresh one, once.
+// connection pool does. A GET that finds its kept connection closed is sent again on a fresh one, once. An upload is not,
+// as no client would: it looks before it sends.
 type Small struct {
 	Addr           string
 	Path           string        // "/small" if empty
+	Upload         int64         // not GETs, but uploads of as many bytes
 	Rate           int           // per second
 	Connections    int           // 8 if 0
 	MaxConnections int           // 64 if 0
@@ -82,13 +84,14 @@ func (s *Small) one(ctx context.Context, slots chan *http1, conn *http1, queued 
 			return
 		}
 	}
-	status, err := 0, error(nil)
-	if conn != nil {
-		if status, err = s.get(ctx, &conn, path); err != nil && isClosed(err) && ctx.Err() == nil {
-			status, err = s.get(ctx, &conn, path) // conn is nil by now: a fresh one
-		}
-	} else {
-		status, err = s.get(ctx, &conn, path)
+	if conn != nil && s.Upload > 0 && hungUp(conn.conn) {
+		conn.close()
+		conn = nil
+	}
+	kept := conn != nil
+	status, err := s.ask(ctx, &conn, path)
+	if kept && s.Upload == 0 && err != nil && isClosed(err) && ctx.Err() == nil {
+		status, err = s.ask(ctx, &conn, path) // conn is nil by now: a fresh one
 	}
 	slots <- conn
 	switch {
@@ -97,7 +100,7 @@ func (s *Small) one(ctx context.Context, slots chan *http1, conn *http1, queued 
 	case err != nil:
 		s.fail(err)
 	case status == http.StatusOK:
-		s.serve(smallBody, time.Since(due))
+		s.serve(cmp.Or(s.Upload, smallBody), time.Since(due))
 	case rejects(status):
 		s.rejected.Add(1)
 	default:
@@ -107,9 +110,9 @@ func (s *Small) one(ctx context.Context, slots chan *http1, conn *http1, queued 
 
 var errNoAnswer = errors.New("no answer in time")
 
-// get asks on *slot, which it opens if it has to, and clears if it can't be kept. An answer that breaks off is an
+// ask asks on *slot, which it opens if it has to, and clears if it can't be kept. An answer that breaks off is an
 // error that is not isClosed: it is not asked for again.
-func (s *Small) get(ctx context.Context, slot **http1, path string) (int, error) {
+func (s *Small) ask(ctx context.Context, slot **http1, path string) (int, error) {
 	conn := *slot
 	*slot = nil
 	if conn == nil {
@@ -119,14 +122,21 @@ func (s *Small) get(ctx context.Context, slot **http1, path string) (int, error)
 		}
 	}
 	release := conn.interruptible(ctx)
-	resp, err := conn.get(path)
+	var resp *http.Response
+	var err error
+	whole := true
+	if s.Upload > 0 {
+		resp, whole, err = conn.post(path, s.Upload, false)
+	} else {
+		resp, err = conn.get(path)
+	}
 	if err != nil {
 		release()
 		conn.close()
 		return 0, err
 	}
 	ended := discard(ctx, resp.Body, -1, nil)
-	if release() && ended == io.EOF && !resp.Close {
+	if release() && whole && ended == io.EOF && !resp.Close {
 		*slot = conn
 	} else {
 		conn.close()

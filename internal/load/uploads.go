@@ -18,6 +18,7 @@ import (
 type Uploads struct {
 	Addr          string
 	Path          string // with its query; "/upload?delay=2s" if empty
+	Tenant        string // the value of their header x-tenant; none if empty
 	Count         int    // clients
 	Size          int64  // bytes each
 	Largest       int64  // if not 0, each has a size of its own between Size and Largest
@@ -105,6 +106,7 @@ func (u *Uploads) http1(ctx context.Context, slot **http1, path string, size int
 		if conn, err = dialHTTP1(ctx, u.Addr, 0); err != nil {
 			return u.lost(ctx, err)
 		}
+		conn.tenant = u.Tenant
 	}
 	release := conn.interruptible(ctx)
 	resp, whole, err := conn.post(path, size, u.Chunked)
@@ -137,6 +139,7 @@ func (u *Uploads) http2(ctx context.Context, conn *http2Conn, path string, size 
 	if !u.Chunked {
 		req.ContentLength = size
 	}
+	setTenant(req, u.Tenant)
 	begun := time.Now()
 	resp, err := conn.do(req)
 	if err != nil {

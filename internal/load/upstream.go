@@ -71,6 +71,16 @@ func (u *Upstream) Requests(path string) int64 {
 	return u.mu.requests[path]
 }
 
+// Total is how many requests have reached the upstream.
+func (u *Upstream) Total() (n int64) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for _, requests := range u.mu.requests {
+		n += requests
+	}
+	return n
+}
+
 // Close ends the upstream and every connection to it.
 func (u *Upstream) Close() error {
 	err := u.server.Close()

@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
@@ -33,8 +34,9 @@ const reportEvery = 100 * time.Millisecond
 
 // report is what a child says, one a line.
 type report struct {
-	Loads []load.Snapshot
-	Ended bool
+	Loads    []load.Snapshot
+	Requests int64 // that reached the upstream
+	Ended    bool
 }
 
 // Child is the process of the loads, seen from its parent.
@@ -141,6 +143,20 @@ func (c *Child) Snapshot(i int) load.Snapshot {
 	return c.mu.last.Loads[i]
 }
 
+// Loads are the latest snapshots of all loads.
+func (c *Child) Loads() []load.Snapshot {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.mu.last.Loads
+}
+
+// Requests is how many requests had reached the child's upstream at its latest report.
+func (c *Child) Requests() int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.mu.last.Requests
+}
+
 // Close ends the child, its upstream and whatever it still does.
 func (c *Child) Close() {
 	c.closed.Do(func() {
@@ -189,7 +205,7 @@ func Serve(in io.Reader, out io.Writer, loads func(addr string) []load.Load) err
 	go func() { running.Wait(); close(ended) }()
 
 	say := func(last bool) error {
-		r := report{Ended: last}
+		r := report{Requests: upstream.Total(), Ended: last}
 		for _, l := range all {
 			r.Loads = append(r.Loads, l.Snapshot())
 		}
@@ -218,8 +234,9 @@ func Serve(in io.Reader, out io.Writer, loads func(addr string) []load.Load) err
 	}
 }
 
-// Route gives the requests under prefix an upstream of their own, with the settings of the example's.
-func Route(c envoytest.Config, prefix, addr string) error {
+// Route gives the requests under prefix a route and an upstream of their own, both of that name, with the settings of
+// the example's route like and of its upstream.
+func Route(c envoytest.Config, like, name, prefix, addr string) error {
 	host, text, err := net.SplitHostPort(addr)
 	if err != nil {
 		return err
@@ -228,7 +245,6 @@ func Route(c envoytest.Config, prefix, addr string) error {
 	if err != nil {
 		return err
 	}
-	const name = "bystanders"
 	copied, err := clone(c.Cluster("upstream"))
 	if err != nil {
 		return err
@@ -243,17 +259,28 @@ func Route(c envoytest.Config, prefix, addr string) error {
 	resources := c["static_resources"].(map[string]any)
 	resources["clusters"] = append(resources["clusters"].([]any), copied)
 
+	found := false
 	c.SetConnectionManager(func(hcm map[string]any) {
 		routes, _ := hcm["route_config"].(map[string]any)
 		hosts, _ := routes["virtual_hosts"].([]any)
 		for _, h := range hosts {
 			if host, ok := h.(map[string]any); ok {
-				own := map[string]any{"match": map[string]any{"prefix": prefix}, "route": map[string]any{"cluster": name, "timeout": "0s"}}
 				list, _ := host["routes"].([]any)
-				host["routes"] = append([]any{own}, list...)
+				for _, route := range list {
+					if route, ok := route.(map[string]any); ok && route["name"] == like {
+						own := maps.Clone(route)
+						own["name"], own["match"] = name, map[string]any{"prefix": prefix}
+						own["route"] = map[string]any{"cluster": name, "timeout": "0s"}
+						host["routes"] = append([]any{own}, list...)
+						found = true
+					}
+				}
 			}
 		}
 	})
+	if !found {
+		return fmt.Errorf("no route %q to copy", like)
+	}
 	return nil
 }
 

@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 
+	"github.com/highwater-envoy/highwater/internal/envoytest"
 	"github.com/highwater-envoy/highwater/internal/load"
 )
 
@@ -45,6 +46,8 @@ func TestChild(t *testing.T) {
 		require.Positive(t, s.P99)
 	}
 	require.Zero(t, c.Snapshot(2))
+	require.Equal(t, []load.Snapshot{c.Snapshot(0), c.Snapshot(1)}, c.Loads())
+	require.GreaterOrEqual(t, c.Requests(), c.Snapshot(0).Served+c.Snapshot(1).Served)
 
 	// The upstream is still there.
 	var after load.Downloads
@@ -54,6 +57,29 @@ func TestChild(t *testing.T) {
 	require.Eventually(t, func() bool { return after.Snapshot().Served > 0 }, 10*time.Second, time.Millisecond)
 	cancel()
 	require.NoError(t, <-done)
+}
+
+// A route of its own is like the one it copies, comes before it, and leads to an upstream of its name.
+func TestRoute(t *testing.T) {
+	buffer := map[string]any{"buffer": "on"}
+	routes := map[string]any{"virtual_hosts": []any{map[string]any{"routes": []any{
+		map[string]any{"name": "upload", "match": map[string]any{"prefix": "/upload"}, "route": map[string]any{"cluster": "upstream"}, "typed_per_filter_config": buffer},
+	}}}}
+	c := envoytest.Config{"static_resources": map[string]any{
+		"listeners": []any{map[string]any{"http_filters": []any{}, "route_config": routes}},
+		"clusters":  []any{map[string]any{"name": "upstream", "per_connection_buffer_limit_bytes": 5}},
+	}}
+	require.NoError(t, Route(c, "upload", "quiet", "/quiet", "127.0.0.1:99"))
+	require.EqualValues(t, 5, c.Cluster("quiet")["per_connection_buffer_limit_bytes"])
+	require.NotEqual(t, c.Cluster("upstream")["load_assignment"], c.Cluster("quiet")["load_assignment"])
+	list := routes["virtual_hosts"].([]any)[0].(map[string]any)["routes"].([]any)
+	require.Len(t, list, 2)
+	require.Equal(t, map[string]any{
+		"name": "quiet", "match": map[string]any{"prefix": "/quiet"}, "typed_per_filter_config": buffer,
+		"route": map[string]any{"cluster": "quiet", "timeout": "0s"},
+	}, list[0])
+	require.Error(t, Route(c, "nothing", "quiet2", "/quiet", "127.0.0.1:99"))
+	require.Error(t, Route(c, "upload", "quiet2", "/quiet", "nowhere"))
 }
 
 // A parent that changes its mind, at any time, leaves no child behind.
