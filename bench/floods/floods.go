@@ -39,7 +39,8 @@ type settings struct {
 	streamWindow, connWindow int
 	maxStreams               int
 	linger                   time.Duration
-	plain                    bool // without what else the example sets: a bounded send buffer, a soft limit for the allocator
+	patience                 time.Duration // throttle.timeout
+	plain                    bool          // without what else the example sets: a bounded send buffer, a soft limit for the allocator
 }
 
 // envoyDefaults is what most people have: what Envoy does if it isn't told otherwise.
@@ -56,6 +57,7 @@ type want struct {
 	noVerdicts bool // nobody is touched
 	notWorse   bool // than no guard and than the overload manager, in peak, small requests and their p99
 	recovery   time.Duration
+	truth      float64 // of those who came back when they were told to, served at least
 }
 
 var uploadWant = want{peak: 1, smallTail: 1.5, goodput: 0.95}
@@ -67,10 +69,11 @@ type uploads struct {
 	chunked  bool
 	protocol load.Protocol
 	drain    time.Duration
+	obey     time.Duration
 }
 
 func (u uploads) hogs(addr string) load.Load {
-	l := &load.Uploads{Addr: addr, Count: u.count, Size: 4 * mib, Chunked: u.chunked, Protocol: u.protocol, Drain: u.drain}
+	l := &load.Uploads{Addr: addr, Count: u.count, Size: 4 * mib, Chunked: u.chunked, Protocol: u.protocol, Drain: u.drain, Obey: u.obey}
 	if u.mixed {
 		l.Size, l.Largest, l.Seed = 256*kib, 16*mib, 1
 	}
@@ -168,6 +171,15 @@ func floods() []flood {
 			name: "retry-100", about: "100 clients of 4 MiB that retry a reject after 20 ms for a minute, then stop", clients: 100,
 			hogs: uploads{count: 100}.hogs, duration: time.Minute, recovery: true,
 			want: want{peak: 1, recovery: time.Second},
+		},
+		flood{
+			name: "obey-300", about: "300 clients of 4 MiB that come back when they are told to, and wait in line for 200 ms at most", clients: 300,
+			envoy: settings{patience: 200 * time.Millisecond},
+			hogs:  uploads{count: 300, obey: 30 * time.Second, drain: drain}.hogs, want: want{peak: 1, truth: 0.8},
+		},
+		flood{
+			name: "obey-600", about: "600 such clients that wait in line for 2 s at most", clients: 600,
+			hogs: uploads{count: 600, obey: 30 * time.Second, drain: drain}.hogs, want: want{peak: 1},
 		},
 		flood{
 			name: "retry-1000", about: "1,000 such clients", clients: 1000,

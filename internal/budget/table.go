@@ -21,6 +21,7 @@ type Table struct {
 	Surprise int64  // what came and no filter saw, the decaying maximum, bytes: see Trend
 	Level    Level
 	Futile   bool // shedding frees nothing: see Levels
+	Booked   Time // until when those who were told to come back have taken places: see Account.Book; past = the queue is empty
 
 	Poller     uint32 // id of the VM that asks for readings; 0 = nobody
 	PollerBeat Time   // when it last said so
@@ -44,6 +45,8 @@ type Entry struct {
 	Held         int64 // pause cost of those who wait
 	WaitingSince Time  // since when somebody waits there without a break; 0 = nobody waits
 	Waiting      int64 // how many
+	Wanted       int64 // what they wait for
+	Rate         int64 // bytes/s that it admits while somebody waits: the mean of the last 5 s of that
 	Streams      int64
 	Connections  int64
 	VM           int64 // memory of the worker's virtual machine; it is outside every reading
@@ -58,9 +61,9 @@ func (e *Entry) counts() int64 { return max(e.Lease, e.need()) }
 const deadAfter = 2 * time.Second
 
 const (
-	tableMagic  = 0x48573031 // "HW01": a changed layout needs a new one
-	headerBytes = 4 + 4 + 9*8
-	entryFields = 16
+	tableMagic  = 0x48573032 // "HW02": a changed layout needs a new one
+	headerBytes = 4 + 4 + 10*8
+	entryFields = 18
 	entryBytes  = 8 + entryFields*8
 	maxEntries  = 4096
 )
@@ -79,7 +82,7 @@ func (t *Table) Append(buf []byte) []byte {
 	}
 	for _, v := range [...]uint64{
 		uint64(t.Reading), uint64(t.Asked), t.Sequence, uint64(t.Low), uint64(t.Base), uint64(t.Surprise), flags,
-		uint64(t.Poller), uint64(t.PollerBeat),
+		uint64(t.Poller), uint64(t.PollerBeat), uint64(t.Booked),
 	} {
 		buf = le.AppendUint64(buf, v)
 	}
@@ -98,6 +101,7 @@ func (e *Entry) fields() [entryFields]*int64 {
 	return [entryFields]*int64{
 		(*int64)(&e.Beat), &e.Lease, &e.Fresh, &e.Coming, &e.Passed, &e.Small, &e.Likely, &e.Bounds, &e.Exposure,
 		&e.Left, &e.Held, (*int64)(&e.WaitingSince), &e.Waiting, &e.Streams, &e.Connections, &e.VM,
+		&e.Wanted, &e.Rate,
 	}
 }
 
@@ -120,7 +124,7 @@ func (t *Table) Decode(value []byte) error {
 	t.Reading, t.Asked, t.Sequence = int64(at(0)), Time(at(1)), at(2)
 	t.Low, t.Base, t.Surprise = int64(at(3)), int64(at(4)), int64(at(5))
 	t.Level, t.Futile = min(Level(at(6)&0xff), Over), at(6)&(1<<8) != 0
-	t.Poller, t.PollerBeat = uint32(at(7)), Time(at(8))
+	t.Poller, t.PollerBeat, t.Booked = uint32(at(7)), Time(at(8)), Time(at(9))
 	for rest := value[headerBytes:]; len(rest) > 0; rest = rest[entryBytes:] {
 		t.Entries = append(t.Entries, Entry{ID: uint32(le.Uint64(rest))})
 		for i, v := range t.Entries[len(t.Entries)-1].fields() {
@@ -174,6 +178,8 @@ func (t *Table) sum(without uint32) Entry {
 		s.Left += e.Left
 		s.Held += e.Held
 		s.Waiting += e.Waiting
+		s.Wanted += e.Wanted
+		s.Rate += e.Rate
 		s.Streams += e.Streams
 		s.Connections += e.Connections
 		s.VM += e.VM
