@@ -81,6 +81,9 @@ func judge(f flood, results []*result) []string {
 	if got := mine(func(r *result) float64 { return r.Recovered.Seconds() }).Median(); w.recovery > 0 && got > w.recovery.Seconds() {
 		miss("full service %.2fs after the flood, wanted within %s", got, w.recovery)
 	}
+	if got := mine(func(r *result) float64 { return r.Hogs.Truth() }).Median(); got < w.truth {
+		miss("%.0f%% of those who came back when they were told to were served, wanted at least %.0f%%", 100*got, 100*w.truth)
+	}
 	if w.notWorse {
 		for _, other := range []string{none, overload} {
 			worse := func(what string, figure func(*result) float64, sign float64) {

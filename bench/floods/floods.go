@@ -40,7 +40,8 @@ type settings struct {
 	streamWindow, connWindow int
 	maxStreams               int
 	linger                   time.Duration
-	plain                    bool // without what else the example sets: a bounded send buffer, a soft limit for the allocator
+	patience                 time.Duration // throttle.timeout
+	plain                    bool          // without what else the example sets: a bounded send buffer, a soft limit for the allocator
 
 	plugin func(cfg map[string]any) // edits the guard's configuration, last of all
 }
@@ -70,6 +71,7 @@ type want struct {
 	wasted    float64       // requests that reached the upstream and were not served, against those served, at most
 	back      time.Duration // from the second reading over the limit until memory stays below hard
 	spared    int64         // as many of the first of the hogs' loads are served, and none is cut
+	truth     float64       // of those who came back when they were told to, served at least
 }
 
 var uploadWant = want{peak: 1, smallTail: 1.5, goodput: 0.95}
@@ -81,10 +83,11 @@ type uploads struct {
 	chunked  bool
 	protocol load.Protocol
 	drain    time.Duration
+	obey     time.Duration
 }
 
 func (u uploads) hogs(addr string) load.Load {
-	l := &load.Uploads{Addr: addr, Count: u.count, Size: 4 * mib, Chunked: u.chunked, Protocol: u.protocol, Drain: u.drain}
+	l := &load.Uploads{Addr: addr, Count: u.count, Size: 4 * mib, Chunked: u.chunked, Protocol: u.protocol, Drain: u.drain, Obey: u.obey}
 	if u.mixed {
 		l.Size, l.Largest, l.Seed = 256*kib, 16*mib, 1
 	}
@@ -182,6 +185,15 @@ func floods() []flood {
 			name: "retry-100", about: "100 clients of 4 MiB that retry a reject after 20 ms for a minute, then stop", clients: 100,
 			hogs: uploads{count: 100}.hogs, duration: time.Minute, recovery: true,
 			want: want{peak: 1, recovery: time.Second},
+		},
+		flood{
+			name: "obey-300", about: "300 clients of 4 MiB that come back when they are told to, and wait in line for 200 ms at most", clients: 300,
+			envoy: settings{patience: 200 * time.Millisecond},
+			hogs:  uploads{count: 300, obey: 30 * time.Second, drain: drain}.hogs, want: want{peak: 1, truth: 0.8},
+		},
+		flood{
+			name: "obey-600", about: "600 such clients that wait in line for 2 s at most", clients: 600,
+			hogs: uploads{count: 600, obey: 30 * time.Second, drain: drain}.hogs, want: want{peak: 1},
 		},
 		flood{
 			name: "retry-1000", about: "1,000 such clients", clients: 1000,

@@ -29,7 +29,7 @@ func TestFloods(t *testing.T) {
 	}
 	for _, name := range []string{
 		"upload-h1", "upload-chunked", "upload-h2", "upload-400", "upload-default-100", "upload-default-200", "slow-1000",
-		"healthy-download", "healthy-small", "healthy-idle-h2", "healthy-grpc", "healthy-40", "retry-100", "retry-1000",
+		"healthy-download", "healthy-small", "healthy-idle-h2", "healthy-grpc", "healthy-40", "retry-100", "retry-1000", "obey-300", "obey-600",
 		"upload-h1@100", "upload-h1@400", "upload-chunked@100", "upload-chunked@400", "upload-h2@100", "upload-h2@400",
 		"mixed-h1@100", "mixed-h1@200", "mixed-h1@400", "mixed-h2@100", "mixed-h2@200", "mixed-h2@400",
 	} {
@@ -161,6 +161,13 @@ func TestJudge(t *testing.T) {
 	require.Empty(t, judge(f, kept))
 	kept[0].After = 0
 	require.Equal(t, []string{"f: round 1: 24.0MiB more allocated than before, 0B without a guard"}, judge(f, kept))
+
+	obeying := ran(highwater, 1, 0.9, 1, 0, 5)
+	obeying.Hogs.Kept, obeying.Hogs.Broken = 80, 20
+	f.want = want{truth: 0.8}
+	require.Empty(t, judge(f, []*result{obeying}))
+	obeying.Hogs.Broken++
+	require.Len(t, judge(f, []*result{obeying}), 1)
 
 	f.want = want{notWorse: true}
 	require.Empty(t, judge(f, []*result{ran(none, 1, 3, 1, 0, 5), ran(overload, 1, 2, 1, 0, 5), ran(highwater, 1, 1.5, 1, 0, 5)}))

@@ -159,6 +159,10 @@ func report(w io.Writer, f flood, guards []string, results []*result) {
 		for _, line := range particulars(f, r) {
 			fmt.Fprintf(w, "  %s, round %d, %s\n", r.Guard, r.Run, line)
 		}
+		if h := r.Hogs; h.Kept+h.Broken+h.ToldLonger > 0 {
+			fmt.Fprintf(w, "  %s, round %d: of %d that came back when they were told to, after %s on average, %.1f%% were served; %d more had been told the longest delay\n",
+				r.Guard, r.Run, h.Kept+h.Broken, figures.Time(h.Told), 100*h.Truth(), h.ToldLonger)
+		}
 		if r.Guard == highwater && !r.died() {
 			fmt.Fprintf(w, "  round %d: %s\n", r.Run, aftermath(r))
 		}

@@ -313,6 +313,9 @@ func configure(c envoytest.Config, s settings, guard string, o options) {
 			plugin["budget"] = budget
 		}
 		budget["limit"] = o.limit.String()
+		if s.patience > 0 {
+			plugin["throttle"] = map[string]any{"timeout": unit.Duration(s.patience).String()}
+		}
 		if s.plugin != nil {
 			s.plugin(plugin)
 		}

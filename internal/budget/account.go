@@ -745,6 +745,33 @@ func (a *Account) SetWaiting(n, held int64, since Time) {
 	a.own.Waiting, a.own.Held, a.own.WaitingSince = n, held, since
 }
 
+// SetRate publishes, with the next exchange, for how many bytes those in line wait, and how many are admitted per second.
+func (a *Account) SetRate(wanted, perSecond int64) { a.own.Wanted, a.own.Rate = wanted, perSecond }
+
+// Book takes the next place in the one virtual queue of those who are to come back: so long, and from first on at the
+// earliest. It is not booked where it would end after last. If the table can't be changed in time, only this worker
+// knows of the place, until it loads the table again.
+func (a *Account) Book(now, first, span, last Time) (start Time, booked bool) {
+	for range maxTries {
+		err := a.load(now)
+		start = max(a.table.Booked, first)
+		if start+span > last {
+			return 0, false
+		}
+		a.table.Booked = start + span
+		if err == nil {
+			a.tighten(now)
+			a.buf = a.table.Append(a.buf[:0])
+			err = a.store.Swap(a.buf, a.version)
+		}
+		if !errors.Is(err, ErrConflict) {
+			return start, true
+		}
+	}
+	a.Contention++
+	return start, true
+}
+
 // SetLeft publishes, with the next exchange, what rejected requests left unread.
 func (a *Account) SetLeft(n int64) { a.own.Left = n }
 

@@ -21,6 +21,7 @@ type Table struct {
 	Surprise int64  // what came and no filter saw, the decaying maximum, bytes: see Trend
 	Level    Level
 	Futile   bool // shedding frees nothing: see Levels
+	Booked   Time // until when those who were told to come back have taken places: see Account.Book; past = the queue is empty
 
 	Evict         int64  // how much is to be evicted, bytes; each worker does its part once
 	EvictSequence uint64 // the reading for which; 0 = nothing ever was
@@ -49,6 +50,8 @@ type Entry struct {
 	Held         int64 // pause cost of those who wait
 	WaitingSince Time  // since when somebody waits there without a break; 0 = nobody waits
 	Waiting      int64 // how many
+	Wanted       int64 // what they wait for
+	Rate         int64 // bytes/s that it admits while somebody waits: the mean of the last 5 s of that
 	Streams      int64
 	Connections  int64
 	VM           int64 // memory of the worker's virtual machine; it is outside every reading
@@ -64,8 +67,8 @@ const deadAfter = 2 * time.Second
 
 const (
 	tableMagic  = 0x48573032 // "HW02": a changed layout needs a new one
-	headerBytes = 4 + 4 + 11*8
-	entryFields = 18
+	headerBytes = 4 + 4 + 12*8
+	entryFields = 20
 	entryBytes  = 8 + entryFields*8
 	maxEntries  = 4096
 )
@@ -84,7 +87,7 @@ func (t *Table) Append(buf []byte) []byte {
 	}
 	for _, v := range [...]uint64{
 		uint64(t.Reading), uint64(t.Asked), t.Sequence, uint64(t.Low), uint64(t.Base), uint64(t.Surprise), flags,
-		uint64(t.Poller), uint64(t.PollerBeat), uint64(t.Evict), t.EvictSequence,
+		uint64(t.Poller), uint64(t.PollerBeat), uint64(t.Evict), t.EvictSequence, uint64(t.Booked),
 	} {
 		buf = le.AppendUint64(buf, v)
 	}
@@ -103,6 +106,7 @@ func (e *Entry) fields() [entryFields]*int64 {
 	return [entryFields]*int64{
 		(*int64)(&e.Beat), &e.Lease, &e.Fresh, &e.Coming, &e.Passed, &e.Small, &e.Likely, &e.Bounds, &e.Exposure,
 		&e.Leaving, &e.Evicted, &e.Left, &e.Held, (*int64)(&e.WaitingSince), &e.Waiting, &e.Streams, &e.Connections, &e.VM,
+		&e.Wanted, &e.Rate,
 	}
 }
 
@@ -126,7 +130,7 @@ func (t *Table) Decode(value []byte) error {
 	t.Low, t.Base, t.Surprise = int64(at(3)), int64(at(4)), int64(at(5))
 	t.Level, t.Futile = min(Level(at(6)&0xff), Over), at(6)&(1<<8) != 0
 	t.Poller, t.PollerBeat = uint32(at(7)), Time(at(8))
-	t.Evict, t.EvictSequence = int64(at(9)), at(10)
+	t.Evict, t.EvictSequence, t.Booked = int64(at(9)), at(10), Time(at(11))
 	for rest := value[headerBytes:]; len(rest) > 0; rest = rest[entryBytes:] {
 		t.Entries = append(t.Entries, Entry{ID: uint32(le.Uint64(rest))})
 		for i, v := range t.Entries[len(t.Entries)-1].fields() {
@@ -181,6 +185,8 @@ func (t *Table) sum(without uint32) Entry {
 		s.Left += e.Left
 		s.Held += e.Held
 		s.Waiting += e.Waiting
+		s.Wanted += e.Wanted
+		s.Rate += e.Rate
 		s.Streams += e.Streams
 		s.Connections += e.Connections
 		s.VM += e.VM

@@ -15,12 +15,12 @@ import (
 func numbered(entries int) *Table {
 	t := &Table{
 		Reading: 1, Asked: 2, Sequence: 3, Low: 4, Base: 5, Surprise: 6, Level: Hard, Futile: true,
-		Poller: 8, PollerBeat: 9,
+		Poller: 8, PollerBeat: 9, Booked: 10, Evict: 11, EvictSequence: 12,
 	}
 	for i := range entries {
 		e := Entry{ID: uint32(i + 1)}
 		for j, v := range e.fields() {
-			*v = int64(100*i + j + 10)
+			*v = int64(100*i + j + 13)
 		}
 		t.Entries = append(t.Entries, e)
 	}

@@ -86,6 +86,9 @@ func (r *trend) observe(now Time, t *Table, l *Limits) {
 	t.Surprise = r.decayed(now)
 	estimate := t.Reading + all.Fresh + all.Coming
 	t.Level = t.Level.next(l, t.load(l, estimate), t.Reading > l.Limit)
+	if t.Level == Normal && all.Waiting == 0 {
+		t.Booked = 0 // there is room for everyone
+	}
 	t.Futile = r.futile.next(now, t.Level, all.Bounds+all.Coming, t.Reading, l.Limit)
 	r.evict(t, l, all.Leaving)
 }

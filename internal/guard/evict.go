@@ -119,7 +119,7 @@ func (w *Worker) evictStream(now Time, a *Actions, s *Stream) bool {
 		v.Action = Reset
 		w.counts[CountRejectedResponses]++
 	} else {
-		v.RetryAfter = w.retryAfter(now, s)
+		v.RetryAfter = s.guard.retryAfter(now, s.total())
 	}
 	s.phase = rejected
 	w.account.End(now, &s.Stream, budget.Request)

@@ -6,6 +6,7 @@ package guard
 
 import (
 	"strings"
+	"time"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/fairness"
@@ -225,7 +226,7 @@ func (g *Guard) admit(now Time, s *Stream, credit int64) Verdict {
 	}
 	w.account.Cover(now)
 	if w.line.Len() > 0 || w.account.Others().Waiting > 0 {
-		w.drain.add(now, s.total())
+		w.drain.add(s.total())
 	}
 	return Verdict{Action: Admit}
 }
@@ -300,6 +301,7 @@ func (g *Guard) wait(now Time, s *Stream, small bool) Verdict {
 	case w.throttle.Timeout == 0,
 		int64(w.line.Len())+others.Waiting >= queue,
 		cost > held-w.held-others.Held,
+		!small && w.largeClaim(s.key, s.total()) != budget.Full && w.turnsAwayEarly(now),
 		window > 0 && window > int64(g.config.Buffers.HTTP2ConnectionWindow)/2-c.window,
 		cost > 0 && w.account.Ask(now, cost, claim) == budget.Denied:
 		return g.turnAway(now, s, QueueFull)
@@ -360,9 +362,6 @@ func (g *Guard) turnAway(now Time, s *Stream, reason Reason) Verdict {
 	if paused {
 		w.leaveLine(now, s)
 	}
-	if reason != TooLarge {
-		v.RetryAfter = w.retryAfter(now, s)
-	}
 	s.phase = rejected
 	cost := g.cost(s)
 	unfinished := !s.Ended(budget.Request)
@@ -379,7 +378,7 @@ func (g *Guard) turnAway(now Time, s *Stream, reason Reason) Verdict {
 			fresh > w.account.Share(limit)-w.account.Estimate(now)+s.Held(budget.Request)
 		if c := s.conn(); full && c != nil && c.Context != 0 {
 			s.phase = closing
-			v.Action, v.RetryAfter = Close, 0
+			v.Action = Close
 			w.counts[CountClosedConnections]++
 			c.paused, c.arrived = s, c.last
 			w.closing = append(w.closing, s)
@@ -400,23 +399,55 @@ func (g *Guard) turnAway(now Time, s *Stream, reason Reason) Verdict {
 	}
 	w.publish()
 	w.account.Cover(now)
+	if v.Action == Answer && reason != TooLarge {
+		v.RetryAfter = g.retryAfter(now, max(s.wants, s.Held(budget.Request)))
+	}
 	return v
 }
 
-// retryAfter estimates when there will be room, from the bytes that are admitted per second and those in line.
-func (w *Worker) retryAfter(now Time, s *Stream) unit.Duration {
-	w.drain.add(now, 0)
-	d := w.reject.Min
-	if w.account.Table().Level >= budget.Soft || w.line.Len() > 0 {
-		// Never slower than what traffic can have in max: else an idle start would tell everyone the longest delay.
-		least := float64(w.account.Share(w.limits.Soft)-w.account.Table().Base) / Time(w.reject.Max).Seconds()
-		perSecond := max(float64(w.drain.perSecond()), least, 1)
-		d += unit.Duration(min(float64(w.line.Bytes()+s.total())/perSecond*1e9, float64(w.reject.Max)))
+// toldShare: those who are told to come back get an eighth of what is admitted. The others come without being told, and
+// clients that are served come at once: they take it all. The line can't tell the two apart, so that of those who come
+// back with n others for each of them n/(n+1) are admitted.
+const toldShare = 8
+
+// retryAfter books the next place in the queue of those who are told to come back, as long as n bytes take, and says
+// when it begins.
+func (g *Guard) retryAfter(now Time, n int64) unit.Duration {
+	w := g.worker
+	others := w.account.Others()
+	// Never slower than what traffic can have in max: else an idle start would tell everyone the longest delay.
+	least := float64(w.account.Share(w.limits.Soft)-w.account.Table().Base) / Time(w.reject.Max).Seconds()
+	own := w.drain.perSecond()
+	rate := float64(others.Rate + own)
+	// What its existence costs too: else a thousand requests without a body would have one place.
+	size := float64(n + int64(g.config.Costs.Stream))
+	span := seconds(size / max(rate/toldShare, least, 1))
+	lowest, highest := Time(w.reject.Min), Time(w.reject.Max)
+	if others.Waiting > 0 || w.line.Len() > 0 {
+		// Behind those in line, who are admitted or rejected by the timeout.
+		ahead := seconds(float64(others.Wanted+w.line.Bytes()) / max(rate, 1))
+		lowest = max(lowest, min(ahead, Time(w.throttle.Timeout), highest))
 	}
-	// Spread by a quarter, so that those who were told at once don't come back at once.
-	d += unit.Duration(w.random() * float64(d) / 4)
-	return min(max(d, w.reject.Min), w.reject.Max)
+	start, booked := w.account.Book(now, now+lowest, span, now+highest)
+	if !booked {
+		// The queue is full, and nothing can be promised. All are told the longest delay, unless so many at once would come
+		// back as one: a crowd is spread before that, by half of what this worker admits, and what is left of it anywhere.
+		lowest = max(lowest, highest/4)
+		before := max(w.crowd-now, 0)
+		if before > highest-lowest {
+			return unit.Duration(highest - Time(w.random()*float64(highest-lowest)))
+		}
+		w.crowd = now + before + seconds(size/max(float64(own)/2, least, 1))
+		return unit.Duration(highest - before)
+	}
+	// Spread within the place, but not into another second: a header holds whole ones, rounded up.
+	d := start - now
+	second := (d + time.Second - 1).Truncate(time.Second)
+	return unit.Duration(min(d+Time(w.random()*float64(min(span, second-d))), highest))
 }
+
+// seconds is a duration of so many, at most an hour: the longest that retry_after.max may be.
+func seconds(s float64) Time { return Time(min(s, 3600) * float64(time.Second)) }
 
 // Expect judges a response at its headers. length is its Content-Length or budget.Unknown; without a body it is 0.
 func (g *Guard) Expect(now Time, s *Stream, length int64) Verdict {
@@ -459,7 +490,7 @@ func (g *Guard) Expect(now Time, s *Stream, length int64) Verdict {
 		if g.config.Mode != Observe {
 			s.phase = rejected
 			w.account.End(now, &s.Stream, budget.Response)
-			return Verdict{Action: Answer, Reason: ResponseSize, RetryAfter: w.retryAfter(now, s)}
+			return Verdict{Action: Answer, Reason: ResponseSize, RetryAfter: g.retryAfter(now, n)}
 		}
 		w.account.Ask(now, more, budget.Forced)
 	}

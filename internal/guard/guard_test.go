@@ -806,7 +806,7 @@ func TestCloseInEveryPhaseReturnsAllToZero(t *testing.T) {
 			p.settle(40 * mib)
 			for _, w := range p.workers {
 				e := w.account.Own()
-				e.ID, e.Beat, e.Lease, e.Passed, e.Evicted = 0, 0, 0, 0, 0
+				e.ID, e.Beat, e.Lease, e.Passed, e.Rate, e.Evicted = 0, 0, 0, 0, 0, 0
 				require.Equal(t, budget.Entry{}, e)
 				require.Zero(t, w.held)
 				require.Zero(t, w.line.Bytes())

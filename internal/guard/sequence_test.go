@@ -612,7 +612,7 @@ func (e *envoy) finish() {
 	for i, w := range e.workers {
 		own := w.account.Own()
 		require.LessOrEqual(e.t, own.Lease, 4*int64(w.budget.Small))
-		own.ID, own.Beat, own.Lease, own.Passed, own.Evicted = 0, 0, 0, 0, 0
+		own.ID, own.Beat, own.Lease, own.Passed, own.Rate, own.Evicted = 0, 0, 0, 0, 0, 0
 		require.Equal(e.t, budget.Entry{}, own, "worker %d", i)
 		require.Zero(e.t, w.held)
 		require.Zero(e.t, w.line.Len())

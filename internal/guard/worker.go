@@ -2,6 +2,7 @@ package guard
 
 import (
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
@@ -42,6 +43,8 @@ type Worker struct {
 	residual  []*Connection // with an ended response that may be unread
 	settled   Time
 	drain     rate
+	early     uint64  // requests that met a line that is nearly too long
+	crowd     Time    // when those who were told the longest delay and more could have been admitted; past = there is no crowd
 	alone     *Stream // while shedding is futile: the one large request that is let in
 	letIn     Time    // when the last that was let in for it ended: the next one needs a reading asked for after that
 
@@ -219,31 +222,39 @@ func (l *leftovers) expire(now Time) {
 	}
 }
 
-// rate is what this worker admits per second, over the last 5 s in which somebody waited.
+// rate is what this worker admits per second while somebody waits: when nobody does, what is admitted is what is asked
+// for, and says nothing. It forgets with a time constant of 5 s of such time.
 type rate struct {
-	buckets [5]int64
-	second  Time
+	bytes, seconds float64
+	at             Time // as of when
 }
 
-func (r *rate) add(now Time, n int64) {
-	for i := 0; now-r.second >= time.Second && i < len(r.buckets); i++ {
-		copy(r.buckets[1:], r.buckets[:])
-		r.buckets[0] = 0
-		r.second += time.Second
+func (r *rate) add(n int64) { r.bytes += float64(n) }
+
+// pass lets the time pass, a tenth of a second at a time: else each tick would have something to publish.
+func (r *rate) pass(now Time, waiting bool) {
+	if !waiting || r.at == 0 {
+		r.at = now
+		return
 	}
-	if now-r.second >= time.Second {
-		r.second = now
+	if now-r.at < rateEvery {
+		return
 	}
-	r.buckets[0] += n
+	d := (now - r.at).Seconds()
+	keep := math.Exp(-d / rateOver.Seconds())
+	r.bytes, r.seconds, r.at = r.bytes*keep, r.seconds*keep+d, now
 }
 
-func (r *rate) perSecond() int64 {
-	var sum int64
-	for _, b := range r.buckets {
-		sum += b
-	}
-	return sum / int64(len(r.buckets))
-}
+// known says that it is of a second at least.
+func (r *rate) known() bool { return r.seconds >= 1 }
+
+// perSecond is of a second at least: what has just begun is no rate yet.
+func (r *rate) perSecond() int64 { return int64(r.bytes / max(r.seconds, 1)) }
+
+const (
+	rateOver  = 5 * time.Second
+	rateEvery = 100 * time.Millisecond
+)
 
 // Actions is what Tick wants done. It is valid until the next Tick.
 type Actions struct {
@@ -276,6 +287,7 @@ func (w *Worker) Tick(now Time) *Actions {
 		w.credited = nil
 		w.account.Uncredit(now, &s.Stream)
 	}
+	w.drain.pass(now, w.line.Len() > 0 || w.account.Others().Waiting > 0)
 	w.publish()
 	polls, err := w.account.Tick(now)
 	if err != nil {
@@ -297,6 +309,7 @@ func (w *Worker) Tick(now Time) *Actions {
 // publish hands what the line and the rejects hold to the account.
 func (w *Worker) publish() {
 	w.account.SetWaiting(int64(w.line.Len()), w.held, w.line.Since())
+	w.account.SetRate(w.line.Bytes(), w.drain.perSecond())
 	w.account.SetLeft(w.left.sum)
 	w.account.SetLeaving(w.leaving.sum)
 }
@@ -367,6 +380,29 @@ func (w *Worker) close(a *Actions) {
 	}
 	clear(w.closing[len(kept):])
 	w.closing = kept
+}
+
+// earlyFrom: from this part of the timeout on, which the line will take, some are turned away at its end, and all where it
+// takes all of it. Those who were told the same second come back in one instant. Where only a full line
+// turned requests away, it was the last of them: a third to a half of those who came back, when it was a tenth of all.
+const earlyFrom = .75
+
+// turnsAwayEarly says whether the line is so long that the next is not to join it. It spreads those evenly over all that come,
+// and only while promises are out and still made: where the queue of those told to come back is nearly full, whoever
+// comes now does not obey, and an early reject only brings him back at once.
+func (w *Worker) turnsAwayEarly(now Time) bool {
+	out := w.account.Table().Booked - now
+	if !w.drain.known() || out <= 0 || out > Time(w.reject.Max)/8*7 {
+		return false
+	}
+	length := float64(w.line.Bytes()) / float64(max(w.drain.perSecond(), 1)) / Time(w.throttle.Timeout).Seconds()
+	share := (length - earlyFrom) / (1 - earlyFrom)
+	if share <= 0 {
+		return false
+	}
+	w.early++
+	_, golden := math.Modf(float64(w.early) * math.Phi)
+	return golden < share
 }
 
 // fits tests a waiting request without what has come of it, if that is known: so much it holds already.

@@ -57,6 +57,11 @@ type Snapshot struct {
 
 	P50, P99, Max time.Duration // time to the answer, of the served
 
+	// Clients that came back when they were told to (Uploads.Obey): Kept were served then and Broken were not, after Told
+	// on average; ToldLonger are those that had been told the longest delay, which promises nothing.
+	Kept, Broken, ToldLonger int64
+	Told                     time.Duration
+
 	// Problem is the first thing that was counted under Errors, for people.
 	Problem string
 }
@@ -68,6 +73,14 @@ func (s Snapshot) Answered() float64 {
 		return 1
 	}
 	return float64(s.Served) / float64(finished)
+}
+
+// Truth is the share of those who came back when they were told to that were served then, 1 when none has.
+func (s Snapshot) Truth() float64 {
+	if s.Kept+s.Broken == 0 {
+		return 1
+	}
+	return float64(s.Kept) / float64(s.Kept+s.Broken)
 }
 
 // Goodput is the bytes per second of those that were served, up to the last of them.
@@ -82,6 +95,7 @@ func (s Snapshot) Goodput() float64 {
 type tally struct {
 	started, served, rejected, cut, closed, errors atomic.Int64
 	inFlight, waiting, bytes                       atomic.Int64
+	kept, broken, toldLonger, told                 atomic.Int64 // told: nanoseconds, all together
 	begun, last                                    atomic.Int64 // Unix nanoseconds
 	latency                                        histogram
 	problem                                        atomic.Pointer[string]
@@ -114,7 +128,10 @@ func (t *tally) Snapshot() Snapshot {
 	s := Snapshot{
 		Started: t.started.Load(), Served: t.served.Load(), Rejected: t.rejected.Load(), Cut: t.cut.Load(),
 		Closed: t.closed.Load(), Errors: t.errors.Load(), InFlight: t.inFlight.Load(), Waiting: t.waiting.Load(),
-		Bytes: t.bytes.Load(),
+		Bytes: t.bytes.Load(), Kept: t.kept.Load(), Broken: t.broken.Load(), ToldLonger: t.toldLonger.Load(),
+	}
+	if n := s.Kept + s.Broken; n > 0 {
+		s.Told = time.Duration(t.told.Load() / n)
 	}
 	s.P50, s.P99, s.Max = t.latency.quantile(0.5), t.latency.quantile(0.99), t.latency.max()
 	if begun, last := t.begun.Load(), t.last.Load(); begun != 0 && last > begun {

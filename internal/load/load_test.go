@@ -126,6 +126,25 @@ func TestUploadsRetry(t *testing.T) {
 	require.GreaterOrEqual(t, time.Since(begun), 4*30*time.Millisecond)
 }
 
+// Who obeys comes back when he was told to, and it is counted whether he was served then.
+func TestUploadsObey(t *testing.T) {
+	t.Parallel()
+	var n atomic.Int64
+	addr := server(t, func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		if n.Add(1) <= 2 {
+			w.Header().Set("Retry-After", "1")
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+	})
+	begun := time.Now()
+	s := run(t, &Uploads{Addr: addr, Count: 1, Size: 10, Obey: 2 * time.Second}, func(s Snapshot) bool { return s.Served >= 3 })
+	require.GreaterOrEqual(t, time.Since(begun), 2*time.Second)
+	require.Equal(t, []int64{1, 1, 0}, []int64{s.Kept, s.Broken, s.ToldLonger})
+	require.Equal(t, time.Second, s.Told)
+	require.InDelta(t, 0.5, s.Truth(), 1e-9)
+}
+
 // Mixed sizes are the same in every run, and who is rejected comes back with the same upload.
 func TestUploadsMixed(t *testing.T) {
 	var mu sync.Mutex

@@ -9,6 +9,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"net/http"
+	"strconv"
 	"sync"
 	"time"
 )
@@ -27,6 +28,7 @@ type Uploads struct {
 	Protocol      Protocol
 	PerConnection int           // HTTP/2: streams per connection; 0 = all
 	Retry         time.Duration // 20 ms if 0
+	Obey          time.Duration // if not 0: who is told when to come back does so then; those told less than this are counted
 	Drain         time.Duration // how long those under way at the end may take to finish; 0 = cut off at once
 
 	tally
@@ -44,10 +46,20 @@ func (u *Uploads) Run(ctx context.Context) {
 		clients.Go(func() {
 			sizes := u.sizes(i)
 			size := sizes()
+			var wait time.Duration // that it was told, and has waited
 			for ctx.Err() == nil {
-				if once(hard, size) == nil {
+				err := once(hard, size)
+				if hard.Err() == nil {
+					u.came(wait, err == nil)
+				}
+				if wait = 0; err == nil {
 					size = sizes()
-				} else if !Sleep(ctx, retry) {
+					continue
+				}
+				if told, ok := err.(backAfter); ok && u.Obey > 0 {
+					wait = time.Duration(told)
+				}
+				if !Sleep(ctx, cmp.Or(wait, retry)) {
 					return
 				}
 			}
@@ -91,6 +103,26 @@ func (u *Uploads) sizes(i int) func() int64 {
 // errBack says that the client should wait before he comes again.
 var errBack = errors.New("come back later")
 
+// backAfter is the same where he was told how long.
+type backAfter time.Duration
+
+func (backAfter) Error() string { return errBack.Error() }
+
+// came counts a client that has come back after so long, as he was told; 0 = he was not.
+func (u *Uploads) came(told time.Duration, served bool) {
+	switch {
+	case told == 0:
+	case told >= u.Obey:
+		u.toldLonger.Add(1)
+	case served:
+		u.kept.Add(1)
+		u.told.Add(int64(told))
+	default:
+		u.broken.Add(1)
+		u.told.Add(int64(told))
+	}
+}
+
 func (u *Uploads) http1(ctx context.Context, slot **http1, path string, size int64) error {
 	u.started.Add(1)
 	u.inFlight.Add(1)
@@ -122,7 +154,7 @@ func (u *Uploads) http1(ctx context.Context, slot **http1, path string, size int
 	} else {
 		conn.close()
 	}
-	return u.judge(resp.StatusCode, size, latency)
+	return u.judge(resp, size, latency)
 }
 
 func (u *Uploads) http2(ctx context.Context, conn *http2Conn, path string, size int64) error {
@@ -148,7 +180,7 @@ func (u *Uploads) http2(ctx context.Context, conn *http2Conn, path string, size 
 	latency := time.Since(begun)
 	_ = discard(ctx, resp.Body, 1<<20, nil)
 	_ = resp.Body.Close()
-	return u.judge(resp.StatusCode, size, latency)
+	return u.judge(resp, size, latency)
 }
 
 func (u *Uploads) lost(ctx context.Context, err error) error {
@@ -158,13 +190,16 @@ func (u *Uploads) lost(ctx context.Context, err error) error {
 	return errBack
 }
 
-func (u *Uploads) judge(status int, size int64, latency time.Duration) error {
-	switch {
+func (u *Uploads) judge(resp *http.Response, size int64, latency time.Duration) error {
+	switch status := resp.StatusCode; {
 	case status == http.StatusOK:
 		u.serve(size, latency)
 		return nil
 	case rejects(status):
 		u.rejected.Add(1)
+		if told, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && told > 0 {
+			return backAfter(time.Duration(told) * time.Second)
+		}
 	default:
 		u.fail(statusError(status))
 	}

@@ -37,6 +37,7 @@ type Client struct {
 	Calls     int    // how many it makes at most; 0 = until it stops
 	Every     Time   // pace: a call begins no earlier than so long after the one before began; 0 = at once
 	Retry     Time   // after a reject or a broken connection; its call is made again
+	Obey      bool   // after a reject it comes back when it was told to, if it was
 	Fresh     bool   // a connection for each call
 	HTTP2     int    // id of the HTTP/2 connection that it shares with others; 0 = an HTTP/1 connection of its own
 	Worker    int    // that takes its connections; -1 = any
@@ -81,6 +82,7 @@ type client struct {
 	call    Call
 	pending bool // call is to be made (again)
 	begun   Time // of the call in hand, its first try
+	told    Time // it has come back after so long, as it was told, or will; 0 = it was told nothing
 	made    int
 	busy    bool // a stream of it is under way
 }

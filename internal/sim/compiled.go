@@ -231,8 +231,12 @@ func (c *Compiled) Tick(worker int) Time {
 func (c *Compiled) Resume(s *wasmhost.Stream) { c.proxy.Resume(s.Owner.(*Stream)) }
 
 // Answer implements wasmhost.Handler.
-func (c *Compiled) Answer(s *wasmhost.Stream, _ wasmhost.LocalResponse) {
-	c.proxy.Answer(s.Owner.(*Stream))
+func (c *Compiled) Answer(s *wasmhost.Stream, r wasmhost.LocalResponse) {
+	stream := s.Owner.(*Stream)
+	if told, err := strconv.Atoi(r.Header("retry-after")); err == nil {
+		stream.RetryAfter = Time(told) * time.Second
+	}
+	c.proxy.Answer(stream)
 }
 
 // CloseDownstream implements wasmhost.Handler.
@@ -297,7 +301,7 @@ func (c *Compiled) Left() string {
 		return c.err.Error()
 	}
 	for _, own := range c.shared().Entries {
-		own.ID, own.Beat, own.Lease, own.Passed, own.VM, own.Evicted = 0, 0, 0, 0, 0, 0
+		own.ID, own.Beat, own.Lease, own.Passed, own.VM, own.Rate, own.Evicted = 0, 0, 0, 0, 0, 0, 0
 		if own != (budget.Entry{}) {
 			return fmt.Sprintf("a worker: %+v", own)
 		}

@@ -37,6 +37,8 @@ type Stream struct {
 	Call Call
 	ID   int
 	Face any // for the Filter
+	// RetryAfter is what the Filter tells its client, in whole seconds, with Proxy.Answer; 0 = nothing.
+	RetryAfter Time
 
 	client  *client
 	opened  bool // the filter has been told of its headers
@@ -170,7 +172,7 @@ func (e *Envoy) Answer(s *Stream) {
 	} else {
 		e.report.class(s.client.Class).Rejected++
 	}
-	e.retry(s.client)
+	e.retry(s.client, s.RetryAfter)
 	switch {
 	case c.HTTP2:
 	case s.started, !s.ended[Request]:
@@ -695,6 +697,7 @@ func (e *Envoy) writeResponse(s *Stream) (used Time) {
 		s.answer = 0
 		c.restAt = s.reading
 		client := s.client
+		e.returned(client, true)
 		e.finish(s)
 		client.made++
 		client.pending, client.busy = false, false
@@ -713,14 +716,29 @@ func (e *Envoy) next(c *client) {
 	c.next = max(c.begun+c.Every, e.now+step)
 }
 
-// retry lets the client make its call again.
-func (e *Envoy) retry(c *client) {
+// retry lets the client make its call again, after told if it obeys and was told something.
+func (e *Envoy) retry(c *client, told Time) {
+	e.returned(c, false)
 	if c.KeepCalls {
 		e.next(c)
 		return
 	}
 	c.busy = false
 	c.next = e.now + max(c.Retry, step)
+	if c.Obey && told > 0 {
+		c.told, c.next = told, e.now+told
+		class := e.report.class(c.Class)
+		class.Told = append(class.Told, told)
+	}
+}
+
+// returned notes what became of a client that came back when it was told to.
+func (e *Envoy) returned(c *client, kept bool) {
+	if c.told > 0 {
+		class := e.report.class(c.Class)
+		class.Returns = append(class.Returns, Return{Told: c.told, Kept: kept})
+		c.told = 0
+	}
 }
 
 // finish ends a stream that is over.
@@ -777,7 +795,7 @@ func (e *Envoy) drop(c *Conn) {
 	for len(c.streams) > 0 {
 		s := c.streams[0]
 		if !s.over {
-			e.retry(s.client)
+			e.retry(s.client, 0)
 		}
 		s.over = true
 		e.finish(s)

@@ -74,8 +74,8 @@ var _ Filter = (*Native)(nil)
 // NewNative returns the guard on so many workers.
 func NewNative(p Proxy, c guard.Config, workers int) (*Native, error) {
 	n := &Native{proxy: p, streams: map[*guard.Stream]*Stream{}, conns: map[*guard.Connection]*Conn{}}
-	for range workers {
-		w, err := guard.NewWorker(&n.store, rand.New(rand.NewPCG(1, 2)).Float64)
+	for i := range workers {
+		w, err := guard.NewWorker(&n.store, rand.New(rand.NewPCG(1, uint64(i))).Float64)
 		if err != nil {
 			return nil, err
 		}
@@ -163,10 +163,16 @@ func (n *Native) do(s *Stream, v guard.Verdict) (pause bool) {
 		}
 		return true
 	case guard.Answer, guard.Reset:
-		n.proxy.Answer(s)
+		n.answer(s, v)
 	case guard.Admit:
 	}
 	return false
+}
+
+// answer rejects a stream, with a retry-after header as the plugin's.
+func (n *Native) answer(s *Stream, v guard.Verdict) {
+	s.RetryAfter = (Time(v.RetryAfter) + time.Second - 1).Truncate(time.Second)
+	n.proxy.Answer(s)
 }
 
 // Tick implements Filter.
@@ -197,7 +203,7 @@ func (n *Native) tick(worker int, t *timer) {
 	}
 	for _, d := range a.Rejected {
 		if d.Verdict.Action != guard.Close {
-			n.proxy.Answer(n.streams[d.Stream])
+			n.answer(n.streams[d.Stream], d.Verdict)
 		}
 	}
 	for _, s := range a.Close {
@@ -252,7 +258,7 @@ func (n *Native) Estimate() (int64, bool) {
 func (n *Native) Left() string {
 	for i, w := range n.workers {
 		own := w.Account().Own()
-		own.ID, own.Beat, own.Lease, own.Passed, own.VM, own.Evicted = 0, 0, 0, 0, 0, 0
+		own.ID, own.Beat, own.Lease, own.Passed, own.VM, own.Rate, own.Evicted = 0, 0, 0, 0, 0, 0, 0
 		if own != (budget.Entry{}) {
 			return fmt.Sprintf("worker %d: %+v", i, own)
 		}

@@ -41,6 +41,31 @@ type Class struct {
 	Reset    int   // responses cut
 	GaveUp   int
 	Latency  []Time // of those done, from the first try on
+	Told     []Time // delays that those who obey were told, in order
+	Returns  []Return
+}
+
+// Return is a client that came back when it was told to.
+type Return struct {
+	Told Time // the delay
+	Kept bool // it was served, not turned away again
+}
+
+// Kept is the share of those who came back after less than max that were served, and how many they are; 1 for none.
+func (c *Class) Kept(max Time) (share float64, n int) {
+	kept := 0
+	for _, r := range c.Returns {
+		if r.Told < max {
+			n++
+			if r.Kept {
+				kept++
+			}
+		}
+	}
+	if n == 0 {
+		return 1, 0
+	}
+	return float64(kept) / float64(n), n
 }
 
 // Quantile of the latencies; 0 if there are none.

@@ -371,7 +371,12 @@ func TestReject(t *testing.T) {
 	t.Run("so is gRPC", func(t *testing.T) {
 		_, _, r := reject(t, [2]string{"content-type", "application/grpc"})
 		require.Equal(t, "highwater: timeout", r.Body)
-		require.NotEmpty(t, r.Header("grpc-retry-pushback-ms"))
+		pushback, err := strconv.Atoi(r.Header("grpc-retry-pushback-ms"))
+		require.NoError(t, err)
+		require.GreaterOrEqual(t, pushback, 1000)
+		seconds, err := strconv.Atoi(r.Header("retry-after"))
+		require.NoError(t, err)
+		require.Equal(t, (pushback+999)/1000, seconds, "the same, rounded up")
 	})
 }
 

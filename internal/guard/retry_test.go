@@ -1,0 +1,139 @@
+package guard
+
+import (
+	"math"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/highwater-envoy/highwater/internal/unit"
+)
+
+// full is a process without room for anything large and without a line, so that each upload is rejected at once.
+func full(t *testing.T, workers int, edit func(*Config)) *process {
+	t.Helper()
+	p := newProcess(t, workers, func(c *Config) {
+		c.Throttle.Queue = 0
+		if edit != nil {
+			edit(c)
+		}
+	})
+	p.settle(40 * mib)
+	p.settle(182 * mib)
+	return p
+}
+
+func (p *process) told(worker int, n int64) Time {
+	p.t.Helper()
+	r, v := p.open(worker, n)
+	require.Equal(p.t, Answer, v.Action, "%v", v)
+	p.guards[worker].Close(p.now, &r.Stream)
+	return Time(v.RetryAfter)
+}
+
+// Each reject books the next place of one queue, as long as its size, whichever worker it is on.
+func TestRejectsBookPlacesInOneQueue(t *testing.T) {
+	p := full(t, 2, nil)
+	// Nobody has been admitted while somebody waited: T(soft) − base in 30 s.
+	w := p.workers[0]
+	least := float64(w.account.Share(.8)-w.account.Table().Base) / 30
+	place := float64(4*mib+int64(p.guards[0].config.Costs.Stream)) / least
+	require.Greater(t, place, .5)
+	for i := range 20 {
+		d := p.told(i%2, 4*mib)
+		begin := 1 + float64(i)*place
+		require.GreaterOrEqual(t, d.Seconds(), begin-1e-6, "reject %d", i)
+		require.LessOrEqual(t, d.Seconds(), min(begin+place, math.Ceil(begin)), "not beyond its place, nor its second")
+	}
+	begin := p.told(0, 64*kib+1)
+	require.InDelta(t, 1+20*place, begin.Seconds(), 1)
+	require.Less(t, p.told(1, 64*kib+1)-begin, time.Second, "a short place for a small one")
+}
+
+// It drains at an eighth of what is admitted, of all workers together.
+func TestTheQueueDrainsWithWhatIsAdmitted(t *testing.T) {
+	p := full(t, 2, nil)
+	for i, w := range p.workers {
+		p.told(i, 4*mib)                                                     // it joins the table
+		w.drain = rate{bytes: 5 * 160 * float64(mib), seconds: 5, at: p.now} // 160 MiB/s
+		w.publish()
+	}
+	p.read(182 * mib)
+	p.guards[0].retryAfter(p.now, 4*mib)
+	before := p.workers[0].account.Table().Booked
+	for range 100 {
+		p.guards[0].retryAfter(p.now, 4*mib) // 40 MiB/s
+	}
+	p.workers[1].Tick(p.now)
+	require.InDelta(t, 100*4/40., (p.workers[1].account.Table().Booked - before).Seconds(), .1, "the other worker knows")
+}
+
+// Who finds the queue full is told the longest delay, but a crowd is spread before it; nobody is told more, or less than
+// the shortest.
+func TestAFullQueue(t *testing.T) {
+	for _, c := range []RetryAfter{
+		{unit.Duration(time.Second), unit.Duration(30 * time.Second)},
+		{0, unit.Duration(time.Second)},
+		{unit.Duration(10 * time.Second), unit.Duration(10 * time.Second)},
+	} {
+		p := full(t, 1, func(cfg *Config) { cfg.Reject.RetryAfter = c })
+		for range 1000 {
+			d := p.guards[0].retryAfter(p.now, 4*mib)
+			require.GreaterOrEqual(t, d, c.Min)
+			require.LessOrEqual(t, d, c.Max)
+		}
+		// Those who come one by one are no crowd.
+		for range 3 {
+			p.workers[0].crowd = 0
+			require.Equal(t, c.Max, p.guards[0].retryAfter(p.now, 4*mib))
+		}
+	}
+}
+
+// What is admitted while nobody waits says nothing of what could be.
+func TestRateIsOfTheTimeInWhichSomebodyWaits(t *testing.T) {
+	var r rate
+	now := time.Hour
+	run := func(d Time, waiting bool, each int64) {
+		for end := now + d; now < end; now += 10 * ms {
+			if waiting {
+				r.add(each)
+			}
+			r.pass(now, waiting)
+		}
+	}
+	run(500*ms, true, 100)
+	require.False(t, r.known())
+	run(time.Second, true, 100)
+	require.True(t, r.known())
+	require.InDelta(t, 10_000, r.perSecond(), 1000)
+	run(time.Hour, false, 0)
+	require.InDelta(t, 10_000, r.perSecond(), 1000)
+	run(20*time.Second, true, 400)
+	require.InDelta(t, 40_000, r.perSecond(), 2000, "and it forgets")
+}
+
+// While some have been told to come back, the longer the line, of what its timeout lets it be, the more are turned away at
+// its end: evenly, not all who come at once.
+func TestALineThatIsNearlyTooLongTurnsSomeAway(t *testing.T) {
+	p := newProcess(t, 1, nil)
+	p.settle(40 * mib)
+	p.settle(182 * mib)
+	w := p.workers[0]
+	w.drain = rate{bytes: 5 * 40 * float64(mib), seconds: 5, at: p.now} // 80 MiB in 2 s
+	p.guards[0].retryAfter(p.now, mib)                                  // somebody was told to come back
+	var joined, first int
+	for i := range 100 {
+		if _, v := p.open(0, mib); v.Action == Wait {
+			joined++
+		} else if first == 0 {
+			first = i
+		}
+	}
+	require.InDelta(t, 64, first, 4, "from three quarters on")
+	require.Less(t, joined, 80)
+	require.Greater(t, joined, 65)
+	_, v := p.open(0, 64*kib)
+	require.NotEqual(t, Answer, v.Action, "small ones go ahead of the line")
+}
