@@ -28,8 +28,7 @@ func (w *Worker) evict(now Time, a *Actions) (ended bool) {
 	if n == 0 {
 		return false
 	}
-	w.shares.at = 0
-	w.share(now)
+	w.exchangeShares(now)
 	x, t := &w.shares, w.account.Table()
 	var likely int64
 	for i := range x.totals {

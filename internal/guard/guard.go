@@ -212,11 +212,8 @@ func (g *Guard) exempts(h Host) bool {
 func (g *Guard) admit(now Time, s *Stream, credit int64) Verdict {
 	w := g.worker
 	w.counts[CountAdmitted]++
-	if s.total() > int64(w.budget.Small) {
-		s.key.Value.lastLarge = now
-		if !s.inFloor {
-			w.account.Enlarge(now, &s.Stream)
-		}
+	if s.total() > int64(w.budget.Small) && !s.inFloor {
+		w.account.Enlarge(now, &s.Stream)
 	}
 	if s.expects > 0 {
 		w.account.Anticipate(now, &s.Stream, s.expects)
@@ -252,6 +249,7 @@ func (g *Guard) judge(now Time, s *Stream) Verdict {
 		s.expects = max(min(s.expects, alone-s.wants), 0)
 		s.wants = min(s.wants, max(alone, int64(w.budget.Small)+1))
 	}
+	w.noteLarge(now, s.key)
 	claim := w.largeClaim(s.key, s.total())
 	// Who comes while others wait waits too, else who has no line takes what others wait for. But one whose key has less
 	// than its share does not stand behind those that have more.
@@ -472,7 +470,7 @@ func (g *Guard) Expect(now Time, s *Stream, length int64) Verdict {
 	n = min(n, limit)
 	claim := budget.Forced // a small response always passes
 	if n > int64(w.budget.Small) {
-		g.keyOf(now, s).Value.lastLarge = now
+		w.noteLarge(now, g.keyOf(now, s))
 		w.account.Enlarge(now, &s.Stream)
 		if !s.exempt {
 			// Its upstream has done the work: it may have what lies under hard even if its key has more than its share.

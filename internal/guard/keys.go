@@ -106,7 +106,7 @@ func (w *Worker) countLarge() {
 
 // shares is the exchange of what keys have, between the workers of a process.
 type shares struct {
-	at        Time  // of the last exchange; 0 = nobody is held back
+	at        Time  // of the last exchange; 0 = there was none
 	contended bool  // more than one key has large requests
 	newShare  int64 // what one that comes now would have if it wanted all
 	newFloor  int64
@@ -119,8 +119,10 @@ type shares struct {
 }
 
 const (
-	// sharesEvery is how often what keys have is exchanged while somebody may be held back.
+	// sharesEvery is how often what keys have is exchanged while somebody may be held back, and calmEvery how often else, so
+	// that when it begins it is known who is there.
 	sharesEvery = 20 * time.Millisecond
+	calmEvery   = 500 * time.Millisecond
 	// A key counts as one that has large requests for so long after its last.
 	largeFor = 10 * time.Second
 	// What a worker has published is of no use any more after so long.
@@ -132,17 +134,34 @@ func (w *Worker) pressed() bool {
 	return w.account.Table().Level >= budget.Soft || w.line.Len() > 0 || w.account.Others().Waiting > 0
 }
 
-// share tells the others what this worker's keys have, and learns from them what each key's share is. Below soft nobody is
-// held back, and nothing is exchanged.
+// noteLarge notes that a key has a large request or response. If it had none lately and somebody may be held back, the shares
+// are those of a time when it was not there.
+func (w *Worker) noteLarge(now Time, k *key) {
+	was := k.Value.lastLarge
+	k.Value.lastLarge = now
+	if w.pressed() && (was == 0 || now-was > largeFor) {
+		w.exchangeShares(now)
+	}
+	w.sawLarge = true
+}
+
+// share exchanges what keys have, if it is time to: where nobody has had large requests, there is nothing to share out.
 func (w *Worker) share(now Time) {
+	every := calmEvery
+	if w.pressed() {
+		every = sharesEvery
+	} else if !w.sawLarge {
+		return
+	}
+	if now-w.shares.at >= every {
+		w.sawLarge = false
+		w.exchangeShares(now)
+	}
+}
+
+// exchangeShares tells the others what this worker's keys have, and learns from them what each key's share is.
+func (w *Worker) exchangeShares(now Time) {
 	x := &w.shares
-	if !w.pressed() {
-		x.at, x.contended = 0, false
-		return
-	}
-	if x.at != 0 && now-x.at < sharesEvery {
-		return
-	}
 	x.at = now
 	x.own = x.own[:0]
 	w.eachKey(func(k *key) { w.addTotal(now, k) })

@@ -39,6 +39,7 @@ type Worker struct {
 	ticks     uint64
 	keys      *fairness.Keys[keyed]
 	shares    shares
+	sawLarge  bool          // since the last exchange of shares
 	largeKeys int           // of them, how many have large responses
 	residual  []*Connection // with an ended response that may be unread
 	settled   Time
