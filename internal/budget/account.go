@@ -110,9 +110,7 @@ const (
 	Large
 	// Full may have all up to the limit: growth, small requests, and a key that has less than its share.
 	Full
-	// Part is Full and, where that has no room, three quarters of what is kept for small streams.
-	Part
-	// Floor is Full and, where that has no room, all that is kept for small streams.
+	// Floor is Full and, where that has no room, what is kept for small streams.
 	Floor
 	// Forced can't be refused. It raises the account's entry whatever the room.
 	Forced
@@ -205,7 +203,7 @@ func (a *Account) exchange(now Time, n int64, c Claim) Outcome {
 		}
 		lease, under := a.own.Lease, a.under
 		a.lend(stale, n, c == Forced)
-		err := a.publish(now, n, c == Floor || c == Part)
+		err := a.publish(now, n, c == Floor)
 		if err == nil {
 			return Granted
 		}
@@ -235,16 +233,7 @@ func (a *Account) grants(stale bool, n int64, c Claim) bool {
 		return true
 	}
 	// Shedding what costs nothing frees nothing: small streams have a floor, which is a stock and not a rate.
-	var floor int64
-	switch c {
-	case Part:
-		floor = a.limits.Floor / 4 * 3
-	case Floor:
-		floor = a.limits.Floor
-	case Shared, Large, Full, Forced:
-		return false
-	}
-	return n <= floor-a.others.Small-a.own.Small
+	return c == Floor && n <= a.limits.Floor-a.others.Small-a.own.Small
 }
 
 // lend sets the lease to what is needed and some slack, of what is free under hard.

@@ -235,7 +235,7 @@ func (g *Guard) judge(now Time, s *Stream) Verdict {
 		return g.turnAway(now, s, NoReading)
 	}
 	if s.total() <= int64(w.budget.Small) {
-		if w.account.Ask(now, s.wants, w.smallClaim(s.key, s.wants)) != budget.Denied {
+		if w.claimSmall(now, s.key, s.wants) != budget.Denied {
 			return Verdict{Action: Admit}
 		}
 		return g.wait(now, s, true)
@@ -256,7 +256,7 @@ func (g *Guard) judge(now Time, s *Stream) Verdict {
 	if (w.line.Len() > 0 || w.account.Others().Waiting > 0) && (claim != budget.Full || s.key.Value.queue.Len() > 0) {
 		return g.wait(now, s, false)
 	}
-	if w.account.Ask(now, s.total(), claim) == budget.Granted || w.futile(now, s, s.total()) {
+	if w.claim(now, s.key, s.total()) == budget.Granted || w.futile(now, s, s.total()) {
 		return Verdict{Action: Admit}
 	}
 	return g.wait(now, s, false)
@@ -299,7 +299,7 @@ func (g *Guard) wait(now Time, s *Stream, small bool) Verdict {
 	case w.throttle.Timeout == 0,
 		int64(w.line.Len())+others.Waiting >= queue,
 		cost > held-w.held-others.Held,
-		!small && w.largeClaim(s.key, s.total()) != budget.Full && w.turnsAwayEarly(now),
+		!small && cost > 0 && w.largeClaim(s.key, s.total()) != budget.Full && w.turnsAwayEarly(now), // to wait costs a GET nothing
 		window > 0 && window > int64(g.config.Buffers.HTTP2ConnectionWindow)/2-c.window,
 		cost > 0 && w.account.Ask(now, cost, claim) == budget.Denied:
 		return g.turnAway(now, s, QueueFull)

@@ -20,7 +20,8 @@ type keyed struct {
 	large     bool // its responses are large, by the forecast
 
 	at             Time  // of the exchange from which these are:
-	share, floor   int64 // what it would have of the room and of the floor if it wanted all of them
+	share, floor   int64 // what it would have of the room, and of a quarter of the floor, if it wanted all of them
+	reserve        int64 // and of what lies between soft and hard
 	others, smalls int64 // what it has on other workers, and of it in small requests
 }
 
@@ -65,7 +66,8 @@ func (g *Guard) keyOf(now Time, s *Stream) *key {
 	}
 	if x := &g.worker.shares; k.Value.at != x.at {
 		// It was not there at the last exchange.
-		k.Value.at, k.Value.share, k.Value.floor, k.Value.others, k.Value.smalls = x.at, x.newShare, x.newFloor, 0, 0
+		v := &k.Value
+		v.at, v.share, v.floor, v.reserve, v.others, v.smalls = x.at, x.newShare, x.newFloor, x.newReserve, 0, 0
 	}
 	return k
 }
@@ -106,16 +108,17 @@ func (w *Worker) countLarge() {
 
 // shares is the exchange of what keys have, between the workers of a process.
 type shares struct {
-	at        Time  // of the last exchange; 0 = there was none
-	contended bool  // more than one key has large requests
-	newShare  int64 // what one that comes now would have if it wanted all
-	newFloor  int64
-	totals    []fairness.Total // of all workers
-	before    []fairness.Total // of those with a lower id
-	demands   []fairness.Demand
-	parts     []int64
-	buf       []byte
-	own       []fairness.Total
+	at         Time  // of the last exchange; 0 = there was none
+	contended  bool  // more than one key has large requests
+	newShare   int64 // what one that comes now would have if it wanted all
+	newFloor   int64
+	newReserve int64
+	totals     []fairness.Total // of all workers
+	before     []fairness.Total // of those with a lower id
+	demands    []fairness.Demand
+	parts      []int64
+	buf        []byte
+	own        []fairness.Total
 }
 
 const (
@@ -134,15 +137,15 @@ func (w *Worker) pressed() bool {
 	return w.account.Table().Level >= budget.Soft || w.line.Len() > 0 || w.account.Others().Waiting > 0
 }
 
-// noteLarge notes that a key has a large request or response. If it had none lately and somebody may be held back, the shares
-// are those of a time when it was not there.
+// noteLarge notes that a key has a large request or response. If it had none lately the shares are those of a time when it was
+// not there.
 func (w *Worker) noteLarge(now Time, k *key) {
 	was := k.Value.lastLarge
 	k.Value.lastLarge = now
-	if w.pressed() && (was == 0 || now-was > largeFor) {
+	w.sawLarge = true
+	if was == 0 || now-was > largeFor {
 		w.exchangeShares(now)
 	}
-	w.sawLarge = true
 }
 
 // share exchanges what keys have, if it is time to: where nobody has had large requests, there is nothing to share out.
@@ -233,7 +236,14 @@ func (w *Worker) divide() {
 			v.share, v.others = x.parts[i], max(x.totals[i].Use-v.use(), 0)
 		}
 	})
-	x.newFloor = x.split(w.limits.Floor, func(t *fairness.Total) int64 { return t.Small })
+	x.newReserve = x.split(max(w.account.Share(w.limits.Hard)-w.account.Share(w.limits.Soft), 0), func(t *fairness.Total) int64 { return t.Use + t.Waits })
+	w.eachKey(func(k *key) {
+		k.Value.reserve = x.newReserve
+		if i := fairness.Find(x.totals, k.ID); i >= 0 {
+			k.Value.reserve = x.parts[i]
+		}
+	})
+	x.newFloor = x.split(w.limits.Floor/smallShare, func(t *fairness.Total) int64 { return t.Small })
 	w.eachKey(func(k *key) {
 		v := &k.Value
 		v.floor, v.smalls = x.newFloor, 0
@@ -275,13 +285,28 @@ func (w *Worker) largeClaim(k *key, n int64) budget.Claim {
 	return budget.Shared
 }
 
-// smallClaim is the same for a small one and the floor, of which a key that has its share leaves a quarter to the others.
-func (w *Worker) smallClaim(k *key, n int64) budget.Claim {
-	v := &k.Value
-	if w.shares.at == 0 || n <= v.floor-v.smalls-v.Small {
-		return budget.Floor
+// claim asks for room for a large request. A key that has less than its share may have what lies between soft and hard even where
+// the estimate has no room: the others were held to soft, so that it is there. What moves fast counts for two readings in both the
+// reading and fresh, and a burst of one key turned the others away.
+func (w *Worker) claim(now Time, k *key, n int64) budget.Outcome {
+	claim := w.largeClaim(k, n)
+	out := w.account.Ask(now, n, claim)
+	if v := &k.Value; out == budget.Denied && claim == budget.Full && n <= v.reserve-v.others-v.use() {
+		out = w.account.Ask(now, n, budget.Forced)
 	}
-	return budget.Part
+	return out
+}
+
+// smallShare of the floor is kept for keys that have little of it: it comes on top.
+const smallShare = 4
+
+// claimSmall is the same for a small one and the floor: a crowd of one key may have all of it, and the others a quarter more.
+func (w *Worker) claimSmall(now Time, k *key, n int64) budget.Outcome {
+	out := w.account.Ask(now, n, budget.Floor)
+	if v := &k.Value; out == budget.Denied && n <= v.floor-v.smalls-v.Small {
+		out = w.account.Ask(now, n, budget.Forced)
+	}
+	return out
 }
 
 // greedy says that a key has its share, or more, while others want theirs.

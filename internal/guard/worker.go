@@ -413,9 +413,9 @@ func (w *Worker) fits(now Time, s *Stream, small bool) bool {
 		n -= came
 	}
 	if small {
-		return w.account.Ask(now, n, w.smallClaim(s.key, n)) != budget.Denied
+		return w.claimSmall(now, s.key, n) != budget.Denied
 	}
-	switch w.account.Ask(now, n, w.largeClaim(s.key, n)) {
+	switch w.claim(now, s.key, n) {
 	case budget.Granted:
 		return true
 	case budget.Denied:
@@ -475,7 +475,7 @@ func (w *Worker) schedule(now Time) bool {
 	all := t.Sum()
 	every := Time(w.memory.IdleInterval)
 	switch unsure := all.Fresh + all.Coming; {
-	case all.Waiting > 0, t.Sequence == 0, unsure > max(w.account.Share(w.limits.Hard)-t.Reading, 0)/decidingShare:
+	case all.Waiting > 0, t.Sequence == 0, t.Level >= budget.Hard, unsure > max(w.account.Share(w.limits.Hard)-t.Reading, 0)/decidingShare:
 		every = Time(w.memory.Interval)
 	case unsure > w.limits.Limit/unsureShare:
 		every = min(every, 2*Time(w.memory.Interval))

@@ -1,0 +1,259 @@
+package guard
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/fairness"
+)
+
+// from opens a request of a tenant on a worker of a process that tells requests apart by route.
+func (p *process) from(worker int, route string, length int64) (*request, Verdict) {
+	r := &request{connected: p.connection(worker), route: route}
+	return r, p.guards[worker].Open(p.now, &r.Stream, r, length)
+}
+
+// noisy fills what one route may have: so many of its uploads are admitted and so many wait.
+func (p *process) noisy(worker int) (admitted, waiting []*request) {
+	for range 100 {
+		switch r, v := p.from(worker, "noisy", 4*mib); v.Action {
+		case Admit:
+			admitted = append(admitted, r)
+		case Wait:
+			waiting = append(waiting, r)
+		case Answer, Close, Reset:
+		}
+	}
+	return admitted, waiting
+}
+
+// A route that floods waits; one that has had nothing passes all who wait, on any worker.
+func TestWhoHasLessThanHisSharePasses(t *testing.T) {
+	for _, by := range []string{byRoute, byNone} {
+		t.Run(by, func(t *testing.T) {
+			p := newProcess(t, 2, func(c *Config) { c.Fairness.By = by })
+			p.settle(40 * mib)
+			_, v := p.from(1, "quiet", mib) // one a while ago
+			require.Equal(t, Admit, v.Action)
+			p.now += 600 * ms
+			p.settle(40 * mib)
+			_, waiting := p.noisy(0)
+			require.NotEmpty(t, waiting)
+			for i := range 6 {
+				p.read(160 * mib)
+				_, v := p.from(i%2, "quiet", mib)
+				require.Equal(t, by == byRoute, v.Action == Admit, "the %d. on worker %d: %v", i, i%2, v)
+			}
+			_, v = p.from(1, "noisy", mib)
+			require.NotEqual(t, Admit, v.Action, "it has its share, on whatever worker")
+		})
+	}
+}
+
+// Alone, a route has all up to hard, as if there were no keys.
+func TestAKeyAloneHasAll(t *testing.T) {
+	p := newProcess(t, 1, nil)
+	p.settle(40 * mib)
+	admitted, _ := p.noisy(0)
+	require.InDelta(t, 35, len(admitted), 1)
+
+	p = newProcess(t, 1, nil)
+	p.settle(40 * mib)
+	_, v := p.from(0, "quiet", mib)
+	require.Equal(t, Admit, v.Action)
+	p.now += 600 * ms
+	p.settle(40 * mib)
+	admitted, _ = p.noisy(0)
+	require.InDelta(t, 31, len(admitted), 1, "T(soft) is 168 MiB: 128 for uploads of 4 MiB, less what they cost")
+}
+
+// A crowd of small ones may have all of the floor; then the others still have a quarter of it.
+func TestTheFloorIsShared(t *testing.T) {
+	p := newProcess(t, 1, nil)
+	p.settle(40 * mib)
+	p.settle(199 * mib)
+	p.settle(199 * mib)
+	crowd := 0
+	for i := range 1000 {
+		if _, v := p.from(0, "crowd", 40*kib); v.Action == Admit {
+			crowd++
+		}
+		if i%50 == 0 {
+			p.read(199 * mib)
+		}
+	}
+	require.InDelta(t, 10*mib/(40*kib), crowd, 26)
+	for range 25 { // half of it, because the crowd wants the same
+		_, v := p.from(0, "other", 40*kib)
+		require.Equal(t, Admit, v.Action)
+	}
+}
+
+// What a route's responses came to makes its next request a large one, at its request headers.
+func TestARouteOfLargeResponsesIsLargeAtItsHeaders(t *testing.T) {
+	p := newProcess(t, 1, nil)
+	g, w := p.guards[0], p.workers[0]
+	p.settle(40 * mib)
+	download := func() *request {
+		r, v := p.from(0, "download", 0)
+		require.Equal(t, Admit, v.Action)
+		return r
+	}
+	first := download()
+	require.Zero(t, first.hostCalls, "nothing is large yet: whose it is does not matter")
+	require.Zero(t, first.Reserved(budget.Response))
+	require.Equal(t, Admit, g.Expect(p.now, &first.Stream, 16*mib).Action)
+	require.Equal(t, 1, first.hostCalls)
+	g.Close(p.now, &first.Stream)
+
+	next := download()
+	require.Equal(t, 128*kib, next.Reserved(budget.Response), "the cap of a response")
+	small, v := p.from(0, "small", 0)
+	require.Equal(t, Admit, v.Action)
+	require.Zero(t, small.Reserved(budget.Response), "another route is small")
+	exchanges := w.account.Exchanges
+	require.Equal(t, Admit, g.Expect(p.now, &next.Stream, 16*mib).Action)
+	require.Equal(t, exchanges, w.account.Exchanges, "it has what it was promised")
+	require.Equal(t, 128*kib, next.Reserved(budget.Response))
+
+	// Without room it waits, and costs nothing: no byte of it is on its way.
+	p.settle(195 * mib)
+	waits, v := p.from(0, "download", 0)
+	require.Equal(t, Wait, v.Action)
+	require.Zero(t, w.held)
+	g.Close(p.now, &waits.Stream)
+
+	// Its reservation lapses when the upstream takes its time, and it is judged again.
+	p.settle(40 * mib)
+	slow := download()
+	for range 21 {
+		p.now += 100 * ms
+		p.read(40 * mib)
+	}
+	require.Zero(t, slow.Reserved(budget.Response))
+	p.settle(195 * mib)
+	require.Equal(t, ResponseSize, g.Expect(p.now, &slow.Stream, 16*mib).Reason)
+}
+
+func TestNamesOfKeys(t *testing.T) {
+	p := newProcess(t, 1, func(c *Config) {
+		c.Fairness.By, c.Fairness.Weights = "header:X-Tenant", map[string]float64{"gold": 3}
+	})
+	require.Equal(t, "x-tenant", p.guards[0].header)
+	w := p.workers[0]
+	for _, c := range []struct {
+		tenant, name string
+		weight       float64
+	}{
+		{"gold", "gold", 3},
+		{"", "", 1},
+		{"a,b", "a,b", 1},
+		{"\xff\x00", "\xff\x00", 1},
+		{strings.Repeat("x", 64<<10), strings.Repeat("x", maxName), 1},
+	} {
+		r := &request{connected: p.connection(0), tenant: c.tenant}
+		p.guards[0].Open(p.now, &r.Stream, r, mib)
+		require.Equal(t, fairness.Name{By: "header:X-Tenant", Value: c.name}, r.key.Name)
+		require.InDelta(t, c.weight, r.key.Weight, 0)
+		require.Equal(t, mib, r.key.Value.Coming)
+		p.guards[0].Close(p.now, &r.Stream)
+		require.Equal(t, budget.Sum{}, r.key.Value.Sum)
+		require.Zero(t, r.key.Refs)
+	}
+	require.Zero(t, w.keys.Other.Refs)
+
+	// A flood of names takes 64 places, and the rest is one key.
+	for i := range 10_000 {
+		r := &request{connected: p.connection(0), tenant: fmt.Sprint(i)}
+		p.guards[0].Open(p.now, &r.Stream, r, kib)
+	}
+	require.Len(t, w.keys.All(), fairness.MaxKeys)
+	require.Greater(t, w.keys.Other.Refs, 9000)
+}
+
+// Whoever likely holds most of the key most above its share goes first, once for an excess, and none that has no more than its
+// share.
+func TestEvict(t *testing.T) {
+	p := newProcess(t, 2, nil)
+	p.settle(40 * mib)
+	var noisy, quiet []*request
+	for i := range 20 {
+		for _, route := range []string{"noisy", "quiet"} {
+			r, v := p.from(i%2, route, 0)
+			require.Equal(t, Admit, v.Action)
+			g := p.guards[i%2]
+			g.Expect(p.now, &r.Stream, 16*mib)
+			if route == "noisy" {
+				g.Grow(p.now, &r.Stream, budget.Response, int64(i+1)*3*kib+64*kib)
+				noisy = append(noisy, r)
+			} else if i < 4 {
+				g.Grow(p.now, &r.Stream, budget.Response, 70*kib)
+				quiet = append(quiet, r)
+			} else {
+				g.Close(p.now, &r.Stream)
+			}
+		}
+	}
+	evicted := map[*Stream]Verdict{}
+	tick := func(d time.Duration, inUse int64) {
+		p.now += d
+		for _, w := range p.workers {
+			a := w.Tick(p.now)
+			for _, d := range a.Rejected {
+				evicted[d.Stream] = d.Verdict
+				d.Stream.guard.Close(p.now, d.Stream)
+			}
+			if a.Ask {
+				w.Observe(p.now, Reading{InUse: inUse, Allocated: inUse}, nil)
+			}
+		}
+	}
+	for p.workers[0].account.Table().Level != budget.Over {
+		tick(25*ms, 210*mib)
+	}
+	require.Empty(t, evicted, "one reading over the limit may be what is being freed already")
+	for range 4 {
+		tick(25*ms, 210*mib)
+	}
+	// 210 − T(hard) = 26 of 170 MiB that traffic holds: of 24 streams some 4, for the readings that come while they leave show the same.
+	require.InDelta(t, 4, len(evicted), 2)
+	for s, v := range evicted {
+		require.Equal(t, "noisy", s.host.(*request).route)
+		require.Equal(t, Verdict{Action: Reset, Reason: Evicted}, v)
+	}
+	for _, r := range noisy[len(noisy)-2:] {
+		require.Contains(t, evicted, &r.Stream, "who holds most")
+	}
+	for _, r := range quiet {
+		require.NotContains(t, evicted, &r.Stream)
+	}
+	require.Positive(t, p.workers[0].account.Table().Sum().Leaving)
+	before := len(evicted)
+	for range 40 {
+		tick(25*ms, 180*mib)
+	}
+	require.Len(t, evicted, before)
+	require.Zero(t, p.workers[0].account.Table().Sum().Leaving)
+}
+
+// In one tick a connection is closed only if nothing else was ended on it.
+func TestAConnectionIsCutAloneInItsTick(t *testing.T) {
+	p := newProcess(t, 1, nil)
+	w, c := p.workers[0], p.connection(0)
+	w.ticks++
+	w.end(c)
+	require.False(t, w.mayCut(c))
+	w.ticks++
+	require.True(t, w.mayCut(c))
+	require.False(t, w.mayCut(c), "once")
+	r := &request{connected: c}
+	p.guards[0].Open(p.now, &r.Stream, r, 0)
+	require.False(t, w.evictStream(p.now, &Actions{}, &r.Stream), "and nothing is ended on it then")
+	w.ticks++
+	require.True(t, w.evictStream(p.now, &Actions{}, &r.Stream))
+}
