@@ -55,27 +55,44 @@ func (w *Worker) evict(now Time, a *Actions) (ended bool) {
 			before = x.before[j].Likely
 		}
 		perByte := float64(x.parts[i]) / float64(x.totals[i].Likely)
-		ended = w.evictOf(now, a, k, scale, perByte*float64(before), perByte*float64(before+k.Value.Likely)) || ended
+		ended = w.evictOf(now, a, k, scale, x.totals[i].Most, perByte*float64(before), perByte*float64(before+k.Value.Likely)) || ended
 	})
 	w.publish()
 	return ended
 }
 
-// evictOf evicts a key's part from one byte to another of what is cut from it on all workers. As many streams go on all of them
-// together as one worker alone would take: the cut is counted in streams, and each takes those that begin in its part.
-func (w *Worker) evictOf(now Time, a *Actions, k *key, scale, from, to float64) (ended bool) {
-	w.hungry = w.hungry[:0]
+// candidates calls do with each that can be evicted.
+func (w *Worker) candidates(do func(k *key, c candidate)) {
 	w.account.Owners(func(owner any) {
 		// What has ended is out of reach: Envoy ignores a local reply then, and the rest stays with the connection.
-		if s, ok := owner.(*Stream); ok && s.key == k && s.phase == live && !s.exempt && s.Likely() > 0 && !s.Ended(budget.Response) {
-			w.hungry = append(w.hungry, candidate{stream: s, likely: s.Likely()})
+		if s, ok := owner.(*Stream); ok && s.phase == live && !s.exempt && s.Likely() > 0 && !s.Ended(budget.Response) {
+			do(s.key, candidate{stream: s, likely: s.Likely()})
 		}
 	})
 	for _, c := range w.residual {
-		if c.key == k && c.Left() > 0 {
-			w.hungry = append(w.hungry, candidate{connection: c, likely: c.Left(), shared: c.streams > 0})
+		if c.Left() > 0 {
+			do(c.key, candidate{connection: c, likely: c.Left(), shared: c.streams > 0})
 		}
 	}
+}
+
+// weigh finds what one stream of each key likely holds at most.
+func (w *Worker) weigh() {
+	w.eachKey(func(k *key) { k.Value.most = 0 })
+	w.candidates(func(k *key, c candidate) { k.Value.most = max(k.Value.most, c.likely) })
+}
+
+// evictOf evicts a key's part from one byte to another of what is cut from it on all workers. As many streams go on all of them
+// together as one worker alone would take: the cut is counted in streams, and each takes those that begin in its part. What
+// holds less than half of most, of what one stream of the key holds anywhere, stays for another time: 500 idle streams that may hold
+// a tenth of their bound each would go for the sake of 50 stalled readers, who hold all of what is too much.
+func (w *Worker) evictOf(now Time, a *Actions, k *key, scale float64, most int64, from, to float64) (ended bool) {
+	w.hungry = w.hungry[:0]
+	w.candidates(func(of *key, c candidate) {
+		if of == k && 2*c.likely >= most {
+			w.hungry = append(w.hungry, c)
+		}
+	})
 	slices.SortFunc(w.hungry, func(a, b candidate) int {
 		switch {
 		case a.shared != b.shared:

@@ -16,8 +16,9 @@ type keyed struct {
 	forecasts [2]budget.Forecast // of messages without a length
 	responses budget.Forecast    // of all responses
 	queue     fairness.Queue[Stream]
-	lastLarge Time // when its last large request or response came
-	large     bool // its responses are large, by the forecast
+	most      int64 // what one of its streams likely holds, while memory is over the limit
+	lastLarge Time  // when its last large request or response came
+	large     bool  // its responses are large, by the forecast
 
 	at             Time  // of the exchange from which these are:
 	share, floor   int64 // what it would have of the room, and of a quarter of the floor, if it wanted all of them
@@ -167,6 +168,9 @@ func (w *Worker) exchangeShares(now Time) {
 	x := &w.shares
 	x.at = now
 	x.own = x.own[:0]
+	if w.account.Table().Level == budget.Over {
+		w.weigh()
+	}
 	w.eachKey(func(k *key) { w.addTotal(now, k) })
 	x.buf = fairness.AppendTotals(x.buf[:0], now, x.own)
 	store := w.account.Store()
@@ -186,7 +190,7 @@ func (w *Worker) exchangeShares(now Time) {
 func (w *Worker) addTotal(now Time, k *key) {
 	v := &k.Value
 	t := fairness.Total{
-		ID: k.ID, Weight: k.Weight, Use: v.use(), Small: v.Small, Likely: v.Likely, Waits: v.queue.Bytes(),
+		ID: k.ID, Weight: k.Weight, Use: v.use(), Small: v.Small, Likely: v.Likely, Waits: v.queue.Bytes(), Most: v.most,
 		Large: v.lastLarge != 0 && now-v.lastLarge < largeFor,
 	}
 	if t.Use > 0 || t.Waits > 0 || t.Large || k.Refs > 0 {
