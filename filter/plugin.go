@@ -168,7 +168,12 @@ func (p *plugin) carryOut(a *guard.Actions) {
 			s.answer(guard.Verdict{Action: guard.Answer, Reason: guard.QueueFull})
 		}
 	}
-	if a.Resume != nil || len(a.Rejected) > 0 || len(a.Close) > 0 {
+	for _, c := range a.Idle {
+		if !p.on(c.Context) || proxywasm.CloseDownstream() != nil {
+			machine.hostError()
+		}
+	}
+	if a.Resume != nil || len(a.Rejected) > 0 || len(a.Close) > 0 || len(a.Idle) > 0 {
 		p.on(p.id)
 	}
 }

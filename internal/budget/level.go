@@ -24,6 +24,7 @@ type Limits struct {
 	Small              int64 // a request that brings no more is small
 	Floor              int64 // what small requests have in any case
 	OnStale            OnStale
+	Connections        int64 // that may be open in all workers together; 0 = no limit
 }
 
 // OnStale says what counts while there is no recent reading.

@@ -58,7 +58,8 @@ type Stream struct {
 	guard      *Guard
 	host       Host
 	waiter     fairness.Waiter[Stream]
-	connection *Connection // known only if it waited or was rejected
+	connection *Connection // known only if it was asked for: it waited, was rejected or was the one to verify
+	counted    *Connection // the one that counts it as live; nil = none, or there is no network filter
 	length     int64
 	wants      int64 // what it waits for
 	pauseCost  int64
@@ -83,6 +84,7 @@ func (s *Stream) isHTTP2() bool {
 func (s *Stream) conn() *Connection {
 	if s.connection == nil {
 		s.connection = s.host.Connection()
+		s.guard.worker.compare(s.connection, s.host.Arrived())
 	}
 	return s.connection
 }
@@ -102,6 +104,7 @@ func (g *Guard) Open(now Time, s *Stream, h Host, length int64) Verdict {
 	w := g.worker
 	*s = Stream{guard: g, host: h, phase: live, length: length}
 	s.waiter.Value = s
+	w.busy(s)
 	b := &g.config.Buffers
 	requestCap := 2 * int64(b.Downstream)
 	if length == budget.Unknown || length > requestCap {
@@ -518,6 +521,7 @@ func (g *Guard) Close(now Time, s *Stream) (waited unit.Duration) {
 	if s.inFloor {
 		w.letIn = now
 	}
+	w.unbusy(now, s)
 	s.phase = done
 	w.account.Close(now, &s.Stream)
 	return waited

@@ -827,6 +827,8 @@ func TestNoAllocationAndFewHostCalls(t *testing.T) {
 		g.Close(p.now, &r.Stream)
 	}
 	exchange()
+	require.Equal(t, 1, r.hostCalls, "the first request of a connection is asked whose it is")
+	r.hostCalls = 0
 	before := p.workers[0].account.Exchanges
 	require.Zero(t, testing.AllocsPerRun(20, exchange))
 	require.Zero(t, r.hostCalls)

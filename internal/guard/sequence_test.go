@@ -222,7 +222,11 @@ func (e *envoy) connect() *link {
 		c.Context = e.nextID
 	}
 	g := e.guards[c.worker]
-	g.OpenConnection(e.now, &c.Connection)
+	if !g.OpenConnection(e.now, &c.Connection) {
+		e.seen["refused"]++
+		require.GreaterOrEqual(e.t, g.worker.account.Table().Level, budget.Hard)
+		return nil
+	}
 	if b&0x60 == 0 {
 		g.TLS(e.now, &c.Connection)
 		e.workers[c.worker].account.Cover(e.now)
@@ -234,6 +238,9 @@ func (e *envoy) connect() *link {
 
 func (e *envoy) open1() string {
 	c := e.connect()
+	if c == nil {
+		return "refused"
+	}
 	x := &exchange{link: c, length: budget.Unknown}
 	x.request = request{http2: c.http2, connected: &c.Connection}
 	c.used = true
@@ -487,6 +494,19 @@ func (e *envoy) tick(d Time) {
 			require.Equal(e.t, closing, s.phase)
 			e.seen["closed"]++
 			e.closeLink(e.find(s).link)
+		}
+		for _, c := range a.Idle {
+			e.seen["idle"]++
+			for _, x := range e.streams {
+				require.NotSame(e.t, c, &x.link.Connection, "it is in use")
+			}
+			for _, l := range e.conns {
+				if &l.Connection == c {
+					e.closeLink(l)
+					break
+				}
+			}
+			require.True(e.t, c.IsClosed)
 		}
 		if a.Ask && e.reading == nil {
 			b := e.byte()

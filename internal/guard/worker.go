@@ -34,6 +34,7 @@ type Worker struct {
 	left      leftovers
 	forecasts [2]budget.Forecast
 	residual  []*Connection // with an ended response that may be unread
+	idle      idle
 	settled   Time
 	drain     rate
 	alone     *Stream // while shedding is futile: the one large request that is let in
@@ -57,7 +58,9 @@ func NewWorker(store budget.Store, random func() float64) (*Worker, error) {
 	if err != nil {
 		return nil, fmt.Errorf("join the other workers: %w", err)
 	}
-	return &Worker{account: account, random: random}, nil
+	w := &Worker{account: account, random: random}
+	w.idle.ring.before, w.idle.ring.behind = &w.idle.ring, &w.idle.ring
+	return w, nil
 }
 
 // Use puts the parts of a configuration in force that all plugins share, and returns what that changes, in words;
@@ -100,12 +103,7 @@ type Connection struct {
 	unread   bool  // is in Worker.residual
 	Waiting  int   // requests of it in line
 	IsClosed bool
-}
-
-// OpenConnection counts a new connection. Its cost can't be refused.
-func (g *Guard) OpenConnection(now Time, c *Connection) {
-	g.worker.account.OpenConnection(&c.Connection, int64(g.config.Costs.Connection))
-	g.worker.account.Cover(now)
+	inUse
 }
 
 // TLS notes that the connection turned out to be a TLS one.
@@ -117,6 +115,7 @@ func (g *Guard) TLS(now Time, c *Connection) {
 // Data notes n bytes that came on the connection. The HTTP filter does not see what a paused request's client sends.
 func (w *Worker) Data(now Time, c *Connection, n int64) {
 	c.last = n
+	w.idle.touch(now, c)
 	if c.unread {
 		// The next request: on HTTP/1 the response before it has been read.
 		w.account.Leave(now, &c.Connection, 0)
@@ -132,6 +131,7 @@ func (w *Worker) Data(now Time, c *Connection, n int64) {
 func (w *Worker) CloseConnection(c *Connection) {
 	c.IsClosed = true
 	c.paused = nil
+	c.leaveIdle()
 	w.account.CloseConnection(&c.Connection)
 }
 
@@ -238,6 +238,8 @@ type Actions struct {
 	Polls    bool      // this worker asks for readings and publishes the gauges
 	Busy     bool      // somebody waits or is to be closed: tick again in 2 ms, not 25
 	Event    string    // to be logged; empty = nothing
+	// Idle are connections to close. There is no stream on them, so that nothing else of this tick ends one.
+	Idle []*Connection
 }
 
 // Decision is a verdict on a stream that had been waiting.
@@ -249,7 +251,7 @@ type Decision struct {
 // Tick does what is due: call it each 25 ms, and each 2 ms while Actions.Busy.
 func (w *Worker) Tick(now Time) *Actions {
 	a := &w.actions
-	*a = Actions{Rejected: a.Rejected[:0], Close: a.Close[:0]}
+	*a = Actions{Rejected: a.Rejected[:0], Close: a.Close[:0], Idle: a.Idle[:0]}
 	w.left.expire(now)
 	w.settle(now)
 	if s := w.credited; s != nil {
@@ -264,8 +266,12 @@ func (w *Worker) Tick(now Time) *Actions {
 	w.polls, a.Polls = polls, polls
 	w.serve(now, a)
 	a.Close, w.closing = append(a.Close, w.closing...), w.closing[:0]
+	w.closeIdle(now, a)
 	if polls {
 		a.Ask, a.Event = w.schedule(now), w.staleEvent(now)
+	}
+	if a.Event == "" {
+		a.Event, w.idle.event = w.idle.event, ""
 	}
 	a.Busy = w.line.Len() > 0
 	return a

@@ -17,6 +17,7 @@ type Native struct {
 	table   budget.Table
 	workers []*nativeWorker
 	streams map[*guard.Stream]*Stream
+	conns   map[uint32]*Conn // by guard.Connection.Context
 }
 
 // watched says when the table has changed.
@@ -71,7 +72,7 @@ var _ Filter = (*Native)(nil)
 
 // NewNative returns the guard on so many workers.
 func NewNative(p Proxy, c guard.Config, workers int) (*Native, error) {
-	n := &Native{proxy: p, streams: map[*guard.Stream]*Stream{}}
+	n := &Native{proxy: p, streams: map[*guard.Stream]*Stream{}, conns: map[uint32]*Conn{}}
 	for range workers {
 		w, err := guard.NewWorker(&n.store, rand.New(rand.NewPCG(1, 2)).Float64)
 		if err != nil {
@@ -94,11 +95,15 @@ func (n *Native) Workers() []*guard.Worker {
 }
 
 // OpenConnection implements Filter.
-func (n *Native) OpenConnection(c *Conn) {
+func (n *Native) OpenConnection(c *Conn) (refused bool) {
 	w := n.workers[c.Worker]
 	nc := &nativeConn{Connection: guard.Connection{Context: uint32(c.ID)}}
+	if !w.guard.OpenConnection(w.now, &nc.Connection) {
+		return true
+	}
 	c.Face = nc
-	w.guard.OpenConnection(w.now, &nc.Connection)
+	n.conns[nc.Context] = c
+	return false
 }
 
 // Data implements Filter.
@@ -110,7 +115,9 @@ func (n *Native) Data(c *Conn, bytes int64) {
 // CloseConnection implements Filter.
 func (n *Native) CloseConnection(c *Conn) {
 	w := n.workers[c.Worker]
-	w.CloseConnection(&c.Face.(*nativeConn).Connection)
+	nc := c.Face.(*nativeConn)
+	w.CloseConnection(&nc.Connection)
+	delete(n.conns, nc.Context)
 }
 
 // Headers implements Filter.
@@ -198,6 +205,9 @@ func (n *Native) tick(worker int, t *timer) {
 	for _, s := range a.Close {
 		n.proxy.CloseDownstream(n.streams[s].Conn)
 	}
+	for _, c := range a.Idle {
+		n.proxy.CloseDownstream(n.conns[c.Context])
+	}
 	if a.Busy != t.fast {
 		t.set(now, a.Busy)
 	}
@@ -244,7 +254,7 @@ func (n *Native) Estimate() (int64, bool) {
 func (n *Native) Left() string {
 	for i, w := range n.workers {
 		own := w.Account().Own()
-		own.ID, own.Beat, own.Lease, own.Passed, own.VM = 0, 0, 0, 0, 0
+		own.ID, own.Beat, own.Lease, own.Passed, own.VM, own.ConnectionLease = 0, 0, 0, 0, 0, 0
 		if own != (budget.Entry{}) {
 			return fmt.Sprintf("worker %d: %+v", i, own)
 		}
