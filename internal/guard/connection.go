@@ -40,21 +40,32 @@ type inUse struct {
 	http           bool // there has been one: a raw connection is never idle
 	observed       bool // mode observe: it is never closed
 	since          Time // without a request and without bytes of its client
+	ended          Time // its last request
+	pause          Time // the longest without a request of late
 	before, behind *Connection
 }
 
-// idle are a worker's connections that have had requests and have none now, those without for longest first.
+// idle are a worker's connections that have had requests and have none now, those without for longest first, but for those
+// that had to be passed over.
 type idle struct {
 	ring     Connection // no connection: the ends of the list
 	requests uint       // counts them, to verify some
-	mistaken bool       // Host.Arrived was wrong once: who is idle can't be told
-	event    string     // to be logged; empty = nothing
+	ticked   Time
+	mistaken bool   // Host.Arrived was wrong once: who is idle can't be told
+	event    string // to be logged; empty = nothing
 }
 
 const (
 	idleAtSoft = time.Second
 	idleAtHard = 250 * time.Millisecond
 	maxIdle    = 64 // closed in a tick
+	// Who asks for something every now and then is not idle between: to be closed he must have paused for pauses times as
+	// long as he did before, or for maxPause. Else a worker that is behind closes a connection whose next request has come,
+	// and is lost with it.
+	pauses   = 4
+	maxPause = 10 * time.Second
+	// idleTicks: a worker whose ticks come late is behind with what it reads too.
+	idleTicks = 10
 	// verifyEvery: of so many requests one is asked for its connection, which is a call of the host.
 	verifyEvery = 256
 )
@@ -62,7 +73,7 @@ const (
 // busy counts a request on its connection, which Host.Arrived tells without a call. That can be wrong: of a listener without
 // the network filter it is a connection of another one, and where a filter before ours held the request back it is the one
 // whose bytes came meanwhile. So a connection is asked for once, before it counts as one of HTTP, and now and then.
-func (w *Worker) busy(s *Stream) {
+func (w *Worker) busy(now Time, s *Stream) {
 	c := s.host.Arrived()
 	if c == nil || w.idle.mistaken {
 		return
@@ -70,6 +81,9 @@ func (w *Worker) busy(s *Stream) {
 	w.idle.requests++
 	if (!c.http || w.idle.requests%verifyEvery == 0) && s.conn() != c {
 		return
+	}
+	if c.http && c.live == 0 {
+		c.pause = max(now-c.ended, c.pause-c.pause/8)
 	}
 	c.http = true
 	c.live++
@@ -87,8 +101,10 @@ func (w *Worker) unbusy(now Time, s *Stream) {
 	// After a request that was not all sent Envoy closes an HTTP/1 connection by itself, and not before delayed_close_timeout,
 	// so that the client reads its answer.
 	unfinished := !s.http2 && (!s.Ended(budget.Request) || s.phase == rejected && s.pauseCost > 0)
+	c.ended = now
 	if c.live--; c.live == 0 && !c.IsClosed && !unfinished {
-		w.idle.join(now, c)
+		c.since = now
+		w.idle.join(c)
 	}
 }
 
@@ -103,7 +119,8 @@ func (w *Worker) compare(exact, arrived *Connection) {
 
 // closeIdle picks connections to close, where memory is short. What a large response has left in one may be unread for 10 s.
 func (w *Worker) closeIdle(now Time, a *Actions) {
-	level := w.account.Table().Level
+	level, behind := w.account.Table().Level, now-w.idle.ticked
+	w.idle.ticked = now
 	if level < budget.Soft || w.idle.mistaken || w.account.Stale(now) {
 		return
 	}
@@ -111,16 +128,17 @@ func (w *Worker) closeIdle(now Time, a *Actions) {
 	if level >= budget.Hard {
 		least = idleAtHard
 	}
+	least = max(least, idleTicks*behind)
 	for range maxIdle {
 		c := w.idle.ring.behind
 		if c == &w.idle.ring || now-c.since < least {
 			return
 		}
-		if c.unread {
-			w.idle.touch(now, c)
+		c.leaveIdle()
+		if c.unread || now-c.since < min(pauses*c.pause, maxPause) {
+			w.idle.join(c)
 			continue
 		}
-		c.leaveIdle()
 		w.counts[CountClosedIdle]++
 		if !c.observed {
 			a.Idle = append(a.Idle, c)
@@ -128,8 +146,7 @@ func (w *Worker) closeIdle(now Time, a *Actions) {
 	}
 }
 
-func (i *idle) join(now Time, c *Connection) {
-	c.since = now
+func (i *idle) join(c *Connection) {
 	c.before, c.behind = i.ring.before, &i.ring
 	c.before.behind, c.behind.before = c, c
 }
@@ -137,8 +154,9 @@ func (i *idle) join(now Time, c *Connection) {
 // touch puts a connection that is idle behind all others.
 func (i *idle) touch(now Time, c *Connection) {
 	if c.behind != nil {
+		c.since = now
 		c.leaveIdle()
-		i.join(now, c)
+		i.join(c)
 	}
 }
 

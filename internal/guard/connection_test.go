@@ -186,15 +186,13 @@ func TestIdleConnectionsAreClosed(t *testing.T) {
 	t.Run("from soft on, after a second, oldest first, 64 a tick", func(t *testing.T) {
 		p := start(t, nil)
 		all := p.admit(0, 200)
-		for _, c := range all {
+		for _, c := range all[:199] {
 			p.get(0, c)
 		}
 		require.Empty(t, p.tick(0, 3*time.Second, 40*mib), "not while the level is normal")
-		all = append(all[1:], all[0])
 		p.get(0, all[199])
-		late := p.tick(0, 500*ms, softReading)
+		require.Equal(t, all[:199], p.tick(0, 500*ms, softReading))
 		require.Equal(t, budget.Soft, p.workers[0].account.Table().Level)
-		require.Equal(t, all[:199], late)
 		require.Equal(t, all[199:], p.tick(0, 600*ms, softReading))
 		require.Equal(t, uint64(200), p.workers[0].Counts()[CountClosedIdle])
 		require.Empty(t, p.tick(0, 3*time.Second, softReading), "once")
@@ -210,6 +208,35 @@ func TestIdleConnectionsAreClosed(t *testing.T) {
 		p.get(0, all[0])
 		require.Empty(t, p.tick(0, 200*ms, hardReading))
 		require.Equal(t, all, p.tick(0, 100*ms, hardReading))
+	})
+	t.Run("not who comes every now and then", func(t *testing.T) {
+		p := start(t, nil)
+		all := p.admit(0, 3)
+		p.tick(0, 500*ms, hardReading)
+		for range 10 {
+			p.get(0, all[0])
+			require.Empty(t, p.tick(0, 200*ms, hardReading))
+		}
+		require.Empty(t, p.tick(0, 550*ms, hardReading))
+		require.Equal(t, all[:1], p.tick(0, 100*ms, hardReading), "but after four times as long")
+		p.get(0, all[1])
+		p.tick(0, 200*ms, 40*mib)
+		p.now += 100 * time.Second
+		p.get(0, all[1])
+		p.get(0, all[2])
+		require.Equal(t, all[2:], p.tick(0, 9*time.Second, hardReading))
+		require.Equal(t, all[1:2], p.tick(0, 2*time.Second, hardReading), "at the latest after 10 s")
+	})
+	t.Run("not by a worker that is behind", func(t *testing.T) {
+		p := start(t, nil)
+		p.tick(0, 500*ms, hardReading)
+		p.get(0, p.admit(0, 1)[0])
+		for range 5 {
+			p.now += 100 * ms
+			require.Empty(t, p.workers[0].Tick(p.now).Idle)
+		}
+		p.now += 25 * ms
+		require.Len(t, p.workers[0].Tick(p.now).Idle, 1)
 	})
 	t.Run("not while there is a request, or the beginning of one", func(t *testing.T) {
 		p := start(t, nil)

@@ -104,7 +104,7 @@ func (g *Guard) Open(now Time, s *Stream, h Host, length int64) Verdict {
 	w := g.worker
 	*s = Stream{guard: g, host: h, phase: live, length: length}
 	s.waiter.Value = s
-	w.busy(s)
+	w.busy(now, s)
 	b := &g.config.Buffers
 	requestCap := 2 * int64(b.Downstream)
 	if length == budget.Unknown || length > requestCap {

@@ -839,8 +839,13 @@ func (e *Envoy) settle() {
 			c := e.closing[0]
 			e.closing = e.closing[1:]
 			for _, s := range c.streams {
-				if !s.over {
+				switch {
+				case s.over:
+				case s.opened:
 					e.report.class(s.client.Class).Closed++
+				default:
+					// Nothing of it was read: clients send it again.
+					s.over, s.client.busy = true, false
 				}
 			}
 			e.drop(c)
