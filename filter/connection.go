@@ -29,8 +29,14 @@ func (c *connection) OnNewConnection() types.Action {
 		return types.ActionContinue
 	}
 	c.Context = c.id
+	if !c.plugin.guard.OpenConnection(machine.now, &c.Connection) {
+		if proxywasm.CloseDownstream() == nil {
+			return types.ActionPause
+		}
+		machine.hostError()
+		return types.ActionContinue // it can't be refused, and goes on uncounted
+	}
 	c.open = true
-	c.plugin.guard.OpenConnection(machine.now, &c.Connection)
 	if key, ok := connectionID(); ok {
 		c.key = key
 		machine.connections[key] = &c.Connection

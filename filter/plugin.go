@@ -129,7 +129,7 @@ func (p *plugin) OnTick() {
 	if a.Event != "" {
 		proxywasm.LogWarn("highwater: " + a.Event)
 	}
-	if a.Resume != nil || len(a.Rejected) > 0 || len(a.Close) > 0 || len(a.Cut) > 0 {
+	if a.Resume != nil || len(a.Rejected) > 0 || len(a.Close) > 0 || len(a.Cut) > 0 || len(a.Idle) > 0 {
 		p.carryOut(a)
 	}
 	machine.free = append(machine.free, machine.done...)
@@ -175,9 +175,11 @@ func (p *plugin) carryOut(a *guard.Actions) {
 			s.answer(guard.Verdict{Action: guard.Answer, Reason: guard.QueueFull})
 		}
 	}
-	for _, c := range a.Cut {
-		if p.on(c.Context) && proxywasm.CloseDownstream() != nil {
-			machine.hostError()
+	for _, list := range [...][]*guard.Connection{a.Cut, a.Idle} {
+		for _, c := range list {
+			if !p.on(c.Context) || proxywasm.CloseDownstream() != nil {
+				machine.hostError()
+			}
 		}
 	}
 	p.on(p.id)

@@ -58,7 +58,12 @@ func NewAccount(store Store, limits Limits) (*Account, error) {
 }
 
 // SetLimits puts other figures in force. What is admitted stays admitted.
-func (a *Account) SetLimits(l Limits) { a.limits = l }
+func (a *Account) SetLimits(l Limits) {
+	if l.Connections != a.limits.Connections {
+		a.own.ConnectionLease = min(a.own.ConnectionLease, a.own.Connections) // it was a part of another limit
+	}
+	a.limits = l
+}
 
 // Limits returns the figures in force.
 func (a *Account) Limits() Limits { return a.limits }
@@ -291,6 +296,10 @@ func (a *Account) load(now Time) error {
 	a.live = len(a.table.Entries)
 	if a.joined {
 		a.live = max(a.live, 1)
+		if !a.table.has(a.id) {
+			// It is new, or was dropped for want of a beat: then others may have what it was lent.
+			a.own.ConnectionLease = min(a.own.ConnectionLease, a.own.Connections)
+		}
 	}
 	return nil
 }
@@ -642,6 +651,7 @@ func (a *Account) Tick(now Time) (polls bool, err error) {
 		}
 		a.dropped = false
 		a.shrink(now)
+		a.shrinkConnections()
 		if !a.due(now, polls) {
 			return polls, nil
 		}

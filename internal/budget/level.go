@@ -25,6 +25,7 @@ type Limits struct {
 	Floor              int64 // what small requests have in any case
 	Evict              bool  // when a reading is over the limit, whoever holds most has to go
 	OnStale            OnStale
+	Connections        int64 // that may be open in all workers together; 0 = no limit
 }
 
 // OnStale says what counts while there is no recent reading.

@@ -55,6 +55,8 @@ type Entry struct {
 	Streams      int64
 	Connections  int64
 	VM           int64 // memory of the worker's virtual machine; it is outside every reading
+	// ConnectionLease is how many connections the worker may have open without asking again; 0 without a limit.
+	ConnectionLease int64
 }
 
 func (e *Entry) need() int64 { return e.Fresh + e.Coming }
@@ -68,7 +70,7 @@ const deadAfter = 2 * time.Second
 const (
 	tableMagic  = 0x48573032 // "HW02": a changed layout needs a new one
 	headerBytes = 4 + 4 + 12*8
-	entryFields = 20
+	entryFields = 21
 	entryBytes  = 8 + entryFields*8
 	maxEntries  = 4096
 )
@@ -106,7 +108,7 @@ func (e *Entry) fields() [entryFields]*int64 {
 	return [entryFields]*int64{
 		(*int64)(&e.Beat), &e.Lease, &e.Fresh, &e.Coming, &e.Passed, &e.Small, &e.Likely, &e.Bounds, &e.Exposure,
 		&e.Leaving, &e.Evicted, &e.Left, &e.Held, (*int64)(&e.WaitingSince), &e.Waiting, &e.Streams, &e.Connections, &e.VM,
-		&e.Wanted, &e.Rate,
+		&e.Wanted, &e.Rate, &e.ConnectionLease,
 	}
 }
 
@@ -153,6 +155,15 @@ func (t *Table) drop(now Time) (dropped bool) {
 	return dropped
 }
 
+func (t *Table) has(id uint32) bool {
+	for i := range t.Entries {
+		if t.Entries[i].ID == id {
+			return true
+		}
+	}
+	return false
+}
+
 // entry returns the worker's own entry, which it adds if there is none.
 func (t *Table) entry(id uint32) *Entry {
 	for i := range t.Entries {
@@ -165,7 +176,7 @@ func (t *Table) entry(id uint32) *Entry {
 }
 
 // sum adds up the entries but one (0 leaves nobody out: ids begin at 1); its Lease is what an estimate must count
-// (see Entry.counts), its WaitingSince the earliest.
+// (see Entry.counts), its ConnectionLease what a limit must, its WaitingSince the earliest.
 func (t *Table) sum(without uint32) Entry {
 	var s Entry
 	for i := range t.Entries {
@@ -189,6 +200,7 @@ func (t *Table) sum(without uint32) Entry {
 		s.Rate += e.Rate
 		s.Streams += e.Streams
 		s.Connections += e.Connections
+		s.ConnectionLease += max(e.ConnectionLease, e.Connections)
 		s.VM += e.VM
 		if e.WaitingSince != 0 && (s.WaitingSince == 0 || e.WaitingSince < s.WaitingSince) {
 			s.WaitingSince = e.WaitingSince

@@ -44,6 +44,8 @@ type Budget struct {
 	Resume unit.Ratio `json:"resume"` // below it the level is normal again
 	Small  unit.Bytes `json:"small"`  // a request that brings no more is small
 	Floor  unit.Ratio `json:"floor"`  // of the limit: what small requests have in any case
+	// Connections is how many may be open, in all listeners with the network filter; 0 = no limit.
+	Connections int `json:"connections"`
 }
 
 // Buffers repeats what the listener and the clusters are set to; the defaults are Envoy's. A figure that is too low
@@ -193,6 +195,7 @@ func (c *Config) Validate() error {
 	check(b.Resume > 0 && b.Resume < b.Soft, "budget.resume: %v must be above 0%% and below budget.soft (%v)", b.Resume, b.Soft)
 	check(b.Floor >= 0 && b.Floor <= 0.5, "budget.floor: %v must be at most 50%%: it may exceed the limit", b.Floor)
 	check(b.Limit == 0 || b.Small <= b.Limit/16, "budget.small: %v must be at most a sixteenth of budget.limit (%v)", b.Small, b.Limit/16)
+	check(b.Connections >= 0 && b.Connections <= 1<<24, "budget.connections: %d must be from 0 (no limit) to %d", b.Connections, 1<<24)
 
 	u := &c.Buffers
 	for _, f := range []struct {
@@ -250,6 +253,6 @@ func (c *Config) limits() budget.Limits {
 	return budget.Limits{
 		Limit: int64(c.Budget.Limit), Soft: float64(c.Budget.Soft), Hard: float64(c.Budget.Hard),
 		Resume: float64(c.Budget.Resume), Small: int64(c.Budget.Small), Floor: c.Budget.Floor.Of(int64(c.Budget.Limit)),
-		OnStale: onStale[c.Memory.OnStale], Evict: c.Evict && c.Mode == Enforce,
+		OnStale: onStale[c.Memory.OnStale], Evict: c.Evict && c.Mode == Enforce, Connections: int64(c.Budget.Connections),
 	}
 }

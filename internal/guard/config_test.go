@@ -29,7 +29,7 @@ func TestDefaults(t *testing.T) {
 	require.NoError(t, err)
 	require.JSONEq(t, `{
 		"mode": "enforce",
-		"budget": {"limit": "0", "soft": "80%", "hard": "90%", "resume": "75%", "small": "64KiB", "floor": "5%"},
+		"budget": {"limit": "0", "soft": "80%", "hard": "90%", "resume": "75%", "small": "64KiB", "floor": "5%", "connections": 0},
 		"buffers": {"downstream": "1MiB", "upstream": "1MiB", "http2_window": "16MiB", "http2_connection_window": "24MiB", "linger": "1s", "whole_request": "0"},
 		"costs": {"stream": "30KiB", "connection": "8KiB", "tls_connection": "13KiB"},
 		"fairness": {"by": "route", "weights": {}},
@@ -44,7 +44,7 @@ func TestDefaults(t *testing.T) {
 // everything sets each key to something else than its default.
 const everything = `{
 	"mode": "observe",
-	"budget": {"limit": "1.5GiB", "soft": "70%", "hard": "87.5%", "resume": "0.6", "small": "32KiB", "floor": "12.5%"},
+	"budget": {"limit": "1.5GiB", "soft": "70%", "hard": "87.5%", "resume": "0.6", "small": "32KiB", "floor": "12.5%", "connections": 9},
 	"buffers": {"downstream": "64KiB", "upstream": "32KiB", "http2_window": "65536", "http2_connection_window": "16MiB", "linger": "100ms", "whole_request": "16MiB"},
 	"costs": {"stream": "1KiB", "connection": "2KiB", "tls_connection": "3001"},
 	"fairness": {"by": "header:x-tenant", "weights": {"a": 2, "é": 0.5}},
@@ -60,7 +60,7 @@ func TestEveryKeyIsRead(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, Config{
 		Mode:   Observe,
-		Budget: Budget{Limit: 1536 * unit.MiB, Soft: 0.7, Hard: 0.875, Resume: 0.6, Small: 32 * unit.KiB, Floor: 0.125},
+		Budget: Budget{Limit: 1536 * unit.MiB, Soft: 0.7, Hard: 0.875, Resume: 0.6, Small: 32 * unit.KiB, Floor: 0.125, Connections: 9},
 		Buffers: Buffers{
 			Downstream: 64 * unit.KiB, Upstream: 32 * unit.KiB, HTTP2Window: 64 * unit.KiB,
 			HTTP2ConnectionWindow: 16 * unit.MiB, Linger: unit.Duration(100 * ms), WholeRequest: 16 * unit.MiB,
@@ -184,6 +184,8 @@ func TestEachMistakeIsOneLine(t *testing.T) {
 		{"budget.resume", `0`, "budget.resume: 0% must be above 0% and below budget.soft (80%)"},
 		{"budget.floor", `"51%"`, "budget.floor: 51% must be at most 50%: it may exceed the limit"},
 		{"budget.small", `"33MiB"`, "budget.small: 33MiB must be at most a sixteenth of budget.limit (32MiB)"},
+		{"budget.connections", `-1`, "budget.connections: -1 must be from 0 (no limit) to 16777216"},
+		{"budget.connections", `16777217`, "budget.connections: 16777217 must be from 0 (no limit) to 16777216"},
 		{"buffers.downstream", `"1023"`, "buffers.downstream: 1023 must be from 1KiB to 2GiB: what Envoy is set to"},
 		{"buffers.upstream", `"3GiB"`, "buffers.upstream: 3GiB must be from 1KiB to 2GiB: what Envoy is set to"},
 		{"buffers.http2_window", `0`, "buffers.http2_window: 0 must be from 1KiB to 2GiB: what Envoy is set to"},

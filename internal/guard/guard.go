@@ -72,7 +72,8 @@ type Stream struct {
 	guard      *Guard
 	host       Host
 	waiter     fairness.Waiter[Stream]
-	connection *Connection // known only if it waited or was rejected
+	connection *Connection // known only if it was asked for: it waited, was rejected or was the one to verify
+	counted    *Connection // the one that counts it as live; nil = none, or there is no network filter
 	key        *key        // the other, if not keyed
 	length     int64
 	wants      int64 // what the request brings, announced or forecast, at most its cap
@@ -100,6 +101,7 @@ func (s *Stream) isHTTP2() bool {
 func (s *Stream) conn() *Connection {
 	if s.connection == nil {
 		s.connection = s.host.Connection()
+		s.guard.worker.compare(s.connection, s.host.Arrived())
 	}
 	return s.connection
 }
@@ -120,9 +122,7 @@ func (g *Guard) Open(now Time, s *Stream, h Host, length int64) Verdict {
 	*s = Stream{guard: g, host: h, phase: live, length: length, key: &w.keys.Other}
 	s.key.Refs++
 	s.waiter.Value = s
-	if c := h.Arrived(); c != nil {
-		c.streams++
-	}
+	w.busy(now, s)
 	b := &g.config.Buffers
 	requestCap := 2 * int64(b.Downstream)
 	if length == budget.Unknown || length > requestCap {
@@ -606,9 +606,7 @@ func (g *Guard) Close(now Time, s *Stream) (waited unit.Duration) {
 	if s.inFloor {
 		w.letIn = now
 	}
-	if c := s.host.Arrived(); c != nil {
-		c.streams--
-	}
+	w.unbusy(now, s)
 	s.phase = done
 	w.account.Close(now, &s.Stream)
 	s.key.Refs--

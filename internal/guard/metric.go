@@ -23,6 +23,8 @@ const (
 	CountThrottled
 	CountRejectedResponses
 	CountClosedConnections
+	CountClosedIdle
+	CountRefused
 	CountContention
 	CountHostErrors
 	CountRejected // and one for each reason behind it
@@ -59,6 +61,8 @@ func Counters() [NumCounters]Metric {
 		CountThrottled:         {"highwater_throttled_total", Counter, "requests that had to wait"},
 		CountRejectedResponses: {"highwater_rejected_responses_total", Counter, "rejects whose upstream had done the work already, at response headers or later"},
 		CountClosedConnections: {"highwater_closed_connections_total", Counter, "rejects without an answer: what the request would have left unread had no room, and its connection was closed"},
+		CountClosedIdle:        {"highwater_closed_idle_total", Counter, "connections closed from soft on, because there had been requests on them and were none any more"},
+		CountRefused:           {"highwater_refused_connections_total", Counter, "new connections closed at once: budget.connections were open, or what one costs had no room"},
 		CountContention:        {"highwater_contention_total", Counter, "exchanges between workers given up because others were always first"},
 		CountHostErrors:        {"highwater_host_errors_total", Counter, "calls of Envoy that failed; traffic went on"},
 	}

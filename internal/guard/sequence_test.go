@@ -222,7 +222,11 @@ func (e *envoy) connect() *link {
 		c.Context = e.nextID
 	}
 	g := e.guards[c.worker]
-	g.OpenConnection(e.now, &c.Connection)
+	if !g.OpenConnection(e.now, &c.Connection) {
+		e.seen["refused"]++
+		require.GreaterOrEqual(e.t, g.worker.account.Table().Level, budget.Hard)
+		return nil
+	}
 	if b&0x60 == 0 {
 		g.TLS(e.now, &c.Connection)
 		e.workers[c.worker].account.Cover(e.now)
@@ -234,6 +238,9 @@ func (e *envoy) connect() *link {
 
 func (e *envoy) open1() string {
 	c := e.connect()
+	if c == nil {
+		return "refused"
+	}
 	x := &exchange{link: c, length: budget.Unknown}
 	x.request = request{http2: c.http2, connected: &c.Connection}
 	c.used = true
@@ -489,6 +496,19 @@ func (e *envoy) tick(d Time) {
 			e.seen["closed"]++
 			e.closeLink(e.find(s).link)
 		}
+		for _, c := range a.Idle {
+			e.seen["idle"]++
+			for _, x := range e.streams {
+				require.NotSame(e.t, c, &x.link.Connection, "it is in use")
+			}
+			for _, l := range e.conns {
+				if &l.Connection == c {
+					e.closeLink(l)
+					break
+				}
+			}
+			require.True(e.t, c.IsClosed)
+		}
 		if a.Ask && e.reading == nil {
 			b := e.byte()
 			e.reading = &inFlight{worker: i, inUse: e.truth(), due: e.now + Time(b%64)*ms, fails: b == 255}
@@ -612,7 +632,7 @@ func (e *envoy) finish() {
 	for i, w := range e.workers {
 		own := w.account.Own()
 		require.LessOrEqual(e.t, own.Lease, 4*int64(w.budget.Small))
-		own.ID, own.Beat, own.Lease, own.Passed, own.Rate, own.Evicted = 0, 0, 0, 0, 0, 0
+		own.ID, own.Beat, own.Lease, own.Passed, own.Rate, own.Evicted, own.ConnectionLease = 0, 0, 0, 0, 0, 0, 0
 		require.Equal(e.t, budget.Entry{}, own, "worker %d", i)
 		require.Zero(e.t, w.held)
 		require.Zero(e.t, w.line.Len())

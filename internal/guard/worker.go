@@ -42,6 +42,7 @@ type Worker struct {
 	sawLarge  bool          // since the last exchange of shares
 	largeKeys int           // of them, how many have large responses
 	residual  []*Connection // with an ended response that may be unread
+	idle      idle
 	settled   Time
 	drain     rate
 	early     uint64  // requests that met a line that is nearly too long
@@ -67,7 +68,9 @@ func NewWorker(store budget.Store, random func() float64) (*Worker, error) {
 	if err != nil {
 		return nil, fmt.Errorf("join the other workers: %w", err)
 	}
-	return &Worker{account: account, random: random, keys: fairness.NewKeys[keyed]()}, nil
+	w := &Worker{account: account, random: random, keys: fairness.NewKeys[keyed]()}
+	w.idle.ring.before, w.idle.ring.behind = &w.idle.ring, &w.idle.ring
+	return w, nil
 }
 
 // Use puts the parts of a configuration in force that all plugins share, and returns what that changes, in words;
@@ -109,17 +112,11 @@ type Connection struct {
 	window   int64  // what paused HTTP/2 requests take of the connection's window
 	unread   bool   // is in Worker.residual
 	key      *key   // of the response that it is there for
-	streams  int    // live, as far as Host.Arrived knows
-	ended    uint64 // the tick in which a stream of it was ended
+	endedIn  uint64 // the tick in which a stream of it was ended
 	cut      uint64 // and the one in which it was closed
 	Waiting  int    // requests of it in line
 	IsClosed bool
-}
-
-// OpenConnection counts a new connection. Its cost can't be refused.
-func (g *Guard) OpenConnection(now Time, c *Connection) {
-	g.worker.account.OpenConnection(&c.Connection, int64(g.config.Costs.Connection))
-	g.worker.account.Cover(now)
+	inUse
 }
 
 // TLS notes that the connection turned out to be a TLS one.
@@ -131,6 +128,7 @@ func (g *Guard) TLS(now Time, c *Connection) {
 // Data notes n bytes that came on the connection. The HTTP filter does not see what a paused request's client sends.
 func (w *Worker) Data(now Time, c *Connection, n int64) {
 	c.last = n
+	w.idle.touch(now, c)
 	if c.unread {
 		// The next request: on HTTP/1 the response before it has been read.
 		w.account.Leave(now, &c.Connection, 0, nil)
@@ -146,6 +144,7 @@ func (w *Worker) Data(now Time, c *Connection, n int64) {
 func (w *Worker) CloseConnection(c *Connection) {
 	c.IsClosed = true
 	c.paused = nil
+	c.leaveIdle()
 	w.account.CloseConnection(&c.Connection)
 }
 
@@ -264,6 +263,7 @@ type Actions struct {
 	Rejected []Decision    // or evicted
 	Close    []*Stream     // close their connections
 	Cut      []*Connection // close them: what ended responses left there is evicted
+	Idle     []*Connection // close them: there is no stream on them
 	Ask      bool          // ask for a reading now
 	Polls    bool          // this worker asks for readings and publishes the gauges
 	Busy     bool          // somebody waits or is to be closed: tick again in 2 ms, not 25
@@ -279,7 +279,7 @@ type Decision struct {
 // Tick does what is due: call it each 25 ms, and each 2 ms while Actions.Busy.
 func (w *Worker) Tick(now Time) *Actions {
 	a := &w.actions
-	*a = Actions{Rejected: a.Rejected[:0], Close: a.Close[:0], Cut: a.Cut[:0]}
+	*a = Actions{Rejected: a.Rejected[:0], Close: a.Close[:0], Cut: a.Cut[:0], Idle: a.Idle[:0]}
 	w.ticks++
 	w.left.expire(now)
 	w.leaving.expire(now)
@@ -300,8 +300,12 @@ func (w *Worker) Tick(now Time) *Actions {
 		w.serve(now, a)
 	}
 	w.close(a)
+	w.closeIdle(now, a)
 	if polls {
 		a.Ask, a.Event = w.schedule(now), w.staleEvent(now)
+	}
+	if a.Event == "" {
+		a.Event, w.idle.event = w.idle.event, ""
 	}
 	a.Busy = w.line.Len() > 0 || len(w.closing) > 0
 	return a
@@ -356,13 +360,13 @@ func (w *Worker) serve(now Time, a *Actions) {
 // that was ended is no longer live, and a connection that was closed is gone.
 func (w *Worker) end(c *Connection) {
 	if c != nil {
-		c.ended = w.ticks
+		c.endedIn = w.ticks
 	}
 }
 
 // mayCut says that the connection may be closed in this tick, and notes that it will be.
 func (w *Worker) mayCut(c *Connection) bool {
-	if c.IsClosed || c.ended == w.ticks || c.cut == w.ticks {
+	if c.IsClosed || c.endedIn == w.ticks || c.cut == w.ticks {
 		return false
 	}
 	c.cut = w.ticks

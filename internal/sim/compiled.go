@@ -91,20 +91,22 @@ func (c *Compiled) failed(err error) bool {
 }
 
 // OpenConnection implements Filter.
-func (c *Compiled) OpenConnection(conn *Conn) {
+func (c *Compiled) OpenConnection(conn *Conn) (refused bool) {
 	face := downstream(conn)
 	if c.err != nil {
-		return
+		return false
 	}
 	filter, action, err := c.workers[conn.Worker].connections.NewConnection(&face.Downstream)
 	if c.failed(err) {
-		return
+		return false
 	}
-	if action != wasmhost.Continue {
-		c.failed(fmt.Errorf("a connection was refused: %v", action))
+	if action == wasmhost.Pause {
+		c.failed(filter.Close(false))
+		return true
 	}
 	filter.Owner = conn
 	face.filter = filter
+	return false
 }
 
 func downstream(conn *Conn) *compiledConn {
@@ -241,7 +243,9 @@ func (c *Compiled) Answer(s *wasmhost.Stream, r wasmhost.LocalResponse) {
 
 // CloseDownstream implements wasmhost.Handler.
 func (c *Compiled) CloseDownstream(conn *wasmhost.Connection) {
-	c.proxy.CloseDownstream(conn.Owner.(*Conn))
+	if owner, opened := conn.Owner.(*Conn); opened { // else it is refused
+		c.proxy.CloseDownstream(owner)
+	}
 }
 
 // HTTPCall implements wasmhost.Handler.
@@ -301,7 +305,7 @@ func (c *Compiled) Left() string {
 		return c.err.Error()
 	}
 	for _, own := range c.shared().Entries {
-		own.ID, own.Beat, own.Lease, own.Passed, own.VM, own.Rate, own.Evicted = 0, 0, 0, 0, 0, 0, 0
+		own.ID, own.Beat, own.Lease, own.Passed, own.VM, own.Rate, own.Evicted, own.ConnectionLease = 0, 0, 0, 0, 0, 0, 0, 0
 		if own != (budget.Entry{}) {
 			return fmt.Sprintf("a worker: %+v", own)
 		}

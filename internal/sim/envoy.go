@@ -346,6 +346,9 @@ func (e *Envoy) make(c *client) {
 	case conn.rest > 0 || conn.kernel > 0:
 		return // the response before has not been read
 	}
+	if conn == nil {
+		return // refused
+	}
 	c.conn, c.busy = conn, true
 	e.nextID++
 	s := &Stream{
@@ -363,13 +366,25 @@ func (e *Envoy) connect(c *client) *Conn {
 	}
 	w := &e.workers[conn.Worker%len(e.workers)]
 	conn.Worker %= len(e.workers)
-	w.conns = append(w.conns, conn)
-	if e.filter != nil && !e.NoNetworkFilter {
-		e.filter.OpenConnection(conn)
+	if e.filter != nil && !e.NoNetworkFilter && e.filter.OpenConnection(conn) {
+		e.verdict("refuse", conn.ID)
+		e.report.class(c.Class).Refused++
+		e.retry(c, 0)
+		return nil
 	}
+	w.conns = append(w.conns, conn)
+	e.report.Connections = max(e.report.Connections, e.connections())
 	e.heap.alloc(conn.cost)
 	e.settle()
 	return conn
+}
+
+// connections is how many are open.
+func (e *Envoy) connections() (n int) {
+	for i := range e.workers {
+		n += len(e.workers[i].conns)
+	}
+	return n
 }
 
 // work lets a worker use the CPU time on its connections, and returns what is left of it: what is
@@ -842,8 +857,13 @@ func (e *Envoy) settle() {
 			c := e.closing[0]
 			e.closing = e.closing[1:]
 			for _, s := range c.streams {
-				if !s.over {
+				switch {
+				case s.over:
+				case s.opened:
 					e.report.class(s.client.Class).Closed++
+				default:
+					// Nothing of it was read: clients send it again.
+					s.over, s.client.busy = true, false
 				}
 			}
 			e.drop(c)

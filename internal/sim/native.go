@@ -18,7 +18,7 @@ type Native struct {
 	table   budget.Table
 	workers []*nativeWorker
 	streams map[*guard.Stream]*Stream
-	conns   map[*guard.Connection]*Conn
+	conns   map[uint32]*Conn // by guard.Connection.Context
 }
 
 // watched says when the table has changed.
@@ -73,7 +73,7 @@ var _ Filter = (*Native)(nil)
 
 // NewNative returns the guard on so many workers.
 func NewNative(p Proxy, c guard.Config, workers int) (*Native, error) {
-	n := &Native{proxy: p, streams: map[*guard.Stream]*Stream{}, conns: map[*guard.Connection]*Conn{}}
+	n := &Native{proxy: p, streams: map[*guard.Stream]*Stream{}, conns: map[uint32]*Conn{}}
 	for i := range workers {
 		w, err := guard.NewWorker(&n.store, rand.New(rand.NewPCG(1, uint64(i))).Float64)
 		if err != nil {
@@ -96,12 +96,15 @@ func (n *Native) Workers() []*guard.Worker {
 }
 
 // OpenConnection implements Filter.
-func (n *Native) OpenConnection(c *Conn) {
+func (n *Native) OpenConnection(c *Conn) (refused bool) {
 	w := n.workers[c.Worker]
 	nc := &nativeConn{Connection: guard.Connection{Context: uint32(c.ID)}}
+	if !w.guard.OpenConnection(w.now, &nc.Connection) {
+		return true
+	}
 	c.Face = nc
-	n.conns[&nc.Connection] = c
-	w.guard.OpenConnection(w.now, &nc.Connection)
+	n.conns[nc.Context] = c
+	return false
 }
 
 // Data implements Filter.
@@ -115,7 +118,7 @@ func (n *Native) CloseConnection(c *Conn) {
 	w := n.workers[c.Worker]
 	nc := c.Face.(*nativeConn)
 	w.CloseConnection(&nc.Connection)
-	delete(n.conns, &nc.Connection)
+	delete(n.conns, nc.Context)
 }
 
 // Headers implements Filter.
@@ -209,8 +212,10 @@ func (n *Native) tick(worker int, t *timer) {
 	for _, s := range a.Close {
 		n.proxy.CloseDownstream(n.streams[s].Conn)
 	}
-	for _, c := range a.Cut {
-		n.proxy.CloseDownstream(n.conns[c])
+	for _, list := range [...][]*guard.Connection{a.Cut, a.Idle} {
+		for _, c := range list {
+			n.proxy.CloseDownstream(n.conns[c.Context])
+		}
 	}
 	if a.Busy != t.fast {
 		t.set(now, a.Busy)
@@ -258,7 +263,7 @@ func (n *Native) Estimate() (int64, bool) {
 func (n *Native) Left() string {
 	for i, w := range n.workers {
 		own := w.Account().Own()
-		own.ID, own.Beat, own.Lease, own.Passed, own.VM, own.Rate, own.Evicted = 0, 0, 0, 0, 0, 0, 0
+		own.ID, own.Beat, own.Lease, own.Passed, own.VM, own.Rate, own.Evicted, own.ConnectionLease = 0, 0, 0, 0, 0, 0, 0, 0
 		if own != (budget.Entry{}) {
 			return fmt.Sprintf("worker %d: %+v", i, own)
 		}

@@ -22,6 +22,7 @@ type Report struct {
 	Excess       int64
 	First        int64 // in use at the tenth reading, at least the limit
 	LateExcess   int64 // most beyond First from the tenth reading on
+	Connections  int   // most at once
 	Readings     int
 	Admissions   int   // of large ones that were held against the limit
 	Overadmitted int64 // most that an admission of a large one went beyond the limit, as far as the truth was known
@@ -38,6 +39,7 @@ type Class struct {
 	Bytes    int64 // of bodies, both directions, of those done
 	Rejected int   // tries answered with a reject
 	Closed   int   // tries whose connection was closed
+	Refused  int   // tries without a connection
 	Reset    int   // responses cut
 	GaveUp   int
 	Latency  []Time // of those done, from the first try on
@@ -109,8 +111,8 @@ func (r *Report) String() string {
 	slices.Sort(names)
 	for _, name := range names {
 		c := r.Classes[name]
-		fmt.Fprintf(&b, "\n  %-8s %d done, %d MiB, rejected %d, closed %d, reset %d, gave up %d; p50 %v p99 %v",
-			name, c.Done, c.Bytes>>20, c.Rejected, c.Closed, c.Reset, c.GaveUp, c.Quantile(.5), c.Quantile(.99))
+		fmt.Fprintf(&b, "\n  %-8s %d done, %d MiB, rejected %d, closed %d, refused %d, reset %d, gave up %d; p50 %v p99 %v",
+			name, c.Done, c.Bytes>>20, c.Rejected, c.Closed, c.Refused, c.Reset, c.GaveUp, c.Quantile(.5), c.Quantile(.99))
 	}
 	return b.String()
 }

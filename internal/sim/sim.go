@@ -36,8 +36,8 @@ const (
 // Filter is what stands in the request path of all workers. Its calls never nest, and what it does to the proxy takes
 // effect when its call has returned.
 type Filter interface {
-	// OpenConnection tells of a new downstream connection.
-	OpenConnection(c *Conn)
+	// OpenConnection tells of a new downstream connection. It says whether it is refused: then nothing more is told of it.
+	OpenConnection(c *Conn) (refused bool)
 	// Data tells of n bytes read from a connection.
 	Data(c *Conn, n int64)
 	// CloseConnection tells that it is gone.

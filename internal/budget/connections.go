@@ -1,0 +1,57 @@
+package budget
+
+import "errors"
+
+// maxConnectionSlack is how many connections a worker may take before it asks again.
+const maxConnectionSlack = 64
+
+// AskConnection asks whether one more connection may be opened: Denied means that with it more than Limits.Connections
+// would be open in all workers together. It makes no exchange where the lease has one left, or where there is no limit.
+// On Granted the caller opens it, or does not. Busy is no leave either: the limit must hold.
+func (a *Account) AskConnection(now Time) Outcome {
+	if a.limits.Connections == 0 || a.own.Connections < a.own.ConnectionLease {
+		return Granted
+	}
+	a.joined = true
+	a.Exchanges++
+	for range maxTries {
+		if a.load(now) != nil {
+			return Busy
+		}
+		a.tighten(now)
+		free := a.freeConnections() - 1
+		if free < 0 {
+			return Denied
+		}
+		lease := a.own.ConnectionLease
+		a.own.ConnectionLease = a.own.Connections + 1 + a.connectionSlack(free)
+		err := a.publish(now, 0, false)
+		if err == nil {
+			return Granted
+		}
+		a.own.ConnectionLease = lease // nobody knows of the new one
+		if !errors.Is(err, ErrConflict) {
+			return Busy
+		}
+	}
+	a.Contention++
+	return Busy
+}
+
+// freeConnections is how many more this worker could open if it had all that others don't; negative above the limit.
+func (a *Account) freeConnections() int64 {
+	return a.limits.Connections - a.others.ConnectionLease - a.own.Connections
+}
+
+func (a *Account) connectionSlack(free int64) int64 {
+	return max(min(maxConnectionSlack, free/int64(2*max(a.live, 1))), 0)
+}
+
+// shrinkConnections lowers the lease to the connections that there are and the slack of the formula.
+func (a *Account) shrinkConnections() {
+	if a.limits.Connections == 0 {
+		a.own.ConnectionLease = 0
+		return
+	}
+	a.own.ConnectionLease = min(a.own.ConnectionLease, a.own.Connections+a.connectionSlack(a.freeConnections()))
+}

@@ -1,0 +1,382 @@
+package guard
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/unit"
+)
+
+// admit opens so many connections and returns those that were admitted.
+func (p *process) admit(worker, n int) (all []*Connection) {
+	for range n {
+		p.nextID++
+		c := &Connection{Context: p.nextID}
+		if p.guards[worker].OpenConnection(p.now, c) {
+			all = append(all, c)
+		}
+	}
+	return all
+}
+
+// tick lets time pass, with readings, and returns what a worker closed of idle connections meanwhile.
+func (p *process) tick(worker int, d Time, inUse int64) (closed []*Connection) {
+	p.t.Helper()
+	for end := p.now + d; p.now < end; {
+		p.now += 25 * ms
+		for i, w := range p.workers {
+			a := w.Tick(p.now)
+			if a.Ask {
+				w.Observe(p.now, Reading{InUse: inUse, Allocated: inUse}, nil)
+			}
+			if i == worker {
+				closed = append(closed, a.Idle...)
+				require.LessOrEqual(p.t, len(a.Idle), maxIdle)
+			}
+		}
+	}
+	return closed
+}
+
+// get is a request without a body that ends at once.
+func (p *process) get(worker int, c *Connection) {
+	r := p.begin(worker, c)
+	p.guards[worker].Close(p.now, &r.Stream)
+}
+
+func (p *process) begin(worker int, c *Connection) *request {
+	p.workers[worker].Data(p.now, c, 200)
+	r := &request{connected: c}
+	p.guards[worker].Open(p.now, &r.Stream, r, 0)
+	return r
+}
+
+func TestConnectionsAboveTheLimitAreRefused(t *testing.T) {
+	p := newProcess(t, 2, func(c *Config) { c.Budget.Connections = 100 })
+	p.settle(40 * mib)
+	first, second := p.admit(0, 60), p.admit(1, 40)
+	refused := 100 - len(first) - len(second)
+	for range 4 { // what one has leased and does not use it gives back on tick
+		p.settle(40 * mib)
+		more := p.admit(1, 10)
+		second, refused = append(second, more...), refused+10-len(more)
+	}
+	require.LessOrEqual(t, len(first)+len(second), 100)
+	require.GreaterOrEqual(t, len(first)+len(second), 98)
+	require.Equal(t, uint64(refused), p.workers[0].Counts()[CountRefused]+p.workers[1].Counts()[CountRefused])
+	require.Equal(t, int64(len(first)), p.workers[0].account.Own().Connections, "of one that is refused nothing is counted")
+	p.workers[0].CloseConnection(first[0])
+	p.settle(40 * mib)
+	require.Len(t, p.admit(0, 1), 1)
+
+	// A live change.
+	c := p.guards[0].config
+	c.Budget.Connections = 10
+	for i, w := range p.workers {
+		p.guards[i], _ = New(c, w)
+	}
+	require.Empty(t, p.admit(0, 5))
+	require.Empty(t, p.tick(0, time.Second, 40*mib), "those that are there stay")
+	c.Budget.Connections = 0
+	for i, w := range p.workers {
+		p.guards[i], _ = New(c, w)
+	}
+	require.Len(t, p.admit(0, 500), 500)
+}
+
+// From hard on a connection must fit the limit or the floor, and only then.
+func TestAConnectionThatHasNoRoomIsRefused(t *testing.T) {
+	fill := func(t *testing.T, edit func(*Config)) *process {
+		t.Helper()
+		p := newProcess(t, 1, func(c *Config) {
+			c.Costs.Stream, c.Costs.Connection, c.Costs.TLSConnection = 0, 64*unit.KiB, 64*unit.KiB
+			if edit != nil {
+				edit(c)
+			}
+		})
+		p.settle(40 * mib)
+		p.settle(230 * mib)
+		require.Equal(t, budget.Over, p.workers[0].account.Table().Level)
+		return p
+	}
+	t.Run("the floor is open to it", func(t *testing.T) {
+		p := fill(t, nil)
+		require.Len(t, p.admit(0, 100), 100)
+	})
+	t.Run("until it is full", func(t *testing.T) {
+		p := fill(t, nil)
+		c := p.admit(0, 1)[0]
+		for range 10 * mib / (64 * kib) { // small requests, which bring what fills it
+			r := &request{connected: c}
+			require.Equal(t, Admit, p.guards[0].Open(p.now, &r.Stream, r, 64*kib).Action)
+		}
+		require.Empty(t, p.admit(0, 10))
+		require.Equal(t, uint64(10), p.workers[0].Counts()[CountRefused])
+		require.Equal(t, int64(1), p.workers[0].account.Own().Connections)
+	})
+	t.Run("not below hard, and without an exchange", func(t *testing.T) {
+		p := newProcess(t, 1, func(c *Config) { early(c); c.Budget.Floor = 0 })
+		p.admit(0, 1)
+		p.settle(40 * mib)
+		p.settle(softReading)
+		require.Equal(t, budget.Soft, p.workers[0].account.Table().Level)
+		before := p.workers[0].account.Exchanges
+		require.Len(t, p.admit(0, 20), 20)
+		require.LessOrEqual(t, p.workers[0].account.Exchanges-before, uint64(1), "its cost is in the lease, as ever")
+	})
+	t.Run("not above hard while it fits the limit", func(t *testing.T) {
+		p := newProcess(t, 1, func(c *Config) { c.Budget.Floor = 0 })
+		p.settle(40 * mib)
+		p.settle(190 * mib)
+		for p.workers[0].account.Table().Surprise > 0 {
+			p.tick(0, time.Second, 190*mib)
+			if p.now > 3*time.Hour {
+				break
+			}
+		}
+		require.GreaterOrEqual(t, p.workers[0].account.Table().Level, budget.Hard)
+		require.NotEmpty(t, p.admit(0, 20))
+	})
+	full := func(c *Config) { c.Budget.Floor = 0 }
+	t.Run("without a floor at once", func(t *testing.T) {
+		require.Empty(t, fill(t, full).admit(0, 10))
+	})
+	t.Run("not while shedding is futile", func(t *testing.T) {
+		p := fill(t, full)
+		p.tick(0, 6*time.Second, 230*mib)
+		require.True(t, p.workers[0].account.Table().Futile)
+		require.Len(t, p.admit(0, 10), 10)
+	})
+	t.Run("not without a recent reading", func(t *testing.T) {
+		p := fill(t, full)
+		p.now += 2 * time.Second
+		require.Len(t, p.admit(0, 10), 10)
+	})
+	t.Run("in observe mode it is counted", func(t *testing.T) {
+		p := fill(t, func(c *Config) { c.Budget.Floor = 0; c.Mode = Observe })
+		require.Len(t, p.admit(0, 10), 10)
+		require.Equal(t, uint64(10), p.workers[0].Counts()[CountRefused])
+		require.Equal(t, int64(10), p.workers[0].account.Own().Connections)
+	})
+}
+
+const (
+	softReading = 150 * mib
+	hardReading = 190 * mib
+)
+
+// early makes the level soft at softReading, whatever of the jump to it is a surprise.
+func early(c *Config) { c.Budget.Soft, c.Budget.Resume = .5, .45 }
+
+func TestIdleConnectionsAreClosed(t *testing.T) {
+	start := func(t *testing.T, edit func(*Config)) *process {
+		t.Helper()
+		p := newProcess(t, 1, func(c *Config) {
+			early(c)
+			if edit != nil {
+				edit(c)
+			}
+		})
+		p.settle(40 * mib)
+		return p
+	}
+	t.Run("from soft on, after a second, oldest first, 64 a tick", func(t *testing.T) {
+		p := start(t, nil)
+		all := p.admit(0, 200)
+		for _, c := range all[:199] {
+			p.get(0, c)
+		}
+		require.Empty(t, p.tick(0, 3*time.Second, 40*mib), "not while the level is normal")
+		p.get(0, all[199])
+		require.Equal(t, all[:199], p.tick(0, 500*ms, softReading))
+		require.Equal(t, budget.Soft, p.workers[0].account.Table().Level)
+		require.Equal(t, all[199:], p.tick(0, 600*ms, softReading))
+		require.Equal(t, uint64(200), p.workers[0].Counts()[CountClosedIdle])
+		require.Empty(t, p.tick(0, 3*time.Second, softReading), "once")
+		for _, c := range all {
+			p.workers[0].CloseConnection(c)
+		}
+		require.Same(t, &p.workers[0].idle.ring, p.workers[0].idle.ring.behind)
+	})
+	t.Run("from hard on after 250 ms", func(t *testing.T) {
+		p := start(t, nil)
+		all := p.admit(0, 1)
+		p.tick(0, 500*ms, hardReading)
+		p.get(0, all[0])
+		require.Empty(t, p.tick(0, 200*ms, hardReading))
+		require.Equal(t, all, p.tick(0, 100*ms, hardReading))
+	})
+	t.Run("not who comes every now and then", func(t *testing.T) {
+		p := start(t, nil)
+		all := p.admit(0, 3)
+		p.tick(0, 500*ms, hardReading)
+		for range 10 {
+			p.get(0, all[0])
+			require.Empty(t, p.tick(0, 200*ms, hardReading))
+		}
+		require.Empty(t, p.tick(0, 550*ms, hardReading))
+		require.Equal(t, all[:1], p.tick(0, 100*ms, hardReading), "but after four times as long")
+		p.get(0, all[1])
+		p.tick(0, 200*ms, 40*mib)
+		p.now += 100 * time.Second
+		p.get(0, all[1])
+		p.get(0, all[2])
+		require.Equal(t, all[2:], p.tick(0, 9*time.Second, hardReading))
+		require.Equal(t, all[1:2], p.tick(0, 2*time.Second, hardReading), "at the latest after 10 s")
+	})
+	t.Run("not by a worker that is behind", func(t *testing.T) {
+		p := start(t, nil)
+		p.tick(0, 500*ms, hardReading)
+		p.get(0, p.admit(0, 1)[0])
+		for range 5 {
+			p.now += 100 * ms
+			require.Empty(t, p.workers[0].Tick(p.now).Idle)
+		}
+		p.now += 25 * ms
+		require.Len(t, p.workers[0].Tick(p.now).Idle, 1)
+	})
+	t.Run("not while there is a request, or the beginning of one", func(t *testing.T) {
+		p := start(t, nil)
+		all := p.admit(0, 3)
+		two := p.begin(0, all[0])
+		p.get(0, all[0])
+		for _, c := range all[1:] {
+			p.get(0, c)
+		}
+		for range 30 {
+			p.workers[0].Data(p.now, all[1], 10) // headers that come slowly
+			require.NotContains(t, p.tick(0, 100*ms, softReading), all[1])
+		}
+		require.Equal(t, uint64(1), p.workers[0].Counts()[CountClosedIdle])
+		p.guards[0].Close(p.now, &two.Stream)
+		require.ElementsMatch(t, all[:2], p.tick(0, 1100*ms, softReading))
+	})
+	t.Run("never one that had no request", func(t *testing.T) {
+		p := start(t, nil)
+		p.workers[0].Data(p.now, p.admit(0, 1)[0], 1000)
+		require.Empty(t, p.tick(0, 3*time.Second, hardReading))
+	})
+	t.Run("not while its client may still read a large response", func(t *testing.T) {
+		p := start(t, nil)
+		all := p.admit(0, 1)
+		r := p.begin(0, all[0])
+		p.guards[0].Expect(p.now, &r.Stream, mib)
+		p.guards[0].Grow(p.now, &r.Stream, budget.Response, mib)
+		p.guards[0].Close(p.now, &r.Stream)
+		require.Empty(t, p.tick(0, 9*time.Second, softReading))
+		require.Equal(t, all, p.tick(0, 3*time.Second, softReading))
+	})
+	t.Run("not after a reject that Envoy closes it for", func(t *testing.T) {
+		p := start(t, nil)
+		all := p.admit(0, 2)
+		p.tick(0, 500*ms, hardReading)
+		r := &request{connected: all[0]}
+		require.Equal(t, Wait, p.guards[0].Open(p.now, &r.Stream, r, 4*mib).Action)
+		p.tick(0, 2100*ms, hardReading)
+		require.Equal(t, rejected, r.phase)
+		p.guards[0].Close(p.now, &r.Stream)
+		r = &request{connected: all[1]} // an answer before all of the upload has come
+		require.Equal(t, Admit, p.guards[0].Open(p.now, &r.Stream, r, 100).Action)
+		p.guards[0].Close(p.now, &r.Stream)
+		require.Empty(t, p.tick(0, 3*time.Second, hardReading))
+	})
+	t.Run("one that closes by itself is forgotten", func(t *testing.T) {
+		p := start(t, nil)
+		all := p.admit(0, 2)
+		p.get(0, all[0])
+		p.workers[0].CloseConnection(all[0])
+		r := p.begin(0, all[1])
+		p.workers[0].CloseConnection(all[1])
+		p.guards[0].Close(p.now, &r.Stream) // Envoy ends the connection first
+		require.Empty(t, p.tick(0, 3*time.Second, softReading))
+	})
+	t.Run("not without a recent reading", func(t *testing.T) {
+		p := start(t, nil)
+		p.tick(0, 500*ms, softReading)
+		p.get(0, p.admit(0, 1)[0])
+		p.tick(0, 500*ms, softReading)
+		p.now += 2 * time.Second
+		require.Empty(t, p.workers[0].Tick(p.now).Idle)
+		require.NotEmpty(t, p.tick(0, 1500*ms, softReading)) // the answer that did not come is waited for
+	})
+	t.Run("in observe mode they are counted, once", func(t *testing.T) {
+		p := start(t, func(c *Config) { c.Mode = Observe })
+		p.get(0, p.admit(0, 1)[0])
+		require.Empty(t, p.tick(0, 3*time.Second, softReading))
+		require.Equal(t, uint64(1), p.workers[0].Counts()[CountClosedIdle])
+	})
+}
+
+// taken is a request that Arrived takes for another connection's.
+type taken struct {
+	request
+	arrived *Connection
+}
+
+func (r *taken) Arrived() *Connection { return r.arrived }
+
+// Where another filter holds requests back, what Arrived tells is wrong. Then no connection is closed as idle any more.
+func TestRequestsThatAreHeldBack(t *testing.T) {
+	start := func(t *testing.T) (*process, []*Connection) {
+		t.Helper()
+		p := newProcess(t, 1, early)
+		p.settle(40 * mib)
+		all := p.admit(0, 3)
+		for _, c := range all {
+			p.get(0, c)
+		}
+		return p, all
+	}
+	request := func(p *process, own, arrived *Connection, length int64) {
+		r := &taken{request: request{connected: own}, arrived: arrived}
+		p.guards[0].Open(p.now, &r.Stream, r, length)
+		p.guards[0].Close(p.now, &r.Stream)
+	}
+	t.Run("a listener without the network filter holds none", func(t *testing.T) {
+		p, all := start(t)
+		for range 2 * verifyEvery {
+			request(p, &Connection{}, all[0], 0)
+		}
+		raw := p.admit(0, 1)[0]
+		request(p, &Connection{}, raw, 0)
+		require.False(t, raw.http, "and makes no raw connection one of HTTP")
+		require.False(t, p.workers[0].idle.mistaken)
+		require.Len(t, p.tick(0, 3*time.Second, softReading), 3)
+	})
+	for name, c := range map[string]struct {
+		length  int64
+		reading int64
+		within  int
+	}{
+		"each 256th is verified": {0, 40 * mib, verifyEvery},
+		"so is who waits":        {100 * mib, hardReading, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p, all := start(t)
+			w := p.workers[0]
+			p.tick(0, 500*ms, c.reading)
+			n := 0
+			for ; !w.idle.mistaken; n++ {
+				require.Less(t, n, c.within)
+				request(p, all[0], all[1], c.length)
+			}
+			events := 0
+			for range 200 {
+				p.now += 25 * ms
+				a := w.Tick(p.now)
+				if a.Ask {
+					w.Observe(p.now, Reading{InUse: hardReading, Allocated: hardReading}, nil)
+				}
+				require.Empty(t, a.Idle)
+				if a.Event != "" {
+					require.Contains(t, a.Event, "another filter holds requests back")
+					events++
+				}
+			}
+			require.Equal(t, 1, events, "told once")
+		})
+	}
+}

@@ -1,0 +1,103 @@
+package wasmhost_test
+
+import (
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/highwater-envoy/highwater/internal/wasmhost"
+	"github.com/highwater-envoy/highwater/internal/wasmhost/hosttest"
+)
+
+// tcp opens a connection; nil = it was refused.
+func (w *worker) tcp(id uint64) *wasmhost.Connection {
+	w.tb.Helper()
+	before := len(w.closed)
+	c, action, err := w.connections.NewConnection(&wasmhost.Downstream{ID: id})
+	require.NoError(w.tb, err)
+	if action == wasmhost.Continue {
+		require.Len(w.tb, w.closed, before)
+		return c
+	}
+	require.Equal(w.tb, []*wasmhost.Connection{c}, w.closed[before:])
+	require.NoError(w.tb, c.Close(false))
+	w.closed = w.closed[:before]
+	return nil
+}
+
+// 5,000 connections come to 8 workers at once, with a limit of 1,000: never are more open, and those that are stay.
+func TestLimitOfConnections(t *testing.T) {
+	const limit, all = 1000, 5000
+	e := newEnvoy(t, hosttest.Plugin)
+	workers := make([]*worker, 8)
+	for i := range workers {
+		workers[i] = e.worker(strings.Replace(config, `"200MiB"`, `"200MiB", "connections": 1000`, 1))
+	}
+	e.run(500*time.Millisecond, workers...)
+	random := rand.New(rand.NewPCG(1, 2))
+	type one struct {
+		w *worker
+		c *wasmhost.Connection
+		s *wasmhost.Stream
+	}
+	var open []one
+	var exchanges uint64
+	refused := 0
+	for i := range all {
+		if i%100 == 99 {
+			e.run(5*time.Millisecond, workers...)
+		}
+		w := workers[random.IntN(len(workers))]
+		before := leases(w.vm)
+		c := w.tcp(uint64(i + 1))
+		if c == nil {
+			refused++
+			continue
+		}
+		exchanges += leases(w.vm) - before
+		s := w.stream(c)
+		w.open(c, s, 0) // a request that is not answered yet
+		open = append(open, one{w, c, s})
+		require.LessOrEqual(t, len(open), limit)
+	}
+	require.GreaterOrEqual(t, len(open), limit-len(workers))
+	require.Equal(t, all-len(open), refused)
+	t.Logf("%d open, %.2f calls for leases each", len(open), float64(exchanges)/float64(len(open)))
+	e.run(500*time.Millisecond, workers...)
+	m, _ := e.process.Metric("highwater_connections")
+	require.Equal(t, uint64(len(open)), m.Value)
+	m, _ = e.process.Metric("highwater_refused_connections_total")
+	require.Equal(t, uint64(refused), m.Value)
+
+	// Half of them become idle where memory is short: those are closed, and no other.
+	idle := map[*wasmhost.Connection]bool{}
+	for _, o := range open[:len(open)/2] {
+		o.w.respond(o.s, 100, 100)
+		o.w.done(o.s)
+		idle[o.c] = true
+	}
+	e.inUse = 190 * mib
+	e.run(2*time.Second, workers...)
+	require.Len(t, e.closed, len(idle))
+	for _, c := range e.closed {
+		require.True(t, idle[c], "it has a request")
+		delete(idle, c)
+		require.NoError(t, c.Close(false))
+	}
+	m, _ = e.process.Metric("highwater_closed_idle_total")
+	require.Equal(t, uint64(len(open)/2), m.Value)
+	for _, o := range open[len(open)/2:] {
+		o.w.respond(o.s, 100, 100)
+		o.w.done(o.s)
+		require.NoError(t, o.c.Close(true))
+	}
+	e.run(500*time.Millisecond, workers...)
+	m, _ = e.process.Metric("highwater_connections")
+	require.Zero(t, m.Value)
+	m, _ = e.process.Metric("highwater_host_errors_total")
+	require.Zero(t, m.Value)
+	require.Empty(t, e.answers)
+}
