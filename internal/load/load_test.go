@@ -171,7 +171,7 @@ func TestUploadsMixed(t *testing.T) {
 
 	again := &Uploads{Size: 1 << 10, Largest: 64 << 10, Seed: 1}
 	for i := range 3 {
-		next := again.sizes(i)
+		next := again.Sizes(i)
 		for range 3 {
 			require.Contains(t, sizes, next())
 		}

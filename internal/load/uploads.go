@@ -44,7 +44,7 @@ func (u *Uploads) Run(ctx context.Context) {
 	var clients sync.WaitGroup
 	client := func(i int, once func(ctx context.Context, size int64) error) {
 		clients.Go(func() {
-			sizes := u.sizes(i)
+			sizes := u.Sizes(i)
 			size := sizes()
 			var wait time.Duration // that it was told, and has waited
 			for ctx.Err() == nil {
@@ -86,10 +86,10 @@ func (u *Uploads) Run(ctx context.Context) {
 	}
 }
 
-// sizes is what client i uploads, one after the other. Who is rejected comes back with the same, or the large ones
+// Sizes is what client i uploads, one after the other. Who is rejected comes back with the same, or the large ones
 // would give way to small ones wherever large ones are rejected more. Each power of two has the same share of them, as
 // in real traffic: many small ones and a few large ones.
-func (u *Uploads) sizes(i int) func() int64 {
+func (u *Uploads) Sizes(i int) func() int64 {
 	if u.Largest <= u.Size {
 		return func() int64 { return u.Size }
 	}

@@ -8,7 +8,10 @@ import (
 	"time"
 )
 
-const step = time.Millisecond
+const (
+	step  = time.Millisecond
+	frame = 16 << 10 // the most that HTTP/2 sends at a time
+)
 
 // Conn is a downstream connection.
 type Conn struct {
@@ -45,6 +48,7 @@ type Stream struct {
 	begun   Time
 	sending rate
 	sent    int64 // by the client, into Envoy
+	wrote   int64 // by the client, into the kernel
 	unacked int64 // HTTP/2: of its window
 	paused  bool  // by the filter, at its headers
 	since   Time  // paused since
@@ -54,6 +58,7 @@ type Stream struct {
 	taking  rate
 	taken   int64 // by the upstream
 	kernel  int64 // request bytes that the kernel holds for the upstream
+	slots   int64 // of the buffers that the request went through
 	reached Time  // when it came to the upstream, which then waits
 	arrived Time  // when the upstream had it all
 	ended   [2]bool
@@ -61,6 +66,7 @@ type Stream struct {
 	started bool // the response has
 	giving  rate
 	given   int64 // by the upstream, into Envoy
+	gave    int64 // by the upstream, into the kernel
 	answer  int64 // of the response, in Envoy
 	full    bool  // it is, and no more is read
 	reading rate
@@ -126,6 +132,10 @@ type Envoy struct {
 	turn    int
 	report  *Report
 	limit   int64
+	slots   map[int64]int // free ones of ended streams, by their number
+	socket  int64         // bytes that the kernel holds for upstreams
+	sockets int64         // the most that it ever held: it has pages for those
+	peers   Time          // CPU that clients and upstream took, and workers don't have
 	hash    uint64
 	stuck   Time // since when somebody waits although there is room; 0 = not
 	oldest  []*Stream
@@ -134,8 +144,8 @@ type Envoy struct {
 // New returns a model with nothing in it. limit is the budget that the report compares with; 0 = none.
 func New(s Settings, limit int64, seed uint64) *Envoy {
 	e := &Envoy{
-		Settings: s, random: rand.New(rand.NewPCG(seed, 42)), now: time.Hour, shared: map[int]*Conn{}, limit: limit,
-		workers: make([]worker, s.Workers), heap: heap{live: s.Base, cacheMax: s.Cache, cacheShare: s.CacheShare},
+		Settings: s, random: rand.New(rand.NewPCG(seed, 42)), now: time.Hour, shared: map[int]*Conn{}, slots: map[int64]int{}, limit: limit,
+		workers: make([]worker, s.Workers), heap: heap{live: s.Base, mapped: s.Base, keep: s.Mapped, cacheMax: s.Cache, cacheShare: s.CacheShare},
 		report: &Report{Classes: map[string]*Class{}, Limit: limit, Every: 20 * time.Millisecond},
 	}
 	e.heap.peak = s.Base
@@ -277,6 +287,8 @@ func (e *Envoy) step(calls bool) {
 		}
 	}
 	cpu := Time(e.Cores * float64(step))
+	taken := min(e.peers, cpu/2) // the scheduler's fair share, while the workers want theirs
+	cpu -= taken
 	e.turn++
 	for i := range e.workers {
 		n := (e.turn + i) % len(e.workers)
@@ -292,6 +304,7 @@ func (e *Envoy) step(calls bool) {
 		w.debt = max(-left, 0)
 		cpu -= mine - max(left, 0)
 	}
+	e.peers = max(e.peers-taken-cpu, 0)
 	for i := 0; i < len(e.dying); {
 		if c := e.dying[i]; c.gone || e.now >= c.until {
 			e.dying = append(e.dying[:i], e.dying[i+1:]...)
@@ -397,7 +410,9 @@ func (e *Envoy) work(w *worker, cpu Time) Time {
 		}
 		c := w.conns[w.next]
 		w.next++
+		fresh := e.heap.fresh
 		used := e.serve(c)
+		used += cost(e.heap.fresh-fresh, e.FreshPerMs)
 		if used == 0 {
 			idle++
 		} else {
@@ -409,8 +424,29 @@ func (e *Envoy) work(w *worker, cpu Time) Time {
 	return cpu
 }
 
-func (e *Envoy) moved(n int64) Time {
-	return e.PerEvent + Time(float64(n)/float64(e.BytesPerMs)*float64(time.Millisecond))
+func (e *Envoy) moved(n int64) Time { return e.PerEvent + cost(n, e.BytesPerMs) }
+
+// cost is the CPU time of n bytes at so many a millisecond; 0 = without a bound.
+func cost(n, perMs int64) Time {
+	if perMs == 0 {
+		return 0
+	}
+	return Time(float64(n) / float64(perMs) * float64(time.Millisecond))
+}
+
+// peer takes the CPU with which a client or the upstream reads or writes n bytes.
+func (e *Envoy) peer(n int64) { e.peers += cost(n, e.PeerBytesPerMs) }
+
+// write is peer for one who writes a message of total bytes of which Envoy has read so many. Without a rate of its own it
+// is ahead by what the kernel takes: nearly all of its CPU goes before Envoy's.
+func (e *Envoy) write(written *int64, read, total int64, r rate) {
+	if r.perSecond == 0 {
+		read = min(total, read+e.KernelUp)
+	}
+	if n := read - *written; n > 0 {
+		*written = read
+		e.peer(n)
+	}
 }
 
 // serve does what can be done on a connection, once, and returns the CPU time that took.
@@ -448,10 +484,11 @@ func (e *Envoy) serve(c *Conn) (used Time) {
 	return used
 }
 
-// reads is how much of n the client reads now.
+// reads is how much of n the client, or the upstream, reads now.
 func (e *Envoy) reads(r *rate, n int64) int64 {
 	n = min(n, max(r.available(e.now), 0))
 	r.use(n)
+	e.peer(n)
 	return n
 }
 
@@ -467,6 +504,7 @@ func (e *Envoy) linger(c *Conn) Time {
 	}
 	s.sent += n
 	s.sending.use(n)
+	e.write(&s.wrote, s.sent, s.Call.Body, s.sending)
 	c.unread += n
 	e.unseen += n
 	e.heap.alloc(n)
@@ -526,7 +564,7 @@ func (e *Envoy) readRequest(s *Stream) (used Time) {
 		n = min(rest, s.sending.available(e.now), e.Downstream)
 		full := s.held > e.bodyLimit(s)
 		if c.HTTP2 {
-			n = min(n, e.StreamWindow-s.unacked, e.ConnectionWindow-c.unacked)
+			n = min(n, frame, e.StreamWindow-s.unacked, e.ConnectionWindow-c.unacked)
 		} else if full {
 			n = 0
 		}
@@ -567,6 +605,7 @@ func (e *Envoy) readRequest(s *Stream) (used Time) {
 	}
 	s.sent += n
 	s.sending.use(n)
+	e.write(&s.wrote, s.sent, s.Call.Body, s.sending)
 	s.held += n
 	e.heap.alloc(n)
 	if c.HTTP2 {
@@ -615,25 +654,50 @@ func (e *Envoy) forward(s *Stream) (used Time) {
 		return 0
 	}
 	if s.reached == 0 {
+		defer e.takeSlots(s)
 		s.reached = e.now
 		s.taking = rate{perSecond: s.Call.TakeRate, from: e.now + s.Call.Wait}
 	}
 	if s.kernel > 0 && e.now-s.reached >= s.Call.Wait {
 		n := e.reads(&s.taking, s.kernel)
 		s.kernel -= n
+		e.socket -= n
 		s.taken += n
 	}
 	if n := min(s.held, e.KernelUp-s.kernel); n > 0 {
 		s.held -= n
 		s.kernel += n
+		e.socket += n
 		e.heap.free(n)
 		used = e.moved(n)
+		if fresh := e.socket - e.sockets; fresh > 0 {
+			e.sockets += fresh
+			used += cost(fresh, e.FreshPerMs)
+		}
 		e.credit(s)
 	}
 	if s.ended[Request] && s.arrived == 0 && s.held == 0 && s.kernel == 0 {
 		s.arrived = e.now
 	}
 	return used
+}
+
+// takeSlots: the buffers that a body goes through whole have a slot for each slice of it, doubled as they are needed, and
+// keep them until the stream ends. Then they stay with the allocator for the next one of that size, and for no other.
+func (e *Envoy) takeSlots(s *Stream) {
+	const slice = 16 << 10
+	if e.WholeRequest == 0 || e.SlotCost == 0 {
+		return
+	}
+	s.slots = 1
+	for s.slots <= s.sent/slice {
+		s.slots *= 2
+	}
+	if e.slots[s.slots] > 0 {
+		e.slots[s.slots]--
+	} else {
+		e.heap.alloc(s.slots * e.SlotCost)
+	}
 }
 
 func (e *Envoy) readResponse(s *Stream) (used Time) {
@@ -675,6 +739,7 @@ func (e *Envoy) readResponse(s *Stream) (used Time) {
 		return used
 	}
 	s.given += n
+	e.write(&s.gave, s.given, call.Response, s.giving)
 	s.answer += n
 	s.full = s.answer >= limit && !call.Chunked
 	e.heap.alloc(n)
@@ -777,6 +842,11 @@ func (e *Envoy) finish(s *Stream) {
 	if s.opened {
 		e.heap.free(s.held + s.answer + e.StreamCost)
 		s.held, s.answer = 0, 0
+		e.socket -= s.kernel
+		s.kernel = 0
+		if s.slots > 0 {
+			e.slots[s.slots]++
+		}
 		if e.filter != nil {
 			e.filter.Done(s)
 		}
