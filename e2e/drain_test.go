@@ -36,7 +36,11 @@ func (s *scene) allServed(codes <-chan int) {
 	}
 }
 
-func patient(cfg map[string]any) { section(cfg, "throttle")["timeout"] = "30s" }
+// patient lets requests wait, those of a route that has little too.
+func patient(cfg map[string]any) {
+	section(cfg, "throttle")["timeout"] = "30s"
+	cfg["fairness"] = map[string]any{"by": "none"}
+}
 
 // A listener that drains while requests wait loses none of them.
 func TestDrain(t *testing.T) {

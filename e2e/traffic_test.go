@@ -161,6 +161,7 @@ func (m *memory) set(answer func(http.ResponseWriter, *http.Request)) { m.answer
 func TestHangUpInEveryPhase(t *testing.T) {
 	forWorkers(t, func(t *testing.T, workers int) {
 		s := start(t, setup{workers: workers, fake: 40 * mib, plugin: func(cfg map[string]any) {
+			cfg["fairness"] = map[string]any{"by": "none"} // else a route that has little does not wait
 			section(cfg, "throttle")["timeout"] = "10s"
 		}})
 		body := strings.Repeat("x", 100_000)
@@ -363,7 +364,7 @@ func TestExemptAndObserve(t *testing.T) {
 		}
 		s.drained(c.CloseIdleConnections)
 		s.counter("highwater_rejected_total.reason.too_large", 0)
-		s.counter("highwater_rejected_responses_total", 5)
+		s.counter("highwater_rejected_responses_total", 4) // from the fifth on it is known at the request
 	})
 }
 

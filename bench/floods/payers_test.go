@@ -24,11 +24,11 @@ func TestPayers(t *testing.T) {
 		fairness[f.name] = cfg["fairness"].(map[string]any)["by"]
 		if f.name == "evict-h2" || f.name == "evict-idle" {
 			require.Equal(t, "1MiB", cfg["buffers"].(map[string]any)["http2_window"])
-			require.EqualValues(t, 16*mib, f.envoy.streamWindow)
+			require.Equal(t, 16*mib, f.envoy.streamWindow)
 		}
 		if w := f.want.weights; w != nil {
 			require.Len(t, f.loads("127.0.0.1:1"), len(w))
-			require.Equal(t, 10.0, cfg["fairness"].(map[string]any)["weights"].(map[string]any)["t10"])
+			require.InDelta(t, 10, cfg["fairness"].(map[string]any)["weights"].(map[string]any)["t10"], 0)
 			for i, l := range f.loads("127.0.0.1:1") {
 				require.Equal(t, tenant(i), l.(*load.Uploads).Tenant)
 			}
@@ -129,62 +129,74 @@ func TestJudgePayers(t *testing.T) {
 		keep func(r *result)
 	}{
 		{
-			"small", want{small: 99},
+			"small",
+			want{small: 99},
 			func(r *result) { r.Small.Rejected = 20 },
 			func(r *result) { r.Small.Rejected = 5 },
 		},
 		{
-			"quiet", want{quiet: 99},
+			"quiet",
+			want{quiet: 99},
 			func(r *result) { r.Quiet.Rejected = 20 },
 			func(r *result) { r.Quiet.Rejected = 5 },
 		},
 		{
-			"waits", want{noneWaits: true},
+			"waits",
+			want{noneWaits: true},
 			func(r *result) { r.QuietHeld = 1 },
 			func(*result) {},
 		},
 		{
-			"tail", want{quietTail: 1.5},
+			"tail",
+			want{quietTail: 1.5},
 			func(r *result) { r.Quiet.P99 = 160 * time.Millisecond },
 			func(r *result) { r.Quiet.P99 = 140 * time.Millisecond },
 		},
 		{
-			"shares", want{weights: []float64{1, 2}, deviation: 0.1},
+			"shares",
+			want{weights: []float64{1, 2}, deviation: 0.1},
 			func(r *result) { r.SecondHalf = []int64{120, 180} },
 			func(r *result) { r.SecondHalf = []int64{105, 195} },
 		},
 		{
-			"late", want{late: 0.05},
+			"late",
+			want{late: 0.05},
 			func(r *result) { r.Verdicts = map[string]float64{"rejected response": 10, "rejected responses": 10} },
 			func(r *result) { r.Verdicts = map[string]float64{"rejected timeout": 10} },
 		},
 		{
-			"wasted", want{wasted: 0.05},
+			"wasted",
+			want{wasted: 0.05},
 			func(r *result) { r.Upstream = 106 },
 			func(r *result) { r.Upstream = 105 },
 		},
 		{
-			"back", want{back: time.Second},
+			"back",
+			want{back: time.Second},
 			func(r *result) { r.Over = &over{First: time.Second, Last: 2 * time.Second} },
 			func(r *result) { r.Over = &over{First: time.Second, Last: time.Second} },
 		},
 		{
-			"never back", want{back: time.Second},
+			"never back",
+			want{back: time.Second},
 			func(r *result) { r.Over = &over{Last: time.Second} },
 			func(*result) {},
 		},
 		{
-			"idle cut", want{spared: 5},
+			"idle cut",
+			want{spared: 5},
 			func(r *result) { r.Each[0].Cut = 1 },
 			func(r *result) { r.Each[1].Cut = 1 },
 		},
 		{
-			"idle missing", want{spared: 5},
+			"idle missing",
+			want{spared: 5},
 			func(r *result) { r.Each[0].Served = 4 },
 			func(*result) {},
 		},
 		{
-			"nobody stalled", want{spared: 5},
+			"nobody stalled",
+			want{spared: 5},
 			func(r *result) { r.Each[1].Started = 0 },
 			func(*result) {},
 		},

@@ -24,6 +24,9 @@ func (f *Forecast) Bytes() int64 {
 // Known is the forecast as far as anything is known: 0 where nothing is.
 func (f *Forecast) Known() int64 { return f.mean + 2*f.deviation }
 
+// Least is what nearly each message comes to: mean − 2 mean deviations, 0 where they differ much or nothing is known.
+func (f *Forecast) Least() int64 { return max(f.mean-2*f.deviation, 0) }
+
 // Learn takes the size of one message, of at most its cap.
 func (f *Forecast) Learn(n int64) {
 	if !f.learned {

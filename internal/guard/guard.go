@@ -142,8 +142,8 @@ func (g *Guard) Open(now Time, s *Stream, h Host, length int64) Verdict {
 		n = s.key.Value.forecasts[budget.Request].Bytes()
 	}
 	s.wants = min(n, requestCap)
-	if r := s.key.Value.responses.Known(); s.keyed && r > int64(w.budget.Small) {
-		s.expects = min(r, int64(b.Downstream+b.Upstream))
+	if s.keyed && s.key.Value.large {
+		s.expects = min(s.key.Value.responses.Known(), int64(b.Downstream+b.Upstream))
 	}
 	if len(g.config.Exempt) > 0 && g.exempts(h) {
 		s.exempt = true
@@ -358,7 +358,7 @@ func (g *Guard) turnAway(now Time, s *Stream, reason Reason) Verdict {
 	}
 	paused := s.phase == waiting
 	if paused {
-		w.leaveLine(now, s)
+		w.leaveLine(s)
 	}
 	s.phase = rejected
 	cost := g.cost(s)
@@ -568,7 +568,7 @@ func (g *Guard) Close(now Time, s *Stream) (waited unit.Duration) {
 		return 0
 	case waiting:
 		waited = unit.Duration(now - s.waiter.Since)
-		w.leaveLine(now, s)
+		w.leaveLine(s)
 		w.account.Drop(&s.Stream)
 	case closing:
 		w.account.Drop(&s.Stream)

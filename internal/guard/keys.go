@@ -92,7 +92,8 @@ func (w *Worker) teach(s *Stream, n int64) {
 func (w *Worker) learnResponse(k *key, n int64) {
 	v := &k.Value
 	v.responses.Learn(n)
-	if large := v.responses.Known() > int64(w.budget.Small); large != v.large {
+	// Where nearly all of them are: on a route with small ones too, those would wait for what the large ones brought.
+	if large := v.responses.Least() > int64(w.budget.Small); large != v.large {
 		v.large = large
 		w.countLarge()
 	}

@@ -110,6 +110,12 @@ func TestARouteOfLargeResponsesIsLargeAtItsHeaders(t *testing.T) {
 	require.Equal(t, Admit, g.Expect(p.now, &first.Stream, 16*mib).Action)
 	require.Equal(t, 2, first.hostCalls)
 	g.Close(p.now, &first.Stream)
+	for range 4 { // one large response may be the exception
+		require.Zero(t, first.Reserved(budget.Response))
+		first = download()
+		require.Equal(t, Admit, g.Expect(p.now, &first.Stream, 16*mib).Action)
+		g.Close(p.now, &first.Stream)
+	}
 
 	next := download()
 	require.Equal(t, 128*kib, next.Reserved(budget.Response), "the cap of a response")

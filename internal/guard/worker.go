@@ -330,7 +330,7 @@ func (w *Worker) serve(now Time, a *Actions) {
 		if next := w.line.Next(now, rank, func(c *fairness.Waiter[Stream], small bool) bool { return w.fits(now, c.Value, small) }); next != nil {
 			s := next.Value
 			a.Waited = unit.Duration(now - next.Since)
-			w.leaveLine(now, s)
+			w.leaveLine(s)
 			s.guard.resume(now, s)
 			a.Resume, w.resumed, w.credited = s, true, s
 			w.publish()
@@ -447,7 +447,7 @@ func (w *Worker) futile(now Time, s *Stream, n int64) bool {
 	return true
 }
 
-func (w *Worker) leaveLine(now Time, s *Stream) {
+func (w *Worker) leaveLine(s *Stream) {
 	w.line.Leave(&s.waiter)
 	w.held -= s.pauseCost
 	if c := s.connection; c != nil {

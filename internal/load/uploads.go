@@ -56,7 +56,7 @@ func (u *Uploads) Run(ctx context.Context) {
 					size = sizes()
 					continue
 				}
-				if told, ok := err.(backAfter); ok && u.Obey > 0 {
+				if told := backAfter(0); errors.As(err, &told) && u.Obey > 0 {
 					wait = time.Duration(told)
 				}
 				if !Sleep(ctx, cmp.Or(wait, retry)) {

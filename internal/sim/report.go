@@ -53,11 +53,11 @@ type Return struct {
 	Kept bool // it was served, not turned away again
 }
 
-// Kept is the share of those who came back after less than max that were served, and how many they are; 1 for none.
-func (c *Class) Kept(max Time) (share float64, n int) {
+// Kept is the share of those who came back after less than most that were served, and how many they are; 1 for none.
+func (c *Class) Kept(most Time) (share float64, n int) {
 	kept := 0
 	for _, r := range c.Returns {
-		if r.Told < max {
+		if r.Told < most {
 			n++
 			if r.Kept {
 				kept++
