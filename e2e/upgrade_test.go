@@ -80,7 +80,10 @@ func upgrades(kind string) func(c envoytest.Config) {
 // A WebSocket is a stream without lengths: its bytes are counted, it goes on under pressure, and is cut only where it has been
 // idle and what it sends then has no room at all.
 func TestWebSocket(t *testing.T) {
-	s := start(t, setup{workers: 1, fake: 40 * mib, upstream: echoes(t), edit: upgrades("websocket")}) // forecasts are a worker's
+	s := start(t, setup{ // forecasts are a worker's
+		workers: 1, fake: 40 * mib, upstream: echoes(t), edit: upgrades("websocket"),
+		plugin: func(cfg map[string]any) { cfg["evict"] = false }, // it goes over the limit
+	})
 	dial := func() *websocket.Conn {
 		t.Helper()
 		c, res, err := websocket.DefaultDialer.DialContext(t.Context(), "ws://"+s.addr+"/ws", nil)
