@@ -142,7 +142,7 @@ func (g *Guard) Open(now Time, s *Stream, h Host, length int64) Verdict {
 		n = s.key.Value.forecasts[budget.Request].Bytes()
 	}
 	s.wants = min(n, requestCap)
-	if s.keyed && s.key.Value.large {
+	if s.keyed && s.key.Value.large(now) {
 		s.expects = min(s.key.Value.responses.Known(), int64(b.Downstream+b.Upstream))
 	}
 	if len(g.config.Exempt) > 0 && g.exempts(h) {
@@ -454,7 +454,7 @@ func (g *Guard) Expect(now Time, s *Stream, length int64) Verdict {
 		return Verdict{}
 	}
 	if length == 0 {
-		w.teach(s, 0)
+		w.teach(now, s, 0)
 		w.account.End(now, &s.Stream, budget.Response)
 		return Verdict{}
 	}
@@ -478,7 +478,7 @@ func (g *Guard) Expect(now Time, s *Stream, length int64) Verdict {
 		}
 	}
 	if length != budget.Unknown {
-		w.teach(s, n)
+		w.teach(now, s, n)
 	}
 	// What was reserved for it at the request's headers, and has not lapsed, it has already.
 	more := max(n-s.Reserved(budget.Response), 0)
@@ -516,7 +516,7 @@ func (g *Guard) Grow(now Time, s *Stream, d budget.Direction, n int64) Verdict {
 		more := min(2*s.Seen(d), s.Cap(d)) - min(s.Seen(d), s.Cap(d))
 		if d == budget.Response || s.length == budget.Unknown {
 			// Who passes his forecast teaches it at once: slow readers never complete.
-			w.learn(g.keyOf(now, s), d, min(2*s.Seen(d), s.Cap(d)))
+			w.learn(now, g.keyOf(now, s), d, min(2*s.Seen(d), s.Cap(d)))
 		}
 		if s.exempt || w.account.Ask(now, more, budget.Full) != budget.Denied {
 			w.account.Reserve(now, &s.Stream, d, more)
@@ -555,7 +555,7 @@ func (g *Guard) End(now Time, s *Stream, d budget.Direction) {
 		return
 	}
 	if s.phase == live && s.Lengthless(d) {
-		g.worker.learn(s.key, d, s.Held(d))
+		g.worker.learn(now, s.key, d, s.Held(d))
 	}
 	g.worker.account.End(now, &s.Stream, d)
 }

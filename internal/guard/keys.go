@@ -18,7 +18,8 @@ type keyed struct {
 	queue     fairness.Queue[Stream]
 	most      int64 // what one of its streams likely holds, while memory is over the limit
 	lastLarge Time  // when its last large request or response came
-	large     bool  // its responses are large, by the forecast
+	heavy     Time  // since when its responses are large, by the forecast; 0 = they are not
+	lastSmall Time  // when it last had a small one
 
 	at             Time  // of the exchange from which these are:
 	share, floor   int64 // what it would have of the room, and of a quarter of the floor, if it wanted all of them
@@ -74,35 +75,51 @@ func (g *Guard) keyOf(now Time, s *Stream) *key {
 }
 
 // learn teaches a key's forecasts what a message without a length came to.
-func (w *Worker) learn(k *key, d budget.Direction, n int64) {
+func (w *Worker) learn(now Time, k *key, d budget.Direction, n int64) {
 	k.Value.forecasts[d].Learn(n)
 	if d == budget.Response {
-		w.learnResponse(k, n)
+		w.learnResponse(now, k, n)
 	}
 }
 
 // teach teaches the forecast of all responses of a stream's key. Where the key is not known, it is one whose responses are
 // small, and this one is too.
-func (w *Worker) teach(s *Stream, n int64) {
+func (w *Worker) teach(now Time, s *Stream, n int64) {
 	if s.keyed {
-		w.learnResponse(s.key, n)
+		w.learnResponse(now, s.key, n)
 	}
 }
 
-func (w *Worker) learnResponse(k *key, n int64) {
+func (w *Worker) learnResponse(now Time, k *key, n int64) {
 	v := &k.Value
 	v.responses.Learn(n)
-	// Where nearly all of them are: on a route with small ones too, those would wait for what the large ones brought.
-	if large := v.responses.Least() > int64(w.budget.Small); large != v.large {
-		v.large = large
-		w.countLarge()
+	if n <= int64(w.budget.Small) {
+		v.lastSmall = now
 	}
+	switch heavy := v.responses.Least() > int64(w.budget.Small); {
+	case heavy == (v.heavy != 0):
+		return
+	case heavy:
+		v.heavy = now
+	default:
+		v.heavy = 0
+	}
+	w.countLarge()
+}
+
+// heavyFor is how long a key must have had no small response before its requests count as large. On a route that has both, small
+// ones would wait for what the large ones bring: beside 300 slow readers a tenth of the bystanders on the same route were rejected.
+const heavyFor = 2 * time.Second
+
+// large says that what is asked for with this key is large, whatever the request.
+func (v *keyed) large(now Time) bool {
+	return v.heavy != 0 && now-max(v.heavy, v.lastSmall) >= heavyFor
 }
 
 func (w *Worker) countLarge() {
 	w.largeKeys = 0
 	w.eachKey(func(k *key) {
-		if k.Value.large {
+		if k.Value.heavy != 0 {
 			w.largeKeys++
 		}
 	})

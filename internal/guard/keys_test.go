@@ -116,6 +116,11 @@ func TestARouteOfLargeResponsesIsLargeAtItsHeaders(t *testing.T) {
 		require.Equal(t, Admit, g.Expect(p.now, &first.Stream, 16*mib).Action)
 		g.Close(p.now, &first.Stream)
 	}
+	first = download()
+	require.Zero(t, first.Reserved(budget.Response), "there may be small ones too")
+	g.Close(p.now, &first.Stream)
+	p.now += heavyFor
+	p.settle(40 * mib)
 
 	next := download()
 	require.Equal(t, 128*kib, next.Reserved(budget.Response), "the cap of a response")
