@@ -201,21 +201,8 @@ func TestXDSChangesTheLimitOfConnections(t *testing.T) {
 // sorts is an upstream of WebSockets (/ws), of responses that don't end (/hold), and of short ones.
 func sorts(t *testing.T) string {
 	t.Helper()
-	var up websocket.Upgrader
 	mux := http.NewServeMux()
-	mux.HandleFunc("/ws", func(w http.ResponseWriter, r *http.Request) {
-		c, err := up.Upgrade(w, r, nil)
-		if err != nil {
-			return
-		}
-		defer c.Close()
-		for {
-			kind, message, err := c.ReadMessage()
-			if err != nil || c.WriteMessage(kind, message) != nil {
-				return
-			}
-		}
-	})
+	mux.HandleFunc("/ws", echoMessages)
 	mux.HandleFunc("/hold", func(w http.ResponseWriter, r *http.Request) {
 		_ = http.NewResponseController(w).Flush()
 		<-r.Context().Done()

@@ -16,23 +16,26 @@ import (
 	"github.com/highwater-envoy/highwater/internal/envoytest"
 )
 
+// echoMessages serves a WebSocket that sends back what it gets.
+func echoMessages(w http.ResponseWriter, r *http.Request) {
+	var up websocket.Upgrader
+	c, err := up.Upgrade(w, r, nil)
+	if err != nil {
+		return
+	}
+	defer c.Close()
+	for {
+		kind, message, err := c.ReadMessage()
+		if err != nil || c.WriteMessage(kind, message) != nil {
+			return
+		}
+	}
+}
+
 // echoes is an upstream of WebSockets.
 func echoes(t *testing.T) string {
 	t.Helper()
-	var up websocket.Upgrader
-	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		c, err := up.Upgrade(w, r, nil)
-		if err != nil {
-			return
-		}
-		defer c.Close()
-		for {
-			kind, message, err := c.ReadMessage()
-			if err != nil || c.WriteMessage(kind, message) != nil {
-				return
-			}
-		}
-	}))
+	s := httptest.NewServer(http.HandlerFunc(echoMessages))
 	t.Cleanup(s.Close)
 	return s.Listener.Addr().String()
 }

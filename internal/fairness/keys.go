@@ -1,6 +1,7 @@
 package fairness
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -163,15 +164,7 @@ const MaxWeight = 1e6
 // Merge adds up the totals of the same keys, in place, and sorts them by id. Beyond MaxKeys those that have least are
 // added to the other.
 func Merge(totals []Total) []Total {
-	slices.SortFunc(totals, func(a, b Total) int {
-		switch {
-		case a.ID < b.ID:
-			return -1
-		case a.ID > b.ID:
-			return 1
-		}
-		return 0
-	})
+	slices.SortFunc(totals, func(a, b Total) int { return cmp.Compare(a.ID, b.ID) })
 	merged := totals[:0]
 	for _, t := range totals {
 		if n := len(merged); n > 0 && merged[n-1].ID == t.ID {
@@ -201,15 +194,7 @@ func Merge(totals []Total) []Total {
 
 // Find returns the place of a key's total among merged ones, else that of the other's, else -1.
 func Find(merged []Total, id uint64) int {
-	i, ok := slices.BinarySearchFunc(merged, id, func(t Total, id uint64) int {
-		switch {
-		case t.ID < id:
-			return -1
-		case t.ID > id:
-			return 1
-		}
-		return 0
-	})
+	i, ok := slices.BinarySearchFunc(merged, id, func(t Total, id uint64) int { return cmp.Compare(t.ID, id) })
 	switch {
 	case ok:
 		return i

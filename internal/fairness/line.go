@@ -2,6 +2,7 @@
 package fairness
 
 import (
+	"cmp"
 	"slices"
 	"time"
 )
@@ -65,9 +66,6 @@ func (l *Line[T]) Len() int { return l.n }
 
 // Bytes is what all of them wait for.
 func (l *Line[T]) Bytes() int64 { return l.bytes }
-
-// Queues is how many keys have somebody waiting.
-func (l *Line[T]) Queues() int { return len(l.queues) }
 
 // Since is since when somebody has waited without a break; 0 if nobody waits.
 func (l *Line[T]) Since() time.Duration {
@@ -180,15 +178,7 @@ func (l *Line[T]) sort(small bool, rank func(w *Waiter[T]) float64) {
 			q.rank = rank(w)
 		}
 	}
-	slices.SortStableFunc(l.queues, func(a, b *Queue[T]) int {
-		switch {
-		case a.rank < b.rank:
-			return -1
-		case a.rank > b.rank:
-			return 1
-		}
-		return 0
-	})
+	slices.SortStableFunc(l.queues, func(a, b *Queue[T]) int { return cmp.Compare(a.rank, b.rank) })
 }
 
 // Overdue returns the one that has waited longest, if that is for at least timeout, else nil. It leaves it in the line.

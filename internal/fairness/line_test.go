@@ -97,7 +97,7 @@ func TestKeysInTurn(t *testing.T) {
 	first, second := newRequest("quiet 1", 100), newRequest("quiet 2", 100)
 	l.Join(10, &quiet, &first.Waiter, false)
 	l.Join(11, &quiet, &second.Waiter, false)
-	require.Equal(t, 2, l.Queues())
+	require.Len(t, l.queues, 2)
 	var got []string
 	for range 4 {
 		w := l.Next(12, rank, room(100))
@@ -106,7 +106,7 @@ func TestKeysInTurn(t *testing.T) {
 		l.Leave(w)
 	}
 	require.Equal(t, []string{"noisy", "quiet 1", "noisy", "quiet 2"}, got)
-	require.Equal(t, 1, l.Queues())
+	require.Len(t, l.queues, 1)
 }
 
 // One key's head may be held back by its share while that of another fits.

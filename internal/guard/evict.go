@@ -39,11 +39,7 @@ func (w *Worker) evict(now Time, a *Actions) (ended bool) {
 		return false
 	}
 	scale := float64(held) / float64(likely)
-	x.demands = x.demands[:0]
-	for i := range x.totals {
-		x.demands = append(x.demands, fairness.Demand{Weight: x.totals[i].Weight, Bytes: int64(scale * float64(x.totals[i].Likely))})
-	}
-	x.parts = slices.Grow(x.parts[:0], len(x.demands))[:len(x.demands)]
+	x.ask(func(t *fairness.Total) int64 { return int64(scale * float64(t.Likely)) })
 	fairness.Cuts(max(held-n, 0), x.demands, x.parts)
 	w.eachKey(func(k *key) {
 		i := fairness.Find(x.totals, k.ID)

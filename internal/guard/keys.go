@@ -1,7 +1,6 @@
 package guard
 
 import (
-	"errors"
 	"math"
 	"slices"
 	"time"
@@ -229,7 +228,7 @@ func (w *Worker) addOther(now Time, store budget.Store, id uint32) {
 	n := len(x.totals)
 	totals, at, err := fairness.DecodeTotals(value, x.totals)
 	switch {
-	case errors.Is(err, fairness.ErrTotals), now-at > sharesFor:
+	case err != nil, now-at > sharesFor:
 		x.totals = totals[:n] // of another version of us, or of a time that is over
 	default:
 		x.totals = totals
@@ -249,42 +248,44 @@ func (w *Worker) divide() {
 		}
 	}
 	x.contended = large > 1
-	room := max(w.account.Share(w.limits.Soft)-w.account.Table().Base, 0)
-	x.newShare = x.split(room, func(t *fairness.Total) int64 { return t.Use + t.Waits })
-	w.eachKey(func(k *key) {
-		v := &k.Value
-		v.at, v.share, v.others = x.at, x.newShare, 0
-		if i := fairness.Find(x.totals, k.ID); i >= 0 {
-			v.share, v.others = x.parts[i], max(x.totals[i].Use-v.use(), 0)
-		}
+	soft, hard := w.account.Share(w.limits.Soft), w.account.Share(w.limits.Hard)
+	all := func(t *fairness.Total) int64 { return t.Use + t.Waits }
+	x.newShare = w.split(max(soft-w.account.Table().Base, 0), all, func(k *keyed, t *fairness.Total, part int64) {
+		k.at, k.share, k.others = x.at, part, max(t.Use-k.use(), 0)
 	})
-	x.newReserve = x.split(max(w.account.Share(w.limits.Hard)-w.account.Share(w.limits.Soft), 0), func(t *fairness.Total) int64 { return t.Use + t.Waits })
-	w.eachKey(func(k *key) {
-		k.Value.reserve = x.newReserve
-		if i := fairness.Find(x.totals, k.ID); i >= 0 {
-			k.Value.reserve = x.parts[i]
-		}
-	})
-	x.newFloor = x.split(w.limits.Floor/smallShare, func(t *fairness.Total) int64 { return t.Small })
-	w.eachKey(func(k *key) {
-		v := &k.Value
-		v.floor, v.smalls = x.newFloor, 0
-		if i := fairness.Find(x.totals, k.ID); i >= 0 {
-			v.floor, v.smalls = x.parts[i], max(x.totals[i].Small-v.Small, 0)
-		}
+	x.newReserve = w.split(max(hard-soft, 0), all, func(k *keyed, _ *fairness.Total, part int64) { k.reserve = part })
+	small := func(t *fairness.Total) int64 { return t.Small }
+	x.newFloor = w.split(w.limits.Floor/smallShare, small, func(k *keyed, t *fairness.Total, part int64) {
+		k.floor, k.smalls = part, max(t.Small-k.Small, 0)
 	})
 }
 
-// split divides the capacity into parts, by what each total wants of it, and returns that of a key that comes next.
-func (x *shares) split(capacity int64, wants func(*fairness.Total) int64) (next int64) {
+// split divides the capacity by what each key wants of it, hands each of this worker's keys its part with its total in all workers,
+// and returns the part of a key that comes next.
+func (w *Worker) split(capacity int64, wants func(*fairness.Total) int64, hand func(k *keyed, t *fairness.Total, part int64)) (next int64) {
+	x := &w.shares
+	x.ask(wants)
+	x.demands = append(x.demands, fairness.Demand{Weight: 1})
+	x.parts = append(x.parts, 0)
+	fairness.Shares(capacity, x.demands, x.parts)
+	next = x.parts[len(x.parts)-1]
+	w.eachKey(func(k *key) {
+		if i := fairness.Find(x.totals, k.ID); i >= 0 {
+			hand(&k.Value, &x.totals[i], x.parts[i])
+		} else {
+			hand(&k.Value, &fairness.Total{}, next)
+		}
+	})
+	return next
+}
+
+// ask makes a demand of each total, and room for as many parts.
+func (x *shares) ask(wants func(*fairness.Total) int64) {
 	x.demands = x.demands[:0]
 	for i := range x.totals {
 		x.demands = append(x.demands, fairness.Demand{Weight: x.totals[i].Weight, Bytes: wants(&x.totals[i])})
 	}
-	x.demands = append(x.demands, fairness.Demand{Weight: 1})
-	x.parts = slices.Grow(x.parts[:0], len(x.demands))[:len(x.demands)]
-	fairness.Shares(capacity, x.demands, x.parts)
-	return x.parts[len(x.parts)-1]
+	x.parts = slices.Grow(x.parts[:0], len(x.demands)+1)[:len(x.demands)]
 }
 
 func (w *Worker) eachKey(do func(k *key)) {
@@ -333,7 +334,7 @@ func (w *Worker) claimSmall(now Time, k *key, n int64) budget.Outcome {
 
 // greedy says that a key has its share, or more, while others want theirs.
 func (w *Worker) greedy(k *key) bool {
-	return w.shares.contended && w.largeClaim(k, 1) == budget.Shared
+	return w.largeClaim(k, 1) == budget.Shared
 }
 
 // rank is how much the key of one who waits would have with it, of its weight: who has least is served first.
