@@ -111,8 +111,8 @@ func (w *Worker) learnResponse(now Time, k *key, n int64) {
 const heavyFor = 2 * time.Second
 
 // large says that what is asked for with this key is large, whatever the request.
-func (v *keyed) large(now Time) bool {
-	return v.heavy != 0 && now-max(v.heavy, v.lastSmall) >= heavyFor
+func (k *keyed) large(now Time) bool {
+	return k.heavy != 0 && now-max(k.heavy, k.lastSmall) >= heavyFor
 }
 
 func (w *Worker) countLarge() {
