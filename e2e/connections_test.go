@@ -24,8 +24,12 @@ func limited(n int) func(cfg map[string]any) {
 }
 
 // visitor is a connection that asks for something small. It is nil if it was refused.
-func (s *scene) visitor() *visitor {
-	c, err := net.DialTimeout("tcp", s.addr, 20*time.Second)
+func (s *scene) visitor() *visitor { return s.visitorFrom(nil) }
+
+// visitorFrom is one from an address of this machine.
+func (s *scene) visitorFrom(ip net.IP) *visitor {
+	d := net.Dialer{Timeout: 20 * time.Second, LocalAddr: &net.TCPAddr{IP: ip}}
+	c, err := d.DialContext(s.t.Context(), "tcp", s.addr)
 	if err != nil {
 		return nil
 	}
@@ -68,6 +72,35 @@ func closed(t *testing.T, c net.Conn, d time.Duration) bool {
 	require.Error(t, err)
 	var timeout net.Error
 	return !errors.As(err, &timeout) || !timeout.Timeout()
+}
+
+// One source takes all that it gets: the last eighth is for others.
+func TestConnectionsOfASource(t *testing.T) {
+	forWorkers(t, func(t *testing.T, workers int) {
+		const limit = 160
+		s := start(t, setup{workers: workers, fake: 40 * mib, plugin: func(cfg map[string]any) {
+			limited(limit)(cfg)
+			section(cfg, "fairness")["by"] = "source"
+		}})
+		come := func(host byte, n int) (open []*visitor) {
+			for range n {
+				if v := s.visitorFrom(net.IPv4(127, 0, 0, host)); v != nil {
+					t.Cleanup(func() { v.Close() })
+					open = append(open, v)
+				}
+				time.Sleep(time.Millisecond) // so that workers tell each other
+			}
+			return open
+		}
+		greedy := come(2, 2*limit)
+		require.LessOrEqual(t, len(greedy), limit-limit/8+workers)
+		require.Greater(t, len(greedy), limit*3/4)
+		others := len(come(3, limit/16)) + len(come(4, limit/16))
+		require.GreaterOrEqual(t, others, limit/8-2*workers, "of an eighth, less what a worker may have leased and does not use")
+		for _, v := range greedy {
+			require.NoError(t, v.get(), "it is not cut")
+		}
+	})
 }
 
 // 5,000 connections come at once to a limit of 1,000: never are more open, those that are stay, and a listener without the

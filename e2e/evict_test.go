@@ -2,6 +2,8 @@ package e2e
 
 import (
 	"context"
+	"fmt"
+	"io"
 	"net/http"
 	"sync"
 	"testing"
@@ -56,4 +58,116 @@ func TestEvict(t *testing.T) {
 		require.Empty(t, envoytest.Faults(s.Logs()))
 		s.drained(c.CloseIdleConnections)
 	})
+}
+
+// phases are what a request can be in when it is ended: each begins one and returns when Envoy has it so.
+var phases = []struct {
+	name  string
+	begin func(s *scene, c *http.Client, done func())
+}{
+	{"waiting in line", func(s *scene, c *http.Client, done func()) {
+		s.reading(172 * mib) // below the limit, even less what such jumps have the guard keep free; and 16 MiB more are above hard
+		go func() {
+			defer done()
+			s.send(c, "/upload", zeros(large), large)
+		}()
+		s.waiting(1)
+	}},
+	{"sending", func(s *scene, c *http.Client, done func()) {
+		r, w := io.Pipe()
+		s.t.Cleanup(func() { w.Close() })
+		go func() {
+			defer done()
+			s.send(c, "/upload", r, mib)
+		}()
+		_, err := w.Write(make([]byte, 200_000))
+		require.NoError(s.t, err)
+	}},
+	{"at the upstream", func(s *scene, c *http.Client, done func()) {
+		go func() {
+			defer done()
+			s.send(c, "/upload?delay=10s", zeros(200_000), 200_000)
+		}()
+	}},
+	{"being read", func(s *scene, c *http.Client, done func()) {
+		go func() {
+			defer done()
+			s.stall(c, "/bytes?n=16000000")
+		}()
+	}},
+	{"ended and unread", func(s *scene, c *http.Client, done func()) {
+		go func() {
+			defer done()
+			s.stall(c, "/bytes?n=150000")
+		}()
+	}},
+}
+
+func (s *scene) send(c *http.Client, path string, body io.Reader, n int64) {
+	req, err := http.NewRequestWithContext(s.t.Context(), http.MethodPost, s.url(path), body)
+	if err != nil {
+		panic(err)
+	}
+	req.ContentLength = n
+	if res, err := c.Do(req); err == nil {
+		_, _ = io.Copy(io.Discard, res.Body)
+		res.Body.Close()
+	}
+}
+
+// stall asks for something and does not read it, until Envoy ends it or the test does.
+func (s *scene) stall(c *http.Client, path string) {
+	req, err := http.NewRequestWithContext(s.t.Context(), http.MethodGet, s.url(path), nil)
+	if err != nil {
+		panic(err)
+	}
+	res, err := c.Do(req)
+	if err != nil {
+		return
+	}
+	defer res.Body.Close()
+	time.Sleep(time.Second)
+	_, _ = io.Copy(io.Discard, res.Body)
+}
+
+// Whatever two requests of one connection, or of two, are ended in one tick, in whatever phase each is: Envoy survives, and both
+// are gone.
+func TestEveryPairEndsInOneTick(t *testing.T) {
+	s := start(t, setup{workers: 1, fake: 40 * mib, plugin: func(cfg map[string]any) {
+		section(cfg, "throttle")["timeout"] = "1s"
+	}})
+	evicted := 0.
+	for _, http2 := range []bool{false, true} {
+		for i, a := range phases {
+			for _, b := range phases[i:] {
+				name := fmt.Sprintf("%s and %s, HTTP/2 %v", a.name, b.name, http2)
+				c := client(t, http2)
+				// Small windows: what is not read stays in Envoy.
+				c.Transport.(*http.Transport).HTTP2 = &http.HTTP2Config{MaxReceiveBufferPerStream: 65536, MaxReceiveBufferPerConnection: 1 << 20}
+				s.reading(40 * mib)
+				var ended sync.WaitGroup
+				for _, p := range []int{1, 0} { // who waits in line is last
+					ended.Add(1)
+					[...]func(*scene, *http.Client, func()){a.begin, b.begin}[p](s, c, ended.Done)
+				}
+				s.memory.inUse.Store(230 * mib)
+				gone := make(chan struct{})
+				go func() { ended.Wait(); close(gone) }()
+				select {
+				case <-gone:
+				case <-time.After(20 * time.Second):
+					t.Fatalf("%s: a client was not told", name)
+				}
+				require.Empty(t, envoytest.Faults(s.Logs()), name)
+				s.memory.inUse.Store(40 * mib)
+				c.CloseIdleConnections()
+				s.streams(0)
+				stats, err := s.Stats(t.Context(), "highwater_rejected_total")
+				require.NoError(t, err, name)
+				evicted = stats["wasmcustom.highwater_rejected_total.reason.evicted"]
+			}
+		}
+	}
+	require.GreaterOrEqual(t, evicted, 30., "they were to be evicted, not to end by themselves")
+	require.Equal(t, http.StatusOK, do(t, client(t, false), http.MethodGet, s.url("/small"), nil, 0).StatusCode)
 }

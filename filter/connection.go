@@ -28,8 +28,9 @@ func (c *connection) OnNewConnection() types.Action {
 	if c.plugin.guard == nil {
 		return types.ActionContinue
 	}
+	c.plugin.wake()
 	c.Context = c.id
-	if !c.plugin.guard.OpenConnection(machine.now, &c.Connection) {
+	if !c.plugin.guard.OpenConnection(machine.now, &c.Connection, c) {
 		if proxywasm.CloseDownstream() == nil {
 			return types.ActionPause
 		}
@@ -56,6 +57,7 @@ func (c *connection) OnDownstreamData(n int, _ bool) types.Action {
 			c.plugin.guard.TLS(machine.now, &c.Connection)
 		}
 	}
+	c.plugin.wake()
 	machine.arrived = &c.Connection
 	machine.worker.Data(machine.now, &c.Connection, int64(n))
 	return types.ActionContinue
@@ -76,6 +78,9 @@ func (c *connection) OnStreamDone() {
 		delete(machine.connections, c.key)
 	}
 }
+
+// Source implements guard.Peer.
+func (c *connection) Source() string { return source() }
 
 // connectionID is Envoy's id of the connection that the current context is on: the same in both filters.
 func connectionID() (uint64, bool) {

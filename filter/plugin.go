@@ -24,17 +24,13 @@ type vm struct {
 	done        []*stream                    // since the last tick: Envoy deletes a context a little later than it is done
 	now         budget.Time                  // as of the last tick: see clock.go
 	ticked      budget.Time
+	pacer       *plugin // whose ticks count: each plugin has its own, and one is enough
 	ticking     *plugin // whose tick it is: host calls are for its context, until another is made the effective one
 	gauged      budget.Time
 	measured    budget.Time
 }
 
 var machine = vm{connections: map[uint64]*guard.Connection{}}
-
-const (
-	tick     = 25 * time.Millisecond
-	fastTick = 2 * time.Millisecond // while somebody waits: one is resumed per tick
-)
 
 // start makes the worker when the first plugin of the virtual machine starts.
 func (v *vm) start() error {
@@ -68,7 +64,7 @@ type plugin struct {
 	id      uint32
 	network bool // root_id: connections
 	guard   *guard.Guard
-	fast    bool // ticks each 2 ms
+	period  time.Duration // of its ticks
 }
 
 var _ types.PluginContext = (*plugin)(nil)
@@ -107,7 +103,9 @@ func (p *plugin) start() error {
 		proxywasm.LogWarn("highwater: " + changed)
 	}
 	p.guard = g
-	return proxywasm.SetTickPeriodMilliSeconds(uint32(tick.Milliseconds()))
+	machine.pacer = p // of the plugins that are there the newest is likely to stay longest
+	p.setTick(guard.Tick)
+	return nil
 }
 
 // OnTick implements types.PluginContext.
@@ -116,10 +114,14 @@ func (p *plugin) OnTick() {
 	trapTick()
 	t := now()
 	machine.now = t
-	if p.guard == nil || t-machine.ticked < fastTick-time.Millisecond {
-		return // another plugin's tick has just done it
+	if p.guard == nil {
+		return
 	}
-	machine.ticked = t
+	if machine.pacer != p && machine.pacer != nil && t-machine.ticked < guard.SlowTick {
+		p.setTick(guard.SlowTick) // the other's ticks do it, as long as there are any
+		return
+	}
+	machine.pacer, machine.ticked = p, t
 	machine.ticking = p
 	defer func() { machine.ticking = nil }()
 	a := machine.worker.Tick(t)
@@ -135,9 +137,15 @@ func (p *plugin) OnTick() {
 	machine.free = append(machine.free, machine.done...)
 	machine.done = machine.done[:0]
 	p.publish(t, a.Polls)
-	if a.Busy != p.fast {
-		p.setTick(a.Busy)
+	p.setTick(a.Next)
+}
+
+// OnPluginDone implements types.PluginContext: its listener, or its configuration, is going.
+func (p *plugin) OnPluginDone() bool {
+	if machine.pacer == p {
+		machine.pacer = nil
 	}
+	return true
 }
 
 // carryOut does what the guard decided for those who wait. For each stream and each connection it is the only call of
@@ -194,23 +202,32 @@ func (p *plugin) on(id uint32) bool {
 	return true
 }
 
-// setTick makes this plugin's ticks fast or slow again.
-func (p *plugin) setTick(fast bool) {
-	period := tick
-	if fast {
-		period = fastTick
+// setTick sets the period of this plugin's ticks.
+func (p *plugin) setTick(period time.Duration) {
+	if period == p.period {
+		return
 	}
 	if proxywasm.SetTickPeriodMilliSeconds(uint32(period.Milliseconds())) != nil {
 		machine.hostError()
 		return
 	}
-	p.fast = fast
+	p.period = period
 }
 
-// hurry is for when a stream begins to wait or is to be closed: the tick after this comes in 2 ms.
-func (p *plugin) hurry() {
-	if !p.fast {
-		p.setTick(true)
+// hurry has the next tick come after so long at the latest.
+func (p *plugin) hurry(period time.Duration) {
+	if machine.pacer == nil || period < machine.pacer.period {
+		machine.pacer = p
+		p.setTick(period)
+	}
+}
+
+// wake is for callbacks of streams and connections: after a long time without either, ticks are rare.
+func (p *plugin) wake() {
+	if machine.worker.Sleeps {
+		machine.now = now()
+		machine.worker.Wake(machine.now)
+		p.hurry(guard.Tick)
 	}
 }
 

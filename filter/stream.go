@@ -52,6 +52,7 @@ func (s *stream) OnHttpRequestHeaders(_ int, end bool) (action types.Action) {
 	if g == nil {
 		return types.ActionContinue
 	}
+	s.plugin.wake()
 	s.open, s.arrived = true, machine.arrived
 	trapRequest()
 	return s.do(g.Open(machine.now, &s.Stream, s, length(end, proxywasm.GetHttpRequestHeader)))
@@ -76,6 +77,9 @@ func (s *stream) OnHttpResponseHeaders(_ int, end bool) (action types.Action) {
 
 // OnHttpResponseBody implements types.HttpContext.
 func (s *stream) OnHttpResponseBody(n int, end bool) types.Action {
+	if s.open && !end && s.plugin.guard.Defer(&s.Stream, int64(n)) {
+		return types.ActionContinue
+	}
 	return s.body(budget.Response, n, end)
 }
 
@@ -121,7 +125,7 @@ func (s *stream) do(v guard.Verdict) types.Action {
 	s.mark(v)
 	switch v.Action {
 	case guard.Wait, guard.Close:
-		s.plugin.hurry()
+		s.plugin.hurry(guard.FastTick)
 	case guard.Answer, guard.Reset:
 		// With the response begun, Envoy can't answer any more and resets the stream.
 		if !s.answer(v) {
@@ -230,7 +234,9 @@ func (s *stream) Header(name string) string {
 func (s *stream) VirtualHost() string { return property("xds", "virtual_host_name") }
 
 // Source implements guard.Host.
-func (s *stream) Source() string {
+func (s *stream) Source() string { return source() }
+
+func source() string {
 	address := property("source", "address")
 	if port := strings.LastIndexByte(address, ':'); port >= 0 {
 		return address[:port] // of 127.0.0.1:1234 or [::1]:1234

@@ -36,7 +36,8 @@ type Account struct {
 	under      rooms  // how much of the lease lies under soft, hard and the limit: what admissions may spend
 	trend      trend
 	dropped    bool
-	streams    Stream // ring of the live ones
+	streams    Stream    // ring of the live ones
+	deferred   []*Stream // of which something is unbooked, and some that had
 	swept      Time
 	joined     bool
 	Rotations  uint64 // for tests and metrics
@@ -425,12 +426,45 @@ func (a *Account) Reserve(now Time, s *Stream, d Direction, n int64) {
 	s.settle(a, now)
 }
 
-// Pass counts n bytes of a message that have passed. It returns how many of them were beyond what was coming.
+// deferMost is how much of a response may have passed and still count as coming: a booking costs more than a chunk's way
+// through Envoy's filters.
+const deferMost = 256 << 10
+
+// Defer notes n more bytes of a response, if they were announced and it is large: then they are counted as coming, which is as
+// much, until more of them have passed, the next tick, or the end. It says whether that was so; else they are for Pass.
+func (a *Account) Defer(s *Stream, n int64) bool {
+	m := &s.dir[Response]
+	if s.small || m.unbooked+n > min(m.coming, deferMost) {
+		return false
+	}
+	if m.unbooked == 0 {
+		a.deferred = append(a.deferred, s)
+	}
+	m.seen += n
+	m.unbooked += n
+	return true
+}
+
+// book counts what was deferred as passed.
+func (a *Account) book(now Time) {
+	for _, s := range a.deferred {
+		if s.dir[Response].unbooked > 0 {
+			a.Pass(now, s, Response, 0)
+		}
+	}
+	clear(a.deferred)
+	a.deferred = a.deferred[:0]
+}
+
+// Pass counts n bytes of a message that have passed, and what was deferred of it. It returns how many of them were beyond what
+// was coming.
 func (a *Account) Pass(now Time, s *Stream, d Direction, n int64) (beyond int64) {
 	m := &s.dir[d]
-	full := m.seen >= m.cap && s.likely == s.bounds && !s.small
+	full := m.unbooked == 0 && m.seen >= m.cap && s.likely == s.bounds && !s.small
 	m.seen += n
 	m.moved = now
+	n += m.unbooked
+	m.unbooked = 0
 	if d == Request {
 		m.roll(now)
 		m.burst[0] += n
@@ -527,12 +561,25 @@ func (a *Account) PassPaused(s *Stream, n int64) {
 	a.addFresh(n)
 }
 
-// Unpause notes that the request goes on.
-func (a *Account) Unpause(s *Stream) { s.paused = 0 }
+// PauseUnseen is Pause where nobody sees what comes while the request is paused: at whatever speed, as much as that may come at
+// any time until Unpause or the end.
+func (a *Account) PauseUnseen(s *Stream, cost int64) {
+	s.paused, s.awaited = cost, cost
+	a.own.Coming += cost
+}
+
+// Unpause notes that the request goes on, or has been rejected.
+func (a *Account) Unpause(s *Stream) {
+	a.own.Coming -= s.awaited
+	s.paused, s.awaited = 0, 0
+}
 
 // End notes that the message has ended: what has not come will not.
 func (a *Account) End(now Time, s *Stream, d Direction) {
 	m := &s.dir[d]
+	if m.unbooked > 0 {
+		a.Pass(now, s, d, 0)
+	}
 	m.ended = true
 	m.credit = 0
 	a.unreserve(s, m, m.coming)
@@ -545,6 +592,7 @@ func (a *Account) Close(now Time, s *Stream) {
 		return
 	}
 	s.live = false
+	a.Unpause(s)
 	a.End(now, s, Request)
 	a.End(now, s, Response)
 	a.giveBack(s.gen, s.cost)
@@ -629,6 +677,7 @@ func (a *Account) leave(c *Connection, likely, bound int64) {
 // Tick sweeps the streams, exchanges with the table and takes or keeps the poller slot. It returns whether the slot is
 // this VM's. An error is the store's; the account goes on with what it knows.
 func (a *Account) Tick(now Time) (polls bool, err error) {
+	a.book(now)
 	if now-a.swept >= sweepEvery {
 		a.swept = now
 		for s := a.streams.next; s != &a.streams; s = s.next {

@@ -174,6 +174,41 @@ func TestAStreamAddsAtMostItsCapPerGeneration(t *testing.T) {
 
 // 6,000 small requests a second of 16 KiB each would be 94 MiB of a budget after one second between two readings if
 // what ended were counted again. It stays counted until a reading tells, for the allocator may keep it in its caches.
+func TestDeferredBytesStayComingUntilTheyAreBooked(t *testing.T) {
+	b := open(t, 1)
+	b.join()
+	a := b.accounts[0]
+	s := b.stream(a)
+	require.False(t, a.Defer(s, 1), "nothing was announced")
+	a.Expect(b.now, s, Response, mib, mib, 0)
+	require.False(t, a.Defer(s, 1), "a small stream may outgrow what is small")
+	a.Enlarge(b.now, s)
+	before := a.Estimate(b.now)
+	fresh := a.Own().Fresh
+	for range 4 {
+		require.True(t, a.Defer(s, 60*kib))
+		require.Equal(t, before, a.Estimate(b.now))
+		require.Equal(t, fresh, a.Own().Fresh)
+	}
+	require.Equal(t, 240*kib, s.Seen(Response), "what has passed is known at once")
+	require.False(t, a.Defer(s, 60*kib), "more than deferMost")
+	require.Zero(t, a.Pass(b.now, s, Response, 60*kib))
+	require.Equal(t, fresh+300*kib, a.Own().Fresh)
+	require.Equal(t, mib-300*kib, a.Own().Coming)
+	require.Equal(t, 300*kib, a.Own().Bounds)
+
+	require.True(t, a.Defer(s, 60*kib))
+	b.tick(25 * ms)
+	require.Equal(t, fresh+360*kib, a.Own().Fresh, "a tick books it")
+
+	require.True(t, a.Defer(s, 60*kib))
+	a.End(b.now, s, Response)
+	require.Equal(t, fresh+420*kib, a.Own().Fresh, "and so does the end")
+	require.Zero(t, a.Own().Coming)
+	a.Close(b.now, s)
+	require.Zero(t, a.Own().Bounds)
+}
+
 func TestCostIsUsedAgainWhileFresh(t *testing.T) {
 	for generations, want := range map[int]struct{ closed, again int64 }{
 		0: {76 * kib, 76 * kib}, // the next uses it again

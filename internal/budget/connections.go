@@ -19,7 +19,7 @@ func (a *Account) AskConnection(now Time) Outcome {
 			return Busy
 		}
 		a.tighten(now)
-		free := a.freeConnections() - 1
+		free := a.FreeConnections() - 1
 		if free < 0 {
 			return Denied
 		}
@@ -38,9 +38,19 @@ func (a *Account) AskConnection(now Time) Outcome {
 	return Busy
 }
 
-// freeConnections is how many more this worker could open if it had all that others don't; negative above the limit.
-func (a *Account) freeConnections() int64 {
+// FreeConnections is how many more this worker could open if it had all that is not lent to others, as of the last exchange;
+// negative above the limit.
+func (a *Account) FreeConnections() int64 {
 	return a.limits.Connections - a.others.ConnectionLease - a.own.Connections
+}
+
+// Refresh looks at what others have now. The error is the store's.
+func (a *Account) Refresh(now Time) error {
+	if err := a.load(now); err != nil {
+		return err
+	}
+	a.tighten(now)
+	return nil
 }
 
 func (a *Account) connectionSlack(free int64) int64 {
@@ -53,5 +63,5 @@ func (a *Account) shrinkConnections() {
 		a.own.ConnectionLease = 0
 		return
 	}
-	a.own.ConnectionLease = min(a.own.ConnectionLease, a.own.Connections+a.connectionSlack(a.freeConnections()))
+	a.own.ConnectionLease = min(a.own.ConnectionLease, a.own.Connections+a.connectionSlack(a.FreeConnections()))
 }

@@ -33,6 +33,7 @@ type message struct {
 	seen     int64 // passed so far
 	reserved int64 // the most that was ever reserved for it
 	coming   int64 // reserved and not yet passed
+	unbooked int64 // passed, and still counted as coming
 	credit   int64 // of what will pass, this much is counted already: it came while the request was paused
 
 	gen      uint32 // generation of the account in which genBytes were added
@@ -76,6 +77,7 @@ type Stream struct {
 	sum        *Sum   // of its key
 	owner      any    // what it is part of
 	paused     int64  // pause cost while it is paused, else 0
+	awaited    int64  // of it, what counts as coming, because what comes is not seen
 
 	// What it has added to the sums of its account, so that they can be taken back exactly.
 	likely, bounds, exposure, smallSum int64
@@ -101,6 +103,9 @@ func (s *Stream) Ended(d Direction) bool { return s.dir[d].ended }
 
 // Reserved is how many bytes are still reserved for the direction.
 func (s *Stream) Reserved(d Direction) int64 { return s.dir[d].coming }
+
+// Awaited is how many bytes are counted as coming while the request is paused, because nobody sees them come.
+func (s *Stream) Awaited() int64 { return s.awaited }
 
 // weight is how much of its bound a stream likely holds: all while bytes moved within the last second or announced
 // ones are missing, else half of it for each second, down to a tenth: an idle stream has most likely drained.

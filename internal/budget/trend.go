@@ -59,6 +59,8 @@ type sample struct{ reading, passed int64 }
 const (
 	surpriseReadings = 8
 	surpriseHalf     = 30 * time.Second
+	// sleepsAfter: who has not published for so long has had nothing to publish: beatEvery, and some.
+	sleepsAfter = 2 * beatEvery
 	// staleAfter: without a reading for so long there is none.
 	staleAfter = time.Second
 )
@@ -108,7 +110,7 @@ func (r *trend) evict(t *Table, l *Limits, leaving int64) {
 		return
 	}
 	for i := range t.Entries {
-		if t.Entries[i].Evicted < int64(t.EvictSequence) {
+		if e := &t.Entries[i]; e.Likely > 0 && e.Evicted < int64(t.EvictSequence) {
 			return
 		}
 	}
@@ -118,14 +120,14 @@ func (r *trend) evict(t *Table, l *Limits, leaving int64) {
 }
 
 // settle judges the pending reading once every live worker has published after its answer: only then is all that
-// the reading may hold in the totals.
+// the reading may hold in the totals. One that has no requests and publishes seldom has nothing to add.
 func (r *trend) settle(now Time, t *Table) {
 	if r.answer == 0 {
 		return
 	}
 	var passed int64
 	for i := range t.Entries {
-		if t.Entries[i].Beat <= r.answer {
+		if e := &t.Entries[i]; e.Beat <= r.answer && (e.Streams > 0 || e.Fresh > 0 || r.answer-e.Beat < sleepsAfter) {
 			return
 		}
 		passed += t.Entries[i].Passed

@@ -93,6 +93,7 @@ type Total struct {
 	Likely int64 // of it, what is likely held
 	Waits  int64 // what its waiting requests wait for
 	Most   int64 // what one of its streams likely holds at most, while memory is over the limit
+	Open   int64 // connections, where they are told apart
 	Large  bool  // it has had large requests lately
 }
 
@@ -102,13 +103,14 @@ func (t *Total) add(o *Total) {
 	t.Likely += o.Likely
 	t.Waits += o.Waits
 	t.Most = max(t.Most, o.Most)
+	t.Open += o.Open
 	t.Large = t.Large || o.Large
 	t.Weight = max(t.Weight, o.Weight)
 }
 
 const (
-	totalsMagic = 0x48574b32 // "HWK2": a changed layout needs a new one
-	totalBytes  = 8 * 8
+	totalsMagic = 0x48574b33 // "HWK3": a changed layout needs a new one
+	totalBytes  = 9 * 8
 	headerBytes = 4 + 4 + 8
 )
 
@@ -127,7 +129,7 @@ func AppendTotals(buf []byte, now time.Duration, totals []Total) []byte {
 		if t.Large {
 			large = 1
 		}
-		for _, v := range [...]uint64{t.ID, math.Float64bits(t.Weight), uint64(t.Use), uint64(t.Small), uint64(t.Likely), uint64(t.Waits), uint64(t.Most), large} {
+		for _, v := range [...]uint64{t.ID, math.Float64bits(t.Weight), uint64(t.Use), uint64(t.Small), uint64(t.Likely), uint64(t.Waits), uint64(t.Most), uint64(t.Open), large} {
 			buf = le.AppendUint64(buf, v)
 		}
 	}
@@ -148,7 +150,7 @@ func DecodeTotals(value []byte, buf []Total) (totals []Total, at time.Duration, 
 		at := func(f int) uint64 { return le.Uint64(value[headerBytes+i*totalBytes+8*f:]) }
 		t := Total{
 			ID: at(0), Weight: math.Float64frombits(at(1)), Use: int64(at(2)), Small: int64(at(3)), Likely: int64(at(4)),
-			Waits: int64(at(5)), Most: int64(at(6)), Large: at(7) != 0,
+			Waits: int64(at(5)), Most: int64(at(6)), Open: int64(at(7)), Large: at(8) != 0,
 		}
 		if !(t.Weight >= 0 && t.Weight <= MaxWeight) {
 			return buf, 0, fmt.Errorf("%w: weight %v", ErrTotals, t.Weight)

@@ -40,7 +40,7 @@ func TestAPlaceIsFreeASecondAfterItsLastUse(t *testing.T) {
 }
 
 func TestTotalsSurviveTheirEncoding(t *testing.T) {
-	totals := []Total{{ID: 0, Weight: 1, Use: 5}, {ID: 7, Weight: 2.5, Use: 1 << 40, Small: 3, Likely: 4, Waits: 6, Most: 7, Large: true}}
+	totals := []Total{{ID: 0, Weight: 1, Use: 5}, {ID: 7, Weight: 2.5, Use: 1 << 40, Small: 3, Likely: 4, Waits: 6, Most: 7, Open: 8, Large: true}}
 	value := AppendTotals(nil, time.Hour, totals)
 	got, at, err := DecodeTotals(value, nil)
 	require.NoError(t, err)

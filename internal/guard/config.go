@@ -253,6 +253,6 @@ func (c *Config) limits() budget.Limits {
 	return budget.Limits{
 		Limit: int64(c.Budget.Limit), Soft: float64(c.Budget.Soft), Hard: float64(c.Budget.Hard),
 		Resume: float64(c.Budget.Resume), Small: int64(c.Budget.Small), Floor: c.Budget.Floor.Of(int64(c.Budget.Limit)),
-		OnStale: onStale[c.Memory.OnStale], Evict: c.Evict && c.Mode == Enforce, Connections: int64(c.Budget.Connections),
+		OnStale: onStale[c.Memory.OnStale], Evict: c.Evict, Connections: int64(c.Budget.Connections),
 	}
 }

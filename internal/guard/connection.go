@@ -4,18 +4,35 @@ import (
 	"time"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/fairness"
 )
+
+// Peer tells whose a connection is.
+type Peer interface {
+	Source() string // address of the client, without its port
+}
 
 // OpenConnection says whether a new connection is admitted, and counts it if so. One that is not is to be closed, and is
 // none of ours any more.
-func (g *Guard) OpenConnection(now Time, c *Connection) (admitted bool) {
+func (g *Guard) OpenConnection(now Time, c *Connection, p Peer) (admitted bool) {
 	w := g.worker
 	cost := int64(g.config.Costs.Connection)
-	if !w.admits(now, cost) {
+	var source *key // if that is what connections are told apart by, and there is a limit to share out
+	if g.config.Fairness.By == bySource && w.limits.Connections > 0 {
+		source = g.named(now, fairness.Name{By: bySource, Value: p.Source()})
+	}
+	if !w.admits(now, source, cost) {
 		w.counts[CountRefused]++
 		if g.config.Mode != Observe {
 			return false
 		}
+	}
+	if source != nil {
+		c.source = source
+		source.Refs++
+		source.Value.open++
+		w.sources++
+		w.stirred = true
 	}
 	c.observed = g.config.Mode == Observe
 	w.account.OpenConnection(&c.Connection, cost)
@@ -23,15 +40,39 @@ func (g *Guard) OpenConnection(now Time, c *Connection) (admitted bool) {
 	return true
 }
 
-// admits asks for a connection, first by number, then by what it costs. A limit for each source belongs here too.
-func (w *Worker) admits(now Time, cost int64) bool {
-	if w.account.AskConnection(now) != budget.Granted {
+// admits asks for a connection, first by number, then by what it costs.
+func (w *Worker) admits(now Time, source *key, cost int64) bool {
+	if source != nil && w.crowds(now, source) || w.account.AskConnection(now) != budget.Granted {
 		return false
 	}
 	// Only above hard, and only what fits neither the limit nor the floor: refused above hard by itself, a fifth of the
 	// bystanders that reconnect were lost. Without a recent reading the level is that of another time.
 	t := w.account.Table()
 	return t.Level < budget.Hard || t.Futile || w.account.Stale(now) || w.account.Ask(now, cost, budget.Floor) != budget.Denied
+}
+
+// crowds says that the last eighth of the connections is for others: of sources that have less than their part of all, so that
+// one that takes what it gets does not lock them out.
+func (w *Worker) crowds(now Time, source *key) bool {
+	if !w.scarce() {
+		return false
+	}
+	if w.account.Refresh(now) != nil {
+		w.HostError()
+	}
+	if w.account.FreeConnections() > w.limits.Connections/spareShare {
+		return false
+	}
+	if now-w.shares.at >= sharesEvery {
+		w.exchangeShares(now)
+	}
+	v := &source.Value
+	return v.open+v.elsewhere >= v.part
+}
+
+// scarce says that connections may soon be short: it is worth to know who has how many.
+func (w *Worker) scarce() bool {
+	return w.account.FreeConnections() <= 2*w.limits.Connections/spareShare
 }
 
 // inUse is whether there are requests on a connection. The zero value is one that has had none.

@@ -15,7 +15,7 @@ func (p *process) admit(worker, n int) (all []*Connection) {
 	for range n {
 		p.nextID++
 		c := &Connection{Context: p.nextID}
-		if p.guards[worker].OpenConnection(p.now, c) {
+		if p.guards[worker].OpenConnection(p.now, c, peer("10.0.0.1")) {
 			all = append(all, c)
 		}
 	}

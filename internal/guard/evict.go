@@ -61,12 +61,12 @@ func (w *Worker) evict(now Time, a *Actions) (ended bool) {
 func (w *Worker) candidates(do func(k *key, c candidate)) {
 	w.account.Owners(func(owner any) {
 		// What has ended is out of reach: Envoy ignores a local reply then, and the rest stays with the connection.
-		if s, ok := owner.(*Stream); ok && s.phase == live && !s.exempt && s.Likely() > 0 && !s.Ended(budget.Response) {
+		if s, ok := owner.(*Stream); ok && s.phase == live && !s.exempt && !s.marked && s.Likely() > 0 && !s.Ended(budget.Response) {
 			do(s.key, candidate{stream: s, likely: s.Likely()})
 		}
 	})
 	for _, c := range w.residual {
-		if c.Left() > 0 {
+		if c.Left() > 0 && !c.marked {
 			do(c.key, candidate{connection: c, likely: c.Left(), shared: c.live > 0})
 		}
 	}
@@ -121,6 +121,10 @@ func (w *Worker) evictOf(now Time, a *Actions, k *key, scale float64, most int64
 }
 
 func (w *Worker) evictStream(now Time, a *Actions, s *Stream) bool {
+	if s.guard.config.Mode == Observe {
+		s.marked = true
+		return true
+	}
 	c := s.conn()
 	if c != nil && c.cut == w.ticks {
 		return false
@@ -141,6 +145,10 @@ func (w *Worker) evictStream(now Time, a *Actions, s *Stream) bool {
 }
 
 func (w *Worker) evictLeft(a *Actions, c *Connection) bool {
+	if c.observed {
+		c.marked = true
+		return true
+	}
 	if !w.mayCut(c) {
 		return false
 	}

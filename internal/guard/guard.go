@@ -85,6 +85,7 @@ type Stream struct {
 	http2      bool
 	asked      bool // http2 is known
 	keyed      bool // key is known
+	marked     bool // mode observe: it would have been evicted
 	inFloor    bool // large, but let into the floor: it stays in the small sum
 }
 
@@ -106,13 +107,18 @@ func (s *Stream) conn() *Connection {
 	return s.connection
 }
 
-// credit is what a paused request's pause cost has become: bytes that came, and are counted. On HTTP/1 the network
-// filter saw them; an HTTP/2 client is taken to have sent what its window let it, until the first of it passes and shows.
-func (s *Stream) credit() (n int64, exact bool) {
-	if c := s.connection; c != nil && c.Context != 0 && !s.http2 {
-		return min(c.arrived, s.pauseCost, s.wants), true
+// seen says whether the network filter sees what comes while the request is paused: on HTTP/2 it can't tell of which.
+func (s *Stream) seen() bool {
+	c := s.connection
+	return c != nil && c.Context != 0 && !s.http2
+}
+
+// credit is what a paused request's pause cost has become: bytes that were seen to come, and are counted.
+func (s *Stream) credit() int64 {
+	if !s.seen() {
+		return 0
 	}
-	return min(s.pauseCost, s.wants), false
+	return min(s.connection.arrived, s.pauseCost, s.wants)
 }
 
 // Open judges a request at its headers. length is its Content-Length or budget.Unknown; without a body it is 0.
@@ -307,7 +313,11 @@ func (g *Guard) wait(now Time, s *Stream, small bool) Verdict {
 	w.counts[CountThrottled]++
 	s.phase, s.pauseCost, s.window = waiting, cost, window
 	w.held += cost
-	w.account.Pause(now, &s.Stream, cost, cost)
+	if s.seen() {
+		w.account.Pause(now, &s.Stream, cost, cost)
+	} else {
+		w.account.PauseUnseen(&s.Stream, cost)
+	}
 	if c != nil {
 		c.Waiting++
 		c.window += window
@@ -337,7 +347,7 @@ func (g *Guard) cost(s *Stream) int64 {
 
 // resume admits a request that has waited; the room has been asked for.
 func (g *Guard) resume(now Time, s *Stream) {
-	credit, _ := s.credit()
+	credit := s.credit()
 	g.worker.account.Unpause(&s.Stream)
 	g.admit(now, s, credit)
 }
@@ -360,6 +370,8 @@ func (g *Guard) turnAway(now Time, s *Stream, reason Reason) Verdict {
 	if paused {
 		w.leaveLine(s)
 	}
+	unseen := s.Awaited() > 0
+	w.account.Unpause(&s.Stream)
 	s.phase = rejected
 	cost := g.cost(s)
 	unfinished := !s.Ended(budget.Request)
@@ -386,7 +398,7 @@ func (g *Guard) turnAway(now Time, s *Stream, reason Reason) Verdict {
 	}
 	s.pauseCost = cost
 	switch {
-	case paused:
+	case paused && !unseen:
 	case v.Action == Close:
 		w.account.Pause(now, &s.Stream, cost, s.connection.arrived)
 	default:
@@ -500,7 +512,7 @@ func (g *Guard) Expect(now Time, s *Stream, length int64) Verdict {
 // Grow counts n more body bytes of a message, and judges it if it has outgrown what was reserved for it.
 func (g *Guard) Grow(now Time, s *Stream, d budget.Direction, n int64) Verdict {
 	w := g.worker
-	if s.phase != live || n == 0 {
+	if s.phase != live || n == 0 || d == budget.Response && g.Defer(s, n) {
 		return Verdict{}
 	}
 	beyond := w.account.Pass(now, &s.Stream, d, n)
@@ -529,6 +541,10 @@ func (g *Guard) Grow(now Time, s *Stream, d budget.Direction, n int64) Verdict {
 	w.account.Cover(now)
 	return v
 }
+
+// Defer notes n more body bytes of a response, and says whether that is all there is to do; else they are for Grow. Most chunks
+// of a large response that was announced are so: no verdict depends on them.
+func (g *Guard) Defer(s *Stream, n int64) bool { return g.worker.account.Defer(&s.Stream, n) }
 
 // outgrown rejects a request whose growth has no room, and resets a large response.
 func (g *Guard) outgrown(now Time, s *Stream, d budget.Direction) Verdict {

@@ -114,7 +114,7 @@ func (p *process) settle(inUse int64) {
 func (p *process) connection(worker int) *Connection {
 	p.nextID++
 	c := &Connection{Context: p.nextID}
-	p.guards[worker].OpenConnection(p.now, c)
+	p.guards[worker].OpenConnection(p.now, c, peer("10.0.0.1"))
 	return c
 }
 
@@ -167,7 +167,7 @@ func TestAdmitsWhatFitsAndLetsTheRestWait(t *testing.T) {
 	for range 20 {
 		p.now += 5 * ms
 		if a := w.Tick(p.now); a.Resume != nil {
-			require.True(t, a.Busy)
+			require.Equal(t, FastTick, a.Next)
 			resumed = append(resumed, a.Resume)
 		}
 	}
@@ -546,10 +546,35 @@ func TestWaitingHoldsPartOfWhatItWants(t *testing.T) {
 	require.Equal(t, Wait, v.Action)
 	p.workers[0].Data(p.now, r.connected, 128*kib)
 	p.guards[0].End(p.now, &big.Stream, budget.Request) // 16 MiB less are coming, and 128 KiB fresh
-	credit, _ := r.credit()
-	require.Equal(t, 128*kib, credit)
+	require.Equal(t, 128*kib, r.credit())
 	p.settle(hard - 100*kib)
 	require.False(t, r.Waiting(), "what it holds is in the reading already")
+}
+
+// Over HTTP/2 nobody sees what comes of one who waits, however slowly: it is coming until he is resumed.
+func TestWhatComesUnseenIsCountedForAsLongAsItsRequestWaits(t *testing.T) {
+	p := newProcess(t, 1, nil)
+	p.settle(40 * mib)
+	p.settle(182 * mib)
+	own := func() budget.Entry { return p.workers[0].account.Own() }
+	r := &request{connected: p.connection(0), http2: true}
+	require.Equal(t, Wait, p.guards[0].Open(p.now, &r.Stream, r, 4*mib).Action)
+	p.settle(182 * mib)
+	require.Zero(t, own().Fresh)
+	require.Equal(t, 128*kib, own().Coming)
+	require.Zero(t, r.credit())
+
+	p.settle(40 * mib)
+	require.False(t, r.Waiting())
+	require.Equal(t, 4*mib, own().Coming, "and then it passes, and is counted as it does")
+	p.guards[0].Close(p.now, &r.Stream)
+	require.Zero(t, own().Coming)
+
+	p.settle(182 * mib)
+	r = &request{connected: p.connection(0), http2: true}
+	require.Equal(t, Wait, p.guards[0].Open(p.now, &r.Stream, r, 4*mib).Action)
+	p.guards[0].Close(p.now, &r.Stream)
+	require.Zero(t, own().Coming)
 }
 
 func TestLapsedRequestNeedsRoom(t *testing.T) {
@@ -880,4 +905,41 @@ func BenchmarkRequest(b *testing.B) {
 // theKey is the only one of requests that name no route.
 func theKey(w *Worker) *keyed {
 	return &w.keys.Get(0, fairness.Name{By: byRoute}, func(fairness.Name) float64 { return 1 }).Value
+}
+
+// Ticks cost most where nothing happens: a worker without requests makes few, and the one who polls a few more.
+func TestAnIdleWorkerTicksSeldom(t *testing.T) {
+	p := newProcess(t, 2, nil)
+	next := func() (all []time.Duration) {
+		for _, w := range p.workers {
+			a := w.Tick(p.now)
+			if a.Ask {
+				w.Observe(p.now, Reading{InUse: 40 * mib, Allocated: 40 * mib}, nil)
+			}
+			all = append(all, a.Next)
+		}
+		return all
+	}
+	run := func(d time.Duration) (last []time.Duration) {
+		for until := p.now + d; p.now < until; p.now += Tick {
+			last = next()
+		}
+		return last
+	}
+	idle := []time.Duration{CalmTick, SlowTick}
+	require.Equal(t, idle, run(2*time.Second))
+	require.True(t, p.workers[1].Sleeps)
+
+	p.workers[1].Wake(p.now)
+	r, v := p.open(1, 0)
+	require.Equal(t, Admit, v.Action)
+	require.False(t, p.workers[1].Sleeps)
+	require.Equal(t, []time.Duration{Tick, Tick}, run(2*time.Second), "the one who polls follows the one who has something to do")
+	p.guards[1].Close(p.now, &r.Stream)
+	require.Equal(t, []time.Duration{CalmTick, Tick}, run(900*ms), "the next may come soon")
+	require.Equal(t, idle, run(time.Second))
+
+	p.workers[1].Wake(p.now)
+	p.settle(181 * mib)
+	require.Equal(t, []time.Duration{Tick, Tick}, run(25*ms), "memory is short")
 }

@@ -24,6 +24,9 @@ type keyed struct {
 	share, floor   int64 // what it would have of the room, and of a quarter of the floor, if it wanted all of them
 	reserve        int64 // and of what lies between soft and hard
 	others, smalls int64 // what it has on other workers, and of it in small requests
+
+	open, elsewhere int64 // connections of this source, here and on other workers
+	part            int64 // of budget.connections, if every source that has any had the same, by weight
 }
 
 type key = fairness.Key[keyed]
@@ -55,20 +58,24 @@ func (g *Guard) keyOf(now Time, s *Stream) *key {
 	default:
 		name.Value = s.host.Header(g.header)
 	}
-	if len(name.Value) > maxName {
-		name.Value = name.Value[:maxName]
-	}
-	k := g.worker.keys.Get(now, name, f.weight)
-	if k != s.key {
+	if k := g.named(now, name); k != s.key {
 		s.key.Refs--
 		s.key = k
 		k.Refs++
 		g.worker.account.Move(&s.Stream, &k.Value.Sum)
 	}
+	return s.key
+}
+
+func (g *Guard) named(now Time, name fairness.Name) *key {
+	if len(name.Value) > maxName {
+		name.Value = name.Value[:maxName]
+	}
+	k := g.worker.keys.Get(now, name, g.config.Fairness.weight)
 	if x := &g.worker.shares; k.Value.at != x.at {
 		// It was not there at the last exchange.
 		v := &k.Value
-		v.at, v.share, v.floor, v.reserve, v.others, v.smalls = x.at, x.newShare, x.newFloor, x.newReserve, 0, 0
+		v.at, v.share, v.floor, v.reserve, v.part, v.others, v.smalls, v.elsewhere = x.at, x.newShare, x.newFloor, x.newReserve, x.newPart, 0, 0, 0
 	}
 	return k
 }
@@ -131,6 +138,7 @@ type shares struct {
 	newShare   int64 // what one that comes now would have if it wanted all
 	newFloor   int64
 	newReserve int64
+	newPart    int64
 	totals     []fairness.Total // of all workers
 	before     []fairness.Total // of those with a lower id
 	demands    []fairness.Demand
@@ -160,22 +168,23 @@ func (w *Worker) pressed() bool {
 func (w *Worker) noteLarge(now Time, k *key) {
 	was := k.Value.lastLarge
 	k.Value.lastLarge = now
-	w.sawLarge = true
+	w.stirred = true
 	if was == 0 || now-was > largeFor {
 		w.exchangeShares(now)
 	}
 }
 
-// share exchanges what keys have, if it is time to: where nobody has had large requests, there is nothing to share out.
+// share exchanges what keys have, if it is time to: where nobody has had large requests, or new connections that are told apart,
+// there is nothing to share out.
 func (w *Worker) share(now Time) {
 	every := calmEvery
-	if w.pressed() {
+	if w.pressed() || w.sources > 0 && w.scarce() {
 		every = sharesEvery
-	} else if !w.sawLarge {
+	} else if !w.stirred {
 		return
 	}
 	if now-w.shares.at >= every {
-		w.sawLarge = false
+		w.stirred = false
 		w.exchangeShares(now)
 	}
 }
@@ -207,7 +216,7 @@ func (w *Worker) exchangeShares(now Time) {
 func (w *Worker) addTotal(now Time, k *key) {
 	v := &k.Value
 	t := fairness.Total{
-		ID: k.ID, Weight: k.Weight, Use: v.use(), Small: v.Small, Likely: v.Likely, Waits: v.queue.Bytes(), Most: v.most,
+		ID: k.ID, Weight: k.Weight, Use: v.use(), Small: v.Small, Likely: v.Likely, Waits: v.queue.Bytes(), Most: v.most, Open: v.open,
 		Large: v.lastLarge != 0 && now-v.lastLarge < largeFor,
 	}
 	if t.Use > 0 || t.Waits > 0 || t.Large || k.Refs > 0 {
@@ -254,9 +263,33 @@ func (w *Worker) divide() {
 		k.at, k.share, k.others = x.at, part, max(t.Use-k.use(), 0)
 	})
 	x.newReserve = w.split(max(hard-soft, 0), all, func(k *keyed, _ *fairness.Total, part int64) { k.reserve = part })
+	w.divideConnections()
 	small := func(t *fairness.Total) int64 { return t.Small }
 	x.newFloor = w.split(w.limits.Floor/smallShare, small, func(k *keyed, t *fairness.Total, part int64) {
 		k.floor, k.smalls = part, max(t.Small-k.Small, 0)
+	})
+}
+
+// divideConnections sets the part of each source: as much as every other's, by weight, and that of one that is still to come,
+// whatever it wants, for who connects does not say how often he will.
+func (w *Worker) divideConnections() {
+	x := &w.shares
+	sum := 1. // the one to come
+	for i := range x.totals {
+		if x.totals[i].Open > 0 {
+			sum += x.totals[i].Weight
+		}
+	}
+	part := func(weight, sum float64) int64 { return int64(float64(w.limits.Connections) * weight / sum) }
+	x.newPart = part(1, sum)
+	w.eachKey(func(k *key) {
+		v := &k.Value
+		i := fairness.Find(x.totals, k.ID)
+		if i < 0 || x.totals[i].Open == 0 {
+			v.part, v.elsewhere = part(k.Weight, sum+k.Weight), 0
+			return
+		}
+		v.part, v.elsewhere = part(x.totals[i].Weight, sum), max(x.totals[i].Open-v.open, 0)
 	})
 }
 

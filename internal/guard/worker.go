@@ -37,9 +37,12 @@ type Worker struct {
 	linger    Time      // how long that may still be there
 	hungry    []candidate
 	ticks     uint64
+	active    Time // when it last had something to do
+	Sleeps    bool // the next tick comes late: Wake it, where a connection or a request begins or bytes come
 	keys      *fairness.Keys[keyed]
 	shares    shares
-	sawLarge  bool          // since the last exchange of shares
+	stirred   bool          // there was something to share out since the last exchange of shares
+	sources   int           // connections that are told apart by their source
 	largeKeys int           // of them, how many have large responses
 	residual  []*Connection // with an ended response that may be unread
 	idle      idle
@@ -111,7 +114,9 @@ type Connection struct {
 	arrived  int64  // for the paused HTTP/1 request, before and since
 	window   int64  // what paused HTTP/2 requests take of the connection's window
 	unread   bool   // is in Worker.residual
+	marked   bool   // mode observe: that would have been evicted
 	key      *key   // of the response that it is there for
+	source   *key   // that it counts for; nil = connections are not told apart
 	endedIn  uint64 // the tick in which a stream of it was ended
 	cut      uint64 // and the one in which it was closed
 	Waiting  int    // requests of it in line
@@ -145,6 +150,12 @@ func (w *Worker) CloseConnection(c *Connection) {
 	c.IsClosed = true
 	c.paused = nil
 	c.leaveIdle()
+	if c.source != nil {
+		c.source.Value.open--
+		w.sources--
+		c.source.Refs--
+		c.source = nil
+	}
 	w.account.CloseConnection(&c.Connection)
 }
 
@@ -154,7 +165,7 @@ func (w *Worker) leave(now Time, c *Connection, n int64, k *key) {
 	if c.key != nil {
 		c.key.Refs--
 	}
-	c.key = k
+	c.key, c.marked = k, false
 	k.Refs++
 	if !c.unread {
 		c.unread = true
@@ -266,7 +277,7 @@ type Actions struct {
 	Idle     []*Connection // close them: there is no stream on them
 	Ask      bool          // ask for a reading now
 	Polls    bool          // this worker asks for readings and publishes the gauges
-	Busy     bool          // somebody waits or is to be closed: tick again in 2 ms, not 25
+	Next     time.Duration // tick again after so long: FastTick, SlowTick or one between
 	Event    string        // to be logged; empty = nothing
 }
 
@@ -276,7 +287,19 @@ type Decision struct {
 	Verdict Verdict
 }
 
-// Tick does what is due: call it each 25 ms, and each 2 ms while Actions.Busy.
+// How long it is from one tick to the next. What the others know of a worker, and it of them, is a tick old; and a tick of an
+// idle machine costs some 0.2 ms of CPU, most of it to wake up, so that 40 a second and worker cost as much as 300 requests.
+const (
+	FastTick = 2 * time.Millisecond   // while somebody waits or is to be closed: one is resumed per tick
+	Tick     = 25 * time.Millisecond  // else
+	CalmTick = 50 * time.Millisecond  // where no worker has a request: the one who polls
+	SlowTick = 500 * time.Millisecond // and where this one has had none for calmAfter: the others
+)
+
+// calmAfter is how long a worker without requests ticks on: between two requests the host is not called for the sake of ticks.
+const calmAfter = time.Second
+
+// Tick does what is due: call it first Tick after the start, then after Actions.Next, and Tick after Wake at the latest.
 func (w *Worker) Tick(now Time) *Actions {
 	a := &w.actions
 	*a = Actions{Rejected: a.Rejected[:0], Close: a.Close[:0], Cut: a.Cut[:0], Idle: a.Idle[:0]}
@@ -307,9 +330,30 @@ func (w *Worker) Tick(now Time) *Actions {
 	if a.Event == "" {
 		a.Event, w.idle.event = w.idle.event, ""
 	}
-	a.Busy = w.line.Len() > 0 || len(w.closing) > 0
+	a.Next = w.next(now)
+	w.Sleeps = a.Next > Tick
 	return a
 }
+
+// next is when the next tick is due.
+func (w *Worker) next(now Time) time.Duration {
+	own, all := w.account.Own(), w.account.Others()
+	if own.Streams > 0 || own.Fresh > 0 || len(w.residual) > 0 || w.left.sum > 0 || w.leaving.sum > 0 || w.account.Table().Level > budget.Normal {
+		w.active = now
+	}
+	switch {
+	case w.line.Len() > 0 || len(w.closing) > 0:
+		return FastTick
+	case now-w.active < calmAfter, w.polls && all.Streams > 0:
+		return Tick
+	case w.polls:
+		return CalmTick
+	}
+	return SlowTick
+}
+
+// Wake says that there is work again, where Sleeps is true: the next tick is due after Tick at the latest.
+func (w *Worker) Wake(now Time) { w.Sleeps, w.active = false, now }
 
 // publish hands what the line and the rejects hold to the account.
 func (w *Worker) publish() {
@@ -410,15 +454,13 @@ func (w *Worker) turnsAwayEarly(now Time) bool {
 	return golden < share
 }
 
-// fits tests a waiting request without what has come of it, if that is known: so much it holds already.
+// fits tests a waiting request without what is counted of it already: what was seen to come of it, or may come unseen.
 func (w *Worker) fits(now Time, s *Stream, small bool) bool {
-	n := s.total()
-	if came, exact := s.credit(); exact {
-		n -= came
-	}
+	n := s.total() - s.credit()
 	if small {
-		return w.claimSmall(now, s.key, n) != budget.Denied
+		return w.claimSmall(now, s.key, n) != budget.Denied // what is awaited is not in the floor
 	}
+	n = max(n-s.Awaited(), 0)
 	switch w.claim(now, s.key, n) {
 	case budget.Granted:
 		return true

@@ -93,6 +93,7 @@ func (c *Compiled) failed(err error) bool {
 // OpenConnection implements Filter.
 func (c *Compiled) OpenConnection(conn *Conn) (refused bool) {
 	face := downstream(conn)
+	defer c.timers(conn.Worker)
 	if c.err != nil {
 		return false
 	}

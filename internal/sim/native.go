@@ -37,25 +37,19 @@ type nativeWorker struct {
 	*guard.Worker
 	guard  *guard.Guard
 	timers [2]timer // of its two plugins: the network filter's and the HTTP filter's
+	pacer  *timer   // whose ticks count
 	ticked Time
 	now    Time // as of its last tick or reading, as in the plugin: filter/clock.go
 }
 
 // timer ticks as the plugin's does: filter/plugin.go.
 type timer struct {
-	next Time
-	fast bool
+	next, period Time
 }
 
-func (t *timer) set(now Time, fast bool) {
-	t.fast = fast
-	t.rest(now)
-}
-
-func (t *timer) rest(now Time) {
-	t.next = now + tick
-	if t.fast {
-		t.next = now + fastTick
+func (t *timer) set(now, period Time) {
+	if t.period != period {
+		t.period, t.next = period, now+period
 	}
 }
 
@@ -71,6 +65,12 @@ type nativeConn struct {
 
 var _ Filter = (*Native)(nil)
 
+// peer is where all connections of the model come from.
+type peer struct{}
+
+// Source implements guard.Peer.
+func (peer) Source() string { return "10.0.0.1" }
+
 // NewNative returns the guard on so many workers.
 func NewNative(p Proxy, c guard.Config, workers int) (*Native, error) {
 	n := &Native{proxy: p, streams: map[*guard.Stream]*Stream{}, conns: map[uint32]*Conn{}}
@@ -80,8 +80,12 @@ func NewNative(p Proxy, c guard.Config, workers int) (*Native, error) {
 			return nil, err
 		}
 		g, _ := guard.New(c, w)
-		next := timer{next: p.Now() + tick}
-		n.workers = append(n.workers, &nativeWorker{Worker: w, guard: g, timers: [2]timer{next, next}, now: p.Now()})
+		worker := &nativeWorker{Worker: w, guard: g, now: p.Now()}
+		for i := range worker.timers {
+			worker.pacer = &worker.timers[i] // the one that started last
+			worker.pacer.set(p.Now(), guard.Tick)
+		}
+		n.workers = append(n.workers, worker)
 	}
 	return n, nil
 }
@@ -98,8 +102,9 @@ func (n *Native) Workers() []*guard.Worker {
 // OpenConnection implements Filter.
 func (n *Native) OpenConnection(c *Conn) (refused bool) {
 	w := n.workers[c.Worker]
+	n.wake(c.Worker, connections)
 	nc := &nativeConn{Connection: guard.Connection{Context: uint32(c.ID)}}
-	if !w.guard.OpenConnection(w.now, &nc.Connection) {
+	if !w.guard.OpenConnection(w.now, &nc.Connection, peer{}) {
 		return true
 	}
 	c.Face = nc
@@ -110,6 +115,7 @@ func (n *Native) OpenConnection(c *Conn) (refused bool) {
 // Data implements Filter.
 func (n *Native) Data(c *Conn, bytes int64) {
 	w := n.workers[c.Worker]
+	n.wake(c.Worker, connections)
 	w.Data(w.now, &c.Face.(*nativeConn).Connection, bytes)
 }
 
@@ -127,6 +133,7 @@ func (n *Native) Headers(s *Stream, d Direction, length int64) (pause bool) {
 	if d == Response {
 		return n.do(s, w.guard.Expect(w.now, &s.Face.(*nativeStream).Stream, length))
 	}
+	n.wake(s.Conn.Worker, requests)
 	ns := &nativeStream{s: s, n: n}
 	s.Face = ns
 	n.streams[&ns.Stream] = s
@@ -153,17 +160,31 @@ func (n *Native) Done(s *Stream) {
 }
 
 const (
-	tick     = 25 * time.Millisecond
-	fastTick = 2 * time.Millisecond
+	connections = 0 // its timer
+	requests    = 1
 )
+
+func (n *Native) hurry(worker, plugin int, period Time) {
+	w := n.workers[worker]
+	if period < w.pacer.period {
+		w.pacer = &w.timers[plugin]
+		w.pacer.set(n.proxy.Now(), period)
+		n.proxy.Hurry(worker, period)
+	}
+}
+
+func (n *Native) wake(worker, plugin int) {
+	if w := n.workers[worker]; w.Sleeps {
+		w.now = n.proxy.Now()
+		w.Wake(w.now)
+		n.hurry(worker, plugin, guard.Tick)
+	}
+}
 
 func (n *Native) do(s *Stream, v guard.Verdict) (pause bool) {
 	switch v.Action {
 	case guard.Wait, guard.Close:
-		if t := &n.workers[s.Conn.Worker].timers[1]; !t.fast {
-			t.set(n.proxy.Now(), true)
-			n.proxy.Hurry(s.Conn.Worker, fastTick)
-		}
+		n.hurry(s.Conn.Worker, requests, guard.FastTick)
 		return true
 	case guard.Answer, guard.Reset:
 		n.answer(s, v)
@@ -183,7 +204,7 @@ func (n *Native) Tick(worker int) Time {
 	w, now := n.workers[worker], n.proxy.Now()
 	for i := range w.timers {
 		if t := &w.timers[i]; t.next <= now {
-			t.rest(now)
+			t.next = now + t.period
 			n.tick(worker, t)
 		}
 	}
@@ -193,10 +214,11 @@ func (n *Native) Tick(worker int) Time {
 func (n *Native) tick(worker int, t *timer) {
 	w, now := n.workers[worker], n.proxy.Now()
 	w.now = now
-	if now-w.ticked < fastTick-time.Millisecond {
-		return // the other plugin's tick has just done it
+	if w.pacer != t && now-w.ticked < guard.SlowTick {
+		t.set(now, guard.SlowTick)
+		return
 	}
-	w.ticked = now
+	w.pacer, w.ticked = t, now
 	a := w.Tick(now)
 	if a.Ask {
 		n.proxy.Ask(worker)
@@ -217,9 +239,7 @@ func (n *Native) tick(worker int, t *timer) {
 			n.proxy.CloseDownstream(n.conns[c.Context])
 		}
 	}
-	if a.Busy != t.fast {
-		t.set(now, a.Busy)
-	}
+	t.set(now, a.Next)
 }
 
 // Reading implements Filter.
