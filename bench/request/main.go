@@ -55,19 +55,20 @@ func command(args []string, stdout, stderr io.Writer) int {
 	rounds := flags.Int("rounds", 20, "turns of each Envoy with each load")
 	turn := flags.Duration("turn", 400*time.Millisecond, "how long a turn lasts")
 	only := flags.String("load", "", "only loads whose name contains this, and nothing of memory")
+	pair := flags.String("filters", "", "HTTP or both: only the SDK's empty plugin and Highwater, in these filters, and nothing of memory")
 	if err := flags.Parse(args); err != nil {
 		return 2
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := measure(ctx, *rounds, *turn, *only, stdout, stderr); err != nil {
+	if err := measure(ctx, *rounds, *turn, *only, *pair, stdout, stderr); err != nil {
 		fmt.Fprintln(stderr, "request:", err)
 		return 1
 	}
 	return 0
 }
 
-func measure(ctx context.Context, rounds int, turn time.Duration, only string, stdout, stderr io.Writer) error {
+func measure(ctx context.Context, rounds int, turn time.Duration, only, pair string, stdout, stderr io.Writer) error {
 	dir, err := os.MkdirTemp("", "highwater-request-")
 	if err != nil {
 		return err
@@ -76,6 +77,11 @@ func measure(ctx context.Context, rounds int, turn time.Duration, only string, s
 	all, err := variants(ctx, dir)
 	if err != nil {
 		return err
+	}
+	if pair != "" {
+		if all, err = paired(all, pair); err != nil {
+			return err
+		}
 	}
 	upstream, err := load.NewUpstream()
 	if err != nil {
@@ -122,7 +128,7 @@ func measure(ctx context.Context, rounds int, turn time.Duration, only string, s
 		fmt.Fprintln(stderr)
 		table(stdout, l.name, l.unit, all, figures)
 	}
-	if only != "" {
+	if only != "" || pair != "" {
 		return nil
 	}
 	return memory(ctx, all, upstream.Addr(), stdout, stderr)
@@ -157,6 +163,21 @@ func variants(ctx context.Context, dir string) ([]*variant, error) {
 		{name: "Highwater, HTTP filter", edit: requestsOnly, sdk: 2},
 		{name: "Highwater, both filters", edit: both, sdk: 3},
 	}, nil
+}
+
+// paired are the two that are compared in these filters: with fewer Envoys and longer turns the ratio is known better. What is
+// added to no filter is not known then.
+func paired(all []*variant, filters string) (pair []*variant, err error) {
+	for _, v := range all {
+		if _, in, ok := strings.Cut(strings.TrimSuffix(v.name, "s"), filters+" filter"); ok && in == "" {
+			v.sdk = 0
+			pair = append(pair, v)
+		}
+	}
+	if len(pair) != 2 {
+		return nil, fmt.Errorf("-filters %q: neither HTTP nor both", filters)
+	}
+	return pair, nil
 }
 
 // run starts the variant's Envoy.

@@ -561,6 +561,18 @@ func (a *Account) PassPaused(s *Stream, n int64) {
 	a.addFresh(n)
 }
 
+// PassShared counts n bytes that the network filter saw on a connection with paused HTTP/2 requests, as fresh: they may be of any of
+// those, however slowly they come, but no more than what those can leave unread in each generation. What is of others is counted
+// twice, then.
+func (a *Account) PassShared(c *Connection, n, costs int64) {
+	if c.sharedGen != a.gen {
+		c.sharedGen, c.shared = a.gen, 0
+	}
+	n = max(min(n, costs-c.shared), 0)
+	c.shared += n
+	a.addFresh(n)
+}
+
 // PauseUnseen is Pause where nobody sees what comes while the request is paused: at whatever speed, as much as that may come at
 // any time until Unpause or the end.
 func (a *Account) PauseUnseen(s *Stream, cost int64) {
@@ -616,6 +628,9 @@ type Connection struct {
 	at   Time
 	key  *Sum     // of that response
 	adds [2]int64 // likely, bound: what it adds to the account
+
+	shared    int64 // what PassShared has counted in the generation sharedGen
+	sharedGen uint32
 }
 
 // OpenConnection adds a connection, with what its existence costs.

@@ -107,15 +107,13 @@ func (s *Stream) conn() *Connection {
 	return s.connection
 }
 
-// seen says whether the network filter sees what comes while the request is paused: on HTTP/2 it can't tell of which.
-func (s *Stream) seen() bool {
-	c := s.connection
-	return c != nil && c.Context != 0 && !s.http2
-}
+// seen says whether the network filter sees what comes while the request is paused.
+func (s *Stream) seen() bool { return s.connection != nil && s.connection.Context != 0 }
 
-// credit is what a paused request's pause cost has become: bytes that were seen to come, and are counted.
+// credit is what a paused request's pause cost has become: bytes that were seen to come, and are counted. On HTTP/2 it can't be
+// told of which request they are.
 func (s *Stream) credit() int64 {
-	if !s.seen() {
+	if !s.seen() || s.http2 {
 		return 0
 	}
 	return min(s.connection.arrived, s.pauseCost, s.wants)
@@ -321,7 +319,9 @@ func (g *Guard) wait(now Time, s *Stream, small bool) Verdict {
 	if c != nil {
 		c.Waiting++
 		c.window += window
-		if !s.isHTTP2() {
+		if s.isHTTP2() {
+			c.costs += cost
+		} else {
 			c.paused, c.arrived = s, c.last
 		}
 	}
@@ -369,6 +369,9 @@ func (g *Guard) turnAway(now Time, s *Stream, reason Reason) Verdict {
 	paused := s.phase == waiting
 	if paused {
 		w.leaveLine(s)
+	}
+	if reason == QueueFull || reason == Timeout {
+		s.key.Value.turned += s.total()
 	}
 	unseen := s.Awaited() > 0
 	w.account.Unpause(&s.Stream)

@@ -551,13 +551,38 @@ func TestWaitingHoldsPartOfWhatItWants(t *testing.T) {
 	require.False(t, r.Waiting(), "what it holds is in the reading already")
 }
 
-// Over HTTP/2 nobody sees what comes of one who waits, however slowly: it is coming until he is resumed.
+// Over HTTP/2 it can't be told of whom what comes is: it counts for those who wait, however late it comes.
+func TestWhatComesOnAConnectionCountsForThoseWhoWait(t *testing.T) {
+	p := newProcess(t, 1, nil)
+	p.settle(40 * mib)
+	p.settle(182 * mib)
+	own := func() budget.Entry { return p.workers[0].account.Own() }
+	c := p.connection(0)
+	r := &request{connected: c, http2: true}
+	require.Equal(t, Wait, p.guards[0].Open(p.now, &r.Stream, r, 4*mib).Action)
+	p.settle(182 * mib)
+	require.Zero(t, own().Fresh)
+	for range 20 {
+		p.workers[0].Data(p.now, c, 10*kib)
+	}
+	require.Equal(t, 128*kib, own().Fresh, "no more than it can leave unread")
+	p.settle(182 * mib)
+	require.Zero(t, own().Fresh)
+	p.workers[0].Data(p.now, c, 10*kib)
+	require.Equal(t, 10*kib, own().Fresh, "and as much again in the next generation: the upstream may have taken the other")
+	p.settle(40 * mib)
+	require.False(t, r.Waiting())
+	p.workers[0].Data(p.now, c, 10*kib)
+	require.Zero(t, own().Fresh, "nobody waits")
+}
+
+// Without a network filter nobody sees what comes of one who waits: it is coming until he is resumed.
 func TestWhatComesUnseenIsCountedForAsLongAsItsRequestWaits(t *testing.T) {
 	p := newProcess(t, 1, nil)
 	p.settle(40 * mib)
 	p.settle(182 * mib)
 	own := func() budget.Entry { return p.workers[0].account.Own() }
-	r := &request{connected: p.connection(0), http2: true}
+	r := &request{connected: &Connection{}, http2: true}
 	require.Equal(t, Wait, p.guards[0].Open(p.now, &r.Stream, r, 4*mib).Action)
 	p.settle(182 * mib)
 	require.Zero(t, own().Fresh)
@@ -571,7 +596,7 @@ func TestWhatComesUnseenIsCountedForAsLongAsItsRequestWaits(t *testing.T) {
 	require.Zero(t, own().Coming)
 
 	p.settle(182 * mib)
-	r = &request{connected: p.connection(0), http2: true}
+	r = &request{connected: &Connection{}, http2: true}
 	require.Equal(t, Wait, p.guards[0].Open(p.now, &r.Stream, r, 4*mib).Action)
 	p.guards[0].Close(p.now, &r.Stream)
 	require.Zero(t, own().Coming)

@@ -16,6 +16,7 @@ type keyed struct {
 	responses budget.Forecast    // of all responses
 	queue     fairness.Queue[Stream]
 	most      int64 // what one of its streams likely holds, while memory is over the limit
+	turned    int64 // bytes for which requests were turned away, fewer and fewer since
 	lastLarge Time  // when its last large request or response came
 	heavy     Time  // since when its responses are large, by the forecast; 0 = they are not
 	lastSmall Time  // when it last had a small one
@@ -154,6 +155,10 @@ const (
 	calmEvery   = 500 * time.Millisecond
 	// A key counts as one that has large requests for so long after its last.
 	largeFor = 10 * time.Second
+	// Those who were turned away come back: what they want is halved each turnedHalf, for it may be the same that wants it again.
+	// Where only those in line counted, whoever was let in filled memory up to the limit; no room was left to wait in, nobody
+	// seemed to want more than he had, and so all had less than their share.
+	turnedHalf = 500 * time.Millisecond
 	// What a worker has published is of no use any more after so long.
 	sharesFor = time.Second
 )
@@ -192,6 +197,8 @@ func (w *Worker) share(now Time) {
 // exchangeShares tells the others what this worker's keys have, and learns from them what each key's share is.
 func (w *Worker) exchangeShares(now Time) {
 	x := &w.shares
+	fade := math.Exp2(-float64(now-x.at) / float64(turnedHalf))
+	w.eachKey(func(k *key) { k.Value.turned = int64(fade * float64(k.Value.turned)) })
 	x.at = now
 	x.own = x.own[:0]
 	if w.account.Table().Level == budget.Over {
@@ -216,7 +223,7 @@ func (w *Worker) exchangeShares(now Time) {
 func (w *Worker) addTotal(now Time, k *key) {
 	v := &k.Value
 	t := fairness.Total{
-		ID: k.ID, Weight: k.Weight, Use: v.use(), Small: v.Small, Likely: v.Likely, Waits: v.queue.Bytes(), Most: v.most, Open: v.open,
+		ID: k.ID, Weight: k.Weight, Use: v.use(), Small: v.Small, Likely: v.Likely, Waits: v.queue.Bytes() + v.turned, Most: v.most, Open: v.open,
 		Large: v.lastLarge != 0 && now-v.lastLarge < largeFor,
 	}
 	if t.Use > 0 || t.Waits > 0 || t.Large || k.Refs > 0 {
@@ -259,7 +266,9 @@ func (w *Worker) divide() {
 	x.contended = large > 1
 	soft, hard := w.account.Share(w.limits.Soft), w.account.Share(w.limits.Hard)
 	all := func(t *fairness.Total) int64 { return t.Use + t.Waits }
-	x.newShare = w.split(max(soft-w.account.Table().Base, 0), all, func(k *keyed, t *fairness.Total, part int64) {
+	// What those in line have sent is there too, and not to be had.
+	held := w.held + w.account.Others().Held
+	x.newShare = w.split(max(soft-w.account.Table().Base-held, 0), all, func(k *keyed, t *fairness.Total, part int64) {
 		k.at, k.share, k.others = x.at, part, max(t.Use-k.use(), 0)
 	})
 	x.newReserve = w.split(max(hard-soft, 0), all, func(k *keyed, _ *fairness.Total, part int64) { k.reserve = part })

@@ -113,6 +113,7 @@ type Connection struct {
 	paused   *Stream
 	arrived  int64  // for the paused HTTP/1 request, before and since
 	window   int64  // what paused HTTP/2 requests take of the connection's window
+	costs    int64  // and what they can leave unread
 	unread   bool   // is in Worker.residual
 	marked   bool   // mode observe: that would have been evicted
 	key      *key   // of the response that it is there for
@@ -138,9 +139,13 @@ func (w *Worker) Data(now Time, c *Connection, n int64) {
 		// The next request: on HTTP/1 the response before it has been read.
 		w.account.Leave(now, &c.Connection, 0, nil)
 	}
-	if c.paused != nil {
+	switch {
+	case c.paused != nil:
 		c.arrived += n
 		w.account.PassPaused(&c.paused.Stream, n)
+		w.account.Cover(now)
+	case c.costs > 0:
+		w.account.PassShared(&c.Connection, n, c.costs)
 		w.account.Cover(now)
 	}
 }
@@ -495,6 +500,9 @@ func (w *Worker) leaveLine(s *Stream) {
 	if c := s.connection; c != nil {
 		c.Waiting--
 		c.window -= s.window
+		if s.http2 {
+			c.costs -= s.pauseCost
+		}
 		if c.paused == s {
 			c.paused = nil
 		}

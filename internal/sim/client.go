@@ -50,6 +50,7 @@ type Load struct {
 	Name     string
 	Clients  []Client
 	Duration Time
+	Warm     Time // calls that are done, and all else that classes count, count from then on
 	// Drain is how long those under way when the time is over may go on.
 	Drain Time
 }

@@ -177,6 +177,9 @@ func (e *Envoy) Answer(s *Stream) {
 	}
 	s.over = true
 	c := s.Conn
+	if !s.paused {
+		e.report.Ended += s.held + s.answer
+	}
 	if s.started {
 		e.report.class(s.client.Class).Reset++
 	} else {
@@ -242,7 +245,11 @@ func (e *Envoy) Run(l Load) *Report {
 	end := e.now + l.Duration
 	for e.now < end {
 		e.step(true)
+		if l.Warm > 0 && e.now-e.start == l.Warm {
+			e.report.Classes = map[string]*Class{}
+		}
 	}
+	e.report.Stayed = e.heap.inUse()
 	for limit := end + l.Drain; e.now < limit && e.busy(); {
 		e.step(false)
 	}
@@ -859,6 +866,7 @@ func (e *Envoy) unpause(s *Stream) {
 	}
 	s.paused = false
 	e.waiting--
+	e.report.class(s.client.Class).Waited++
 	e.report.LongestWait = max(e.report.LongestWait, e.now-s.since)
 	for i := range e.oldest {
 		if e.oldest[i] == s {

@@ -31,6 +31,8 @@ type Report struct {
 	Trace        uint64 // hash of all verdicts, in order
 	Verdicts     int
 	LongestWait  Time
+	Ended        int64 // bytes that streams held which were ended under way: growth without room, eviction
+	Stayed       int64 // in use at the end of Load.Duration
 }
 
 // Class counts the calls of clients of one class.
@@ -41,6 +43,7 @@ type Class struct {
 	Closed   int   // tries whose connection was closed
 	Refused  int   // tries without a connection
 	Reset    int   // responses cut
+	Waited   int   // tries that waited in line
 	GaveUp   int
 	Latency  []Time // of those done, from the first try on
 	Told     []Time // delays that those who obey were told, in order

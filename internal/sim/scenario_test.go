@@ -87,6 +87,21 @@ func scenarios() []scenario {
 			// would be more than the limit, and nothing refuses those.
 			name: "6000 small", settings: full, peak: 1.05, clients: tiny,
 		},
+		{
+			// One route takes all it gets; another has 20 uploads of 1 MiB a second, none of which waits.
+			name: "noisy neighbour",
+			clients: append(uploads(100, 4*mib), Repeat(20, 50*time.Millisecond, Client{
+				Class: "quiet", Worker: -1, Every: time.Second, Retry: 20 * time.Millisecond, MakeCall: fixed(Upload(mib, 50*time.Millisecond)),
+			})...),
+			check: func(t *testing.T, with, without *Report) {
+				t.Helper()
+				served(.95, "hog")(t, with, without)
+				served(.99, "quiet")(t, with, without)
+				quiet := with.Class("quiet")
+				require.Zero(t, quiet.Waited+quiet.Rejected+quiet.Closed+quiet.Reset, "%v", with)
+				require.LessOrEqual(t, quiet.Quantile(.99), without.Class("quiet").Quantile(.99)*3/2, "%v beside %v", with, without)
+			},
+		},
 		{name: "one worker", clients: oneWorker, check: served(.9, "hog", "small")},
 		{name: "late readings", settings: late, clients: uploads(100, 4*mib), check: served(.5, "hog")},
 		{name: "64 workers", settings: many, limit: 2 << 30, clients: uploads(1000, 4*mib), check: served(.9, "hog", "small")},
