@@ -45,10 +45,12 @@ func (w *Worker) admits(now Time, source *key, cost int64) bool {
 	if source != nil && w.crowds(now, source) || w.account.AskConnection(now) != budget.Granted {
 		return false
 	}
-	// Only above hard, and only what fits neither the limit nor the floor: refused above hard by itself, a fifth of the
-	// bystanders that reconnect were lost. Without a recent reading the level is that of another time.
+	// Only above hard, and only what does not fit under the limit, and only where all connections together cost more than the
+	// floor: refused above hard by itself, a fifth of the bystanders that reconnect were lost, and in the same floor with small
+	// requests, a crowd of those kept others from connecting. Without a recent reading the level is that of another time.
 	t := w.account.Table()
-	return t.Level < budget.Hard || t.Futile || w.account.Stale(now) || w.account.Ask(now, cost, budget.Floor) != budget.Denied
+	open := w.account.Own().Connections + w.account.Others().Connections
+	return t.Level < budget.Hard || t.Futile || w.account.Stale(now) || (open+1)*cost <= w.limits.Floor || w.account.Ask(now, cost, budget.Full) != budget.Denied
 }
 
 // crowds says that the last eighth of the connections is for others: of sources that have less than their part of all, so that

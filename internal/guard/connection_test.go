@@ -87,7 +87,7 @@ func TestConnectionsAboveTheLimitAreRefused(t *testing.T) {
 	require.Len(t, p.admit(0, 500), 500)
 }
 
-// From hard on a connection must fit the limit or the floor, and only then.
+// From hard on a connection must fit the limit, or all together the floor, and only then.
 func TestAConnectionThatHasNoRoomIsRefused(t *testing.T) {
 	fill := func(t *testing.T, edit func(*Config)) *process {
 		t.Helper()
@@ -106,16 +106,20 @@ func TestAConnectionThatHasNoRoomIsRefused(t *testing.T) {
 		p := fill(t, nil)
 		require.Len(t, p.admit(0, 100), 100)
 	})
-	t.Run("until it is full", func(t *testing.T) {
+	t.Run("until all cost as much", func(t *testing.T) {
+		p := fill(t, nil)
+		require.Len(t, p.admit(0, 200), 160)
+		require.Equal(t, uint64(40), p.workers[0].Counts()[CountRefused])
+		require.Equal(t, int64(160), p.workers[0].account.Own().Connections)
+	})
+	t.Run("whatever small requests have of it", func(t *testing.T) {
 		p := fill(t, nil)
 		c := p.admit(0, 1)[0]
 		for range 10 * mib / (64 * kib) { // small requests, which bring what fills it
 			r := &request{connected: c}
 			require.Equal(t, Admit, p.guards[0].Open(p.now, &r.Stream, r, 64*kib).Action)
 		}
-		require.Empty(t, p.admit(0, 10))
-		require.Equal(t, uint64(10), p.workers[0].Counts()[CountRefused])
-		require.Equal(t, int64(1), p.workers[0].account.Own().Connections)
+		require.Len(t, p.admit(0, 10), 10)
 	})
 	t.Run("not below hard, and without an exchange", func(t *testing.T) {
 		p := newProcess(t, 1, func(c *Config) { early(c); c.Budget.Floor = 0 })
