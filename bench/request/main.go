@@ -1,5 +1,5 @@
 // Command request measures what a request costs Envoy in CPU with no filter, an empty Wasm module, an SDK plugin with empty
-// callbacks, and Highwater, the last two with and without the network filter; then what moving bytes costs, memory per worker, the
+// callbacks, and Highwater, the last two with and without the network filter; then what moving bytes and doing nothing costs, memory per worker, the
 // start, and what a connection and a stream hold.
 //
 //	go run ./bench/request -rounds 20 -turn 400ms
@@ -54,7 +54,7 @@ func command(args []string, stdout, stderr io.Writer) int {
 	flags.SetOutput(stderr)
 	rounds := flags.Int("rounds", 20, "turns of each Envoy with each load")
 	turn := flags.Duration("turn", 400*time.Millisecond, "how long a turn lasts")
-	only := flags.String("load", "", "only loads whose name contains this, and nothing of memory")
+	only := flags.String("load", "", "only loads (or idle) whose name contains this, and nothing of memory")
 	pair := flags.String("filters", "", "HTTP or both: only the SDK's empty plugin and Highwater, in these filters, and nothing of memory")
 	if err := flags.Parse(args); err != nil {
 		return 2
@@ -127,6 +127,11 @@ func measure(ctx context.Context, rounds int, turn time.Duration, only, pair str
 		}
 		fmt.Fprintln(stderr)
 		table(stdout, l.name, l.unit, all, figures)
+	}
+	if strings.Contains("idle", only) {
+		if err := idle(ctx, all, stdout, stderr); err != nil {
+			return err
+		}
 	}
 	if only != "" || pair != "" {
 		return nil
@@ -210,6 +215,33 @@ func (v *variant) turn(ctx context.Context, d time.Duration, l func(string) load
 		return 0, fmt.Errorf("%s: a turn that says nothing: %+v", v.name, s)
 	}
 	return float64((after - before).Nanoseconds()) / 1000 / n, ctx.Err()
+}
+
+// idle prints what each Envoy uses while nobody asks for anything, all at the same time.
+func idle(ctx context.Context, all []*variant, stdout, stderr io.Writer) error {
+	const settle, length = 2 * time.Second, 10 * time.Second
+	fmt.Fprintf(stderr, "idle for %v\n", settle+length)
+	load.Sleep(ctx, settle)
+	before := make([]time.Duration, len(all))
+	for i, v := range all {
+		var err error
+		if before[i], err = cpu(v.envoy.PID()); err != nil {
+			return err
+		}
+	}
+	load.Sleep(ctx, length)
+	w := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(w, "idle, %d workers\tms of Envoy's CPU a second\n", 2)
+	for i, v := range all {
+		after, err := cpu(v.envoy.PID())
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(w, "%s\t%.1f\n", v.name, float64((after-before[i]).Microseconds())/1000/length.Seconds())
+	}
+	_ = w.Flush()
+	fmt.Fprintln(stdout)
+	return ctx.Err()
 }
 
 // cpu is the CPU time that a process has used, by its clock: clock_getcpuclockid(3) makes the number this way.
