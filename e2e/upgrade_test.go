@@ -117,7 +117,8 @@ func TestWebSocket(t *testing.T) {
 	}
 	s.quiet()
 
-	// Its request is expected to bring what others brought: it waits as an upload does.
+	// Its request is expected to bring what others brought: it waits as an upload does, also when what was still coming has lapsed.
+	s.reading(full + 4*mib)
 	dialled := make(chan *websocket.Conn)
 	go func() {
 		c, res, err := websocket.DefaultDialer.DialContext(t.Context(), "ws://"+s.addr+"/ws", nil)
