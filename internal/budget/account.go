@@ -580,7 +580,7 @@ func (a *Account) PauseUnseen(s *Stream, cost int64) {
 	a.own.Coming += cost
 }
 
-// Unpause notes that the request goes on, or has been rejected.
+// Unpause notes that the request goes on, or that what it may leave unread is to be counted in another way.
 func (a *Account) Unpause(s *Stream) {
 	a.own.Coming -= s.awaited
 	s.paused, s.awaited = 0, 0

@@ -373,8 +373,10 @@ func (g *Guard) turnAway(now Time, s *Stream, reason Reason) Verdict {
 	if reason == QueueFull || reason == Timeout {
 		s.key.Value.turned += s.total()
 	}
-	unseen := s.Awaited() > 0
-	w.account.Unpause(&s.Stream)
+	if s.Awaited() > 0 {
+		w.account.Unpause(&s.Stream)
+		paused = false // what it leaves unread counts no more, and is to be counted
+	}
 	s.phase = rejected
 	cost := g.cost(s)
 	unfinished := !s.Ended(budget.Request)
@@ -401,7 +403,7 @@ func (g *Guard) turnAway(now Time, s *Stream, reason Reason) Verdict {
 	}
 	s.pauseCost = cost
 	switch {
-	case paused && !unseen:
+	case paused:
 	case v.Action == Close:
 		w.account.Pause(now, &s.Stream, cost, s.connection.arrived)
 	default:

@@ -968,3 +968,27 @@ func TestAnIdleWorkerTicksSeldom(t *testing.T) {
 	p.settle(181 * mib)
 	require.Equal(t, []time.Duration{Tick, Tick}, run(25*ms), "memory is short")
 }
+
+// One who has waited too long and is to be closed sends on until he is: the network filter sees it, and it counts.
+func TestWhatComesOfOneWhoWaitedAndIsClosedCounts(t *testing.T) {
+	p := newProcess(t, 1, func(c *Config) { c.Evict = false })
+	p.settle(40 * mib)
+	p.settle(182 * mib)
+	r, v := p.open(0, 4*mib)
+	require.Equal(t, Wait, v.Action)
+	w := p.workers[0]
+	w.left.add(p.now, time.Hour, 160*mib) // there is no room for what it would leave unread
+	p.settle(182 * mib)
+	require.True(t, r.Waiting())
+	require.Zero(t, w.account.Own().Fresh)
+	for r.Waiting() {
+		p.now += Tick
+		if a := w.Tick(p.now); a.Ask {
+			w.Observe(p.now, Reading{InUse: 182 * mib, Allocated: 182 * mib}, nil)
+		}
+	}
+	require.Equal(t, closing, r.phase)
+	before := w.account.Own().Fresh
+	w.Data(p.now, r.connected, 100*kib)
+	require.Equal(t, before+100*kib, w.account.Own().Fresh)
+}
