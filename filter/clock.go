@@ -15,8 +15,8 @@ func clockTimeGet(id uint32, precision uint64, result unsafe.Pointer) uint32
 // from each machine's start, and wall time jumps.
 //
 // To ask the host costs some 1.5 µs, as much as all else that a body callback does. So the clock is read at ticks, each 25 ms
-// (2 ms while somebody waits) and when the worker wakes up, and the callbacks of streams and connections go by machine.now. Nothing they do needs it
-// to be finer: what does (when a reading was asked for, which bytes it holds) happens in ticks.
+// (2 ms while somebody waits), and when the worker wakes up, and the callbacks of streams and connections go by machine.now.
+// Nothing they do needs it to be finer: what does (when a reading was asked for, which bytes it holds) happens in ticks.
 func now() budget.Time {
 	const monotonic = 1
 	var t uint64

@@ -51,13 +51,13 @@ func (c *connection) OnDownstreamData(n int, _ bool) types.Action {
 	if !c.open {
 		return types.ActionContinue
 	}
+	c.plugin.wake()
 	if !c.asked {
 		c.asked = true // once: before the handshake it can't be told
 		if costs := &c.plugin.guard.Config().Costs; costs.TLSConnection > costs.Connection && property("connection", "tls_version") != "" {
 			c.plugin.guard.TLS(machine.now, &c.Connection)
 		}
 	}
-	c.plugin.wake()
 	machine.arrived = &c.Connection
 	machine.worker.Data(machine.now, &c.Connection, int64(n))
 	return types.ActionContinue

@@ -104,8 +104,7 @@ func (p *plugin) start() error {
 	}
 	p.guard = g
 	machine.pacer = p // of the plugins that are there the newest is likely to stay longest
-	p.setTick(guard.Tick)
-	return nil
+	return p.setTick(guard.Tick)
 }
 
 // OnTick implements types.PluginContext.
@@ -118,7 +117,7 @@ func (p *plugin) OnTick() {
 		return
 	}
 	if machine.pacer != p && machine.pacer != nil && t-machine.ticked < guard.SlowTick {
-		p.setTick(guard.SlowTick) // the other's ticks do it, as long as there are any
+		_ = p.setTick(guard.SlowTick) // the other's ticks do it, as long as there are any
 		return
 	}
 	machine.pacer, machine.ticked = p, t
@@ -137,7 +136,7 @@ func (p *plugin) OnTick() {
 	machine.free = append(machine.free, machine.done...)
 	machine.done = machine.done[:0]
 	p.publish(t, a.Polls)
-	p.setTick(a.Next)
+	_ = p.setTick(a.Next)
 }
 
 // OnPluginDone implements types.PluginContext: its listener, or its configuration, is going.
@@ -202,23 +201,24 @@ func (p *plugin) on(id uint32) bool {
 	return true
 }
 
-// setTick sets the period of this plugin's ticks.
-func (p *plugin) setTick(period time.Duration) {
+// setTick sets the period of this plugin's ticks. A failure is counted: the period stays, and the next tick tries again.
+func (p *plugin) setTick(period time.Duration) error {
 	if period == p.period {
-		return
+		return nil
 	}
-	if proxywasm.SetTickPeriodMilliSeconds(uint32(period.Milliseconds())) != nil {
+	if err := proxywasm.SetTickPeriodMilliSeconds(uint32(period.Milliseconds())); err != nil {
 		machine.hostError()
-		return
+		return fmt.Errorf("ask for a tick each %v: %w", period, err)
 	}
 	p.period = period
+	return nil
 }
 
 // hurry has the next tick come after so long at the latest.
 func (p *plugin) hurry(period time.Duration) {
 	if machine.pacer == nil || period < machine.pacer.period {
 		machine.pacer = p
-		p.setTick(period)
+		_ = p.setTick(period)
 	}
 }
 

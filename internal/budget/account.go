@@ -170,8 +170,8 @@ const (
 // large claim looks at the table all the same. On Granted the caller reserves or adds them.
 func (a *Account) Ask(now Time, n int64, c Claim) Outcome {
 	if a.joined && !a.Stale(now) {
-		if c <= Large && a.crowded() && a.load(now) == nil {
-			a.tighten(now) // a newer reading, or what others could not refuse, may have taken what the lease promised
+		if c <= Large && a.crowded() {
+			_ = a.Refresh(now) // a newer reading, or what others could not refuse, may have taken what the lease promised
 		}
 		leased := a.under[c.room()]
 		if c == Forced {
@@ -302,6 +302,15 @@ func (a *Account) load(now Time) error {
 			a.own.ConnectionLease = min(a.own.ConnectionLease, a.own.Connections)
 		}
 	}
+	return nil
+}
+
+// Refresh looks at what others have now. The error is the store's; the account goes on with what it knows.
+func (a *Account) Refresh(now Time) error {
+	if err := a.load(now); err != nil {
+		return err
+	}
+	a.tighten(now)
 	return nil
 }
 

@@ -15,10 +15,9 @@ func (a *Account) AskConnection(now Time) Outcome {
 	a.joined = true
 	a.Exchanges++
 	for range maxTries {
-		if a.load(now) != nil {
+		if a.Refresh(now) != nil {
 			return Busy
 		}
-		a.tighten(now)
 		free := a.FreeConnections() - 1
 		if free < 0 {
 			return Denied
@@ -42,15 +41,6 @@ func (a *Account) AskConnection(now Time) Outcome {
 // negative above the limit.
 func (a *Account) FreeConnections() int64 {
 	return a.limits.Connections - a.others.ConnectionLease - a.own.Connections
-}
-
-// Refresh looks at what others have now. The error is the store's.
-func (a *Account) Refresh(now Time) error {
-	if err := a.load(now); err != nil {
-		return err
-	}
-	a.tighten(now)
-	return nil
 }
 
 func (a *Account) connectionSlack(free int64) int64 {

@@ -104,6 +104,9 @@ func (s *Stream) Ended(d Direction) bool { return s.dir[d].ended }
 // Reserved is how many bytes are still reserved for the direction.
 func (s *Stream) Reserved(d Direction) int64 { return s.dir[d].coming }
 
+// Deferred is how much of what has passed of the direction is not booked yet: it is part of what is reserved.
+func (s *Stream) Deferred(d Direction) int64 { return s.dir[d].unbooked }
+
 // Awaited is how many bytes are counted as coming while the request is paused, because nobody sees them come.
 func (s *Stream) Awaited() int64 { return s.awaited }
 

@@ -121,19 +121,22 @@ func (w *Worker) evictOf(now Time, a *Actions, k *key, scale float64, most int64
 }
 
 func (w *Worker) evictStream(now Time, a *Actions, s *Stream) bool {
-	if s.guard.config.Mode == Observe {
-		s.marked = true
-		return true
-	}
 	c := s.conn()
 	if c != nil && c.cut == w.ticks {
 		return false
 	}
+	begun := s.Expected(budget.Response)
+	if begun {
+		w.counts[CountRejectedResponses]++
+	}
+	if s.guard.config.Mode == Observe {
+		s.marked = true
+		return true
+	}
 	w.end(c)
 	v := Verdict{Action: Answer, Reason: Evicted}
-	if s.Expected(budget.Response) {
+	if begun {
 		v.Action = Reset
-		w.counts[CountRejectedResponses]++
 	} else {
 		v.RetryAfter = s.guard.retryAfter(now, s.total())
 	}

@@ -282,6 +282,9 @@ func (w *Worker) divide() {
 // divideConnections sets the part of each source: as much as every other's, by weight, and that of one that is still to come,
 // whatever it wants, for who connects does not say how often he will.
 func (w *Worker) divideConnections() {
+	if w.limits.Connections == 0 {
+		return
+	}
 	x := &w.shares
 	sum := 1. // the one to come
 	for i := range x.totals {

@@ -342,14 +342,14 @@ func (w *Worker) Tick(now Time) *Actions {
 
 // next is when the next tick is due.
 func (w *Worker) next(now Time) time.Duration {
-	own, all := w.account.Own(), w.account.Others()
+	own := w.account.Own()
 	if own.Streams > 0 || own.Fresh > 0 || len(w.residual) > 0 || w.left.sum > 0 || w.leaving.sum > 0 || w.account.Table().Level > budget.Normal {
 		w.active = now
 	}
 	switch {
 	case w.line.Len() > 0 || len(w.closing) > 0:
 		return FastTick
-	case now-w.active < calmAfter, w.polls && all.Streams > 0:
+	case now-w.active < calmAfter, w.polls && w.account.Others().Streams > 0:
 		return Tick
 	case w.polls:
 		return CalmTick
