@@ -60,7 +60,8 @@ func TestEvict(t *testing.T) {
 	})
 }
 
-// phases are what a request can be in when it is ended: each begins one and returns when Envoy has it so.
+// phases are what a request can be in when it is ended: each begins one, and returns when it waits in line, is being sent or has
+// come to the upstream.
 var phases = []struct {
 	name  string
 	begin func(s *scene, c *http.Client, done func())
@@ -84,23 +85,31 @@ var phases = []struct {
 		require.NoError(s.t, err)
 	}},
 	{"at the upstream", func(s *scene, c *http.Client, done func()) {
-		go func() {
+		s.reaches(func() {
 			defer done()
 			s.send(c, "/upload?delay=10s", zeros(200_000), 200_000)
-		}()
+		})
 	}},
 	{"being read", func(s *scene, c *http.Client, done func()) {
-		go func() {
+		s.reaches(func() {
 			defer done()
 			s.stall(c, "/bytes?n=16000000")
-		}()
+		})
 	}},
 	{"ended and unread", func(s *scene, c *http.Client, done func()) {
-		go func() {
+		s.reaches(func() {
 			defer done()
 			s.stall(c, "/bytes?n=150000")
-		}()
+		})
 	}},
+}
+
+// reaches lets a request run, until it has come to the upstream.
+func (s *scene) reaches(request func()) {
+	s.t.Helper()
+	before := s.upstream.Total()
+	go request()
+	require.Eventually(s.t, func() bool { return s.upstream.Total() > before }, 20*time.Second, time.Millisecond)
 }
 
 func (s *scene) send(c *http.Client, path string, body io.Reader, n int64) {
@@ -146,10 +155,9 @@ func TestEveryPairEndsInOneTick(t *testing.T) {
 				c.Transport.(*http.Transport).HTTP2 = &http.HTTP2Config{MaxReceiveBufferPerStream: 65536, MaxReceiveBufferPerConnection: 1 << 20}
 				s.reading(40 * mib)
 				var ended sync.WaitGroup
-				for _, p := range []int{1, 0} { // who waits in line is last
-					ended.Add(1)
-					[...]func(*scene, *http.Client, func()){a.begin, b.begin}[p](s, c, ended.Done)
-				}
+				ended.Add(2)
+				b.begin(s, c, ended.Done)
+				a.begin(s, c, ended.Done) // who waits in line is last
 				s.memory.inUse.Store(230 * mib)
 				gone := make(chan struct{})
 				go func() { ended.Wait(); close(gone) }()

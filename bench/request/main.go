@@ -1,6 +1,6 @@
 // Command request measures what a request costs Envoy in CPU with no filter, an empty Wasm module, an SDK plugin with empty
-// callbacks, and Highwater, the last two with and without the network filter; then what moving bytes and doing nothing costs, memory per worker, the
-// start, and what a connection and a stream hold.
+// callbacks, and Highwater, the last two with and without the network filter; then what moving bytes and doing nothing costs,
+// memory per worker, the start, and what a connection and a stream hold.
 //
 //	go run ./bench/request -rounds 20 -turn 400ms
 //
@@ -174,7 +174,7 @@ func variants(ctx context.Context, dir string) ([]*variant, error) {
 // added to no filter is not known then.
 func paired(all []*variant, filters string) (pair []*variant, err error) {
 	for _, v := range all {
-		if _, in, ok := strings.Cut(strings.TrimSuffix(v.name, "s"), filters+" filter"); ok && in == "" {
+		if strings.Contains(v.name, ", "+filters+" filter") {
 			v.sdk = 0
 			pair = append(pair, v)
 		}
@@ -231,7 +231,7 @@ func idle(ctx context.Context, all []*variant, stdout, stderr io.Writer) error {
 	}
 	load.Sleep(ctx, length)
 	w := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(w, "idle, %d workers\tms of Envoy's CPU a second\n", 2)
+	fmt.Fprintln(w, "idle, 2 workers\tms of Envoy's CPU a second")
 	for i, v := range all {
 		after, err := cpu(v.envoy.PID())
 		if err != nil {
@@ -253,24 +253,32 @@ func cpu(pid int) (time.Duration, error) {
 	return time.Duration(t.Nano()), nil
 }
 
-// table prints a load's figures; what is added to no filter is compared with what the SDK's empty plugin adds in the
-// same filters.
+// table prints a load's figures. Where there is an Envoy without a filter, what is added to it is compared with what the SDK's empty
+// plugin adds in the same filters.
 func table(out io.Writer, load, unit string, all []*variant, figures [][]float64) {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(w, "%s, %s of Envoy's CPU\tleast\tquartiles\tadded (least)\tadded (median)\t× SDK added (median of pairs)\t÷ SDK (median of pairs, 95 %%)\n", load, unit)
 	const none = 0
+	bare := all[none].sdk != none
+	added := ""
+	if bare {
+		added = "added (least)\tadded (median)\t× SDK added (median of pairs)\t"
+	}
+	fmt.Fprintf(w, "%s, %s of Envoy's CPU\tleast\tquartiles\t%s÷ SDK (median of pairs, 95 %%)\n", load, unit, added)
 	for i, v := range all {
 		least, lower, median, upper := quartiles(figures[i])
 		leastNone, _, medianNone, _ := quartiles(figures[none])
-		var added, ratio []float64
+		var times, ratio []float64
 		for r := range figures[i] {
-			added = append(added, (figures[i][r]-figures[none][r])/(figures[v.sdk][r]-figures[none][r]))
+			times = append(times, (figures[i][r]-figures[none][r])/(figures[v.sdk][r]-figures[none][r]))
 			ratio = append(ratio, figures[i][r]/figures[v.sdk][r])
 		}
-		_, _, times, _ := quartiles(added)
+		if bare {
+			_, _, typical, _ := quartiles(times)
+			added = fmt.Sprintf("%.1f\t%.1f\t%.2f\t", least-leastNone, median-medianNone, typical)
+		}
 		_, _, whole, _ := quartiles(ratio)
 		low, high := interval(ratio)
-		fmt.Fprintf(w, "%s\t%.1f\t%.1f %.1f %.1f\t%.1f\t%.1f\t%.2f\t%.3f (%.3f to %.3f)\n", v.name, least, lower, median, upper, least-leastNone, median-medianNone, times, whole, low, high)
+		fmt.Fprintf(w, "%s\t%.1f\t%.1f %.1f %.1f\t%s%.3f (%.3f to %.3f)\n", v.name, least, lower, median, upper, added, whole, low, high)
 	}
 	_ = w.Flush()
 	fmt.Fprintln(out)

@@ -38,11 +38,7 @@ func TestConnections(t *testing.T) {
 				require.Zero(t, r.Uncovered)
 				require.Empty(t, r.Left)
 			}
-			e := New(s, limit, 1)
-			n, err := NewNative(e, c, workers)
-			require.NoError(t, err)
-			e.Use(n)
-			native := e.Run(load)
+			native, _ := runGuard(t, s, limit, c, 1, load)
 			t.Log(native)
 			check(native)
 
@@ -50,7 +46,7 @@ func TestConnections(t *testing.T) {
 			require.NoError(t, err)
 			text, err := json.Marshal(c)
 			require.NoError(t, err)
-			e = New(s, limit, 1)
+			e := New(s, limit, 1)
 			p, err := NewCompiled(e, m, string(text), workers)
 			require.NoError(t, err)
 			defer p.Close()

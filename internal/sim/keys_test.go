@@ -35,12 +35,7 @@ func TestTenantsAreServedByWeight(t *testing.T) {
 				}
 				l.Clients = append(l.Clients, clients...)
 			}
-			require.NoError(t, c.Validate())
-			e := New(s, limit, 1)
-			n, err := NewNative(e, c, workers)
-			require.NoError(t, err)
-			e.Use(n)
-			r := e.Run(l)
+			r, _ := runGuard(t, s, limit, c, 1, l)
 			t.Log(r)
 			within := .1
 			if workers == 8 {
@@ -78,11 +73,7 @@ func TestEvictsHardlyMoreThanIsTooMuch(t *testing.T) {
 			quiet := Repeat(10, 100*time.Millisecond, Client{
 				Class: "quiet", Worker: -1, Every: time.Second, MakeCall: fixed(Upload(mib, 50*time.Millisecond)),
 			})
-			e := New(s, 200*mib, seed)
-			n, err := NewNative(e, config(told, 200*mib), workers)
-			require.NoError(t, err)
-			e.Use(n)
-			r := e.Run(Load{Name: "stalled", Clients: append(append(readers, quiet...), Small(100)...), Duration: 6 * time.Second})
+			r, n := runGuard(t, s, 200*mib, config(told, 200*mib), seed, Load{Name: "stalled", Clients: append(append(readers, quiet...), Small(100)...), Duration: 6 * time.Second})
 			table := n.Workers()[0].Account().Table()
 			hard := table.Base + int64(.9*float64(200*mib-table.Base))
 			excess := r.Stayed + r.Ended - hard

@@ -20,15 +20,10 @@ func obeying(t *testing.T, workers int, clients []Client, d Time, edit func(*gua
 	s.Workers = workers
 	c := config(s, 200*mib)
 	edit(&c)
-	require.NoError(t, c.Validate())
 	for i := range clients {
 		clients[i].Obey = true
 	}
-	e := New(s, 200*mib, 1)
-	n, err := NewNative(e, c, workers)
-	require.NoError(t, err)
-	e.Use(n)
-	r := e.Run(Load{Name: "obey", Clients: append(clients, Small(200)...), Duration: d, Drain: 10 * time.Second})
+	r, _ := runGuard(t, s, 200*mib, c, 1, Load{Name: "obey", Clients: append(clients, Small(200)...), Duration: d, Drain: 10 * time.Second})
 	require.Empty(t, r.Left)
 	require.LessOrEqual(t, r.Peak, int64(200*mib))
 	return r

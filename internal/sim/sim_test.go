@@ -29,15 +29,22 @@ func config(s Settings, limit int64) guard.Config {
 
 func run(t *testing.T, s Settings, limit int64, guarded bool, seed uint64, l Load) *Report {
 	t.Helper()
-	e := New(s, limit, seed)
-	if guarded {
-		c := config(s, limit)
-		require.NoError(t, c.Validate())
-		n, err := NewNative(e, c, s.Workers)
-		require.NoError(t, err)
-		e.Use(n)
+	if !guarded {
+		return New(s, limit, seed).Run(l)
 	}
-	return e.Run(l)
+	r, _ := runGuard(t, s, limit, config(s, limit), seed, l)
+	return r
+}
+
+// runGuard runs the load in front of a guard with this configuration.
+func runGuard(t *testing.T, s Settings, limit int64, c guard.Config, seed uint64, l Load) (*Report, *Native) {
+	t.Helper()
+	require.NoError(t, c.Validate())
+	e := New(s, limit, seed)
+	n, err := NewNative(e, c, s.Workers)
+	require.NoError(t, err)
+	e.Use(n)
+	return e.Run(l), n
 }
 
 func uploads(n int, size int64) []Client {

@@ -45,11 +45,7 @@ func TestUnderstatedBuffers(t *testing.T) {
 						clients[i].HTTP2 = 1 + i
 					}
 				}
-				e := New(s, 200*mib, 1)
-				n, err := NewNative(e, config(told, 200*mib), workers)
-				require.NoError(t, err)
-				e.Use(n)
-				r := e.Run(Load{Name: c.name, Clients: append(clients, Small(200)...), Duration: 10 * time.Second})
+				r, n := runGuard(t, s, 200*mib, config(told, 200*mib), 1, Load{Name: c.name, Clients: append(clients, Small(200)...), Duration: 10 * time.Second})
 				t.Logf("%s, %d workers, burst %v: %.2f x; excess %d MiB, from the tenth reading on %d MiB; uncovered %d KiB, surprise %d MiB", c.name, workers, burst,
 					float64(r.Peak)/(200*mib), r.Excess/mib, r.LateExcess/mib, r.Uncovered/kib, n.Workers()[0].Account().Table().Surprise/mib)
 				require.Empty(t, r.Left)
