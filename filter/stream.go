@@ -218,6 +218,9 @@ func (s *stream) Connection() *guard.Connection {
 	return c
 }
 
+// Hides implements guard.Host.
+func (s *stream) Hides(budget.Direction) bool { return false }
+
 // Path implements guard.Host.
 func (s *stream) Path() string { return s.Header(":path") }
 

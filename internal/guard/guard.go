@@ -38,6 +38,9 @@ func New(c Config, w *Worker) (g *Guard, changed string) {
 // Config is the guard's configuration.
 func (g *Guard) Config() *Config { return &g.config }
 
+// KeyHeader is the header by which requests are told apart, in lower case; empty if it is something else.
+func (g *Guard) KeyHeader() string { return g.header }
+
 // Worker is the worker that the guard is on.
 func (g *Guard) Worker() *Worker { return g.worker }
 
@@ -54,6 +57,8 @@ type Host interface {
 	VirtualHost() string
 	Source() string                    // address of the client, without its port
 	Header(name string) (value string) // of the request; empty if it has none
+	// Hides says that what passes of the direction's body is not told. It is asked at the headers of each.
+	Hides(d budget.Direction) bool
 }
 
 type phase uint8
@@ -88,6 +93,9 @@ type Stream struct {
 	marked     bool // mode observe: it would have been evicted
 	inFloor    bool // large, but let into the floor: it stays in the small sum
 }
+
+// Host is whom the stream asks.
+func (s *Stream) Host() Host { return s.host }
 
 // Waiting says whether the stream is in line.
 func (s *Stream) Waiting() bool { return s.phase == waiting }
@@ -135,6 +143,8 @@ func (g *Guard) Open(now Time, s *Stream, h Host, length int64) Verdict {
 	w.account.Open(now, &s.Stream, s, &s.key.Value.Sum, int64(g.config.Costs.Stream), requestCap, int64(b.Downstream+b.Upstream))
 	if length == 0 {
 		w.account.End(now, &s.Stream, budget.Request)
+	} else if h.Hides(budget.Request) {
+		w.account.Hide(&s.Stream, budget.Request)
 	}
 	// A request without a body says nothing yet of its size: as long as nobody is held back and no key's responses are
 	// large, whose it is does not matter, and is not asked.
@@ -470,6 +480,9 @@ func (g *Guard) Expect(now Time, s *Stream, length int64) Verdict {
 	if s.phase != live {
 		return Verdict{}
 	}
+	if s.Hidden(budget.Request) {
+		w.account.End(now, &s.Stream, budget.Request) // who is answered has most likely sent all
+	}
 	if length == 0 {
 		w.teach(now, s, 0)
 		w.account.End(now, &s.Stream, budget.Response)
@@ -479,6 +492,9 @@ func (g *Guard) Expect(now Time, s *Stream, length int64) Verdict {
 	if length == budget.Unknown || length > limit {
 		limit = g.responseCap(s)
 		w.account.SetCap(now, &s.Stream, budget.Response, limit)
+	}
+	if s.host.Hides(budget.Response) {
+		w.account.Hide(&s.Stream, budget.Response)
 	}
 	n := length
 	if length == budget.Unknown {

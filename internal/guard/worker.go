@@ -616,3 +616,28 @@ func (w *Worker) Gauges(now Time) (g [NumGauges]int64) {
 	}
 	return g
 }
+
+// KeyUse is what a key has on this worker, bytes.
+type KeyUse struct {
+	Name    string  `json:"name"`
+	Weight  float64 `json:"weight"`
+	Coming  int64   `json:"coming"`
+	Likely  int64   `json:"likely"`
+	Waiting int64   `json:"waiting"` // what those in line are expected to bring
+}
+
+// OtherKey is the name of all that are not told apart.
+const OtherKey = "(other)"
+
+// Keys are the worker's keys as of now; all that are not told apart are one, and first.
+func (w *Worker) Keys() []KeyUse {
+	var all []KeyUse
+	w.eachKey(func(k *key) {
+		name := k.Name.Value
+		if k == &w.keys.Other {
+			name = OtherKey
+		}
+		all = append(all, KeyUse{Name: name, Weight: k.Weight, Coming: k.Value.Coming, Likely: k.Value.Likely, Waiting: k.Value.queue.Bytes()})
+	})
+	return all
+}
