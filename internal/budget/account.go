@@ -37,7 +37,7 @@ type Account struct {
 	under      rooms  // how much of the lease lies under soft, hard and the limit: what admissions may spend
 	trend      trend
 	dropped    bool
-	container  int64 // what the last reading told of it; 0 = nothing
+	container  int64     // what the last reading told of it; 0 = nothing
 	streams    Stream    // ring of the live ones
 	deferred   []*Stream // of which something is unbooked, and some that had
 	swept      Time

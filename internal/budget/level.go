@@ -22,9 +22,9 @@ type Limits struct {
 	Limit              int64   // as it is in force: see Share
 	Share              float64 // of the container's limit is Limit, as soon as that is known, and until then Unlimited; 0 = Limit is as set
 	Soft, Hard, Resume float64
-	Small              int64 // a request that brings no more is small
+	Small              int64   // a request that brings no more is small
 	Floor              float64 // of Limit: what small requests have in any case
-	Evict              bool  // when a reading is over the limit, whoever holds most has to go
+	Evict              bool    // when a reading is over the limit, whoever holds most has to go
 	OnStale            OnStale
 	Connections        int64 // that may be open in all workers together; 0 = no limit
 }
