@@ -74,6 +74,7 @@ func (m *memory) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 type setup struct {
+	face     envoytest.Face
 	workers  int
 	fake     int64 // if not 0 readings are the test's, and begin with this many bytes
 	plugin   func(cfg map[string]any)
@@ -98,9 +99,13 @@ func start(t *testing.T, s setup) *scene {
 		t.Cleanup(fake.Close)
 	}
 	sc.Envoy, err = envoytest.Start(t.Context(), envoytest.Options{
-		Concurrency: s.workers, Upstream: s.upstream, Wasm: s.wasm,
+		Face: s.face, Concurrency: s.workers, Upstream: s.upstream, Wasm: s.wasm,
 		Edit: func(c envoytest.Config) {
-			if fake != nil {
+			switch {
+			case fake == nil:
+			case s.face == envoytest.ExtProc:
+				c.SetPluginConfig(func(cfg map[string]any) { section(cfg, "memory")["url"] = fake.URL })
+			default:
 				c.SetEndpoint("envoy_admin", fake.Listener.Addr().String())
 			}
 			if s.plugin != nil {

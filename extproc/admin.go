@@ -10,8 +10,9 @@ import (
 )
 
 // Admin answers HTTP for people and machines that watch: /healthz, /readyz, /metrics and /status. It changes nothing and shows no
-// header or body of a request, but names of routes, or of what else tells requests apart.
-func (s *Server) Admin(registry *prometheus.Registry) *http.ServeMux {
+// header or body of a request, but names of routes, or of what else tells requests apart. observer is what /status tells of the one
+// who reads Envoy's memory; nil = nothing.
+func (s *Server) Admin(registry *prometheus.Registry, observer func() any) *http.ServeMux {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprint(w, "highwater: /healthz /readyz /metrics /status /memory\n")
@@ -29,7 +30,11 @@ func (s *Server) Admin(registry *prometheus.Registry) *http.ServeMux {
 		w.Header().Set("content-type", "application/json")
 		e := json.NewEncoder(w)
 		e.SetIndent("", "  ")
-		_ = e.Encode(s.Status())
+		status := s.Status()
+		if observer != nil {
+			status.Observer = observer()
+		}
+		_ = e.Encode(status)
 	})
 	return mux
 }

@@ -45,13 +45,24 @@ func (c *counts) init() {
 	})
 }
 
-// metric is one of the guard's table: what is behind ".reason." in its name is a label here.
-func metric(m guard.Metric) (*prometheus.Desc, []string) {
-	name, reason, labelled := strings.Cut(m.Name, ".reason.")
-	if !labelled {
-		return prometheus.NewDesc(name, m.Help, nil, nil), nil
+// Metric is a counter or a gauge with its value. In Envoy's stats a label is part of the name, as in
+// highwater_rejected_total.reason.timeout; here it is one.
+func Metric(m guard.Metric, v float64) prometheus.Metric {
+	kind := prometheus.GaugeValue
+	if m.Kind == guard.Counter {
+		kind = prometheus.CounterValue
 	}
-	return prometheus.NewDesc(name, "requests and responses that were not admitted, by reason", []string{"reason"}, nil), []string{reason}
+	name, help := m.Name, m.Help
+	var names, values []string
+	if name, label, ok := strings.Cut(m.Name, "."); ok {
+		label, value, _ := strings.Cut(label, ".")
+		names, values = []string{label}, []string{value}
+		if label == "reason" {
+			help = "requests and responses that were not admitted, by reason" // one text for all of a name
+		}
+		return prometheus.MustNewConstMetric(prometheus.NewDesc(name, help, names, nil), kind, v, values...)
+	}
+	return prometheus.MustNewConstMetric(prometheus.NewDesc(name, help, nil, nil), kind, v)
 }
 
 // collector collects the policy's metrics when they are asked for.
@@ -88,15 +99,11 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	c.server.do(func(now guard.Time) {
 		counts, gauges, keys = *c.server.mu.worker.Counts(), c.server.mu.worker.Gauges(now), c.server.mu.worker.Keys()
 	})
-	send := func(m guard.Metric, kind prometheus.ValueType, v float64) {
-		desc, labels := metric(m)
-		out <- prometheus.MustNewConstMetric(desc, kind, v, labels...)
-	}
 	for i, m := range guard.Counters() {
-		send(m, prometheus.CounterValue, float64(counts[i]))
+		out <- Metric(m, float64(counts[i]))
 	}
 	for i, m := range guard.Gauges() {
-		send(m, prometheus.GaugeValue, float64(gauges[i]))
+		out <- Metric(m, float64(gauges[i]))
 	}
 	for i := range c.server.counts.bad {
 		out <- prometheus.MustNewConstMetric(badDesc, prometheus.CounterValue, float64(c.server.counts.bad[i].Load()), badNames[i])
@@ -165,6 +172,7 @@ type Status struct {
 	Keys       []guard.KeyUse   `json:"keys"`
 	BadStreams map[string]int64 `json:"bad_streams"`
 	UpSince    time.Time        `json:"up_since"`
+	Observer   any              `json:"observer,omitempty"`
 }
 
 // Status returns what the server knows as of now.

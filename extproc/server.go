@@ -20,18 +20,17 @@ import (
 	"github.com/highwater-envoy/highwater/internal/guard"
 )
 
-// Reader asks for what Envoy's memory is. It must give up when ctx ends.
+// Reader asks for what Envoy's memory is. Ask returns at once and calls answer once, with what is asked for from then on, or why there
+// is none.
 type Reader interface {
-	Read(ctx context.Context) (guard.Reading, error)
+	Ask(answer func(guard.Reading, error))
 }
 
 // Server answers the ext_proc filters of one Envoy. Make it with New.
 type Server struct {
 	log             *slog.Logger
-	reader          Reader
 	origin, started time.Time
 	wake            chan time.Duration // have the next tick come after so long at the latest
-	asks            chan struct{}
 	counts          counts
 	modes           modes
 	once            onces
@@ -43,6 +42,7 @@ type Server struct {
 		observing   *guard.Guard // for filters in observability mode, which can't carry a verdict out
 		connections map[uint64]*guard.Connection
 		streams     map[*stream]struct{} // that wait
+		reader      Reader
 		draining    bool
 		asked       time.Time // when the last reading came
 	}
@@ -51,17 +51,16 @@ type Server struct {
 // New returns a server with a valid configuration. Nothing happens until Run.
 func New(c guard.Config, reader Reader, log *slog.Logger) (*Server, error) {
 	s := &Server{
-		log: log, reader: reader,
-		started: time.Now(),
-		origin:  time.Now().Add(-time.Hour), // far from 0, which means never
-		wake:    make(chan time.Duration, 1), asks: make(chan struct{}, 1),
+		log: log, started: time.Now(),
+		origin: time.Now().Add(-time.Hour), // far from 0, which means never
+		wake:   make(chan time.Duration, 1),
 	}
 	s.counts.init()
 	worker, err := guard.NewWorker(&budget.Memory{}, rand.Float64)
 	if err != nil {
 		return nil, err
 	}
-	s.mu.worker, s.mu.connections = worker, map[uint64]*guard.Connection{}
+	s.mu.worker, s.mu.reader, s.mu.connections = worker, reader, map[uint64]*guard.Connection{}
 	s.use(c)
 	return s, nil
 }
@@ -83,9 +82,18 @@ func (s *Server) do(f func(now guard.Time)) {
 
 // Reload puts another valid configuration in force, for streams that begin from now on; what budget, throttle and memory say is for
 // all. It returns what that changes of them, in words.
-func (s *Server) Reload(c guard.Config) (changed string) {
-	s.do(func(guard.Time) { changed = s.use(c) })
+func (s *Server) Reload(c guard.Config, reader Reader) (changed string) {
+	s.do(func(guard.Time) {
+		changed = s.use(c)
+		s.mu.reader = reader
+	})
 	return changed
+}
+
+// Limit is the limit in force, bytes; 0 = it is not known.
+func (s *Server) Limit() (limit int64) {
+	s.do(func(now guard.Time) { limit = s.mu.worker.Gauges(now)[guard.GaugeLimit] })
+	return limit
 }
 
 func (s *Server) use(c guard.Config) (changed string) {
@@ -98,13 +106,6 @@ func (s *Server) use(c guard.Config) (changed string) {
 
 // Run lets the policy's time pass until ctx is done.
 func (s *Server) Run(ctx context.Context) {
-	var running sync.WaitGroup
-	running.Go(func() { s.read(ctx) })
-	running.Go(func() { s.tick(ctx) })
-	running.Wait()
-}
-
-func (s *Server) tick(ctx context.Context) {
 	timer := time.NewTimer(guard.Tick)
 	defer timer.Stop()
 	due := time.Now().Add(guard.Tick)
@@ -120,7 +121,11 @@ func (s *Server) tick(ctx context.Context) {
 			}
 		case <-timer.C:
 			var next time.Duration
-			orders, next = s.ticked(orders[:0])
+			var ask Reader
+			orders, ask, next = s.ticked(orders[:0])
+			if ask != nil {
+				ask.Ask(s.observe)
+			}
 			for _, o := range orders {
 				o.carryOut()
 			}
@@ -149,9 +154,17 @@ func (o order) carryOut() {
 }
 
 // ticked lets the policy tick. What it decides is done when the lock is gone.
-func (s *Server) ticked(orders []order) (_ []order, next time.Duration) {
-	next = guard.Tick
-	defer s.survive("a tick")
+// ask is who is to be asked for a reading now, if anybody.
+func (s *Server) ticked(orders []order) (_ []order, ask Reader, next time.Duration) {
+	next = guard.Tick // of the next, where this one fails
+	func() {
+		defer s.survive("a tick")
+		orders, ask, next = s.decide(orders)
+	}()
+	return orders, ask, next
+}
+
+func (s *Server) decide(orders []order) (_ []order, ask Reader, next time.Duration) {
 	s.do(func(now guard.Time) {
 		a := s.mu.worker.Tick(now)
 		next = a.Next
@@ -168,13 +181,10 @@ func (s *Server) ticked(orders []order) (_ []order, next time.Duration) {
 			s.log.Warn(a.Event)
 		}
 		if a.Ask {
-			select {
-			case s.asks <- struct{}{}:
-			default:
-			}
+			ask = s.mu.reader
 		}
 	})
-	return orders, next
+	return orders, ask, next
 }
 
 func streamOf(s *guard.Stream) *stream { return s.Host().(*stream) }
@@ -191,28 +201,17 @@ func (s *Server) hurry(after time.Duration) {
 	}
 }
 
-func (s *Server) read(ctx context.Context) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-s.asks:
+// observe takes the answer to what a tick asked for.
+func (s *Server) observe(r guard.Reading, err error) {
+	defer s.survive("a reading")
+	s.do(func(now guard.Time) {
+		if err == nil {
+			s.mu.asked = time.Now()
 		}
-		within, cancel := context.WithTimeout(ctx, time.Duration(s.mu.worker.AskTimeout()))
-		r, err := s.reader.Read(within)
-		cancel()
-		if ctx.Err() != nil {
-			return
+		if event := s.mu.worker.Observe(now, r, err); event != "" {
+			s.log.Warn(event)
 		}
-		s.do(func(now guard.Time) {
-			if err == nil {
-				s.mu.asked = time.Now()
-			}
-			if event := s.mu.worker.Observe(now, r, err); event != "" {
-				s.log.Warn(event)
-			}
-		})
-	}
+	})
 }
 
 // Ready says whether there is a recent reading, and if not why.

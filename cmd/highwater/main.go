@@ -19,6 +19,8 @@ const usage = `highwater: the memory guard for Envoy
 
   highwater check FILE    validate a plugin configuration (JSON or YAML; - reads standard input)
                           and print it with all defaults
+  highwater serve -config FILE
+                          the guard beside Envoy, for its ext_proc filter (-help for more)
   highwater version       print what this is
 
 Exit status: 0 fine, 1 the configuration is wrong, 2 the call is wrong.
@@ -37,6 +39,8 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return 2
 	}
 	switch args = flags.Args(); {
+	case len(args) > 0 && args[0] == "serve":
+		return serve(args[1:], stderr)
 	case len(args) == 2 && args[0] == "check":
 		return check(args[1], stdin, stdout, stderr)
 	case len(args) == 1 && args[0] == "version":

@@ -139,7 +139,8 @@ type RetryAfter struct {
 
 // Memory says where readings come from. All workers of a process share it.
 type Memory struct {
-	Cluster      string        `json:"cluster"`       // the cluster of Envoy's own admin interface
+	Cluster      string        `json:"cluster"`       // the filter: the cluster of Envoy's own admin interface
+	URL          string        `json:"url,omitempty"` // the server: where that interface is
 	Path         string        `json:"path"`          // answers as Envoy's /memory does
 	Interval     unit.Duration `json:"interval"`      // while much is fresh or coming
 	IdleInterval unit.Duration `json:"idle_interval"` // otherwise
