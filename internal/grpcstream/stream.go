@@ -19,9 +19,9 @@ type Stream struct {
 	handler Handler // nil until it has begun
 
 	// Of the reading goroutine alone.
-	recv    int64  // what its client may still send
-	partial []byte // of a message that has not all come
-	ended   bool   // its client sends no more
+	consumed int64  // bytes since the last WINDOW_UPDATE
+	partial  []byte // of a message that has not all come
+	ended    bool   // its client sends no more
 
 	// With conn.mu held.
 	send    int64  // what may be sent on it

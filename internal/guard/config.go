@@ -147,6 +147,14 @@ type Memory struct {
 	OnStale      string        `json:"on_stale"`      // estimate | admit | reject
 }
 
+// from is whom readings are asked of, for people.
+func (m *Memory) from() string {
+	if m.URL != "" {
+		return m.URL + m.Path
+	}
+	return fmt.Sprintf("cluster %q, path %q", m.Cluster, m.Path)
+}
+
 // Default is the configuration with every key that has a default.
 func Default() Config {
 	return Config{

@@ -556,7 +556,7 @@ func (w *Worker) Observe(now Time, r Reading, failure error) (event string) {
 	w.asking = 0
 	if failure != nil {
 		if !w.failing {
-			event = fmt.Sprintf("no reading from cluster %q, path %q: %v; until there is one, memory.on_stale is %s", w.memory.Cluster, w.memory.Path, failure, w.memory.OnStale)
+			event = fmt.Sprintf("no reading from %s: %v; until there is one, memory.on_stale is %s", w.memory.from(), failure, w.memory.OnStale)
 		}
 		w.failing = true
 		return event
@@ -601,7 +601,7 @@ func (w *Worker) staleEvent(now Time) string {
 		return ""
 	}
 	w.failing = true
-	return fmt.Sprintf("no reading for %v from cluster %q, path %q; until there is one, memory.on_stale is %s", time.Second, w.memory.Cluster, w.memory.Path, w.memory.OnStale)
+	return fmt.Sprintf("no reading for %v from %s; until there is one, memory.on_stale is %s", time.Second, w.memory.from(), w.memory.OnStale)
 }
 
 // SetVM notes the memory of this worker's virtual machine, bytes.
