@@ -99,8 +99,8 @@ func (s *Server) Limit() (limit int64) {
 func (s *Server) use(c guard.Config) (changed string) {
 	observing := c
 	observing.Mode = guard.Observe
-	s.mu.observing, _ = guard.New(observing, s.mu.worker)
 	s.mu.guard, changed = guard.New(c, s.mu.worker)
+	s.mu.observing, _ = guard.New(observing, s.mu.worker)
 	return changed
 }
 

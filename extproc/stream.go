@@ -42,11 +42,11 @@ type stream struct {
 
 	// With the server's lock held.
 	open, closed, waits bool
-	request
+	told
 }
 
-// request is what the filter told of it.
-type request struct {
+// told is what the filter told of the request.
+type told struct {
 	path, route, cluster, virtualHost, source, protocol string
 	header                                              string // that by which requests are told apart
 	connection                                          uint64 // Envoy's id; 0 = not told
