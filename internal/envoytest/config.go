@@ -190,6 +190,12 @@ func (c Config) SetBuffers(listener, cluster int) {
 	}
 }
 
+// RemoveServer has no ext_proc server started: the filter's is another one, at an address.
+func (c Config) RemoveServer(other string) {
+	delete(c, serverKey)
+	c.SetEndpoint("highwater", other)
+}
+
 // SetExtProc edits the ext_proc filter of every listener.
 func (c Config) SetExtProc(edit func(filter map[string]any)) {
 	walk(map[string]any(c), func(m map[string]any) {
