@@ -41,6 +41,7 @@ type settings struct {
 	maxStreams               int
 	linger                   time.Duration
 	patience                 time.Duration // throttle.timeout
+	sendBuffer               int           // of the kernel, towards the upstream: what that does not read stays with Envoy
 	plain                    bool          // without what else the example sets: a bounded send buffer, a soft limit for the allocator
 
 	plugin func(cfg map[string]any) // edits the guard's configuration, last of all
