@@ -81,6 +81,7 @@ type setup struct {
 	edit     func(c envoytest.Config)
 	wasm     string
 	upstream string
+	cgroup   string // in which Envoy runs, if not empty
 }
 
 func start(t *testing.T, s setup) *scene {
@@ -99,7 +100,7 @@ func start(t *testing.T, s setup) *scene {
 		t.Cleanup(fake.Close)
 	}
 	sc.Envoy, err = envoytest.Start(t.Context(), envoytest.Options{
-		Face: s.face, Concurrency: s.workers, Upstream: s.upstream, Wasm: s.wasm,
+		Face: s.face, Concurrency: s.workers, Upstream: s.upstream, Wasm: s.wasm, CgroupDir: s.cgroup,
 		Edit: func(c envoytest.Config) {
 			switch {
 			case fake == nil:
@@ -243,6 +244,33 @@ func forWorkers(t *testing.T, test func(t *testing.T, workers int)) {
 	for _, workers := range []int{1, 2} {
 		t.Run(fmt.Sprintf("%d workers", workers), func(t *testing.T) { test(t, workers) })
 	}
+}
+
+// base is on which face, and how many workers, a test runs.
+type base struct {
+	face    envoytest.Face
+	workers int
+}
+
+// forFaces runs a test where both faces do the same: the plugin, with one worker and with two, and the ext_proc server.
+func forFaces(t *testing.T, test func(t *testing.T, b base)) {
+	t.Helper()
+	forWorkers(t, func(t *testing.T, workers int) { test(t, base{envoytest.Filter, workers}) })
+	t.Run("ext_proc", func(t *testing.T) { test(t, base{envoytest.ExtProc, 2}) })
+}
+
+// start is start on this face.
+func (b base) start(t *testing.T, s setup) *scene {
+	t.Helper()
+	s.face, s.workers = b.face, b.workers
+	return start(t, s)
+}
+
+// forBothFaces is forFaces with two workers alone.
+func forBothFaces(t *testing.T, test func(t *testing.T, b base)) {
+	t.Helper()
+	t.Run("filter", func(t *testing.T) { test(t, base{envoytest.Filter, 2}) })
+	t.Run("ext_proc", func(t *testing.T) { test(t, base{envoytest.ExtProc, 2}) })
 }
 
 func section(cfg map[string]any, name string) map[string]any {

@@ -99,9 +99,8 @@ func judge(f flood, guard string, results []*result) []string {
 	for _, r := range results {
 		switch {
 		case r.Guard != guard:
-		case w.back > 0 && r.Over != nil && (r.Over.First == 0 || r.Over.Last > w.back):
-			miss("round %d: memory was above hard until %s after it went over the limit, wanted within %s", r.Run,
-				figures.Time(r.Over.Last), w.back)
+		case w.back > 0 && r.Over != nil && (r.Over.Never || r.Over.Longest > w.back):
+			miss("round %d: it took memory %s from over the limit to below hard, wanted within %s", r.Run, figures.Time(r.Over.Longest), w.back)
 		case w.spared > 0 && (len(r.Each) == 0 || r.Each[0].Served < w.spared || r.Each[0].Cut > 0):
 			miss("round %d: not all of the %d idle ones were spared", r.Run, w.spared)
 		case w.spared > 0 && r.Each[1].Started == 0:

@@ -41,6 +41,7 @@ type settings struct {
 	maxStreams               int
 	linger                   time.Duration
 	patience                 time.Duration // throttle.timeout
+	sendBuffer               int           // of the kernel, towards the upstream: what that does not read stays with Envoy
 	plain                    bool          // without what else the example sets: a bounded send buffer, a soft limit for the allocator
 
 	plugin func(cfg map[string]any) // edits the guard's configuration, last of all
@@ -69,7 +70,7 @@ type want struct {
 	deviation float64       // but for this part of its share
 	late      float64       // part of the rejects that came when the upstream had done its work, at most
 	wasted    float64       // requests that reached the upstream and were not served, against those served, at most
-	back      time.Duration // from the second reading over the limit until memory stays below hard
+	back      time.Duration // from the second reading over the limit until memory is below hard, each time
 	spared    int64         // as many of the first of the hogs' loads are served, and none is cut
 	truth     float64       // of those who came back when they were told to, served at least
 }

@@ -13,45 +13,48 @@ import (
 // overs watches memory in use go over the limit, and come back.
 type overs struct {
 	limit, hard int64
+	over
 
-	n     int       // readings over the limit so far
+	n     int       // readings over the limit since it was last below hard
 	since time.Time // of the second of them: a first one no guard can have known of
-	below time.Time // the first below hard since then
-	above time.Time // the last above hard since then
+	last  time.Time
 }
 
-// over is how long it took.
+// over is how often, and how long it took.
 type over struct {
-	First time.Duration `json:"first_ns"` // from the second reading over the limit to the first below hard; 0: never
-	Last  time.Duration `json:"last_ns"`  // and to the last above hard: from there on memory stayed below
-	Hard  int64         `json:"hard_bytes"`
+	Times   int           `json:"times"`      // of two readings over the limit, with none below hard between
+	Longest time.Duration `json:"longest_ns"` // from the second of them to the first below hard, or to the end
+	Never   bool          `json:"never"`      // it was not below hard in the end
+	Hard    int64         `json:"hard_bytes"`
 }
 
 func (o *overs) add(at time.Time, inUse int64) {
-	if inUse > o.limit {
+	o.last = at
+	switch {
+	case inUse > o.limit:
 		if o.n++; o.n == 2 {
 			o.since = at
+			o.Times++
 		}
-	}
-	switch {
-	case o.n < 2:
-	case inUse > o.hard:
-		o.above = at
-	case o.below.IsZero():
-		o.below = at
+	case inUse <= o.hard:
+		if o.n >= 2 {
+			o.Longest = max(o.Longest, at.Sub(o.since))
+		}
+		o.n = 0
 	}
 }
 
-// found is nil if memory was not over the limit twice.
+// found is nil if memory was never over the limit twice.
 func (o *overs) found() *over {
-	if o.n < 2 {
+	if o.Times == 0 {
 		return nil
 	}
-	f := &over{Last: o.above.Sub(o.since), Hard: o.hard}
-	if !o.below.IsZero() {
-		f.First = o.below.Sub(o.since)
+	f := o.over
+	f.Hard = o.hard
+	if o.n >= 2 {
+		f.Longest, f.Never = max(f.Longest, o.last.Sub(o.since)), true
 	}
-	return f
+	return &f
 }
 
 // logQuiet has Envoy write what the guard did to each request on the quiet route. Nothing else says it exactly: the

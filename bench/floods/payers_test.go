@@ -68,9 +68,11 @@ func TestOvers(t *testing.T) {
 	}
 	require.Nil(t, watch())
 	require.Nil(t, watch(50, 101, 50, 95), "once is nobody's fault")
-	require.Equal(t, &over{First: 2 * time.Second, Last: time.Second, Hard: 90}, watch(50, 101, 102, 95, 80, 70))
-	require.Equal(t, &over{First: 2 * time.Second, Last: 4 * time.Second, Hard: 90}, watch(50, 101, 102, 95, 80, 70, 91, 80))
-	require.Equal(t, &over{Last: 2 * time.Second, Hard: 90}, watch(101, 102, 103, 95), "never below again")
+	require.Nil(t, watch(50, 101, 80, 101, 80), "nor is twice once")
+	require.Equal(t, &over{Times: 1, Longest: 2 * time.Second, Hard: 90}, watch(50, 101, 102, 95, 80, 70, 91, 80))
+	require.Equal(t, &over{Times: 2, Longest: 2 * time.Second, Hard: 90}, watch(101, 102, 95, 80, 101, 102, 80), "the longer one")
+	require.Equal(t, &over{Times: 1, Longest: 3 * time.Second, Hard: 90}, watch(101, 95, 102, 103, 95, 90), "not below hard between")
+	require.Equal(t, &over{Times: 1, Longest: 2 * time.Second, Never: true, Hard: 90}, watch(101, 102, 103, 95), "never below again")
 }
 
 func TestReadQuiet(t *testing.T) {
@@ -173,13 +175,13 @@ func TestJudgePayers(t *testing.T) {
 		{
 			"back",
 			want{back: time.Second},
-			func(r *result) { r.Over = &over{First: time.Second, Last: 2 * time.Second} },
-			func(r *result) { r.Over = &over{First: time.Second, Last: time.Second} },
+			func(r *result) { r.Over = &over{Longest: 2 * time.Second} },
+			func(r *result) { r.Over = &over{Longest: time.Second} },
 		},
 		{
 			"never back",
 			want{back: time.Second},
-			func(r *result) { r.Over = &over{Last: time.Second} },
+			func(r *result) { r.Over = &over{Never: true} },
 			func(*result) {},
 		},
 		{

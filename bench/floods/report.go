@@ -199,11 +199,10 @@ func particulars(f flood, r *result) (lines []string) {
 		switch {
 		case r.Over == nil:
 			say("never over the limit twice")
-		case r.Over.First == 0:
-			say("over the limit, and never again below hard (%s)", figures.Size(float64(r.Over.Hard)))
+		case r.Over.Never:
+			say("over the limit, and in the end not below hard (%s)", figures.Size(float64(r.Over.Hard)))
 		default:
-			say("over the limit; below hard (%s) after %s, for good after %s", figures.Size(float64(r.Over.Hard)),
-				figures.Time(r.Over.First), figures.Time(r.Over.Last))
+			say("over the limit %d times; below hard (%s) after %s at most", r.Over.Times, figures.Size(float64(r.Over.Hard)), figures.Time(r.Over.Longest))
 		}
 	}
 	if f.want.spared > 0 && len(r.Each) > 0 {

@@ -301,6 +301,9 @@ func configure(c envoytest.Config, s settings, guard string, o options) {
 		c.SetLinger(s.linger)
 		buffers["linger"] = unit.Duration(s.linger).String()
 	}
+	if s.sendBuffer > 0 {
+		c.SetSendBuffer("upstream", s.sendBuffer)
+	}
 	if s.plain {
 		delete(c, "memory_allocator_manager")
 		for _, l := range c.Listeners() {

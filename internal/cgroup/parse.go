@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -174,15 +173,11 @@ func unescape(s string) string {
 // within says where the group at lies below the root of a mount. Both are as the reader's cgroup namespace sees them: what lies
 // outside of it begins with /.. in either.
 func within(at, root string) (below string, ok bool) {
-	if root == "/" {
-		// Beside or above the namespace's root: not below what is mounted.
-		return at, at != "/.." && !strings.HasPrefix(at, "/../")
-	}
 	if at == root {
 		return "/", true
 	}
-	below, ok = strings.CutPrefix(at, root+"/")
-	return path.Join("/", below), ok && !slices.Contains(strings.Split(below, "/"), "..")
+	below, ok = strings.CutPrefix(at, strings.TrimSuffix(root, "/")+"/")
+	return "/" + below, ok && !slices.Contains(strings.Split(below, "/"), "..")
 }
 
 func clip(s string) string {

@@ -6,6 +6,7 @@ import (
 	"net"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"sigs.k8s.io/yaml"
@@ -203,6 +204,13 @@ func (c Config) SetExtProc(edit func(filter map[string]any)) {
 			edit(m)
 		}
 	})
+}
+
+// SetSendBuffer bounds what the kernel takes of what goes to a cluster, bytes (it doubles them): the rest stays with Envoy.
+func (c Config) SetSendBuffer(cluster string, n int) {
+	c.Cluster(cluster)["upstream_bind_config"] = map[string]any{"socket_options": []any{map[string]any{
+		"description": "SO_SNDBUF", "level": syscall.SOL_SOCKET, "name": syscall.SO_SNDBUF, "int_value": n, "state": "STATE_PREBIND",
+	}}}
 }
 
 // SetConnectionManager edits the HTTP connection manager of every listener.

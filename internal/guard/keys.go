@@ -217,7 +217,7 @@ func (w *Worker) exchangeShares(now Time) {
 		}
 	}
 	x.totals, x.before = fairness.Merge(x.totals), fairness.Merge(x.before)
-	w.divide()
+	w.divide(now)
 }
 
 func (w *Worker) addTotal(now Time, k *key) {
@@ -255,7 +255,7 @@ func (w *Worker) addOther(now Time, store budget.Store, id uint32) {
 }
 
 // divide sets the shares of this worker's keys, and that of one that comes next.
-func (w *Worker) divide() {
+func (w *Worker) divide(now Time) {
 	x := &w.shares
 	large := 0
 	for i := range x.totals {
@@ -266,9 +266,14 @@ func (w *Worker) divide() {
 	x.contended = large > 1
 	soft, hard := w.account.Share(w.limits.Soft), w.account.Share(w.limits.Hard)
 	all := func(t *fairness.Total) int64 { return t.Use + t.Waits }
-	// What those in line have sent is there too, and not to be had.
-	held := w.held + w.account.Others().Held
-	x.newShare = w.split(max(soft-w.account.Table().Base-held, 0), all, func(k *keyed, t *fairness.Total, part int64) {
+	// What they have already, and what is left of soft beside all that no key explains: what those in line have sent, caches of the
+	// allocator, what has passed and may be in the reading too. Where shares were of all that is between base and soft, nobody had
+	// his before memory was full, and who came first had it.
+	capacity := max(soft-w.account.Estimate(now), 0)
+	for i := range x.totals {
+		capacity += x.totals[i].Use
+	}
+	x.newShare = w.split(capacity, all, func(k *keyed, t *fairness.Total, part int64) {
 		k.at, k.share, k.others = x.at, part, max(t.Use-k.use(), 0)
 	})
 	x.newReserve = w.split(max(hard-soft, 0), all, func(k *keyed, _ *fairness.Total, part int64) { k.reserve = part })

@@ -37,17 +37,13 @@ func TestTenantsAreServedByWeight(t *testing.T) {
 			}
 			r, _ := runGuard(t, s, limit, c, 1, l)
 			t.Log(r)
-			within := .1
-			if workers == 8 {
-				within = .12 // each of them may let one more in before the others know
-			}
 			var all int64
 			for i := range 10 {
 				all += r.Class(fmt.Sprint("t", i+1)).Bytes
 			}
 			for i := range 10 {
 				weight := float64(i + 1)
-				require.InEpsilon(t, float64(all)/55*weight, float64(r.Class(fmt.Sprint("t", i+1)).Bytes), within, "weight %v", weight)
+				require.InEpsilon(t, float64(all)/55*weight, float64(r.Class(fmt.Sprint("t", i+1)).Bytes), .1, "weight %v", weight)
 			}
 			require.LessOrEqual(t, r.Peak, limit+limit/10)
 		})
