@@ -141,7 +141,7 @@ func TestWaiting(t *testing.T) {
 				require.Equal(t, 503, res.StatusCode)
 				require.Equal(t, "timeout", res.Header.Get("x-highwater-reason"))
 				require.NotEmpty(t, res.Header.Get("retry-after"))
-				s.reading(195 * mib)
+				s.reading(200*mib - 50_000)
 				require.Equal(t, 503, do(t, c, "GET", s.url("/bytes?n=3000000"), nil, 0).StatusCode, "a large response has no room")
 				s.reading(40 * mib)
 				s.drained(c.CloseIdleConnections)
@@ -397,7 +397,7 @@ func TestWithoutAReading(t *testing.T) {
 				s := b.start(t, setup{fake: 40 * mib})
 				s.reading(199 * mib)
 				s.memory.set(broken)
-				require.Eventually(t, func() bool { return s.LogMatches("highwater: no reading .*envoy_admin.*on_stale is estimate") }, 10*time.Second, 50*time.Millisecond)
+				require.Eventually(t, func() bool { return s.LogMatches("no reading .*on_stale is estimate") }, 10*time.Second, 50*time.Millisecond)
 				time.Sleep(1100 * time.Millisecond) // until the last reading is stale
 				c := client(t, false)
 				require.Equal(t, 200, do(t, c, "GET", s.url("/small"), nil, 0).StatusCode)
@@ -406,7 +406,7 @@ func TestWithoutAReading(t *testing.T) {
 				c.CloseIdleConnections()
 				s.memory.set(nil)
 				s.reading(50 * mib)
-				require.True(t, s.LogMatches("highwater: readings are back"))
+				require.True(t, s.LogMatches("readings are back"))
 				s.drained()
 			})
 		}
