@@ -67,7 +67,7 @@ var phases = []struct {
 	begin func(s *scene, c *http.Client, done func())
 }{
 	{"waiting in line", func(s *scene, c *http.Client, done func()) {
-		s.reading(s.nearLimit())
+		s.reading(full)
 		go func() {
 			defer done()
 			s.send(c, "/upload", zeros(large), large)
@@ -102,15 +102,6 @@ var phases = []struct {
 			s.stall(c, "/bytes?n=150000")
 		})
 	}},
-}
-
-// nearLimit is a reading below the limit with which there is room to wait and none for large. What such jumps of the reading have the guard
-// keep free is 20 MiB; the server, which is not told what passes, takes none for unexpected.
-func (s *scene) nearLimit() int64 {
-	if s.Server() != nil {
-		return 188 * mib
-	}
-	return full
 }
 
 // reaches lets a request run, until it has come to the upstream.
@@ -154,6 +145,7 @@ func TestEveryPairEndsInOneTick(t *testing.T) {
 	forBothFaces(t, func(t *testing.T, b base) {
 		s := b.start(t, setup{fake: 40 * mib, plugin: func(cfg map[string]any) {
 			section(cfg, "throttle")["timeout"] = "1s"
+			cfg["fairness"] = map[string]any{"by": "none"} // else a route that has little does not wait
 		}})
 		evicted := 0.
 		for _, http2 := range []bool{false, true} {
