@@ -39,6 +39,8 @@ type stream struct {
 	asked    [2]bool // for the body, by an answer, because its length is not known
 	came     [2]bool // some of the body has
 	headers  [2]bool // these have
+	ended    [2]bool // all of it has, or there is none
+	leaving  bool    // the server ends: the stream is to be closed as soon as that does no harm
 
 	// With the server's lock held.
 	open, closed, waits bool
@@ -54,6 +56,7 @@ type told struct {
 
 var (
 	_ grpcstream.Handler = (*stream)(nil)
+	_ grpcstream.Leaver  = (*stream)(nil)
 	_ guard.Host         = (*stream)(nil)
 )
 
@@ -156,6 +159,7 @@ func (s *stream) requestHeaders(r *extprocv3.ProcessingRequest, h *extprocv3.Htt
 		return
 	}
 	length := s.readRequest(h)
+	s.ended[budget.Request] = length == 0
 	if length == budget.Unknown {
 		s.ask(budget.Request)
 	}
@@ -253,6 +257,7 @@ func (s *stream) responseHeaders(h *extprocv3.HttpHeaders, size int) {
 	if h.GetEndOfStream() {
 		length = 0
 	}
+	s.ended[budget.Response] = length == 0
 	s.missed(budget.Request)
 	if length == budget.Unknown {
 		s.ask(budget.Response)
@@ -297,7 +302,9 @@ func (s *stream) body(d budget.Direction, b *extprocv3.HttpBody) {
 			s.guard.End(now, &s.Stream, d)
 		}
 	})
+	s.ended[d] = s.ended[d] || b.GetEndOfStream()
 	s.judged(v, s.passBody(d, b))
+	s.left()
 }
 
 func (s *stream) trailers(d budget.Direction) {
@@ -310,7 +317,31 @@ func (s *stream) trailers(d budget.Direction) {
 			s.guard.End(now, &s.Stream, d)
 		}
 	})
+	s.ended[d] = true
 	s.grpc.Send(passTrailers[d])
+	s.left()
+}
+
+// Leave implements grpcstream.Leaver. Closed with OK between two pieces of a body, Envoy's filter never lets the rest of it go: the
+// request hangs (seen in 1.40). So it is closed behind the last piece.
+func (s *stream) Leave() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.leaving = true
+	s.left()
+}
+
+// left closes a stream that is to be, with mu held.
+func (s *stream) left() {
+	if !s.leaving || s.over || s.held {
+		return
+	}
+	for d := range s.modes {
+		if (s.asked[d] || s.modes[d] != filterv3.ProcessingMode_NONE) && s.headers[d] && !s.ended[d] {
+			return
+		}
+	}
+	s.finish(codes.OK, "")
 }
 
 // ask has the body of a message that announces no length sent to us, so that what passes is counted: a forecast is no bound.
@@ -363,6 +394,7 @@ func (s *stream) resume(v guard.Verdict) {
 	for _, p := range pending {
 		s.take(p)
 	}
+	s.left()
 }
 
 // reject carries out what a tick decided: who has waited too long, or is evicted.

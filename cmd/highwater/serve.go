@@ -41,7 +41,7 @@ configuration read again; one that is wrong is refused, and the old one stays.
 `
 
 // stopWithin is how long it takes to end at most.
-const stopWithin = 8 * time.Second
+const stopWithin = 7 * time.Second
 
 // settings are the flags of serve.
 type settings struct {

@@ -54,6 +54,7 @@ type conn struct {
 		draining bool
 		ended    bool
 		idle     []chan struct{} // of flushed
+		empty    chan struct{}   // of emptied; nil = nobody waits for that
 	}
 	wake chan struct{} // there is something in out
 	done chan struct{}
@@ -371,6 +372,27 @@ func (c *conn) forget(s *Stream) {
 	s.queue = nil
 	delete(c.mu.streams, s.id)
 	delete(c.mu.blocked, s)
+	if c.mu.empty != nil && len(c.mu.streams) == 0 {
+		close(c.mu.empty)
+		c.mu.empty = nil
+	}
+}
+
+// emptied waits until there is no stream any more, the connection is closed, or ctx ends.
+func (c *conn) emptied(ctx context.Context) {
+	c.mu.Lock()
+	if len(c.mu.streams) == 0 || c.mu.ended {
+		c.mu.Unlock()
+		return
+	}
+	empty := make(chan struct{})
+	c.mu.empty = empty
+	c.mu.Unlock()
+	select {
+	case <-empty:
+	case <-c.done:
+	case <-ctx.Done():
+	}
 }
 
 func (c *conn) streams() []*Stream {

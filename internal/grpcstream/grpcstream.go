@@ -29,6 +29,12 @@ type Handler interface {
 	Closed()
 }
 
+// Leaver is a Handler that knows when its stream may end, where the server does. Without it that is at once.
+type Leaver interface {
+	// Leave has the stream finished as soon as that does no harm.
+	Leave()
+}
+
 // Method begins a stream.
 type Method func(s *Stream) Handler
 
@@ -66,6 +72,8 @@ const (
 	// writeWithin: a peer that has taken nothing for so long, or lets maxQueued pile up, is gone.
 	writeWithin = 30 * time.Second
 	maxQueued   = 64 << 20
+	// lastWords is how long the ends of streams may take to go out, at the end of the server.
+	lastWords = time.Second
 )
 
 // ErrServerClosed is what Serve returns after Shutdown.
@@ -141,8 +149,8 @@ func (s *Server) start(nc net.Conn) {
 	}()
 }
 
-// Shutdown accepts no more, finishes all streams with OK, lets what is queued go out until ctx ends, closes the connections and
-// returns when everything has ended. What a stream still has to be told its handler must have sent before.
+// Shutdown accepts no more, has all streams finished with OK, waits for those that need some time for that until ctx ends, ends the
+// rest with UNAVAILABLE, lets what is queued go out, closes the connections and returns when everything has ended.
 func (s *Server) Shutdown(ctx context.Context) {
 	s.mu.Lock()
 	s.mu.closing = true
@@ -159,9 +167,19 @@ func (s *Server) Shutdown(ctx context.Context) {
 	}
 	for _, c := range conns {
 		for _, st := range c.streams() {
-			st.Finish(codes.OK, "")
+			st.leave()
 		}
-		c.flushed(ctx)
+	}
+	for _, c := range conns {
+		c.emptied(ctx)
+		for _, st := range c.streams() {
+			st.Finish(codes.Unavailable, "the server is ending")
+		}
+	}
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastWords)
+	defer cancel()
+	for _, c := range conns {
+		c.flushed(last)
 		c.close()
 	}
 	s.running.Wait()

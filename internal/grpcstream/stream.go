@@ -208,6 +208,18 @@ func (s *Stream) Finish(code codes.Code, message string) {
 	s.closed(code)
 }
 
+// leave ends a stream because the server does.
+func (s *Stream) leave() {
+	s.conn.mu.Lock()
+	h := s.handler
+	s.conn.mu.Unlock()
+	if l, ok := h.(Leaver); ok {
+		l.Leave()
+		return
+	}
+	s.Finish(codes.OK, "")
+}
+
 // gone ends a stream whose connection is.
 func (s *Stream) gone() {
 	s.conn.take(s.id)
