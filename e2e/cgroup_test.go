@@ -20,7 +20,7 @@ import (
 func TestOOMLimitFollowsTheCgroup(t *testing.T) {
 	group, err := envoytest.NewCgroup(300 * mib)
 	require.NoError(t, err)
-	t.Cleanup(group.Remove) // after Envoy
+	t.Cleanup(group.Remove)                         // after Envoy
 	var companion atomic.Pointer[observer.Observer] // it needs Envoy's address, and Envoy needs its
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if c := companion.Load(); c != nil {
