@@ -254,7 +254,7 @@ func untuned(all []flood) (untuned []flood) {
 }
 
 // hostilePart is how much of each crowd is in hostile-all.
-const hostilePart = 0.5
+const hostilePart = 0.25
 
 // hostile are the floods of clients that mean harm: hostile-<kind>, and all of them at once for a minute.
 func hostile() (floods []flood) {
@@ -270,7 +270,7 @@ func hostile() (floods []flood) {
 		})
 	}
 	return append(floods, flood{
-		name: "hostile-all", about: "half of each of these, all at once for a minute", clients: all, duration: time.Minute,
+		name: "hostile-all", about: "a quarter of each of these, all at once for a minute", clients: all, duration: time.Minute,
 		hogs: func(addr string) load.Load { return load.AllHostile(addr, hostilePart, 1) },
 		want: want{peak: 1},
 	})

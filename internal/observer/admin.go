@@ -37,7 +37,7 @@ func newClient(address string) (*http.Client, string, error) {
 	}
 	if socket, ok := strings.CutPrefix(address, "unix:"); ok {
 		if !strings.HasPrefix(socket, "/") {
-			return nil, "", fmt.Errorf("%q must have an absolute path behind unix:", address)
+			return nil, "", fmt.Errorf("%q must have an absolute path behind unix, such as unix:/run/envoy/admin.sock", address)
 		}
 		transport.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
@@ -52,7 +52,7 @@ func newClient(address string) (*http.Client, string, error) {
 }
 
 const (
-	firstRetry  = 100 * time.Millisecond
+	firstRetry  = 100 * time.Millisecond // after a failure; the next one after twice that, and so on
 	longestRest = 250 * time.Millisecond
 )
 

@@ -27,7 +27,7 @@ func (o *Observer) read(ctx context.Context, told bool) (text []byte, r guard.Re
 	case o.turn <- struct{}{}:
 		defer func() { <-o.turn }()
 	case <-ctx.Done():
-		return nil, r, fmt.Errorf("Envoy's admin is busy with other questions: %w", ctx.Err())
+		return nil, r, fmt.Errorf("admin is busy with other questions: %w", ctx.Err())
 	}
 	rest := o.admin.rests(time.Now())
 	if rest > 0 && o.admin.failure != nil {

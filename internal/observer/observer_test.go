@@ -335,6 +335,52 @@ func TestAdminMisbehaves(t *testing.T) {
 	}
 }
 
+// Many ask at once, of an admin that sometimes fails, in all ways that there are: each is answered once, before the end of Run or at it.
+func TestHammer(t *testing.T) {
+	e := newEnvoy(t)
+	var n atomic.Int64
+	e.set(func(w http.ResponseWriter, r *http.Request) {
+		switch n.Add(1) % 50 {
+		case 0:
+			w.WriteHeader(500)
+		case 1:
+			fmt.Fprint(w, "<html>")
+		default:
+			memory(100*mib, 20*mib)(w, r)
+		}
+	})
+	w := newWatch(t, Options{URL: e.URL, Limit: func() int64 { return 200 * mib }})
+	const workers = 8
+	var asks, answers, good atomic.Int64
+	var all sync.WaitGroup
+	for range workers {
+		all.Go(func() {
+			for begin := time.Now(); time.Since(begin) < time.Second; {
+				asks.Add(1)
+				answered := make(chan struct{})
+				w.Ask(func(r guard.Reading, err error) {
+					answers.Add(1)
+					if err == nil {
+						good.Add(1)
+					}
+					close(answered)
+				})
+				w.Memory().ServeHTTP(httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, "/memory", nil))
+				_ = w.Status().Figures()
+				<-answered
+			}
+		})
+	}
+	all.Wait()
+	require.Equal(t, asks.Load(), answers.Load())
+	require.Positive(t, good.Load())
+	for range 100 {
+		w.Ask(func(guard.Reading, error) { answers.Add(1) })
+	}
+	w.stop()
+	require.Equal(t, asks.Load()+100, answers.Load(), "once each")
+}
+
 // Nobody there, and then somebody.
 func TestAdminIsNotThereYet(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -387,9 +433,9 @@ func TestPace(t *testing.T) {
 	require.Equal(t, 40*time.Millisecond, a.rests(now))
 	a.asked(now, 10*time.Second, nil)
 	require.Equal(t, longestRest, a.rests(now))
-	for i, want := range []time.Duration{100, 200, 400, 800, 1000, 1000} {
+	for i, want := range []int64{100, 200, 400, 800, 1000, 1000} {
 		a.asked(now, 0, errors.New("down"))
-		require.Equal(t, want*time.Millisecond, a.rests(now), i)
+		require.Equal(t, want, a.rests(now).Milliseconds(), i)
 	}
 	a.failed = 1 << 30
 	a.asked(now, 0, errors.New("down"))
