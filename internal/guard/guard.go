@@ -86,6 +86,7 @@ type Stream struct {
 	pauseCost  int64
 	window     int64 // of its HTTP/2 connection's window, while it waits
 	phase      phase
+	cold       int64 // what its response can hold, while nothing is known of those of its key
 	exempt     bool
 	http2      bool
 	asked      bool // http2 is known
@@ -148,7 +149,8 @@ func (g *Guard) Open(now Time, s *Stream, h Host, length int64) Verdict {
 	}
 	// A request without a body says nothing yet of its size: as long as nobody is held back and no key's responses are
 	// large, whose it is does not matter, and is not asked.
-	if length != 0 || w.largeKeys > 0 || w.pressed() {
+	hides := h.Hides(budget.Response)
+	if length != 0 || w.largeKeys > 0 || hides || w.pressed() {
 		g.keyOf(now, s)
 	}
 	n := length
@@ -156,8 +158,11 @@ func (g *Guard) Open(now Time, s *Stream, h Host, length int64) Verdict {
 		n = s.key.Value.forecasts[budget.Request].Bytes()
 	}
 	s.wants = min(n, requestCap)
-	if s.keyed && s.key.Value.large(now) {
-		s.expects = min(s.key.Value.responses.Known(), int64(b.Downstream+b.Upstream))
+	switch k := &s.key.Value; {
+	case s.keyed && k.large(now, hides):
+		s.expects = min(k.responses.Known(), int64(b.Downstream+b.Upstream))
+	case hides && !k.responses.Learned():
+		g.openCold(s)
 	}
 	if len(g.config.Exempt) > 0 && g.exempts(h) {
 		s.exempt = true
@@ -169,6 +174,24 @@ func (g *Guard) Open(now Time, s *Stream, h Host, length int64) Verdict {
 		return g.admit(now, s, 0)
 	}
 	return v
+}
+
+// openCold takes a request of whose key's responses nothing is known for one with a large response, where others are in flight already
+// that could fill the floor. Where a response is held at its headers until we have answered, it fills its buffers meanwhile: a
+// burst of requests for large ones is there before any of them can be refused (300 slow readers behind 1 MiB buffers made 2.2 times
+// the limit).
+func (g *Guard) openCold(s *Stream) {
+	k := &s.key.Value
+	s.cold = g.responseCap(s)
+	if k.cold += s.cold; k.cold > g.worker.account.Floor() {
+		s.expects = s.cold
+	}
+}
+
+// warm takes it back: its response has come, or will not.
+func (s *Stream) warm() {
+	s.key.Value.cold -= s.cold
+	s.cold = 0
 }
 
 // requestCap is what Envoy may hold of a request: on HTTP/1 twice the listener's buffer limit, on HTTP/2 twice the
@@ -480,6 +503,7 @@ func (g *Guard) Expect(now Time, s *Stream, length int64) Verdict {
 	if s.phase != live {
 		return Verdict{}
 	}
+	s.warm()
 	if s.Hidden(budget.Request) {
 		w.account.End(now, &s.Stream, budget.Request) // who is answered has most likely sent all
 	}
@@ -644,6 +668,7 @@ func (g *Guard) Close(now Time, s *Stream) (waited unit.Duration) {
 		w.letIn = now
 	}
 	w.unbusy(now, s)
+	s.warm()
 	s.phase = done
 	w.account.Close(now, &s.Stream)
 	s.key.Refs--
