@@ -2,10 +2,12 @@ package e2e
 
 import (
 	"context"
+	"flag"
 	"io"
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -18,13 +20,13 @@ import (
 	"github.com/highwater-envoy/highwater/internal/load"
 )
 
-// mixed is traffic of all kinds, none of which has a reason to fail.
-func mixed(addr string) []load.Load {
+// mixed is traffic of all kinds, none of which has a reason to fail. drain is how long what is under way may take in the end.
+func mixed(addr string, drain time.Duration) []load.Load {
 	return []load.Load{
-		&load.Small{Addr: addr, Rate: 100, Drain: 10 * time.Second},
-		&load.Uploads{Addr: addr, Path: "/upload?delay=50ms", Count: 3, Size: mib, Drain: 10 * time.Second},
-		&load.Uploads{Addr: addr, Path: "/upload?delay=50ms", Count: 3, Size: mib, Chunked: true, Drain: 10 * time.Second},
-		&load.Uploads{Addr: addr, Path: "/upload?delay=50ms", Count: 3, Size: mib, Protocol: load.HTTP2, Drain: 10 * time.Second},
+		&load.Small{Addr: addr, Rate: 100, Drain: drain},
+		&load.Uploads{Addr: addr, Path: "/upload?delay=50ms", Count: 3, Size: mib, Drain: drain},
+		&load.Uploads{Addr: addr, Path: "/upload?delay=50ms", Count: 3, Size: mib, Chunked: true, Drain: drain},
+		&load.Uploads{Addr: addr, Path: "/upload?delay=50ms", Count: 3, Size: mib, Protocol: load.HTTP2, Drain: drain},
 		&load.Downloads{Addr: addr, Clients: 3, Size: 300_000},
 	}
 }
@@ -34,7 +36,7 @@ func (s *scene) unharmed(do func()) {
 	s.t.Helper()
 	ctx, cancel := context.WithCancel(s.t.Context())
 	defer cancel()
-	loads := mixed(s.addr)
+	loads := mixed(s.addr, 10*time.Second)
 	var running sync.WaitGroup
 	for _, l := range loads {
 		running.Go(func() { l.Run(ctx) })
@@ -219,4 +221,61 @@ func TestServerHoldsManyStreams(t *testing.T) {
 	s.drained()
 	require.Zero(t, l.Snapshot().Errors)
 	s.quiet()
+}
+
+var soak = flag.Duration("soak", 3*time.Second, "how long TestServerSoak lasts")
+
+// Mixed load with clients that hang up at any moment, and memory that is short every now and then: in the end goroutines, memory and what
+// is charged are what they were.
+func TestServerSoak(t *testing.T) {
+	s := start(t, setup{face: envoytest.ExtProc, workers: 2, fake: 40 * mib, plugin: func(cfg map[string]any) {
+		section(cfg, "throttle")["timeout"] = "200ms"
+	}})
+	metric := func(name string) float64 {
+		res, err := http.Get("http://" + s.Server().HTTP + "/metrics")
+		require.NoError(t, err)
+		defer res.Body.Close()
+		text, err := io.ReadAll(res.Body)
+		require.NoError(t, err)
+		for line := range strings.Lines(string(text)) {
+			if v, ok := strings.CutPrefix(line, name+" "); ok {
+				n, err := strconv.ParseFloat(strings.TrimSpace(v), 64)
+				require.NoError(t, err)
+				return n
+			}
+		}
+		require.Fail(t, "no metric", name)
+		return 0
+	}
+	run := func(d time.Duration) {
+		ctx, cancel := context.WithTimeout(t.Context(), d)
+		defer cancel()
+		loads := append(mixed(s.addr, 0), &load.SlowReaders{Addr: s.addr, Count: 20, Size: mib})
+		var running sync.WaitGroup
+		for _, l := range loads {
+			running.Go(func() { // each for half a second, then all its clients are gone at once
+				for ctx.Err() == nil {
+					part, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
+					l.Run(part)
+					cancel()
+				}
+			})
+		}
+		for i := 0; ctx.Err() == nil; i++ {
+			s.memory.inUse.Store([]int64{40 * mib, 172 * mib, 40 * mib, 230 * mib}[i%4])
+			load.Sleep(ctx, 150*time.Millisecond)
+		}
+		running.Wait()
+		s.memory.inUse.Store(40 * mib)
+		s.drained()
+	}
+	run(3 * time.Second) // everything has been there once
+	goroutines, heap := metric("go_goroutines"), metric("process_resident_memory_bytes")
+	run(*soak)
+	require.Eventually(t, func() bool { return metric("go_goroutines") <= goroutines+2 }, 20*time.Second, 100*time.Millisecond)
+	after := metric("process_resident_memory_bytes")
+	t.Logf("resident: %.1f MiB before, %.1f after; %v requests admitted", heap/mib, after/mib, metric("highwater_admitted_total"))
+	require.Less(t, after, heap+16*mib)
+	require.Zero(t, metric("highwater_ext_proc_faults_total"))
+	require.Zero(t, metric(`highwater_ext_proc_bad_streams_total{reason="out_of_order"}`))
 }

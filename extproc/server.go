@@ -65,6 +65,9 @@ func New(c guard.Config, reader Reader, log *slog.Logger) (*Server, error) {
 	return s, nil
 }
 
+// ServiceName is the gRPC service that the server is.
+var ServiceName = extprocv3.ExternalProcessor_ServiceDesc.ServiceName
+
 // Methods are what the server answers by gRPC.
 func (s *Server) Methods() map[string]grpcstream.Method {
 	return map[string]grpcstream.Method{extprocv3.ExternalProcessor_Process_FullMethodName: s.process}

@@ -21,7 +21,6 @@ import (
 	"syscall"
 	"time"
 
-	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	"github.com/prometheus/client_golang/prometheus"
 	"sigs.k8s.io/yaml"
 
@@ -155,7 +154,7 @@ func serveUntil(ctx context.Context, o settings, hangup <-chan os.Signal, log *s
 		return err
 	}
 	limit.Store(a.server)
-	health := &grpcstream.Health{Services: []string{extprocv3.ExternalProcessor_ServiceDesc.ServiceName}}
+	health := &grpcstream.Health{Services: []string{extproc.ServiceName}}
 	g := &grpcstream.Server{Methods: a.server.Methods(), MaxMessage: 16 << 20, Log: log, TLS: secured}
 	for path, method := range health.Methods() {
 		g.Methods[path] = method
