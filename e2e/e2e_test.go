@@ -80,6 +80,7 @@ type setup struct {
 	edit     func(c envoytest.Config)
 	wasm     string
 	upstream string
+	cgroup   string // in which Envoy runs, if not empty
 }
 
 func start(t *testing.T, s setup) *scene {
@@ -98,7 +99,7 @@ func start(t *testing.T, s setup) *scene {
 		t.Cleanup(fake.Close)
 	}
 	sc.Envoy, err = envoytest.Start(t.Context(), envoytest.Options{
-		Concurrency: s.workers, Upstream: s.upstream, Wasm: s.wasm,
+		Concurrency: s.workers, Upstream: s.upstream, Wasm: s.wasm, CgroupDir: s.cgroup,
 		Edit: func(c envoytest.Config) {
 			if fake != nil {
 				c.SetEndpoint("envoy_admin", fake.Listener.Addr().String())

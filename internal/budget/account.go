@@ -16,7 +16,8 @@ import (
 // Account is one worker's part of the books. It is not safe for concurrent use. Make it with NewAccount.
 type Account struct {
 	store  Store
-	limits Limits
+	set    Limits // as they were set
+	limits Limits // and as they are in the container
 	id     uint32
 
 	own     Entry // what is published, kept up to date
@@ -37,6 +38,7 @@ type Account struct {
 	under      rooms  // how much of the lease lies under soft, hard and the limit: what admissions may spend
 	trend      trend
 	dropped    bool
+	container  int64     // what the last reading told of it; 0 = nothing
 	streams    Stream    // ring of the live ones
 	deferred   []*Stream // of which something is unbooked, and some that had
 	swept      Time
@@ -53,7 +55,8 @@ func NewAccount(store Store, limits Limits) (*Account, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &Account{store: store, limits: limits, id: id, trend: newTrend()}
+	a := &Account{store: store, id: id, trend: newTrend()}
+	a.SetLimits(limits)
 	a.own.ID = id
 	a.streams.prev, a.streams.next = &a.streams, &a.streams
 	return a, nil
@@ -64,11 +67,17 @@ func (a *Account) SetLimits(l Limits) {
 	if l.Connections != a.limits.Connections {
 		a.own.ConnectionLease = min(a.own.ConnectionLease, a.own.Connections) // it was a part of another limit
 	}
-	a.limits = l
+	a.set, a.limits = l, l.of(a.table.Container)
 }
 
-// Limits returns the figures in force.
-func (a *Account) Limits() Limits { return a.limits }
+// Limits are the figures in force, to look at.
+func (a *Account) Limits() *Limits { return &a.limits }
+
+// SetContainer publishes, with the next reading, the limit of the container that the process runs in, bytes.
+func (a *Account) SetContainer(n int64) { a.container = n }
+
+// Floor is what small requests have in any case, bytes.
+func (a *Account) Floor() int64 { return a.limits.floor() }
 
 // ID is the worker's id in the table.
 func (a *Account) ID() uint32 { return a.id }
@@ -240,7 +249,7 @@ func (a *Account) grants(stale bool, n int64, c Claim) bool {
 		return true
 	}
 	// Shedding what costs nothing frees nothing: small streams have a floor, which is a stock and not a rate.
-	return c == Floor && n <= a.limits.Floor-a.others.Small-a.own.Small
+	return c == Floor && n <= a.limits.floor()-a.others.Small-a.own.Small
 }
 
 // lend sets the lease to what is needed and some slack, of what is free under hard.
@@ -293,6 +302,7 @@ func (a *Account) load(now Time) error {
 		a.table = Table{Entries: a.table.Entries[:0]} // of another version of us, or garbage: begin anew
 	}
 	a.version = version
+	a.limits = a.set.of(a.table.Container)
 	a.dropped = a.table.drop(now) || a.dropped
 	a.others = a.table.sum(a.id)
 	a.live = len(a.table.Entries)
@@ -806,6 +816,10 @@ func (a *Account) Observe(now, asked Time, reading int64) (before, after Level, 
 			a.table.entry(a.id).Beat = now
 		}
 		a.table.Reading, a.table.Asked = reading, asked
+		if a.container > 0 { // where it is told no more, the last one stays: it was true once, and without it there is none
+			a.table.Container = a.container
+			a.limits = a.set.of(a.container)
+		}
 		a.table.Sequence++
 		a.trend.observe(now, &a.table, &a.limits)
 		after = a.table.Level

@@ -17,7 +17,7 @@ const (
 
 // limits are those of the example: 200 MiB.
 func limits() Limits {
-	return Limits{Limit: 200 * mib, Soft: 0.8, Hard: 0.9, Resume: 0.75, Small: 64 * kib, Floor: 10 * mib}
+	return Limits{Limit: 200 * mib, Soft: 0.8, Hard: 0.9, Resume: 0.75, Small: 64 * kib, Floor: 0.05}
 }
 
 // books is a process with some workers' accounts, and a clock that the test moves.

@@ -19,7 +19,7 @@ type doors struct {
 
 func (b *books) limit(connections int64) *doors {
 	for _, a := range b.accounts {
-		l := a.Limits()
+		l := *a.Limits()
 		l.Connections = connections
 		a.SetLimits(l)
 	}

@@ -19,14 +19,33 @@ func (l Level) String() string { return [...]string{"normal", "soft", "hard", "o
 // Limits are the figures of the budget that every worker of a process shares. Sizes are bytes, shares are of what
 // traffic can have (see Table.share).
 type Limits struct {
-	Limit              int64
+	Limit              int64   // as it is in force: see Share
+	Share              float64 // of the container's limit is Limit, as soon as that is known, and until then Unlimited; 0 = Limit is as set
 	Soft, Hard, Resume float64
-	Small              int64 // a request that brings no more is small
-	Floor              int64 // what small requests have in any case
-	Evict              bool  // when a reading is over the limit, whoever holds most has to go
+	Small              int64   // a request that brings no more is small
+	Floor              float64 // of Limit: what small requests have in any case
+	Evict              bool    // when a reading is over the limit, whoever holds most has to go
 	OnStale            OnStale
 	Connections        int64 // that may be open in all workers together; 0 = no limit
 }
+
+// Unlimited is a limit that everything fits in: more than any memory, and little enough to reckon with.
+const Unlimited = 1 << 50
+
+// of returns the limits as they are in a container whose limit in bytes is this; 0 = not known yet.
+func (l Limits) of(container int64) Limits {
+	switch {
+	case l.Share == 0:
+	case container <= 0:
+		l.Limit = Unlimited
+	default:
+		l.Limit = int64(l.Share * float64(container))
+	}
+	return l
+}
+
+// floor is what small requests have in any case, bytes.
+func (l *Limits) floor() int64 { return int64(l.Floor * float64(l.Limit)) }
 
 // OnStale says what counts while there is no recent reading.
 type OnStale uint8

@@ -23,6 +23,8 @@ type Table struct {
 	Futile   bool // shedding frees nothing: see Levels
 	Booked   Time // until when those who were told to come back have taken places: see Account.Book; past = the queue is empty
 
+	Container int64 // the limit of the container that the process runs in, bytes; 0 = not known
+
 	Evict         int64  // how much is to be evicted, bytes; each worker does its part once
 	EvictSequence uint64 // the reading for which; 0 = nothing ever was
 
@@ -68,8 +70,8 @@ func (e *Entry) counts() int64 { return max(e.Lease, e.need()) }
 const deadAfter = 2 * time.Second
 
 const (
-	tableMagic  = 0x48573032 // "HW02": a changed layout needs a new one
-	headerBytes = 4 + 4 + 12*8
+	tableMagic  = 0x48573033 // "HW03": a changed layout needs a new one
+	headerBytes = 4 + 4 + 13*8
 	entryFields = 21
 	entryBytes  = 8 + entryFields*8
 	maxEntries  = 4096
@@ -89,7 +91,7 @@ func (t *Table) Append(buf []byte) []byte {
 	}
 	for _, v := range [...]uint64{
 		uint64(t.Reading), uint64(t.Asked), t.Sequence, uint64(t.Low), uint64(t.Base), uint64(t.Surprise), flags,
-		uint64(t.Poller), uint64(t.PollerBeat), uint64(t.Evict), t.EvictSequence, uint64(t.Booked),
+		uint64(t.Poller), uint64(t.PollerBeat), uint64(t.Evict), t.EvictSequence, uint64(t.Booked), uint64(t.Container),
 	} {
 		buf = le.AppendUint64(buf, v)
 	}
@@ -132,7 +134,7 @@ func (t *Table) Decode(value []byte) error {
 	t.Low, t.Base, t.Surprise = int64(at(3)), int64(at(4)), int64(at(5))
 	t.Level, t.Futile = min(Level(at(6)&0xff), Over), at(6)&(1<<8) != 0
 	t.Poller, t.PollerBeat = uint32(at(7)), Time(at(8))
-	t.Evict, t.EvictSequence, t.Booked = int64(at(9)), at(10), Time(at(11))
+	t.Evict, t.EvictSequence, t.Booked, t.Container = int64(at(9)), at(10), Time(at(11)), int64(at(12))
 	for rest := value[headerBytes:]; len(rest) > 0; rest = rest[entryBytes:] {
 		t.Entries = append(t.Entries, Entry{ID: uint32(le.Uint64(rest))})
 		for i, v := range t.Entries[len(t.Entries)-1].fields() {

@@ -15,12 +15,12 @@ import (
 func numbered(entries int) *Table {
 	t := &Table{
 		Reading: 1, Asked: 2, Sequence: 3, Low: 4, Base: 5, Surprise: 6, Level: Hard, Futile: true,
-		Poller: 8, PollerBeat: 9, Booked: 10, Evict: 11, EvictSequence: 12,
+		Poller: 8, PollerBeat: 9, Booked: 10, Evict: 11, EvictSequence: 12, Container: 13,
 	}
 	for i := range entries {
 		e := Entry{ID: uint32(i + 1)}
 		for j, v := range e.fields() {
-			*v = int64(100*i + j + 13)
+			*v = int64(100*i + j + 14)
 		}
 		t.Entries = append(t.Entries, e)
 	}
@@ -147,7 +147,7 @@ func TestRandomTablesAreReadBack(t *testing.T) {
 		want := Table{
 			Reading: rng.Int64(), Asked: Time(rng.Int64()), Sequence: rng.Uint64(), Low: -rng.Int64(), Base: rng.Int64(),
 			Surprise: rng.Int64(), Level: Level(rng.IntN(4)), Futile: rng.IntN(2) == 0, Poller: rng.Uint32(),
-			PollerBeat: Time(rng.Int64()), Entries: make([]Entry, rng.IntN(9)),
+			PollerBeat: Time(rng.Int64()), Container: rng.Int64(), Entries: make([]Entry, rng.IntN(9)),
 		}
 		for i := range want.Entries {
 			want.Entries[i].ID = rng.Uint32()

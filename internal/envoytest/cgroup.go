@@ -59,6 +59,18 @@ func (g *Cgroup) Dir() string {
 	return g.path
 }
 
+// SetLimit changes the limit while processes run in the group, bytes.
+func (g *Cgroup) SetLimit(limit int64) error {
+	if g.v2 {
+		return g.write("memory.max", limit)
+	}
+	// Of memory and memory with swap the latter must never be the lower one, so that either goes first.
+	_ = g.write("memory.memsw.limit_in_bytes", limit)
+	err := g.write("memory.limit_in_bytes", limit)
+	_ = g.write("memory.memsw.limit_in_bytes", limit)
+	return err
+}
+
 // Peak is the highest usage that the kernel saw, and whether it killed anything for it.
 func (g *Cgroup) Peak() (peak int64, killed bool, err error) {
 	file, events := "memory.max_usage_in_bytes", "memory.oom_control"

@@ -38,7 +38,7 @@ const (
 
 // Budget is what Envoy may use. All workers of a process share it.
 type Budget struct {
-	Limit  unit.Bytes `json:"limit"`  // memory in use; required
+	Limit  unit.Limit `json:"limit"`  // memory in use, or a share of the container's limit; required
 	Soft   unit.Ratio `json:"soft"`   // shares of what traffic can have
 	Hard   unit.Ratio `json:"hard"`   // no large request is admitted above it
 	Resume unit.Ratio `json:"resume"` // below it the level is normal again
@@ -187,14 +187,17 @@ func (c *Config) Validate() error {
 	check(c.Mode == Enforce || c.Mode == Observe, "mode: %q must be enforce or observe", c.Mode)
 
 	b := &c.Budget
-	check(b.Limit != 0, "budget.limit: required: the memory that Envoy may use, such as 512MiB")
-	check(b.Limit == 0 || b.Limit >= 32*unit.MiB, "budget.limit: %v must be at least 32MiB: an idle Envoy uses some 10MiB", b.Limit)
-	check(b.Limit <= unit.TiB*1024, "budget.limit: %v is larger than any memory", b.Limit)
+	check(b.Limit != unit.Limit{}, "budget.limit: required: the memory that Envoy may use, such as 512MiB")
+	limit := b.Limit.Bytes // 0 = a share of what is not known yet
+	check(limit == 0 || limit >= 32*unit.MiB, "budget.limit: %v must be at least 32MiB: an idle Envoy uses some 10MiB", limit)
+	check(limit < budget.Unlimited, "budget.limit: %v is larger than any memory", limit)
+	check(b.Limit.Share <= 1, "budget.limit: %v must be at most 100%% of the container's limit", b.Limit)
 	check(b.Hard > 0 && b.Hard <= 1, "budget.hard: %v must be above 0%% and at most 100%%", b.Hard)
 	check(b.Soft > 0 && b.Soft < b.Hard, "budget.soft: %v must be above 0%% and below budget.hard (%v)", b.Soft, b.Hard)
 	check(b.Resume > 0 && b.Resume < b.Soft, "budget.resume: %v must be above 0%% and below budget.soft (%v)", b.Resume, b.Soft)
 	check(b.Floor >= 0 && b.Floor <= 0.5, "budget.floor: %v must be at most 50%%: it may exceed the limit", b.Floor)
-	check(b.Limit == 0 || b.Small <= b.Limit/16, "budget.small: %v must be at most a sixteenth of budget.limit (%v)", b.Small, b.Limit/16)
+	check(limit == 0 || b.Small <= limit/16, "budget.small: %v must be at most a sixteenth of budget.limit (%v)", b.Small, limit/16)
+	check(b.Small <= unit.GiB, "budget.small: %v must be at most 1GiB", b.Small)
 	check(b.Connections >= 0 && b.Connections <= 1<<24, "budget.connections: %d must be from 0 (no limit) to %d", b.Connections, 1<<24)
 
 	u := &c.Buffers
@@ -251,8 +254,8 @@ func (c *Config) Validate() error {
 
 func (c *Config) limits() budget.Limits {
 	return budget.Limits{
-		Limit: int64(c.Budget.Limit), Soft: float64(c.Budget.Soft), Hard: float64(c.Budget.Hard),
-		Resume: float64(c.Budget.Resume), Small: int64(c.Budget.Small), Floor: c.Budget.Floor.Of(int64(c.Budget.Limit)),
+		Limit: int64(c.Budget.Limit.Bytes), Share: float64(c.Budget.Limit.Share), Soft: float64(c.Budget.Soft), Hard: float64(c.Budget.Hard),
+		Resume: float64(c.Budget.Resume), Small: int64(c.Budget.Small), Floor: float64(c.Budget.Floor),
 		OnStale: onStale[c.Memory.OnStale], Evict: c.Evict, Connections: int64(c.Budget.Connections),
 	}
 }

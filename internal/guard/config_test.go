@@ -14,7 +14,7 @@ import (
 
 func TestOnlyTheLimitIsRequired(t *testing.T) {
 	want := Default()
-	want.Budget.Limit = 512 * unit.MiB
+	want.Budget.Limit.Bytes = 512 * unit.MiB
 	got, err := Parse([]byte(`{"budget": {"limit": "512MiB"}}`))
 	require.NoError(t, err)
 	require.Equal(t, want, got)
@@ -60,7 +60,7 @@ func TestEveryKeyIsRead(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, Config{
 		Mode:   Observe,
-		Budget: Budget{Limit: 1536 * unit.MiB, Soft: 0.7, Hard: 0.875, Resume: 0.6, Small: 32 * unit.KiB, Floor: 0.125, Connections: 9},
+		Budget: Budget{Limit: unit.Limit{Bytes: 1536 * unit.MiB}, Soft: 0.7, Hard: 0.875, Resume: 0.6, Small: 32 * unit.KiB, Floor: 0.125, Connections: 9},
 		Buffers: Buffers{
 			Downstream: 64 * unit.KiB, Upstream: 32 * unit.KiB, HTTP2Window: 64 * unit.KiB,
 			HTTP2ConnectionWindow: 16 * unit.MiB, Linger: unit.Duration(100 * ms), WholeRequest: 16 * unit.MiB,
@@ -98,7 +98,7 @@ func TestPrintedConfigParsesBack(t *testing.T) {
 func TestNumbersAreSizesAndShares(t *testing.T) {
 	c, err := Parse([]byte(`{"budget": {"limit": 209715200, "hard": 0.95, "floor": 0}, "throttle": {"timeout": 0}}`))
 	require.NoError(t, err)
-	require.Equal(t, 200*unit.MiB, c.Budget.Limit)
+	require.Equal(t, 200*unit.MiB, c.Budget.Limit.Bytes)
 	require.InDelta(t, 0.95, float64(c.Budget.Hard), 1e-12)
 	require.Zero(t, c.Budget.Floor)
 	require.Zero(t, c.Throttle.Timeout)
@@ -175,7 +175,8 @@ func TestEachMistakeIsOneLine(t *testing.T) {
 		{"mode", `"off"`, `mode: "off" must be enforce or observe`},
 		{"budget.limit", `"31MiB"`, "budget.limit: 31MiB must be at least 32MiB: an idle Envoy uses some 10MiB"},
 		{"budget.limit", `0`, "budget.limit: required: the memory that Envoy may use, such as 512MiB"},
-		{"budget.limit", `"80%"`, `budget.limit: not understood: "80%" is not a size; write one such as 512MiB, 64KiB or 65536`},
+		{"budget.limit", `"0%"`, `budget.limit: not understood: "0%" is no limit; write a share above 0% or a size such as 512MiB`},
+		{"budget.limit", `"101%"`, `budget.limit: 101% must be at most 100% of the container's limit`},
 		{"budget.hard", `"101%"`, "budget.hard: 101% must be above 0% and at most 100%"},
 		{"budget.soft", `"95%"`, "budget.soft: 95% must be above 0% and below budget.hard (90%)"},
 		{"budget.soft", `"90%"`, "budget.soft: 90% must be above 0% and below budget.hard (90%)"},

@@ -50,7 +50,7 @@ func (w *Worker) admits(now Time, source *key, cost int64) bool {
 	// requests, a crowd of those kept others from connecting. Without a recent reading the level is that of another time.
 	t := w.account.Table()
 	open := w.account.Own().Connections + w.account.Others().Connections
-	return t.Level < budget.Hard || t.Futile || w.account.Stale(now) || (open+1)*cost <= w.limits.Floor || w.account.Ask(now, cost, budget.Full) != budget.Denied
+	return t.Level < budget.Hard || t.Futile || w.account.Stale(now) || (open+1)*cost <= w.account.Floor() || w.account.Ask(now, cost, budget.Full) != budget.Denied
 }
 
 // crowds says that the last eighth of the connections is for others: of sources that have less than their part of all, so that

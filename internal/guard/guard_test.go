@@ -58,7 +58,7 @@ func (r *request) Header(string) string { r.hostCalls++; return r.tenant }
 // example is the configuration of the shipped example: 200 MiB, 64 KiB buffers.
 func example() Config {
 	c := Default()
-	c.Budget.Limit = 200 * unit.MiB
+	c.Budget.Limit.Bytes = 200 * unit.MiB
 	c.Buffers = Buffers{
 		Downstream: 64 * unit.KiB, Upstream: 64 * unit.KiB, HTTP2Window: 64 * unit.KiB,
 		HTTP2ConnectionWindow: 16 * unit.MiB, Linger: unit.Duration(100 * ms), WholeRequest: 16 * unit.MiB,
@@ -244,7 +244,7 @@ func TestCaps(t *testing.T) {
 		for _, length := range []int64{budget.Unknown, 20 * mib} {
 			p := newProcess(t, 1, func(g *Config) {
 				g.Buffers.Downstream, g.Buffers.Upstream, g.Buffers.HTTP2Window = unit.Bytes(down), unit.Bytes(up), unit.Bytes(window)
-				g.Buffers.WholeRequest, g.Budget.Limit = unit.Bytes(c.whole), unit.GiB
+				g.Buffers.WholeRequest, g.Budget.Limit.Bytes = unit.Bytes(c.whole), unit.GiB
 			})
 			p.settle(40 * mib)
 			r := &request{connected: p.connection(0), http2: c.http2}

@@ -279,7 +279,7 @@ func (w *Worker) divide(now Time) {
 	x.newReserve = w.split(max(hard-soft, 0), all, func(k *keyed, _ *fairness.Total, part int64) { k.reserve = part })
 	w.divideConnections()
 	small := func(t *fairness.Total) int64 { return t.Small }
-	x.newFloor = w.split(w.limits.Floor/smallShare, small, func(k *keyed, t *fairness.Total, part int64) {
+	x.newFloor = w.split(w.account.Floor()/smallShare, small, func(k *keyed, t *fairness.Total, part int64) {
 		k.floor, k.smalls = part, max(t.Small-k.Small, 0)
 	})
 }

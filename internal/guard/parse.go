@@ -156,7 +156,7 @@ func (d *decoder) failed(key string) bool {
 
 func (d *decoder) value(path string, v any, into reflect.Value) {
 	switch into.Interface().(type) {
-	case unit.Bytes, unit.Ratio, unit.Duration:
+	case unit.Bytes, unit.Ratio, unit.Limit, unit.Duration:
 		text, ok := scalar(v)
 		if !ok {
 			d.fail(path, "%s must be a size, a share or a duration in quotes, such as \"64KiB\", \"85%%\" or \"25ms\"", show(v))

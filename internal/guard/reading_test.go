@@ -13,10 +13,10 @@ import (
 // The captures are of one Envoy 1.40: idle, under a burst, and after it, when the allocator kept what it had got.
 func TestParseReadingOfARealEnvoy(t *testing.T) {
 	for file, want := range map[string]Reading{
-		"idle.memory.json":  {InUse: 12582912 - 5218304, Allocated: 6389088},
-		"burst.memory.json": {InUse: 230686720 - 5406720, Allocated: 223301040},
+		"idle.memory.json":  {InUse: 12582912 - 5218304, Allocated: 6389088, Free: 5218304, Mapped: 12582912},
+		"burst.memory.json": {InUse: 230686720 - 5406720, Allocated: 223301040, Free: 5406720, Mapped: 230686720},
 		// heap_size alone would say 220 MiB: a burst would lock everyone out for ever.
-		"after.memory.json": {InUse: 230686720 - 23068672 - 177184768, Allocated: 14729304},
+		"after.memory.json": {InUse: 230686720 - 23068672 - 177184768, Allocated: 14729304, Free: 177184768, Mapped: 230686720 - 23068672},
 	} {
 		text, err := os.ReadFile(filepath.Join("testdata", file))
 		require.NoError(t, err)
@@ -38,35 +38,59 @@ func TestParseReadingOfARealEnvoy(t *testing.T) {
 
 // A newer Envoy may tell more; tcmalloc without a page heap may tell less.
 func TestParseReadingTakesWhatItNeeds(t *testing.T) {
-	got, err := ParseReading([]byte(`{"allocated": "5", "heap_size": "10", "limit": 7, "new": {"x": []}}`))
+	got, err := ParseReading([]byte(`{"allocated": "5", "heap_size": "10", "limits": 7, "new": {"x": []}}`))
 	require.NoError(t, err)
-	require.Equal(t, Reading{InUse: 10, Allocated: 5}, got)
+	require.Equal(t, Reading{InUse: 10, Allocated: 5, Mapped: 10}, got)
+}
+
+// The companion's answer is Envoy's with what it sees itself. What is resident beyond the heap's pages, and the kernel's
+// socket buffers, are in use too; pages of the heap that were never touched are not resident, and nothing is less for it.
+func TestParseReadingOfTheCompanion(t *testing.T) {
+	got, err := ParseReading([]byte(`{"allocated": "50", "heap_size": "120", "pageheap_unmapped": "20", "pageheap_free": "30",
+		"limit": "1000", "resident": "125", "working_set": "400", "sock": "7"}`))
+	require.NoError(t, err)
+	require.Equal(t, Reading{
+		InUse: 120 - 20 - 30 + (125 - 100) + 7, Allocated: 50, Free: 30, Mapped: 100,
+		Limit: 1000, Resident: 125, WorkingSet: 400, Sock: 7,
+	}, got)
+	got, err = ParseReading([]byte(`{"allocated": "50", "heap_size": "120", "resident": "90"}`))
+	require.NoError(t, err)
+	require.Equal(t, int64(120), got.InUse)
+	require.Zero(t, got.Limit, "not told")
 }
 
 // A wrong figure is worse than none: without one memory.on_stale decides, with one everyone might be locked out or
 // let in.
 func TestParseReadingRefuses(t *testing.T) {
 	for name, text := range map[string]string{
-		"nothing":             ``,
-		"an error page":       `<html>403 Forbidden</html>`,
-		"null":                `null`,
-		"a list":              `[]`,
-		"an empty object":     `{}`,
-		"no heap size":        `{"allocated": "5"}`,
-		"no allocated":        `{"heap_size": "10"}`,
-		"null for a figure":   `{"allocated": null, "heap_size": "10"}`,
-		"words":               `{"allocated": "5", "heap_size": "much"}`,
-		"an empty figure":     `{"allocated": "5", "heap_size": ""}`,
-		"a fraction":          `{"allocated": "5", "heap_size": "10.5"}`,
-		"more than 63 bits":   `{"allocated": "5", "heap_size": "9223372036854775808"}`,
-		"a negative heap":     `{"allocated": "5", "heap_size": "-10"}`,
-		"an empty heap":       `{"allocated": "0", "heap_size": "0"}`,
-		"negative allocated":  `{"allocated": "-5", "heap_size": "10"}`,
-		"negative unmapped":   `{"allocated": "5", "heap_size": "10", "pageheap_unmapped": "-1"}`,
-		"negative free":       `{"allocated": "5", "heap_size": "10", "pageheap_free": "-1"}`,
-		"more free than heap": `{"allocated": "5", "heap_size": "10", "pageheap_free": "11"}`,
-		"all of it free":      `{"allocated": "5", "heap_size": "10", "pageheap_unmapped": "4", "pageheap_free": "6"}`,
-		"two answers":         `{"allocated": "5", "heap_size": "10"}{"allocated": "5", "heap_size": "10"}`,
+		"nothing":              ``,
+		"an error page":        `<html>403 Forbidden</html>`,
+		"null":                 `null`,
+		"a list":               `[]`,
+		"an empty object":      `{}`,
+		"no heap size":         `{"allocated": "5"}`,
+		"no allocated":         `{"heap_size": "10"}`,
+		"null for a figure":    `{"allocated": null, "heap_size": "10"}`,
+		"words":                `{"allocated": "5", "heap_size": "much"}`,
+		"an empty figure":      `{"allocated": "5", "heap_size": ""}`,
+		"a fraction":           `{"allocated": "5", "heap_size": "10.5"}`,
+		"more than 63 bits":    `{"allocated": "5", "heap_size": "9223372036854775808"}`,
+		"a negative heap":      `{"allocated": "5", "heap_size": "-10"}`,
+		"an empty heap":        `{"allocated": "0", "heap_size": "0"}`,
+		"negative allocated":   `{"allocated": "-5", "heap_size": "10"}`,
+		"negative unmapped":    `{"allocated": "5", "heap_size": "10", "pageheap_unmapped": "-1"}`,
+		"negative free":        `{"allocated": "5", "heap_size": "10", "pageheap_free": "-1"}`,
+		"more free than heap":  `{"allocated": "5", "heap_size": "10", "pageheap_free": "11"}`,
+		"all of it free":       `{"allocated": "5", "heap_size": "10", "pageheap_unmapped": "4", "pageheap_free": "6"}`,
+		"a limit of nothing":   `{"allocated": "5", "heap_size": "10", "limit": "0"}`,
+		"a negative limit":     `{"allocated": "5", "heap_size": "10", "limit": "-1"}`,
+		"limit without quotes": `{"allocated": "5", "heap_size": "10", "limit": 5}`,
+		"negative resident":    `{"allocated": "5", "heap_size": "10", "resident": "-1"}`,
+		"negative sock":        `{"allocated": "5", "heap_size": "10", "sock": "-1"}`,
+		"negative working set": `{"allocated": "5", "heap_size": "10", "working_set": "-1"}`,
+		"resident overflows":   `{"allocated": "5", "heap_size": "10", "resident": "9223372036854775807", "sock": "9223372036854775807"}`,
+		"a heap beyond memory": `{"allocated": "5", "heap_size": "9223372036854775807"}`,
+		"two answers":          `{"allocated": "5", "heap_size": "10"}{"allocated": "5", "heap_size": "10"}`,
 	} {
 		got, err := ParseReading([]byte(text))
 		require.ErrorContains(t, err, "answer of /memory", name)
@@ -81,13 +105,14 @@ func FuzzParseReading(f *testing.F) {
 		f.Add(text)
 	}
 	f.Add([]byte(`{"allocated": "5", "heap_size": "10", "pageheap_free": "11"}`))
+	f.Add([]byte(`{"allocated": "5", "heap_size": "10", "limit": "100", "resident": "12", "working_set": "50", "sock": "1"}`))
 	f.Add([]byte(`{"ALLOCATED": "5", "heap_size": "1e3"}`))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		r, err := ParseReading(text)
 		if err != nil && r != (Reading{}) {
 			t.Fatalf("%q: both %+v and %v", text, r, err)
 		}
-		if err == nil && (r.InUse <= 0 || r.Allocated < 0) {
+		if err == nil && (r.InUse <= 0 || r.Allocated < 0 || r.Limit < 0 || r.Free < 0 || r.Mapped <= 0) {
 			t.Fatalf("%q is taken for %+v", text, r)
 		}
 	})

@@ -134,7 +134,7 @@ func (s *story) command() string {
 
 func (s *story) start() {
 	s.process = newProcess(s.t, s.number("workers", 1), func(c *Config) {
-		c.Budget.Limit = unit.Bytes(s.bytes("limit", 200*mib))
+		c.Budget.Limit.Bytes = unit.Bytes(s.bytes("limit", 200*mib))
 		c.Budget.Connections = s.number("connections", 0)
 		c.Throttle.Queue = s.number("queue", c.Throttle.Queue)
 		c.Fairness.By = s.arg("by", byRoute)

@@ -73,7 +73,7 @@ func newEnvoy(t *testing.T, workers int, edit func(*Config), s source) *envoy {
 	t.Helper()
 	e := &envoy{process: newProcess(t, workers, edit), source: s, seen: map[string]int{}}
 	// From nearly all to nearly nothing is left to share out.
-	e.base = int64(e.guards[0].config.Budget.Limit) / 16 * (2 + e.byte()%14)
+	e.base = int64(e.guards[0].config.Budget.Limit.Bytes) / 16 * (2 + e.byte()%14)
 	e.settle(e.base)
 	return e
 }
@@ -658,15 +658,15 @@ var settings = []struct {
 	{"no waiting", func(c *Config) {
 		c.Throttle.Timeout = 0
 		c.Buffers = Default().Buffers
-		c.Budget.Limit = 128 * unit.MiB
+		c.Budget.Limit.Bytes = 128 * unit.MiB
 	}},
 	{"tight", func(c *Config) {
-		c.Budget.Limit = 48 * unit.MiB
+		c.Budget.Limit.Bytes = 48 * unit.MiB
 		c.Throttle.Timeout = unit.Duration(100 * ms)
 		c.Buffers.WholeRequest = 0
 		c.Buffers.Linger = unit.Duration(time.Second)
 	}},
-	{"observe", func(c *Config) { c.Mode = Observe; c.Budget.Limit = 64 * unit.MiB }},
+	{"observe", func(c *Config) { c.Mode = Observe; c.Budget.Limit.Bytes = 64 * unit.MiB }},
 }
 
 // The one promise: as long as buffers tell the truth, reading + fresh + coming is never less than the memory in use,

@@ -25,7 +25,7 @@ type Worker struct {
 	throttle Throttle
 	memory   Memory
 	reject   RetryAfter
-	limits   budget.Limits
+	limits   *budget.Limits // in force now
 
 	line      fairness.Line[Stream]
 	held      int64   // pause cost of those in line
@@ -57,6 +57,7 @@ type Worker struct {
 	asking    Time // when the outstanding reading was asked for; 0 = none is outstanding
 	asked     Time
 	failing   bool
+	unlimited bool         // told that the limit is a share of what is not known
 	logged    budget.Level // the last one told
 	loggedAt  Time
 	allocated int64
@@ -71,7 +72,7 @@ func NewWorker(store budget.Store, random func() float64) (*Worker, error) {
 	if err != nil {
 		return nil, fmt.Errorf("join the other workers: %w", err)
 	}
-	w := &Worker{account: account, random: random, keys: fairness.NewKeys[keyed]()}
+	w := &Worker{account: account, limits: account.Limits(), random: random, keys: fairness.NewKeys[keyed]()}
 	w.idle.ring.before, w.idle.ring.behind = &w.idle.ring, &w.idle.ring
 	return w, nil
 }
@@ -85,8 +86,8 @@ func (w *Worker) Use(c *Config) (changed string) {
 	}
 	w.set = true
 	w.budget, w.throttle, w.memory, w.reject = c.Budget, c.Throttle, c.Memory, c.Reject.RetryAfter
-	w.limits, w.linger = c.limits(), Time(c.Buffers.Linger)
-	w.account.SetLimits(w.limits)
+	w.linger = Time(c.Buffers.Linger)
+	w.account.SetLimits(c.limits())
 	return changed
 }
 
@@ -563,6 +564,7 @@ func (w *Worker) Observe(now Time, r Reading, failure error) (event string) {
 	if asked == 0 {
 		return "" // the answer came after we had given it up
 	}
+	w.account.SetContainer(r.Limit)
 	w.allocated = r.Allocated
 	w.peak = max(w.peak, r.InUse)
 	_, level, err := w.account.Observe(now, asked, r.InUse)
@@ -573,6 +575,14 @@ func (w *Worker) Observe(now Time, r Reading, failure error) (event string) {
 	if w.failing {
 		w.failing = false
 		event = "readings are back. "
+	}
+	if w.limits.Limit == budget.Unlimited && !w.unlimited {
+		w.unlimited = true
+		event += fmt.Sprintf("budget.limit is %v of the container's limit, which the answer of %s does not tell: until it does everything is admitted. Let highwater serve answer it, and beside an Envoy with a limit; or write a size. ",
+			w.budget.Limit, w.memory.Path)
+	} else if w.limits.Limit != budget.Unlimited && w.unlimited {
+		w.unlimited = false
+		event += fmt.Sprintf("budget.limit is %v: %s. ", w.budget.Limit, unit.Bytes(w.limits.Limit).Human())
 	}
 	if level != w.logged && now-w.loggedAt >= logEvery {
 		t := w.account.Table()
@@ -611,6 +621,9 @@ func (w *Worker) Gauges(now Time) (g [NumGauges]int64) {
 	}
 	g[GaugeStreams], g[GaugeWaiting], g[GaugeConnections] = all.Streams, all.Waiting, all.Connections
 	g[GaugeVM], g[GaugeLeaving] = all.VM, all.Leaving
+	if w.limits.Limit == budget.Unlimited {
+		g[GaugeLimit] = 0
+	}
 	if t.Sequence > 0 {
 		g[GaugeReadingAge] = (now - t.Asked).Milliseconds()
 	}

@@ -19,7 +19,7 @@ const (
 // config is the guard's for a proxy with the settings, if it is told the truth.
 func config(s Settings, limit int64) guard.Config {
 	c := guard.Default()
-	c.Budget.Limit = unit.Bytes(limit)
+	c.Budget.Limit.Bytes = unit.Bytes(limit)
 	c.Buffers = guard.Buffers{
 		Downstream: unit.Bytes(s.Downstream), Upstream: unit.Bytes(s.Upstream), HTTP2Window: unit.Bytes(s.StreamWindow),
 		HTTP2ConnectionWindow: unit.Bytes(s.ConnectionWindow), Linger: unit.Duration(s.Linger), WholeRequest: unit.Bytes(s.WholeRequest),

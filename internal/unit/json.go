@@ -20,6 +20,15 @@ func (r *Ratio) UnmarshalText(text []byte) (err error) {
 	return err
 }
 
+// MarshalText prints l as String does, for JSON.
+func (l Limit) MarshalText() ([]byte, error) { return []byte(l.String()), nil }
+
+// UnmarshalText parses as ParseLimit does.
+func (l *Limit) UnmarshalText(text []byte) (err error) {
+	*l, err = ParseLimit(string(text))
+	return err
+}
+
 // MarshalText prints d as String does, for JSON.
 func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
 

@@ -1,4 +1,4 @@
-// Package unit holds the three kinds of figures that a configuration is written in: Bytes, Ratio and Duration.
+// Package unit holds the kinds of figures that a configuration is written in: Bytes, Ratio, Limit and Duration.
 // Each parses the text that people write, prints text that parses to the same value, and refuses what is
 // ambiguous rather than guess.
 package unit
@@ -123,6 +123,35 @@ func (r Ratio) String() string {
 		percent = strings.TrimRight(strings.TrimRight(percent, "0"), ".")
 	}
 	return percent + "%"
+}
+
+// Limit is a size, or a share of a limit that is not known until the program runs: 512MiB or 80%. At most one of the two is
+// not 0; neither is no limit.
+type Limit struct {
+	Bytes Bytes
+	Share Ratio
+}
+
+// ParseLimit reads what ends in % as a share, and everything else as ParseBytes does: 0.8 is no share here, but less than a byte.
+// A share of 0 is an error, as of everything that is not understood; it wraps ErrParse.
+func ParseLimit(text string) (Limit, error) {
+	if strings.HasSuffix(strings.TrimSpace(text), "%") {
+		share, err := ParseRatio(text)
+		if err == nil && share == 0 {
+			err = fmt.Errorf("%w: %q is no limit; write a share above 0%% or a size such as 512MiB", ErrParse, text)
+		}
+		return Limit{Share: share}, err
+	}
+	b, err := ParseBytes(text)
+	return Limit{Bytes: b}, err
+}
+
+// String prints the share, if it is one, else the size.
+func (l Limit) String() string {
+	if l.Share != 0 {
+		return l.Share.String()
+	}
+	return l.Bytes.String()
 }
 
 // Duration is a time.Duration that is written with its unit: 25ms, 1s.

@@ -25,6 +25,23 @@ func TestParseBytes(t *testing.T) {
 	}
 }
 
+func TestParseLimit(t *testing.T) {
+	for text, want := range map[string]Limit{
+		"512MiB": {Bytes: 512 * MiB}, "80%": {Share: 0.8}, " 12.5 % ": {Share: 0.125}, "0": {}, "150%": {Share: 1.5},
+	} {
+		got, err := ParseLimit(text)
+		require.NoError(t, err, text)
+		require.Equal(t, want, got, text)
+		again, err := ParseLimit(got.String())
+		require.NoError(t, err, text)
+		require.Equal(t, want, again, text)
+	}
+	for _, text := range []string{"", "%", "0%", "-1%", "MiB", "80%%", "80% of it"} {
+		_, err := ParseLimit(text)
+		require.ErrorIs(t, err, ErrParse, text)
+	}
+}
+
 func TestParseRatio(t *testing.T) {
 	for text, want := range map[string]Ratio{"85%": 0.85, "0.85": 0.85, "0": 0, "100 %": 1, "1": 1, "12.5%": 0.125} {
 		got, err := ParseRatio(text)

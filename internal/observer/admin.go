@@ -1,0 +1,110 @@
+package observer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+)
+
+// admin asks Envoy's admin interface: GET alone, one answer at a time, and not more often than it can bear.
+type admin struct {
+	client  *http.Client
+	base    string
+	longest time.Duration // between two tries, however often it failed
+
+	// Guarded by whoever may ask: see Observer.turn.
+	next    time.Time // not before
+	failed  int       // times in a row
+	failure error     // the last of them; nil = the last one was answered
+}
+
+// newClient returns a client for the address, and what paths are put behind.
+func newClient(address string) (*http.Client, string, error) {
+	transport := &http.Transport{
+		Proxy: nil, // whatever the environment says: it is on this machine
+		// Few, for admin is one thread's work. They time out, so that nothing is left behind that was asked after the end of Run.
+		MaxConnsPerHost: 2, IdleConnTimeout: 5 * time.Second, DisableCompression: true, MaxResponseHeaderBytes: 64 << 10,
+	}
+	client := &http.Client{
+		Transport:     transport,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	if socket, ok := strings.CutPrefix(address, "unix:"); ok {
+		if !strings.HasPrefix(socket, "/") {
+			return nil, "", fmt.Errorf("%q must have an absolute path behind unix, such as unix:/run/envoy/admin.sock", address)
+		}
+		transport.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+		}
+		return client, "http://admin", nil
+	}
+	u, err := url.Parse(address)
+	if err != nil || u.Scheme != "http" || u.Host == "" || u.User != nil || u.Path != "" && u.Path != "/" || u.RawQuery != "" || u.Fragment != "" {
+		return nil, "", fmt.Errorf("%q must be the address of Envoy's admin interface, such as http://127.0.0.1:9901 or unix:/run/envoy/admin.sock", address)
+	}
+	return client, "http://" + u.Host, nil
+}
+
+const (
+	firstRetry  = 100 * time.Millisecond // after a failure; the next one after twice that, and so on
+	longestRest = 250 * time.Millisecond
+)
+
+// rests says how long the admin is to be left alone.
+func (a *admin) rests(now time.Time) time.Duration { return a.next.Sub(now) }
+
+// asked notes how long an answer took, and sets the pace: one that is slow is given as long again to do something else, one
+// that fails is tried less and less often.
+func (a *admin) asked(now time.Time, took time.Duration, err error) {
+	a.failure = err
+	if err == nil {
+		a.failed = 0
+		a.next = now.Add(min(took, longestRest))
+		return
+	}
+	a.next = now.Add(min(firstRetry<<min(a.failed, 20), a.longest))
+	a.failed++
+}
+
+// get returns the body of the answer, at most so many bytes. The error says what Envoy did, and what may help.
+func (a *admin) get(ctx context.Context, path string, most int64) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, a.base+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("User-Agent", "highwater")
+	res, err := a.client.Do(req)
+	if err != nil {
+		return nil, explain(err)
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		hint := ""
+		if res.StatusCode == http.StatusForbidden {
+			hint = " (with admin.allow_paths, the path must be among them)"
+		}
+		return nil, fmt.Errorf("%s%s answers %s, not 200%s", a.base, path, res.Status, hint)
+	}
+	body, err := io.ReadAll(io.LimitReader(res.Body, most+1))
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("the answer of %s%s broke off: %w", a.base, path, explain(err))
+	case int64(len(body)) > most:
+		return nil, fmt.Errorf("the answer of %s%s has more than %d bytes", a.base, path, most)
+	}
+	return body, nil
+}
+
+// explain says what a deadline is.
+func explain(err error) error {
+	if errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("no answer in time: %w", err)
+	}
+	return err
+}

@@ -1,0 +1,61 @@
+package observer
+
+import (
+	"errors"
+	"fmt"
+	"path"
+	"time"
+
+	"github.com/highwater-envoy/highwater/internal/unit"
+)
+
+// Config is the observer's part of the server's configuration.
+type Config struct {
+	Release Release `json:"release"`
+	Envoy   Envoy   `json:"envoy"`
+}
+
+// Release says when free pages are given back, and by which files Envoy's overload manager is driven.
+type Release struct {
+	// Threshold: where Envoy, its free pages included, has this share of its limit, they are to be given back. 0 = never for that.
+	Threshold unit.Ratio `json:"threshold"`
+	// Interval: else after so long, where there are more than Keep. 0 = never for that.
+	Interval unit.Duration `json:"interval"`
+	Keep     unit.Bytes    `json:"keep"`
+	// PressureFile and PulseFile are what Envoy's injected_resource monitors read; empty = none. The directory must be there.
+	PressureFile string `json:"pressure_file"`
+	PulseFile    string `json:"pulse_file"`
+}
+
+// Envoy says which process is observed.
+type Envoy struct {
+	PID    int    `json:"pid"`    // 0 = the one process here that is called envoy
+	Cgroup string `json:"cgroup"` // its memory cgroup's directory, such as /sys/fs/cgroup/envoy; empty = that of the process
+}
+
+// Default is the configuration with every key that has a default.
+func Default() Config {
+	return Config{Release: Release{Threshold: 0.85, Interval: unit.Duration(30 * time.Second), Keep: 32 * unit.MiB}}
+}
+
+// Validate returns all that is wrong with the configuration, joined; each error begins with the key.
+func (c *Config) Validate() error {
+	var errs []error
+	check := func(ok bool, format string, args ...any) {
+		if !ok {
+			errs = append(errs, fmt.Errorf(format, args...))
+		}
+	}
+	r := &c.Release
+	check(r.Threshold >= 0 && r.Threshold <= 1, "release.threshold: %v must be from 0%% (never) to 100%%", r.Threshold)
+	check(r.Interval == 0 || r.Interval >= unit.Duration(time.Second) && r.Interval <= unit.Duration(24*time.Hour), "release.interval: %v must be 0 (never) or from 1s to 24h", r.Interval)
+	check(r.Keep <= unit.TiB, "release.keep: %v must be at most 1TiB", r.Keep)
+	for _, f := range []struct{ key, file string }{{"pressure_file", r.PressureFile}, {"pulse_file", r.PulseFile}} {
+		check(f.file == "" || path.IsAbs(f.file) && path.Clean(f.file) == f.file, "release.%s: %q must be an absolute path without . and .., as in Envoy's injected_resource monitor", f.key, f.file)
+	}
+	check(r.PulseFile == "" || r.PulseFile != r.PressureFile, "release.pulse_file: %q must not be release.pressure_file: to give pages back would cut timeouts too", r.PulseFile)
+	e := &c.Envoy
+	check(e.PID >= 0 && e.PID <= 1<<22, "envoy.pid: %d must be from 0 (found by itself) to %d", e.PID, 1<<22)
+	check(e.Cgroup == "" || path.IsAbs(e.Cgroup), "envoy.cgroup: %q must be an absolute path, such as /sys/fs/cgroup/envoy", e.Cgroup)
+	return errors.Join(errs...)
+}

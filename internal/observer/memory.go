@@ -1,0 +1,116 @@
+package observer
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/highwater-envoy/highwater/internal/cgroup"
+	"github.com/highwater-envoy/highwater/internal/guard"
+)
+
+const (
+	// askTimeout is less than guard's, so that who asks hears why.
+	askTimeout = 800 * time.Millisecond
+	maxMemory  = 64 << 10
+)
+
+// read asks Envoy for its memory and looks at its process and container: the answer in Envoy's form with what was seen in it, and
+// the same as a reading. told: whoever asked is told of a failure, and need not read of it in the log too.
+func (o *Observer) read(ctx context.Context, told bool) (text []byte, r guard.Reading, err error) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	select { // one at a time
+	case o.turn <- struct{}{}:
+		defer func() { <-o.turn }()
+	case <-ctx.Done():
+		return nil, r, fmt.Errorf("admin is busy with other questions: %w", ctx.Err())
+	}
+	rest := o.admin.rests(time.Now())
+	if rest > 0 && o.admin.failure != nil {
+		return nil, r, o.admin.failure
+	}
+	if rest > 0 {
+		select {
+		case <-time.After(rest):
+		case <-ctx.Done():
+			return nil, r, ctx.Err()
+		}
+	}
+	asked := time.Now()
+	text, err = o.admin.get(ctx, o.options.Path, maxMemory)
+	if err == nil {
+		_, err = guard.ParseReading(text)
+	}
+	took := time.Since(asked)
+	if ctx.Err() == context.Canceled {
+		return nil, r, ctx.Err() // it is not Envoy's fault
+	}
+	o.admin.asked(time.Now(), took, err)
+	// Whatever admin does: where it hangs, the container is all that can be seen.
+	f, failures := o.target.look(asked)
+	if err == nil {
+		if text, err = compose(text, f); err == nil {
+			r, err = guard.ParseReading(text)
+		}
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.mu.figures = f
+	o.note(FaultProcess, failures.process)
+	o.note(FaultCgroup, failures.cgroup)
+	if told {
+		o.count(FaultMemory, err)
+	} else {
+		o.note(FaultMemory, err)
+	}
+	if err != nil {
+		return nil, guard.Reading{}, err
+	}
+	o.mu.reading, o.mu.asked, o.mu.took = r, asked, took
+	o.foresee(asked, r)
+	return text, r, nil
+}
+
+// compose adds what was seen to Envoy's answer, in its form: numbers in quotes.
+func compose(text []byte, f figures) ([]byte, error) {
+	m := map[string]json.RawMessage{}
+	if err := json.Unmarshal(text, &m); err != nil {
+		return nil, fmt.Errorf("not the answer of /memory: %w", err)
+	}
+	set := func(key string, n int64) { m[key] = json.RawMessage(`"` + strconv.FormatInt(n, 10) + `"`) }
+	if f.pid != 0 {
+		set("resident", f.resident)
+	}
+	if c := f.container; c != nil {
+		if c.Limit != cgroup.NoLimit && c.Limit > 0 {
+			set("limit", c.Limit)
+		}
+		set("working_set", c.WorkingSet)
+		set("sock", c.Sock)
+	}
+	return json.MarshalIndent(m, "", " ")
+}
+
+// Memory answers as Envoy's /memory does, with limit, resident, working_set and sock beside, as far as they are known: a filter
+// may take its readings from here. Each call asks Envoy; nothing is answered from what was seen before.
+func (o *Observer) Memory() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodGet && r.Method != http.MethodHead {
+			w.Header().Set("Allow", "GET, HEAD")
+			http.Error(w, "only GET and HEAD", http.StatusMethodNotAllowed)
+			return
+		}
+		text, _, err := o.read(r.Context(), false)
+		w.Header().Set("Cache-Control", "no-store")
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadGateway)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = w.Write(append(text, '\n'))
+	})
+}
