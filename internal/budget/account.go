@@ -32,6 +32,7 @@ type Account struct {
 	spare      int64    // of fresh[0]: of what is gone, for what comes next
 	gen        uint32
 	rotated    Time
+	ticked     Time   // the last tick
 	seen       uint64 // sequence of the last reading noticed
 	told       uint64 // and of the last one after which the entry was published
 	under      rooms  // how much of the lease lies under soft, hard and the limit: what admissions may spend
@@ -449,11 +450,21 @@ func (a *Account) Reserve(now Time, s *Stream, d Direction, n int64) {
 // through Envoy's filters.
 const deferMost = 256 << 10
 
-// Defer notes n more bytes of a response, if they were announced and it is large: then they are counted as coming, which is as
-// much, until more of them have passed, the next tick, or the end. It says whether that was so; else they are for Pass.
+// Defer notes n more bytes of a response, and says whether that is all there is to do; else they are for Pass. It is so for most
+// chunks of a large response that was announced. First they are counted as coming, which is as much, until more of them have passed,
+// the next tick, or the end. And when the stream has added to the generation all that it may, and holds all that it can, a chunk
+// changes nothing.
 func (a *Account) Defer(s *Stream, n int64) bool {
 	m := &s.dir[Response]
-	if s.small || m.unbooked+n > min(m.coming, deferMost) {
+	if s.small {
+		return false
+	}
+	if m.genBytes >= m.cap && m.gen == a.gen && m.coming == 0 && m.reserved >= m.cap && m.seen >= m.cap && s.likely == s.bounds {
+		m.seen += n
+		m.moved = a.ticked
+		return true
+	}
+	if m.unbooked+n > min(m.coming, deferMost) {
 		return false
 	}
 	if m.unbooked == 0 {
@@ -711,6 +722,7 @@ func (a *Account) leave(c *Connection, likely, bound int64) {
 // Tick sweeps the streams, exchanges with the table and takes or keeps the poller slot. It returns whether the slot is
 // this VM's. An error is the store's; the account goes on with what it knows.
 func (a *Account) Tick(now Time) (polls bool, err error) {
+	a.ticked = now
 	a.book(now)
 	if now-a.swept >= sweepEvery {
 		a.swept = now

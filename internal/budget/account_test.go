@@ -209,6 +209,33 @@ func TestDeferredBytesStayComingUntilTheyAreBooked(t *testing.T) {
 	require.Zero(t, a.Own().Bounds)
 }
 
+// A large response that holds all that it can, and has added to the generation all that it may, changes nothing by passing more.
+// After the next reading it may be filled again.
+func TestAFullResponseIsDeferredUntilTheNextReading(t *testing.T) {
+	b := open(t, 1)
+	b.join()
+	a := b.accounts[0]
+	b.readings(2, 40*mib)
+	s := &Stream{}
+	a.Open(b.now, s, nil, new(Sum), 16*kib, mib, 128*kib)
+	a.Expect(b.now, s, Response, 4*mib, 128*kib, 0)
+	a.Enlarge(b.now, s)
+	require.True(t, a.Defer(s, 128*kib), "as coming")
+	require.False(t, a.Defer(s, 16*kib), "it is to be booked")
+	require.Equal(t, 16*kib, a.Pass(b.now, s, Response, 16*kib))
+	before := a.Own()
+	for range 10 {
+		require.True(t, a.Defer(s, 16*kib))
+	}
+	require.Equal(t, before, a.Own())
+	require.Equal(t, 304*kib, s.Seen(Response))
+	b.readings(1, 40*mib)
+	fresh := a.Own().Fresh
+	require.False(t, a.Defer(s, 16*kib), "what it holds now may have come since")
+	require.Equal(t, 16*kib, a.Pass(b.now, s, Response, 16*kib))
+	require.Equal(t, fresh+16*kib, a.Own().Fresh)
+}
+
 func TestCostIsUsedAgainWhileFresh(t *testing.T) {
 	for generations, want := range map[int]struct{ closed, again int64 }{
 		0: {76 * kib, 76 * kib}, // the next uses it again
