@@ -255,7 +255,9 @@ type base struct {
 // forFaces runs a test where both faces do the same: the plugin, with one worker and with two, and the ext_proc server.
 func forFaces(t *testing.T, test func(t *testing.T, b base)) {
 	t.Helper()
-	forWorkers(t, func(t *testing.T, workers int) { test(t, base{envoytest.Filter, workers}) })
+	for _, workers := range []int{1, 2} {
+		t.Run(fmt.Sprintf("%d workers", workers), func(t *testing.T) { test(t, base{envoytest.Filter, workers}) })
+	}
 	t.Run("ext_proc", func(t *testing.T) { test(t, base{envoytest.ExtProc, 2}) })
 }
 

@@ -131,13 +131,29 @@ func TestServerEndsWithRequestsUnderWay(t *testing.T) {
 	})
 	c := client(t, false)
 	codes := make(chan int, 2)
-	s.reaches(func() { codes <- do(t, c, http.MethodPost, s.url("/upload?delay=3s"), zeros(1000), 1000).StatusCode })
+	s.reaches(func() { codes <- s.status(c, "/upload?delay=3s", 1000) })
 	s.reading(full)
-	go func() { codes <- do(t, c, http.MethodPost, s.url("/upload?delay=0s"), zeros(large), large).StatusCode }()
+	go func() { codes <- s.status(c, "/upload?delay=0s", large) }()
 	s.waiting(1)
 	require.NoError(t, s.Server().Stop())
 	require.Equal(t, 200, <-codes)
 	require.Equal(t, 200, <-codes)
+}
+
+// status is what an upload of n bytes is answered, 0 if it is not.
+func (s *scene) status(c *http.Client, path string, n int64) int {
+	req, err := http.NewRequestWithContext(s.t.Context(), http.MethodPost, s.url(path), zeros(n))
+	if err != nil {
+		return 0
+	}
+	req.ContentLength = n
+	res, err := c.Do(req)
+	if err != nil {
+		return 0
+	}
+	defer res.Body.Close()
+	_, _ = io.Copy(io.Discard, res.Body)
+	return res.StatusCode
 }
 
 // What was decided is in the access log: of a reject in the details, of a request that waited in dynamic metadata.
@@ -159,7 +175,7 @@ func TestServerTellsInTheAccessLog(t *testing.T) {
 	c := client(t, false)
 	require.Equal(t, 503, s.refused(c, false).StatusCode)
 	done := make(chan int)
-	go func() { done <- do(t, c, http.MethodPost, s.url("/upload?delay=0s"), zeros(large), large).StatusCode }()
+	go func() { done <- s.status(c, "/upload?delay=0s", large) }()
 	s.waiting(1)
 	s.reading(40 * mib)
 	require.Equal(t, 200, <-done)

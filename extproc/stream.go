@@ -34,7 +34,6 @@ type stream struct {
 	over     bool // it has had its last answer
 	gRPC     bool // the client speaks it
 	upgrades bool
-	answered bool // the response's headers have come
 	modes    [2]filterv3.ProcessingMode_BodySendMode
 	asked    [2]bool // for the body, by an answer, because its length is not known
 	came     [2]bool // some of the body has
@@ -248,7 +247,7 @@ func (s *stream) responseHeaders(h *extprocv3.HttpHeaders, size int) {
 		return
 	}
 	s.headers[budget.Response] = true
-	length := int64(budget.Unknown)
+	length := budget.Unknown
 	for _, f := range h.GetHeaders().GetHeaders() {
 		if f.GetKey() == "content-length" {
 			length = contentLength(value(f))

@@ -63,24 +63,24 @@ func config(edit func(*guard.Config)) guard.Config {
 }
 
 // serve is a server that runs, with a reading.
-func serve(t testing.TB, inUse int64, edit func(*guard.Config)) (*Server, *gauge) {
-	t.Helper()
+func serve(tb testing.TB, inUse int64, edit func(*guard.Config)) (*Server, *gauge) {
+	tb.Helper()
 	g := &gauge{inUse: inUse}
 	s, err := New(config(edit), g, slog.New(slog.NewTextHandler(io.Discard, nil)))
-	require.NoError(t, err)
+	require.NoError(tb, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() { s.Run(ctx) })
-	t.Cleanup(func() { cancel(); running.Wait() })
+	tb.Cleanup(func() { cancel(); running.Wait() })
 	if inUse > 0 {
-		until(t, func() bool { return s.Status().Gauges["highwater_in_use_bytes"] == inUse })
+		until(tb, func() bool { return s.Status().Gauges["highwater_in_use_bytes"] == inUse })
 	}
 	return s, g
 }
 
-func until(t testing.TB, ok func() bool) {
-	t.Helper()
-	require.Eventually(t, ok, 10*time.Second, time.Millisecond)
+func until(tb testing.TB, ok func() bool) {
+	tb.Helper()
+	require.Eventually(tb, ok, 10*time.Second, time.Millisecond)
 }
 
 // client is a stream's other end.
@@ -114,8 +114,9 @@ func (c *client) status() (bool, codes.Code, string) {
 	return c.ended, c.code, c.text
 }
 
-func (s *Server) dial(t testing.TB) *client {
-	c := &client{t: t, answers: make(chan *extprocv3.ProcessingResponse, 1000)}
+func (s *Server) dial(tb testing.TB) *client {
+	tb.Helper()
+	c := &client{t: tb, answers: make(chan *extprocv3.ProcessingResponse, 1000)}
 	c.h = &stream{server: s, grpc: c}
 	return c
 }
@@ -200,9 +201,9 @@ func (s *Server) gauge(name string) (n int64) {
 func (s *Server) counter(name string) int64 { return s.Status().Counters["highwater_"+name] }
 
 // drained waits until nothing is counted any more.
-func (s *Server) drained(t testing.TB) {
-	t.Helper()
-	until(t, func() bool {
+func (s *Server) drained(tb testing.TB) {
+	tb.Helper()
+	until(tb, func() bool {
 		return s.gauge("streams")+s.gauge("waiting")+s.gauge("fresh_bytes")+s.gauge("coming_bytes")+s.gauge("exposure_bytes") == 0
 	})
 }
@@ -549,7 +550,8 @@ func TestBadStreams(t *testing.T) {
 func FuzzStream(f *testing.F) {
 	messages := []*extprocv3.ProcessingRequest{
 		request(false, "content-length", "1000000"), request(true), request(false), response(false, "content-length", "100000"), response(true), response(false),
-		requestBody(1000, false), requestBody(0, true), responseBody(100_000, false), responseBody(5, true), requestTrailers(), responseTrailers(), {},
+		requestBody(1000, false), requestBody(0, true), responseBody(100_000, false), responseBody(5, true), requestTrailers(), responseTrailers(),
+		{},
 	}
 	var all [][]byte
 	for _, m := range messages {

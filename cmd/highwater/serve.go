@@ -210,7 +210,7 @@ func serveUntil(ctx context.Context, o settings, hangup <-chan os.Signal, log *s
 	g.Shutdown(within)
 	stopPolicy()
 	if admin.Shutdown(within) != nil {
-		admin.Close()
+		_ = admin.Close()
 	}
 	a.start(nil)
 	running.Wait()
@@ -331,7 +331,7 @@ func listen(ctx context.Context, address string) (net.Listener, error) {
 	var config net.ListenConfig
 	l, err := config.Listen(ctx, "unix", path)
 	if errors.Is(err, syscall.EADDRINUSE) {
-		if c, dialed := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "unix", path); dialed == nil {
+		if c, dialled := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "unix", path); dialled == nil {
 			c.Close()
 			return nil, err
 		}
