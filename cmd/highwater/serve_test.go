@@ -111,7 +111,9 @@ func serving(t *testing.T, o settings) (grpc, http string) {
 
 type handler string
 
-func (h handler) ServeHTTP(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, string(h)) }
+func (h handler) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
+	_, _ = io.WriteString(w, string(h))
+}
 
 func healthy(t *testing.T, target string, c credentials.TransportCredentials) error {
 	t.Helper()
