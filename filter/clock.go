@@ -3,6 +3,7 @@
 package main
 
 import (
+	"time"
 	"unsafe"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
@@ -19,7 +20,16 @@ func clockTimeGet(id uint32, precision uint64, result unsafe.Pointer) uint32
 // Nothing they do needs it to be finer: what does (when a reading was asked for, which bytes it holds) happens in ticks.
 func now() budget.Time {
 	const monotonic = 1
-	var t uint64
-	clockTimeGet(monotonic, 1, unsafe.Pointer(&t))
-	return budget.Time(t)
+	return budget.Time(clock(monotonic))
+}
+
+// wall is the host's wall time, by which answers for people have a date.
+func wall() time.Time {
+	const realtime = 0
+	return time.Unix(0, int64(clock(realtime)))
+}
+
+func clock(id uint32) (t uint64) {
+	clockTimeGet(id, 1, unsafe.Pointer(&t))
+	return t
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/fairness"
+	"github.com/highwater-envoy/highwater/internal/reservoir"
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
 
@@ -54,6 +55,9 @@ type Host interface {
 	VirtualHost() string
 	Source() string                    // address of the client, without its port
 	Header(name string) (value string) // of the request; empty if it has none
+	// Describe says whose the request is, of what is asked for at its first sample alone. header is the request header that goes
+	// into Key, if it is not empty. What can't be told any more is left empty. It may be called in a tick.
+	Describe(header string) reservoir.Labels
 }
 
 type phase uint8
@@ -87,6 +91,7 @@ type Stream struct {
 	keyed      bool // key is known
 	marked     bool // mode observe: it would have been evicted
 	inFloor    bool // large, but let into the floor: it stays in the small sum
+	traced
 }
 
 // Waiting says whether the stream is in line.
@@ -123,7 +128,7 @@ func (s *Stream) credit() int64 {
 // The stream must not be open.
 func (g *Guard) Open(now Time, s *Stream, h Host, length int64) Verdict {
 	w := g.worker
-	*s = Stream{guard: g, host: h, phase: live, length: length, key: &w.keys.Other}
+	*s = Stream{guard: g, host: h, phase: live, length: length, key: &w.keys.Other, traced: traced{opened: now}}
 	s.key.Refs++
 	s.waiter.Value = s
 	w.busy(now, s)
@@ -149,6 +154,7 @@ func (g *Guard) Open(now Time, s *Stream, h Host, length int64) Verdict {
 	if s.keyed && s.key.Value.large(now) {
 		s.expects = min(s.key.Value.responses.Known(), int64(b.Downstream+b.Upstream))
 	}
+	w.traceOpen(s)
 	if len(g.config.Exempt) > 0 && g.exempts(h) {
 		s.exempt = true
 		w.account.Ask(now, s.total(), budget.Forced)
@@ -611,6 +617,7 @@ func (g *Guard) Close(now Time, s *Stream) (waited unit.Duration) {
 		if n := s.Held(budget.Response); n > int64(w.budget.Small) {
 			if c := s.host.Arrived(); c != nil && !c.IsClosed {
 				w.leave(now, c, n, s.key)
+				w.traceLeave(s, c)
 			}
 		}
 	}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/fairness"
+	"github.com/highwater-envoy/highwater/internal/reservoir"
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
 
@@ -54,6 +55,15 @@ func (r *request) Cluster() string      { r.hostCalls++; return r.cluster }
 func (r *request) VirtualHost() string  { r.hostCalls++; return "" }
 func (r *request) Source() string       { r.hostCalls++; return "" }
 func (r *request) Header(string) string { r.hostCalls++; return r.tenant }
+
+func (r *request) Describe(header string) reservoir.Labels {
+	r.hostCalls++
+	l := reservoir.Labels{VirtualHost: "all", Route: r.route, Cluster: r.cluster, Source: "10.0.0.1", Protocol: "HTTP/1.1"}
+	if header != "" {
+		l.Key = r.tenant
+	}
+	return l
+}
 
 // example is the configuration of the shipped example: 200 MiB, 64 KiB buffers.
 func example() Config {

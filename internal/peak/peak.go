@@ -1,0 +1,283 @@
+// Package peak tells what the workers of a process froze at a high-water mark: as JSON for people and scripts, and as a profile
+// for pprof. Names in it come from traffic, so whatever is not printable is escaped, and none is longer than
+// reservoir.MaxLabel bytes.
+package peak
+
+import (
+	"cmp"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/reservoir"
+)
+
+// Clock is now, as the host's CLOCK_MONOTONIC and as wall time: by both what was frozen at a monotonic time gets a date.
+type Clock struct {
+	Monotonic time.Duration
+	Wall      time.Time
+}
+
+func (c *Clock) date(at time.Duration) time.Time { return c.Wall.Add(at - c.Monotonic) }
+
+// View is a peak in figures. Sizes are bytes. What is likely held is an estimate by the guard, of which the sum is scaled to what
+// was measured: see scale.
+type View struct {
+	Peak    int64     `json:"peak"`    // its number; 0 = as of now
+	Highest bool      `json:"highest"` // of all
+	At      time.Time `json:"at"`
+	AgeMS   int64     `json:"age_ms"`
+	SkewMS  int64     `json:"skew_ms"` // between the first worker that froze its sample and the last
+	Level   string    `json:"level"`
+	Limit   int64     `json:"limit"`
+
+	InUse       int64 `json:"in_use"` // measured
+	Allocated   int64 `json:"allocated"`
+	Base        int64 `json:"base"`        // what the process holds without traffic
+	Held        int64 `json:"held"`        // likely, by all streams together
+	Bounds      int64 `json:"bounds"`      // the most that they could hold
+	Unexplained int64 `json:"unexplained"` // in_use − base − held: what no stream explains
+
+	Likely   int64  `json:"likely"` // held before it was scaled
+	Estimate Figure `json:"estimate"`
+
+	Streams     int64    `json:"streams"`
+	Connections int64    `json:"connections"`
+	Samples     int      `json:"samples"`
+	Phases      Phases   `json:"phases"`
+	Workers     []Worker `json:"workers"`
+	Stacks      []Group  `json:"stacks"` // those that hold most
+	Keys        []Group  `json:"keys"`
+}
+
+// Figure is an estimate from the sample: nine times of ten the truth is within Held ± Error.
+type Figure struct {
+	Held  int64 `json:"held"`
+	Error int64 `json:"error"`
+}
+
+// Phases are what all streams in each phase likely hold, exactly summed up.
+type Phases struct {
+	Paused      int64 `json:"paused"`
+	Uploading   int64 `json:"uploading"`
+	Waiting     int64 `json:"waiting"`
+	Downloading int64 `json:"downloading"`
+}
+
+// Worker is one worker's part.
+type Worker struct {
+	Worker  uint32  `json:"worker"`
+	AfterMS int64   `json:"after_ms"` // the first one
+	Streams int64   `json:"streams"`
+	Likely  int64   `json:"likely"`
+	Bounds  int64   `json:"bounds"`
+	Samples int     `json:"samples"`
+	Gap     float64 `json:"gap"` // one sample of so many bytes
+}
+
+// Group is the streams that have something in common.
+type Group struct {
+	VirtualHost string  `json:"virtual_host,omitempty"`
+	Route       string  `json:"route,omitempty"`
+	Cluster     string  `json:"cluster,omitempty"`
+	Phase       string  `json:"phase,omitempty"`
+	Key         *string `json:"key,omitempty"`
+	Figure
+	Requests float64 `json:"requests"` // estimated
+	Bounds   int64   `json:"bounds"`   // estimated
+	OldestMS int64   `json:"oldest_ms"`
+}
+
+// scale is what to multiply with what streams likely hold, so that they hold together what was measured above the base: not
+// more, for measured is measured; and more than likely at most up to their bounds, for the rest can be none of theirs, as far as
+// `buffers` tells the truth.
+func scale(inUse, base, likely, bounds float64) float64 {
+	if likely <= 0 {
+		return 0
+	}
+	return min(max(inUse-base, 0), bounds) / likely
+}
+
+// merged is a peak with what is needed of it more than once.
+type merged struct {
+	reservoir.Peak
+	last  *reservoir.Snapshot // by which the process is described
+	first time.Duration
+	skew  time.Duration
+	sum   reservoir.Totals
+	scale float64
+}
+
+func merge(p reservoir.Peak) merged {
+	m := merged{Peak: p, last: &reservoir.Snapshot{}}
+	var likely, bounds float64
+	var last time.Duration
+	for i := range p.Snapshots {
+		s := &p.Snapshots[i]
+		if i == 0 || s.Epoch > m.last.Epoch || s.Epoch == m.last.Epoch && s.InUse > m.last.InUse {
+			m.last = s
+		}
+		if i == 0 {
+			m.first, last = s.At, s.At
+		}
+		m.first, last = min(m.first, s.At), max(last, s.At)
+		m.sum.Streams += s.Totals.Streams
+		m.sum.Connections += s.Totals.Connections
+		m.sum.Likely += s.Totals.Likely
+		m.sum.Bound += s.Totals.Bound
+		for j := range m.sum.Phases {
+			m.sum.Phases[j] += s.Totals.Phases[j]
+		}
+		likely += float64(s.Totals.Likely)
+		bounds += float64(s.Totals.Bound)
+	}
+	m.skew = last - m.first
+	m.scale = scale(float64(m.last.InUse), float64(m.last.Base), likely, bounds)
+	return m
+}
+
+func (m *merged) scaled(n int64) int64 { return whole(m.scale * float64(n)) }
+
+func (m *merged) unexplained() int64 {
+	return max(m.last.InUse-m.last.Base-m.scaled(m.sum.Likely), 0)
+}
+
+// allocated is as the worker that polls knows it.
+func (m *merged) allocated() (n int64) {
+	for i := range m.Snapshots {
+		n = max(n, m.Snapshots[i].Allocated)
+	}
+	return n
+}
+
+// whole is f as an integer; what is read from shared data may be anything.
+func whole(f float64) int64 {
+	if math.IsNaN(f) {
+		return 0
+	}
+	return int64(math.Round(max(min(f, 1<<62), -1<<62)))
+}
+
+// ViewOf is the peak in figures, with no more than most groups of each kind.
+func ViewOf(p reservoir.Peak, clock Clock, most int) View {
+	m := merge(p)
+	v := View{
+		Peak: p.Number, Highest: p.Highest, At: clock.date(m.first).UTC().Truncate(time.Millisecond), AgeMS: (clock.Monotonic - m.first).Milliseconds(),
+		SkewMS: m.skew.Milliseconds(), Level: budget.Level(m.last.Level).String(), Limit: m.last.Limit,
+		InUse: m.last.InUse, Allocated: m.allocated(), Base: m.last.Base, Held: m.scaled(m.sum.Likely), Bounds: m.sum.Bound, Unexplained: m.unexplained(),
+		Likely: m.sum.Likely, Streams: m.sum.Streams, Connections: m.sum.Connections,
+		Phases: Phases{
+			Paused: m.scaled(m.sum.Phases[reservoir.Paused]), Uploading: m.scaled(m.sum.Phases[reservoir.Uploading]),
+			Waiting: m.scaled(m.sum.Phases[reservoir.Waiting]), Downloading: m.scaled(m.sum.Phases[reservoir.Downloading]),
+		},
+		Workers: make([]Worker, 0, len(p.Snapshots)),
+	}
+	stacks, keys := groups[stack]{}, groups[string]{}
+	var all tally
+	for i := range p.Snapshots {
+		s := &p.Snapshots[i]
+		v.Samples += len(s.Samples)
+		v.Workers = append(v.Workers, Worker{
+			Worker: s.Worker, AfterMS: (s.At - m.first).Milliseconds(), Streams: s.Totals.Streams, Likely: s.Totals.Likely, Bounds: s.Totals.Bound,
+			Samples: len(s.Samples), Gap: s.Gap,
+		})
+		for j := range s.Samples {
+			x, w := &s.Samples[j], s.Weight(j)
+			all.add(x, w)
+			stacks.of(stackOf(x)).add(x, w)
+			keys.of(x.Labels.Key).add(x, w)
+		}
+	}
+	v.Estimate = all.figure(m.scale)
+	v.Stacks = stacks.largest(m.scale, most, func(g *Group, s stack) {
+		g.VirtualHost, g.Route, g.Cluster, g.Phase = Clean(s.virtualHost), Clean(s.route), Clean(s.cluster), s.phase.String()
+	})
+	v.Keys = keys.largest(m.scale, most, func(g *Group, key string) { key = Clean(key); g.Key = &key })
+	return v
+}
+
+// stack is what a profile shows of a stream, from the outside in.
+type stack struct {
+	virtualHost, route, cluster string
+	phase                       reservoir.Phase
+}
+
+func stackOf(x *reservoir.Sample) stack {
+	return stack{x.Labels.VirtualHost, x.Labels.Route, x.Labels.Cluster, x.Phase}
+}
+
+// tally sums up sampled streams.
+type tally struct {
+	held     reservoir.Estimate
+	requests float64
+	bounds   float64
+	oldest   time.Duration
+}
+
+func (t *tally) add(x *reservoir.Sample, weight float64) {
+	t.held.Add(float64(x.Likely), weight)
+	t.requests += weight
+	t.bounds += weight * float64(x.Request+x.Response)
+	t.oldest = max(t.oldest, x.Age)
+}
+
+func (t *tally) figure(scale float64) Figure {
+	return Figure{Held: whole(scale * t.held.Sum), Error: whole(scale * t.held.Error())}
+}
+
+type groups[K comparable] map[K]*tally
+
+func (g groups[K]) of(k K) *tally {
+	t := g[k]
+	if t == nil {
+		t = &tally{}
+		g[k] = t
+	}
+	return t
+}
+
+// largest are those that hold most, first.
+func (g groups[K]) largest(scale float64, most int, name func(g *Group, k K)) []Group {
+	list := make([]Group, 0, len(g))
+	for k, t := range g {
+		x := Group{Figure: t.figure(scale), Requests: math.Round(10*t.requests) / 10, Bounds: whole(t.bounds), OldestMS: t.oldest.Milliseconds()}
+		name(&x, k)
+		list = append(list, x)
+	}
+	slices.SortFunc(list, func(a, b Group) int {
+		return cmp.Or(cmp.Compare(b.Held, a.Held), cmp.Compare(b.Requests, a.Requests), cmp.Compare(a.Route, b.Route), cmp.Compare(a.Cluster, b.Cluster),
+			cmp.Compare(a.VirtualHost, b.VirtualHost), cmp.Compare(a.Phase, b.Phase), cmp.Compare(key(&a), key(&b)))
+	})
+	return list[:min(len(list), most)]
+}
+
+func key(g *Group) string {
+	if g.Key == nil {
+		return ""
+	}
+	return *g.Key
+}
+
+// Clean is text from traffic as it may be shown anywhere: what is not printable (control characters, escape sequences of
+// terminals, marks that turn the writing round) is escaped as in Go, and bytes that are no UTF-8 too. It is no longer than
+// reservoir.MaxLabel bytes before that.
+func Clean(text string) string {
+	text = text[:min(len(text), reservoir.MaxLabel)]
+	plain := true
+	for _, r := range text {
+		if !strconv.IsPrint(r) || r == utf8.RuneError {
+			plain = false
+			break
+		}
+	}
+	if plain {
+		return text
+	}
+	quoted := strconv.Quote(text)
+	// Quotes are harmless, and stay as they are where nothing is escaped.
+	return strings.ReplaceAll(quoted[1:len(quoted)-1], `\"`, `"`)
+}
