@@ -3,7 +3,6 @@
 package main
 
 import (
-	"time"
 	"unsafe"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
@@ -23,10 +22,10 @@ func now() budget.Time {
 	return budget.Time(clock(monotonic))
 }
 
-// wall is the host's wall time, by which answers for people have a date.
-func wall() time.Time {
+// wall is the host's wall time in nanoseconds since 1970, by which answers for people have a date.
+func wall() int64 {
 	const realtime = 0
-	return time.Unix(0, int64(clock(realtime)))
+	return int64(clock(realtime))
 }
 
 func clock(id uint32) (t uint64) {

@@ -169,7 +169,7 @@ func Profile(p reservoir.Peak, clock Clock) []byte {
 		e.sub = number(e.sub, functionName, uint64(e.text(name)))
 		e.buf = message(e.buf, profileFunction, e.sub)
 	}
-	e.buf = number(e.buf, profileTime, uint64(clock.date(m.first).UnixNano()))
+	e.buf = number(e.buf, profileTime, uint64(clock.nanos(m.first)))
 	e.buf = number(e.buf, profileDefaultSampleType, uint64(e.text("held")))
 	for _, comment := range m.comments() {
 		e.buf = number(e.buf, profileComment, uint64(e.text(comment)))

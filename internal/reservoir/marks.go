@@ -1,9 +1,8 @@
 package reservoir
 
 import (
-	"cmp"
 	"math"
-	"slices"
+	"sort"
 )
 
 // Rules say when memory in use is at a new high-water mark.
@@ -110,5 +109,5 @@ func Gather(snapshots []Snapshot) (p Peak, ok bool) {
 
 // SortPeaks sorts them by number.
 func SortPeaks(all []Peak) {
-	slices.SortFunc(all, func(a, b Peak) int { return cmp.Compare(a.Number, b.Number) })
+	sort.Slice(all, func(i, j int) bool { return all[i].Number < all[j].Number })
 }
