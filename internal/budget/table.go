@@ -73,7 +73,7 @@ const deadAfter = 2 * time.Second
 
 const (
 	tableMagic  = 0x48573033 // "HW03": a changed layout needs a new one
-	markFields  = 9
+	markFields  = 10
 	headFields  = 13 + markFields
 	headerBytes = 4 + 4 + headFields*8
 	entryFields = 21

@@ -82,6 +82,7 @@ func (w *Worker) mark(now Time, t *budget.Table) {
 	}
 	m, rules := w.marks(t), w.trace.rules()
 	m.Next(now, t.Reading-t.Base, &rules)
+	m.Allocated = w.allocated
 	t.Marks = m.Fields()
 }
 
@@ -208,7 +209,7 @@ func (w *Worker) look(now Time, freeze bool) {
 		}
 	})
 	x.snapshot = reservoir.Snapshot{
-		Worker: w.account.ID(), At: now, Level: uint8(table.Level), Limit: w.limits.Limit, InUse: table.Reading, Allocated: w.allocated, Base: table.Base,
+		Worker: w.account.ID(), At: now, Level: uint8(table.Level), Limit: w.limits.Limit, InUse: table.Reading, Allocated: w.marks(table).Allocated, Base: table.Base,
 		Gap: x.gap, Totals: totals, Samples: samples,
 	}
 }
@@ -350,6 +351,9 @@ func (w *Worker) Status(now Time, add func(name string, value int64)) {
 	add("peaks", m.Episode)
 	gauges := w.Gauges(now)
 	for i, g := range Gauges() {
+		if i == GaugeLevel {
+			continue // it has a name
+		}
 		add(strings.TrimPrefix(g.Name, "highwater_"), gauges[i])
 	}
 }

@@ -145,14 +145,6 @@ func (m *merged) unexplained() int64 {
 	return max(m.last.InUse-m.last.Base-m.scaled(m.sum.Likely), 0)
 }
 
-// allocated is as the worker that polls knows it.
-func (m *merged) allocated() (n int64) {
-	for i := range m.Snapshots {
-		n = max(n, m.Snapshots[i].Allocated)
-	}
-	return n
-}
-
 // whole is f as an integer; what is read from shared data may be anything.
 func whole(f float64) int64 {
 	if math.IsNaN(f) {
@@ -167,7 +159,7 @@ func ViewOf(p reservoir.Peak, clock Clock, most int) View {
 	v := View{
 		Peak: p.Number, Highest: p.Highest, AtMS: clock.nanos(m.first) / 1e6, AgeMS: (clock.Monotonic - m.first).Milliseconds(),
 		SkewMS: m.skew.Milliseconds(), Level: budget.Level(m.last.Level).String(), Limit: m.last.Limit,
-		InUse: m.last.InUse, Allocated: m.allocated(), Base: m.last.Base, Held: m.scaled(m.sum.Likely), Bounds: m.sum.Bound, Unexplained: m.unexplained(),
+		InUse: m.last.InUse, Allocated: m.last.Allocated, Base: m.last.Base, Held: m.scaled(m.sum.Likely), Bounds: m.sum.Bound, Unexplained: m.unexplained(),
 		Likely: m.sum.Likely, Streams: m.sum.Streams, Connections: m.sum.Connections,
 		Phases: Phases{
 			Paused: m.scaled(m.sum.Phases[reservoir.Paused]), Uploading: m.scaled(m.sum.Phases[reservoir.Uploading]),

@@ -27,11 +27,8 @@ func example() reservoir.Peak {
 	p := reservoir.Peak{Number: 3, Highest: true}
 	for worker := range 2 {
 		s := reservoir.Snapshot{
-			Worker: uint32(worker + 1), Episode: 3, Epoch: 7, At: time.Hour + time.Duration(worker)*10*time.Millisecond, Level: 2, Limit: 200 * mib, InUse: 120 * mib, Base: 20 * mib, Gap: mib,
+			Worker: uint32(worker + 1), Episode: 3, Epoch: 7, At: time.Hour + time.Duration(worker)*10*time.Millisecond, Level: 2, Limit: 200 * mib, InUse: 120 * mib, Allocated: 110 * mib, Base: 20 * mib, Gap: mib,
 			Totals: reservoir.Totals{Streams: 500, Connections: 500, Likely: 25 * mib, Bound: 40 * mib, Phases: [reservoir.NumPhases]int64{0, 10 * mib, 0, 15 * mib}},
-		}
-		if worker == 1 {
-			s.Allocated = 110 * mib
 		}
 		for i := range 2 {
 			s.Samples = append(s.Samples, reservoir.Sample{

@@ -27,19 +27,21 @@ type Marks struct {
 	HighSlot int64 // and its slot: no other episode gets it
 	Low      int64 // between episodes: the least that traffic had in use since the last one
 	Looked   Time  // when somebody last wanted to see the samples as of then
+	// Allocated is what the program had asked for, bytes, as of the last reading: only who brought that knows it.
+	Allocated int64
 }
 
 // MarkFields is how many numbers Marks are.
-const MarkFields = 9
+const MarkFields = 10
 
 // Fields are the marks as numbers, for a table that knows nothing of them.
 func (m *Marks) Fields() [MarkFields]int64 {
-	return [MarkFields]int64{m.Epoch, int64(m.At), m.Episode, m.Height, m.Slot, m.High, m.HighSlot, m.Low, int64(m.Looked)}
+	return [MarkFields]int64{m.Epoch, int64(m.At), m.Episode, m.Height, m.Slot, m.High, m.HighSlot, m.Low, int64(m.Looked), m.Allocated}
 }
 
 // MarksOf is the reverse of Fields.
 func MarksOf(f [MarkFields]int64) Marks {
-	return Marks{f[0], Time(f[1]), f[2], f[3], f[4], f[5], f[6], f[7], Time(f[8])}
+	return Marks{f[0], Time(f[1]), f[2], f[3], f[4], f[5], f[6], f[7], Time(f[8]), f[9]}
 }
 
 // Next takes what traffic has in use, bytes, and says whether that is a new mark.

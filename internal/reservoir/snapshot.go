@@ -84,7 +84,7 @@ type Snapshot struct {
 	Level     uint8
 	Limit     int64
 	InUse     int64 // the last reading
-	Allocated int64 // 0 where the worker does not know it
+	Allocated int64 // what the program had asked for, as of that
 	Base      int64 // what the process holds without traffic
 	Gap       float64
 	Totals    Totals
