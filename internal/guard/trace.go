@@ -186,6 +186,7 @@ func (w *Worker) look(now Time, freeze bool) {
 		totals.Likely += h.likely
 		totals.Bound += h.bound()
 		totals.Phases[h.phase] += h.likely
+		totals.PhaseBounds[h.phase] += h.bound()
 	})
 	x.at, x.gap = now, x.count.Gap(w.trace.Capacity)
 	samples := x.snapshot.Samples[:0]

@@ -23,8 +23,8 @@ type Clock struct {
 
 func (c *Clock) nanos(at time.Duration) int64 { return c.Wall + int64(at-c.Monotonic) }
 
-// View is a peak in figures. Sizes are bytes. What is likely held is an estimate by the guard, of which the sum is scaled to what
-// was measured: see scale.
+// View is a peak in figures. Sizes are bytes. What is likely held is an estimate by the guard, of which the sum is made what was
+// measured: see scale.
 type View struct {
 	Peak    int64  `json:"peak"`    // its number; 0 = as of now
 	Highest bool   `json:"highest"` // of all
@@ -41,7 +41,7 @@ type View struct {
 	Bounds      int64 `json:"bounds"`      // the most that they could hold
 	Unexplained int64 `json:"unexplained"` // in_use − base − held: what no stream explains
 
-	Likely   int64  `json:"likely"` // held before it was scaled
+	Likely   int64  `json:"likely"` // held, whatever was measured
 	Estimate Figure `json:"estimate"`
 
 	Streams     int64    `json:"streams"`
@@ -91,15 +91,29 @@ type Group struct {
 	OldestMS int64   `json:"oldest_ms"`
 }
 
-// scale is what to multiply with what streams likely hold, so that they hold together what was measured above the base: not
-// more, for measured is measured; and more than likely at most up to their bounds, for the rest can be none of theirs, as far as
+// scale makes of what streams likely hold what they hold together as far as was measured, above the base. Less than likely: all
+// hold less, in proportion. More: each holds so much of what lies between likely and its bound. It is those of whom the guard
+// can't tell whether they have drained that have something there. What is measured beyond all bounds can be no stream's, as far as
 // `buffers` tells the truth.
-func scale(inUse, base, likely, bounds float64) float64 {
-	if likely <= 0 {
-		return 0
+type scale struct{ likely, rest float64 }
+
+func scaleTo(measured, likely, bounds float64) scale {
+	switch {
+	case likely <= 0 && bounds <= 0 || measured <= 0:
+		return scale{}
+	case measured <= likely:
+		return scale{likely: measured / likely}
+	case measured >= bounds:
+		return scale{likely: 1, rest: 1}
 	}
-	return min(max(inUse-base, 0), bounds) / likely
+	return scale{likely: 1, rest: (measured - likely) / (bounds - likely)}
 }
+
+func (s scale) of(likely, bound int64) float64 {
+	return s.likely*float64(likely) + s.rest*max(float64(bound)-float64(likely), 0)
+}
+
+func (s scale) sample(x *reservoir.Sample) float64 { return s.of(x.Likely, x.Request+x.Response) }
 
 // merged is a peak with what is needed of it more than once.
 type merged struct {
@@ -108,7 +122,7 @@ type merged struct {
 	first time.Duration
 	skew  time.Duration
 	sum   reservoir.Totals
-	scale float64
+	scale scale
 }
 
 func merge(p reservoir.Peak) merged {
@@ -130,20 +144,24 @@ func merge(p reservoir.Peak) merged {
 		m.sum.Bound += s.Totals.Bound
 		for j := range m.sum.Phases {
 			m.sum.Phases[j] += s.Totals.Phases[j]
+			m.sum.PhaseBounds[j] += s.Totals.PhaseBounds[j]
 		}
 		likely += float64(s.Totals.Likely)
 		bounds += float64(s.Totals.Bound)
 	}
 	m.skew = last - m.first
-	m.scale = scale(float64(m.last.InUse), float64(m.last.Base), likely, bounds)
+	m.scale = scaleTo(float64(m.last.InUse)-float64(m.last.Base), likely, bounds)
 	return m
 }
 
-func (m *merged) scaled(n int64) int64 { return whole(m.scale * float64(n)) }
+// held is what all streams hold together.
+func (m *merged) held() int64 { return whole(m.scale.of(m.sum.Likely, m.sum.Bound)) }
 
-func (m *merged) unexplained() int64 {
-	return max(m.last.InUse-m.last.Base-m.scaled(m.sum.Likely), 0)
+func (m *merged) phase(p reservoir.Phase) int64 {
+	return whole(m.scale.of(m.sum.Phases[p], m.sum.PhaseBounds[p]))
 }
+
+func (m *merged) unexplained() int64 { return max(m.last.InUse-m.last.Base-m.held(), 0) }
 
 // whole is f as an integer; what is read from shared data may be anything.
 func whole(f float64) int64 {
@@ -159,11 +177,11 @@ func ViewOf(p reservoir.Peak, clock Clock, most int) View {
 	v := View{
 		Peak: p.Number, Highest: p.Highest, AtMS: clock.nanos(m.first) / 1e6, AgeMS: (clock.Monotonic - m.first).Milliseconds(),
 		SkewMS: m.skew.Milliseconds(), Level: budget.Level(m.last.Level).String(), Limit: m.last.Limit,
-		InUse: m.last.InUse, Allocated: m.last.Allocated, Base: m.last.Base, Held: m.scaled(m.sum.Likely), Bounds: m.sum.Bound, Unexplained: m.unexplained(),
+		InUse: m.last.InUse, Allocated: m.last.Allocated, Base: m.last.Base, Held: m.held(), Bounds: m.sum.Bound, Unexplained: m.unexplained(),
 		Likely: m.sum.Likely, Streams: m.sum.Streams, Connections: m.sum.Connections,
 		Phases: Phases{
-			Paused: m.scaled(m.sum.Phases[reservoir.Paused]), Uploading: m.scaled(m.sum.Phases[reservoir.Uploading]),
-			Waiting: m.scaled(m.sum.Phases[reservoir.Waiting]), Downloading: m.scaled(m.sum.Phases[reservoir.Downloading]),
+			Paused: m.phase(reservoir.Paused), Uploading: m.phase(reservoir.Uploading),
+			Waiting: m.phase(reservoir.Waiting), Downloading: m.phase(reservoir.Downloading),
 		},
 		Workers: make([]Worker, 0, len(p.Snapshots)),
 	}
@@ -178,16 +196,17 @@ func ViewOf(p reservoir.Peak, clock Clock, most int) View {
 		})
 		for j := range s.Samples {
 			x, w := &s.Samples[j], s.Weight(j)
-			all.add(x, w)
-			stacks.of(stackOf(x)).add(x, w)
-			keys.of(x.Labels.Key).add(x, w)
+			held := m.scale.sample(x)
+			all.add(x, held, w)
+			stacks.of(stackOf(x)).add(x, held, w)
+			keys.of(x.Labels.Key).add(x, held, w)
 		}
 	}
-	v.Estimate = all.figure(m.scale)
-	v.Stacks = stacks.largest(m.scale, most, func(g *Group, s stack) {
+	v.Estimate = all.figure()
+	v.Stacks = stacks.largest(most, func(g *Group, s stack) {
 		g.VirtualHost, g.Route, g.Cluster, g.Phase = Clean(s.virtualHost), Clean(s.route), Clean(s.cluster), s.phase.String()
 	})
-	v.Keys = keys.largest(m.scale, most, func(g *Group, key string) { key = Clean(key); g.Key = &key })
+	v.Keys = keys.largest(most, func(g *Group, key string) { key = Clean(key); g.Key = &key })
 	return v
 }
 
@@ -209,16 +228,14 @@ type tally struct {
 	oldest   time.Duration
 }
 
-func (t *tally) add(x *reservoir.Sample, weight float64) {
-	t.held.Add(float64(x.Likely), weight)
+func (t *tally) add(x *reservoir.Sample, held, weight float64) {
+	t.held.Add(held, weight)
 	t.requests += weight
 	t.bounds += weight * float64(x.Request+x.Response)
 	t.oldest = max(t.oldest, x.Age)
 }
 
-func (t *tally) figure(scale float64) Figure {
-	return Figure{Held: whole(scale * t.held.Sum), Error: whole(scale * t.held.Error())}
-}
+func (t *tally) figure() Figure { return Figure{Held: whole(t.held.Sum), Error: whole(t.held.Error())} }
 
 type groups[K comparable] map[K]*tally
 
@@ -232,10 +249,10 @@ func (g groups[K]) of(k K) *tally {
 }
 
 // largest are those that hold most, first.
-func (g groups[K]) largest(scale float64, most int, name func(g *Group, k K)) []Group {
+func (g groups[K]) largest(most int, name func(g *Group, k K)) []Group {
 	list := make([]Group, 0, len(g))
 	for k, t := range g {
-		x := Group{Figure: t.figure(scale), Requests: math.Round(10*t.requests) / 10, Bounds: whole(t.bounds), OldestMS: t.oldest.Milliseconds()}
+		x := Group{Figure: t.figure(), Requests: math.Round(10*t.requests) / 10, Bounds: whole(t.bounds), OldestMS: t.oldest.Milliseconds()}
 		name(&x, k)
 		list = append(list, x)
 	}

@@ -28,7 +28,7 @@ func example() reservoir.Peak {
 	for worker := range 2 {
 		s := reservoir.Snapshot{
 			Worker: uint32(worker + 1), Episode: 3, Epoch: 7, At: time.Hour + time.Duration(worker)*10*time.Millisecond, Level: 2, Limit: 200 * mib, InUse: 120 * mib, Allocated: 110 * mib, Base: 20 * mib, Gap: mib,
-			Totals: reservoir.Totals{Streams: 500, Connections: 500, Likely: 25 * mib, Bound: 40 * mib, Phases: [reservoir.NumPhases]int64{0, 10 * mib, 0, 15 * mib}},
+			Totals: reservoir.Totals{Streams: 500, Connections: 500, Likely: 25 * mib, Bound: 40 * mib, Phases: [reservoir.NumPhases]int64{0, 10 * mib, 0, 15 * mib}, PhaseBounds: [reservoir.NumPhases]int64{0, 16 * mib, 0, 24 * mib}},
 		}
 		for i := range 2 {
 			s.Samples = append(s.Samples, reservoir.Sample{
@@ -55,20 +55,20 @@ func TestView(t *testing.T) {
 	require.EqualValues(t, []int64{120 * mib, 110 * mib, 20 * mib, 80 * mib, 80 * mib, 20 * mib, 50 * mib}, []int64{v.InUse, v.Allocated, v.Base, v.Held, v.Bounds, v.Unexplained, v.Likely})
 	require.EqualValues(t, 1000, v.Streams)
 	require.Equal(t, 64, v.Samples)
-	require.EqualValues(t, 20*mib*8/5, v.Phases.Uploading)
+	require.EqualValues(t, 32*mib, v.Phases.Uploading)
 
 	require.Len(t, v.Stacks, 2)
 	uploads := v.Stacks[1]
 	require.Equal(t, []string{"all", "upload", "upstream", "uploading"}, []string{uploads.VirtualHost, uploads.Route, uploads.Cluster, uploads.Phase})
-	require.InEpsilon(t, 20*mib*1.6, uploads.Held, 1e-6)
+	require.InEpsilon(t, 32*mib, uploads.Held, 1e-6)
 	require.InDelta(t, 4, uploads.Requests, 0)
 	require.Zero(t, uploads.Error, "all of them are in the sample for certain")
 	require.EqualValues(t, 2000, uploads.OldestMS)
 	small := v.Stacks[0]
 	w := reservoir.Weight(mib/16, mib)
 	require.InDelta(t, 60*w, small.Requests, .06)
-	require.InEpsilon(t, 60*w*mib/32*1.6, small.Held, 1e-6)
-	require.InEpsilon(t, 1.6449*1.6*mib/32*7.746*16, small.Error, .05)
+	require.InEpsilon(t, 60*w*mib/16, small.Held, 1e-6)
+	require.InEpsilon(t, 1.6449*mib/16*7.746*16, small.Error, .05)
 	require.Equal(t, []string{"b", "a"}, []string{*v.Keys[0].Key, *v.Keys[1].Key})
 
 	require.Len(t, ViewOf(example(), clock, 1).Stacks, 1)
@@ -80,11 +80,22 @@ func TestView(t *testing.T) {
 }
 
 func TestScale(t *testing.T) {
-	require.InDelta(t, .5, scale(120, 20, 200, 400), 1e-9, "less than likely was measured")
-	require.InDelta(t, 2, scale(220, 20, 100, 400), 1e-9, "more was, and they could hold it")
-	require.InDelta(t, 1.5, scale(220, 20, 100, 150), 1e-9, "more than they could")
-	require.Zero(t, scale(10, 20, 100, 150))
-	require.Zero(t, scale(220, 20, 0, 0))
+	for _, c := range []struct{ measured, likely, bounds, want float64 }{
+		{100, 200, 400, 100}, // less than likely was measured
+		{200, 100, 400, 200}, // more was, and they could hold it
+		{200, 100, 150, 150}, // more than they could
+		{100, 100, 100, 100},
+		{-10, 100, 150, 0},
+		{200, 0, 150, 150},
+		{200, 0, 0, 0},
+	} {
+		s := scaleTo(c.measured, c.likely, c.bounds)
+		// Of two streams, one of which certainly holds all of its bound: it is never told to hold more.
+		certain := int64(c.likely / 2)
+		a, b := s.of(certain, certain), s.of(int64(c.likely)-certain, int64(c.bounds)-certain)
+		require.InDelta(t, c.want, a+b, 1e-9, "%+v", c)
+		require.LessOrEqual(t, a, float64(certain))
+	}
 }
 
 func parsed(t testing.TB, p reservoir.Peak) *profile.Profile {

@@ -151,7 +151,7 @@ func Profile(p reservoir.Peak, clock Clock) []byte {
 			exact := w + carry[at]
 			requests := math.Round(exact)
 			carry[at] = exact - requests
-			e.sample(x, w, whole(requests), whole(m.scale*w*float64(x.Likely)))
+			e.sample(x, w, whole(requests), whole(w*m.scale.sample(x)))
 		}
 	}
 	e.sub = number(e.sub[:0], mappingID, 1)
@@ -208,6 +208,6 @@ func (m *merged) comments() []string {
 	}
 	return []string{
 		name + ": in use " + human(m.last.InUse) + " of " + human(m.last.Limit) + ", base " + human(m.last.Base) +
-			", likely held by requests " + human(m.scaled(m.sum.Likely)) + " (at most " + human(m.sum.Bound) + "), no request explains " + human(m.unexplained()),
+			", likely held by requests " + human(m.held()) + " (at most " + human(m.sum.Bound) + "), no request explains " + human(m.unexplained()),
 	}
 }

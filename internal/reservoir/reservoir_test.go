@@ -124,7 +124,7 @@ func TestMarks(t *testing.T) {
 func snapshot(n int, label func(i int) string) Snapshot {
 	s := Snapshot{
 		Worker: 3, Episode: 4, Epoch: 5, At: time.Hour, Level: 2, Limit: 200 << 20, InUse: 180 << 20, Allocated: 170 << 20, Base: 20 << 20, Gap: 1000,
-		Totals: Totals{Streams: int64(n), Connections: 7, Likely: 1 << 20, Bound: 2 << 20, Phases: [NumPhases]int64{1, 2, 3, 4}},
+		Totals: Totals{Streams: int64(n), Connections: 7, Likely: 1 << 20, Bound: 2 << 20, Phases: [NumPhases]int64{1, 2, 3, 4}, PhaseBounds: [NumPhases]int64{5, 6, 7, 8}},
 	}
 	for i := range n {
 		s.Samples = append(s.Samples, Sample{

@@ -73,6 +73,7 @@ type Totals struct {
 	Likely      int64            // what all streams likely hold
 	Bound       int64            // and the most that they can
 	Phases      [NumPhases]int64 // of what they likely hold
+	PhaseBounds [NumPhases]int64
 }
 
 // Snapshot is the sample of one worker, frozen. Sizes are bytes.
@@ -104,7 +105,7 @@ const (
 	snapshotMagic = 0x31505748 // "HWP1": a changed layout needs a new one
 	// MaxSnapshot is the size of an encoded snapshot, bytes, at most.
 	MaxSnapshot = 64 << 10
-	headFields  = 18
+	headFields  = 22
 	headBytes   = 4 + 8*headFields
 )
 
@@ -113,14 +114,18 @@ func (s *Snapshot) head() [headFields]int64 {
 	return [headFields]int64{
 		int64(s.Worker), s.Episode, s.Epoch, int64(s.At), int64(s.Level), s.Limit, s.InUse, s.Allocated, s.Base, int64(math.Float64bits(s.Gap)),
 		t.Streams, t.Connections, t.Likely, t.Bound, t.Phases[Paused], t.Phases[Uploading], t.Phases[Waiting], t.Phases[Downloading],
+		t.PhaseBounds[Paused], t.PhaseBounds[Uploading], t.PhaseBounds[Waiting], t.PhaseBounds[Downloading],
 	}
 }
 
 func (s *Snapshot) setHead(f [headFields]int64) {
 	*s = Snapshot{
 		Worker: uint32(f[0]), Episode: f[1], Epoch: f[2], At: Time(f[3]), Level: uint8(f[4]), Limit: f[5], InUse: f[6], Allocated: f[7], Base: f[8],
-		Gap:    math.Float64frombits(uint64(f[9])),
-		Totals: Totals{Streams: f[10], Connections: f[11], Likely: f[12], Bound: f[13], Phases: [NumPhases]int64{f[14], f[15], f[16], f[17]}},
+		Gap: math.Float64frombits(uint64(f[9])),
+		Totals: Totals{
+			Streams: f[10], Connections: f[11], Likely: f[12], Bound: f[13],
+			Phases: [NumPhases]int64{f[14], f[15], f[16], f[17]}, PhaseBounds: [NumPhases]int64{f[18], f[19], f[20], f[21]},
+		},
 	}
 }
 
