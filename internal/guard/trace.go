@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/fairness"
 	"github.com/highwater-envoy/highwater/internal/reservoir"
 )
 
@@ -99,6 +100,18 @@ func (w *Worker) warm() bool {
 	return w.trace.Capacity > 0 && t.Reading-t.Base >= int64(w.trace.Floor)
 }
 
+// near says that the next mark may come at any moment: what ends now is asked whose it was.
+func (w *Worker) near() bool {
+	if !w.warm() {
+		return false
+	}
+	t := w.account.Table()
+	m, rules := w.marks(t), w.trace.rules()
+	return float64(t.Reading-t.Base) >= nearMark*m.Threshold(&rules)
+}
+
+const nearMark = .9
+
 // traceOpen keeps the method of a request that will be in the sample if it brings what is expected of it: later Envoy does not
 // tell it any more.
 func (w *Worker) traceOpen(s *Stream) {
@@ -125,13 +138,9 @@ func (w *Worker) rank(t *traced, reach int64) float64 {
 
 // traceLeave hands a stream's place in the sample to what its response leaves unread. Now is the last time to ask whose it was.
 func (w *Worker) traceLeave(s *Stream, c *Connection) {
-	if !w.warm() {
-		c.traced = traced{opened: s.opened}
-		return
-	}
 	h := s.holds()
 	s.reach = max(s.reach, h.bound())
-	if w.isSampled(&s.traced, s.reach) {
+	if w.near() && w.isSampled(&s.traced, s.reach) {
 		w.describe(&s.traced, s.host, s)
 	}
 	c.traced = s.traced
@@ -200,7 +209,7 @@ func (w *Worker) look(now Time, freeze bool) {
 		case s != nil:
 			w.describe(t, s.host, s)
 		case t.labels == nil: // whose it was can't be asked any more
-			t.labels = &reservoir.Labels{Key: c.key.Name.Value}
+			t.labels = labelsOf(c.key.Name)
 		}
 		if freeze {
 			samples = append(samples, reservoir.Sample{
@@ -241,6 +250,23 @@ func (w *Worker) describe(t *traced, h Host, s *Stream) {
 		*text = w.tracer.once(*text)
 	}
 	t.labels, t.described = &l, true
+}
+
+// labelsOf is what a key alone tells.
+func labelsOf(n fairness.Name) *reservoir.Labels {
+	l := &reservoir.Labels{Key: n.Value}
+	switch n.By {
+	case byRoute:
+		l.Route = n.Value
+	case byCluster:
+		l.Cluster = n.Value
+	case byVirtualHost:
+		l.VirtualHost = n.Value
+	case bySource:
+		l.Source = n.Value
+	}
+	l.Cut()
+	return l
 }
 
 // once returns one and the same text for equal ones: most streams have the same labels.

@@ -49,14 +49,13 @@ func (m *Marks) Next(now Time, use int64, r *Rules) (marked bool) {
 	if m.Height > 0 && float64(use) < rearm*float64(m.Height) {
 		m.Height, m.Low = 0, use // memory that goes on falling makes no marks
 	}
-	if m.Height > 0 && float64(use) < float64(m.Height)*(1+r.Step) {
+	if m.Height == 0 {
+		m.Low = min(m.Low, max(use, 0))
+	}
+	if float64(use) < m.Threshold(r) {
 		return false
 	}
 	if m.Height == 0 {
-		m.Low = min(m.Low, max(use, 0))
-		if use < m.Low+max(r.Floor, 1) {
-			return false
-		}
 		m.Episode++
 		m.Slot = m.nextSlot(r)
 	}
@@ -66,6 +65,14 @@ func (m *Marks) Next(now Time, use int64, r *Rules) (marked bool) {
 		m.High, m.HighSlot = use, m.Slot
 	}
 	return true
+}
+
+// Threshold is what traffic has to have in use for the next mark, bytes.
+func (m *Marks) Threshold(r *Rules) float64 {
+	if m.Height > 0 {
+		return float64(m.Height) * (1 + r.Step)
+	}
+	return float64(m.Low + max(r.Floor, 1))
 }
 
 // Slots is how many slots there are.
