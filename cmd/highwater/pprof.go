@@ -210,12 +210,12 @@ func serve(addr string, noBrowser bool, p *profile.Profile) error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }()
 	file := filepath.Join(dir, "requests.pb.gz")
 	if err := write(file, p); err != nil {
 		return err
 	}
-	args := []string{"-http=" + addr, "-symbolize=none"}
+	args := []string{"-http=" + addr, "-symbolize=none"} //nolint:misspell // its name
 	if noBrowser {
 		args = append(args, "-no_browser")
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/reservoir"
+	"github.com/highwater-envoy/highwater/internal/unit"
 )
 
 // held is what a peak says that each route likely holds.
@@ -75,11 +76,11 @@ func TestAPeakShowsWhoMadeIt(t *testing.T) {
 		require.InEpsilon(t, 32*mib, by["large"].Sum, .01, "16 samples of 256 KiB each are in 4 MiB: it is certain to be there")
 		require.InEpsilon(t, 16*mib, by["medium"].Sum, .01)
 		for _, s := range peaks[0].Snapshots {
-			require.EqualValues(t, 24*mib, s.Totals.Likely)
+			require.Equal(t, 24*mib, s.Totals.Likely)
 			require.EqualValues(t, 8, s.Totals.Streams)
 			require.Equal(t, s.Totals.Likely, s.Totals.Phases[reservoir.Uploading])
-			require.EqualValues(t, 70*mib, s.InUse)
-			require.EqualValues(t, 200*mib, s.Limit)
+			require.Equal(t, 70*mib, s.InUse)
+			require.Equal(t, 200*mib, s.Limit)
 			for _, x := range s.Samples {
 				require.Equal(t, "all", x.Labels.VirtualHost)
 				require.Equal(t, x.Labels.Route, x.Labels.Key)
@@ -230,7 +231,7 @@ func TestBadSnapshotsAreIgnored(t *testing.T) {
 // worker, and what it publishes no more than 64.
 func TestMemoryOfASample(t *testing.T) {
 	p := newProcess(t, 1, func(c *Config) {
-		c.Budget.Limit = 64 << 30
+		c.Budget.Limit = unit.Limit{Bytes: 64 * unit.GiB}
 		c.Fairness.By = "header:x-tenant"
 	})
 	p.settle(20 * mib)

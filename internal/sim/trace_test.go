@@ -34,7 +34,7 @@ type saying struct {
 func (l *looker) Tick(worker int) Time {
 	if len(l.at) > 0 && worker == 0 && l.taken == nil && l.e.now-l.e.start >= l.at[0] {
 		l.Workers()[0].Look(l.e.now)
-		l.taken = make([]bool, l.e.Settings.Workers)
+		l.taken = make([]bool, l.e.Workers)
 	}
 	if l.taken != nil && !l.taken[worker] {
 		l.taken[worker] = true
