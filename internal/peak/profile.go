@@ -206,8 +206,12 @@ func (m *merged) comments() []string {
 	if m.Number > 0 {
 		name = "peak " + strconv.FormatInt(m.Number, 10)
 	}
+	limit := ""
+	if m.last.Limit > 0 {
+		limit = " of " + human(m.last.Limit)
+	}
 	return []string{
-		name + ": in use " + human(m.last.InUse) + " of " + human(m.last.Limit) + ", base " + human(m.last.Base) +
+		name + ": in use " + human(m.last.InUse) + limit + ", base " + human(m.last.Base) +
 			", likely held by requests " + human(m.held()) + " (at most " + human(m.sum.Bound) + "), no request explains " + human(m.unexplained()),
 	}
 }

@@ -83,7 +83,7 @@ type Snapshot struct {
 	Epoch     int64
 	At        Time
 	Level     uint8
-	Limit     int64
+	Limit     int64 // 0 = none is known
 	InUse     int64 // the last reading
 	Allocated int64 // what the program had asked for, as of that
 	Base      int64 // what the process holds without traffic
