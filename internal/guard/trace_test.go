@@ -126,7 +126,7 @@ func TestTwoFloodsAreTwoPeaks(t *testing.T) {
 	}
 	peaks = p.workers[0].Peaks()
 	require.Len(t, peaks, 3)
-	require.EqualValues(t, []int64{1, 4, 5}, []int64{peaks[0].Number, peaks[1].Number, peaks[2].Number})
+	require.Equal(t, []int64{1, 4, 5}, []int64{peaks[0].Number, peaks[1].Number, peaks[2].Number})
 	require.True(t, peaks[0].Highest)
 }
 
@@ -162,8 +162,8 @@ func TestPhases(t *testing.T) {
 	require.Equal(t, reservoir.Uploading, phases["uploading"])
 	require.Equal(t, reservoir.Waiting, phases["waiting"])
 	require.Equal(t, reservoir.Downloading, phases["downloading"])
-	require.EqualValues(t, 128*kib, sizes["downloading"].Response, "the buffers hold no more of it")
-	require.EqualValues(t, 4*mib, sizes["downloading"].Request)
+	require.Equal(t, 128*kib, sizes["downloading"].Response, "the buffers hold no more of it")
+	require.Equal(t, 4*mib, sizes["downloading"].Request)
 	require.EqualValues(t, 4*mib, sizes["uploading"].Request)
 	// Paused, it may be in the sample or not: 128 KiB are half of what one sample is taken of.
 	require.EqualValues(t, 100*kib, now.Snapshots[0].Totals.Phases[reservoir.Paused], "the network filter saw exactly that come")
