@@ -95,6 +95,8 @@ fuzz: ## each fuzz test for FUZZTIME
 .PHONY: bench
 bench: build envoy ## Go benchmarks, floods beside no guard and the overload manager (FLOODS, RUNS, FLOOD_DURATION), the model, the cost of a request
 	@go test -run '^$$' -bench . -benchmem ./internal/...
+	@go test ./internal/reservoir -run Accuracy -loads 2000 -v
+	@go test ./internal/sim -run LikelyAgainst -v
 	@go run ./bench/floods -flood '$(FLOODS)' -guard none,overload,highwater -runs $(RUNS) -duration $(FLOOD_DURATION)
 	@go run ./bench/model
 	@go run ./bench/request

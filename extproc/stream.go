@@ -18,6 +18,7 @@ import (
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/grpcstream"
 	"github.com/highwater-envoy/highwater/internal/guard"
+	"github.com/highwater-envoy/highwater/internal/reservoir"
 )
 
 // stream is one HTTP stream. What the policy knows of it is guarded by the server's lock, which is taken with mu held or without,
@@ -48,9 +49,9 @@ type stream struct {
 
 // told is what the filter told of the request.
 type told struct {
-	path, route, cluster, virtualHost, source, protocol string
-	header                                              string // that by which requests are told apart
-	connection                                          uint64 // Envoy's id; 0 = not told
+	path, method, route, cluster, virtualHost, source, protocol string
+	header                                                      string // that by which requests are told apart
+	connection                                                  uint64 // Envoy's id; 0 = not told
 }
 
 var (
@@ -219,7 +220,8 @@ func (s *stream) readRequest(h *extprocv3.HttpHeaders) (length int64) {
 		case ":path":
 			s.path = value(f)
 		case ":method":
-			s.upgrades = s.upgrades || value(f) == "CONNECT"
+			s.method = value(f)
+			s.upgrades = s.upgrades || s.method == "CONNECT"
 		case "upgrade":
 			s.upgrades = true
 		case "content-type":
@@ -702,6 +704,17 @@ func (s *stream) Connection() *guard.Connection {
 	return c
 }
 
+// Describe implements guard.Host.
+func (s *stream) Describe(header string) reservoir.Labels {
+	l := reservoir.Labels{
+		VirtualHost: s.virtualHost, Route: s.route, Cluster: s.cluster, Source: withoutPort(s.source), Protocol: s.protocol, Method: s.method,
+	}
+	if header != "" {
+		l.Key = s.header
+	}
+	return l
+}
+
 // Hides implements guard.Host: where the mode of a body is NONE, nothing of it is told, unless we ask for it.
 func (s *stream) Hides(d budget.Direction) bool {
 	return s.modes[d] == filterv3.ProcessingMode_NONE && !s.asked[d]
@@ -723,8 +736,9 @@ func (s *stream) Cluster() string { return s.wants(s.cluster, "xds.cluster_name"
 func (s *stream) VirtualHost() string { return s.wants(s.virtualHost, "xds.virtual_host_name") }
 
 // Source implements guard.Host.
-func (s *stream) Source() string {
-	address := s.wants(s.source, "source.address")
+func (s *stream) Source() string { return withoutPort(s.wants(s.source, "source.address")) }
+
+func withoutPort(address string) string {
 	if port := strings.LastIndexByte(address, ':'); port >= 0 {
 		return address[:port]
 	}

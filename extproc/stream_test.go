@@ -15,6 +15,7 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	filterv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
+	"github.com/google/pprof/profile"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 	"google.golang.org/grpc/codes"
@@ -640,6 +641,39 @@ func TestAdmin(t *testing.T) {
 	}
 	code, _ = get("/nothing")
 	require.Equal(t, 404, code)
+}
+
+// Which requests hold the memory now, and which made its peak.
+func TestPeaks(t *testing.T) {
+	s, readings := serve(t, 40*mib, nil)
+	g := &grpcstream.Server{Methods: s.Methods()}
+	web := httptest.NewServer(s.Admin(s.Registry(g), nil))
+	defer web.Close()
+	defer http.DefaultClient.CloseIdleConnections()
+	get := func(path string) (int, []byte) {
+		res, err := http.Get(web.URL + path)
+		require.NoError(t, err)
+		defer res.Body.Close()
+		body, err := io.ReadAll(res.Body)
+		require.NoError(t, err)
+		return res.StatusCode, body
+	}
+	c := s.dial(t)
+	c.say(request(false, "content-length", "10000000", ":method", "POST"))
+	c.heard()
+	readings.set(60 * mib)
+	until(t, func() bool { _, body := get("/peaks"); return strings.Contains(string(body), `"all"`) })
+	code, body := get("/current")
+	require.Equal(t, 200, code)
+	require.Contains(t, string(body), `"route":"all"`)
+	code, body = get("/debug/pprof/highwater?peak=current")
+	require.Equal(t, 200, code)
+	p, err := profile.ParseData(body)
+	require.NoError(t, err)
+	require.NotEmpty(t, p.Sample)
+	code, _ = get("/debug/pprof/highwater?peak=77")
+	require.Equal(t, 404, code)
+	c.h.Closed()
 }
 
 func TestDrainLetsThoseInWhoWait(t *testing.T) {

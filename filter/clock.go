@@ -19,7 +19,16 @@ func clockTimeGet(id uint32, precision uint64, result unsafe.Pointer) uint32
 // Nothing they do needs it to be finer: what does (when a reading was asked for, which bytes it holds) happens in ticks.
 func now() budget.Time {
 	const monotonic = 1
-	var t uint64
-	clockTimeGet(monotonic, 1, unsafe.Pointer(&t))
-	return budget.Time(t)
+	return budget.Time(clock(monotonic))
+}
+
+// wall is the host's wall time in nanoseconds since 1970, by which answers for people have a date.
+func wall() int64 {
+	const realtime = 0
+	return int64(clock(realtime))
+}
+
+func clock(id uint32) (t uint64) {
+	clockTimeGet(id, 1, unsafe.Pointer(&t))
+	return t
 }

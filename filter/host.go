@@ -63,6 +63,20 @@ func (table) Get(worker uint32) ([]byte, error) {
 	return value, err
 }
 
+// keptKey is where a worker's sample of requests is, as of now (slot 0) or of a peak.
+func keptKey(worker uint32, slot int) string {
+	return "highwater.sample." + strconv.Itoa(slot) + "." + strconv.FormatUint(uint64(worker), 10)
+}
+
+func (table) Keep(worker uint32, slot int, value []byte) error {
+	return proxywasm.SetSharedData(keptKey(worker, slot), value, 0)
+}
+
+func (table) Kept(worker uint32, slot int) ([]byte, error) {
+	value, _, err := load(keptKey(worker, slot))
+	return value, err
+}
+
 func (table) NextID() (uint32, error) {
 	for range 1000 {
 		value, cas, err := load(idsKey)

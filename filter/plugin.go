@@ -28,6 +28,7 @@ type vm struct {
 	ticking     *plugin // whose tick it is: host calls are for its context, until another is made the effective one
 	gauged      budget.Time
 	measured    budget.Time
+	looking     []looking // who waits for an answer of all workers
 }
 
 var machine = vm{connections: map[uint64]*guard.Connection{}}
@@ -132,6 +133,9 @@ func (p *plugin) OnTick() {
 	}
 	if a.Resume != nil || len(a.Rejected) > 0 || len(a.Close) > 0 || len(a.Cut) > 0 || len(a.Idle) > 0 {
 		p.carryOut(a)
+	}
+	if p.answerLooking(t) {
+		a.Next = guard.FastTick
 	}
 	machine.free = append(machine.free, machine.done...)
 	machine.done = machine.done[:0]

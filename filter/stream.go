@@ -10,6 +10,7 @@ import (
 
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/guard"
+	"github.com/highwater-envoy/highwater/internal/reservoir"
 )
 
 // stream is one HTTP stream. Streams are used again, so that a request allocates none.
@@ -53,6 +54,9 @@ func (s *stream) OnHttpRequestHeaders(_ int, end bool) (action types.Action) {
 		return types.ActionContinue
 	}
 	s.plugin.wake()
+	if path := g.Config().Debug.Path; path != "" && s.introspect(path) {
+		return types.ActionPause
+	}
 	s.open, s.arrived = true, machine.arrived
 	trapRequest()
 	return s.do(g.Open(machine.now, &s.Stream, s, length(end, proxywasm.GetHttpRequestHeader)))
@@ -103,6 +107,7 @@ func (s *stream) body(d budget.Direction, n int, end bool) (action types.Action)
 // is the only one.
 func (s *stream) OnHttpStreamDone() {
 	defer survive("OnHttpStreamDone")
+	machine.forget(s)
 	if s.open {
 		s.open = false
 		if waited := s.plugin.guard.Close(machine.now, &s.Stream); waited > 0 {
@@ -220,6 +225,24 @@ func (s *stream) Connection() *guard.Connection {
 
 // Hides implements guard.Host.
 func (s *stream) Hides(budget.Direction) bool { return false }
+
+// Describe implements guard.Host.
+func (s *stream) Describe(header string) (l reservoir.Labels) {
+	if p := machine.ticking; p != nil {
+		defer p.on(p.id)
+		if !p.on(s.id) {
+			return l
+		}
+	}
+	l = reservoir.Labels{
+		VirtualHost: s.VirtualHost(), Route: s.Route(), Cluster: s.Cluster(), Source: s.Source(), Protocol: property("request", "protocol"),
+		Method: s.Header(":method"), // Envoy tells it only at the headers, and while they are paused
+	}
+	if header != "" {
+		l.Key = s.Header(header)
+	}
+	return l
+}
 
 // Path implements guard.Host.
 func (s *stream) Path() string { return s.Header(":path") }

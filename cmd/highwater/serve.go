@@ -49,7 +49,7 @@ type settings struct {
 	level                slog.Level
 }
 
-func serve(args []string, stderr io.Writer) int {
+func serveCommand(args []string, stderr io.Writer) int {
 	var o settings
 	flags := flag.NewFlagSet("highwater serve", flag.ContinueOnError)
 	flags.SetOutput(stderr)
@@ -112,6 +112,9 @@ func parseServed(text []byte) (served, error) {
 	if n := c.guard.Budget.Connections; n != 0 {
 		return c, fmt.Errorf("budget.connections: %d must be 0 here: an ext_proc filter tells of no connections. Envoy limits them itself: "+
 			"overload_manager with envoy.resource_monitors.global_downstream_max_connections, or the network filter envoy.filters.network.connection_limit", n)
+	}
+	if path := c.guard.Debug.Path; path != "" {
+		return c, fmt.Errorf("debug.path: %q must be empty here: that is where a filter answers, and this server does at /peaks, /current and /debug/pprof/highwater of -http", path)
 	}
 	if c.guard.Memory.URL == "" {
 		c.guard.Memory.URL = defaultAdmin

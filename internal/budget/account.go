@@ -37,6 +37,7 @@ type Account struct {
 	told       uint64 // and of the last one after which the entry was published
 	under      rooms  // how much of the lease lies under soft, hard and the limit: what admissions may spend
 	trend      trend
+	watch      func(now Time, t *Table)
 	dropped    bool
 	container  int64     // what the last reading told of it; 0 = nothing
 	streams    Stream    // ring of the live ones
@@ -61,6 +62,30 @@ func NewAccount(store Store, limits Limits) (*Account, error) {
 	a.own.ID = id
 	a.streams.prev, a.streams.next = &a.streams, &a.streams
 	return a, nil
+}
+
+// Watch has watch see each reading that this worker brings into the table, before the others do; it may change Table.Marks alone.
+// Where another worker was first, it sees the table as that left it, again.
+func (a *Account) Watch(watch func(now Time, t *Table)) { a.watch = watch }
+
+// Joined says that the worker has had a stream or a connection, and is in the table.
+func (a *Account) Joined() bool { return a.joined }
+
+// Change lets change have Table.Marks as it wants. The error is the store's, or ErrConflict where others were always first.
+func (a *Account) Change(now Time, change func(t *Table)) error {
+	for range maxTries {
+		if err := a.load(now); err != nil {
+			return err
+		}
+		a.tighten(now)
+		change(&a.table)
+		a.buf = a.table.Append(a.buf[:0])
+		if err := a.store.Swap(a.buf, a.version); !errors.Is(err, ErrConflict) {
+			return err
+		}
+	}
+	a.Contention++
+	return ErrConflict
 }
 
 // SetLimits puts other figures in force. What is admitted stays admitted.
@@ -713,6 +738,9 @@ func (a *Account) Leave(now Time, c *Connection, bytes int64, key *Sum) {
 // Left is what the last response of the connection likely still holds, bytes.
 func (c *Connection) Left() int64 { return c.adds[0] }
 
+// Unread is the most that the last response of the connection can still hold, bytes.
+func (c *Connection) Unread() int64 { return c.adds[1] }
+
 // Settle takes less and less of it as likely, and nothing after 10 s.
 func (a *Account) Settle(now Time, c *Connection) (left bool) {
 	if now-c.at >= leaveFor {
@@ -838,6 +866,9 @@ func (a *Account) Observe(now, asked Time, reading int64) (before, after Level, 
 		}
 		a.table.Sequence++
 		a.trend.observe(now, &a.table, &a.limits)
+		if a.watch != nil {
+			a.watch(now, &a.table)
+		}
 		after = a.table.Level
 		a.buf = a.table.Append(a.buf[:0])
 		if err = a.store.Swap(a.buf, a.version); err == nil {

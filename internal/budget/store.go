@@ -16,6 +16,10 @@ type Store interface {
 	Put(worker uint32, value []byte) error
 	// Get returns what a worker has put last, nothing if it has not. The caller may read the value until its next call.
 	Get(worker uint32) ([]byte, error)
+	// Keep stores one of several values of the worker's own, by slot, as Put does its one.
+	Keep(worker uint32, slot int, value []byte) error
+	// Kept returns what a worker keeps in a slot, as Get does.
+	Kept(worker uint32, slot int) ([]byte, error)
 	// NextID returns an id that no other caller has had. Clocks and random seeds of two virtual machines collide,
 	// a counter does not.
 	NextID() (uint32, error)
@@ -32,7 +36,13 @@ type Memory struct {
 		version uint32
 		ids     uint32
 		own     map[uint32][]byte
+		kept    map[place][]byte
 	}
+}
+
+type place struct {
+	worker uint32
+	slot   int
 }
 
 var _ Store = (*Memory)(nil)
@@ -73,6 +83,24 @@ func (m *Memory) Get(worker uint32) ([]byte, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.mu.own[worker], nil
+}
+
+// Keep implements Store.
+func (m *Memory) Keep(worker uint32, slot int, value []byte) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.mu.kept == nil {
+		m.mu.kept = map[place][]byte{}
+	}
+	m.mu.kept[place{worker, slot}] = append([]byte(nil), value...) // a new one: others may still read the last
+	return nil
+}
+
+// Kept implements Store.
+func (m *Memory) Kept(worker uint32, slot int) ([]byte, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.mu.kept[place{worker, slot}], nil
 }
 
 // NextID implements Store.

@@ -31,6 +31,8 @@ type Table struct {
 	Poller     uint32 // id of the VM that asks for readings; 0 = nobody
 	PollerBeat Time   // when it last said so
 
+	Marks [markFields]int64 // what the workers' guards keep of high-water marks: see Account.Watch
+
 	Entries []Entry
 }
 
@@ -71,7 +73,9 @@ const deadAfter = 2 * time.Second
 
 const (
 	tableMagic  = 0x48573033 // "HW03": a changed layout needs a new one
-	headerBytes = 4 + 4 + 13*8
+	markFields  = 10
+	headFields  = 13 + markFields
+	headerBytes = 4 + 4 + headFields*8
 	entryFields = 21
 	entryBytes  = 8 + entryFields*8
 	maxEntries  = 4096
@@ -94,6 +98,9 @@ func (t *Table) Append(buf []byte) []byte {
 		uint64(t.Poller), uint64(t.PollerBeat), uint64(t.Evict), t.EvictSequence, uint64(t.Booked), uint64(t.Container),
 	} {
 		buf = le.AppendUint64(buf, v)
+	}
+	for _, v := range t.Marks {
+		buf = le.AppendUint64(buf, uint64(v))
 	}
 	for i := range t.Entries {
 		e := &t.Entries[i]
@@ -135,6 +142,9 @@ func (t *Table) Decode(value []byte) error {
 	t.Level, t.Futile = min(Level(at(6)&0xff), Over), at(6)&(1<<8) != 0
 	t.Poller, t.PollerBeat = uint32(at(7)), Time(at(8))
 	t.Evict, t.EvictSequence, t.Booked, t.Container = int64(at(9)), at(10), Time(at(11)), int64(at(12))
+	for i := range t.Marks {
+		t.Marks[i] = int64(at(headFields - markFields + i))
+	}
 	for rest := value[headerBytes:]; len(rest) > 0; rest = rest[entryBytes:] {
 		t.Entries = append(t.Entries, Entry{ID: uint32(le.Uint64(rest))})
 		for i, v := range t.Entries[len(t.Entries)-1].fields() {

@@ -16,6 +16,7 @@ func numbered(entries int) *Table {
 	t := &Table{
 		Reading: 1, Asked: 2, Sequence: 3, Low: 4, Base: 5, Surprise: 6, Level: Hard, Futile: true,
 		Poller: 8, PollerBeat: 9, Booked: 10, Evict: 11, EvictSequence: 12, Container: 13,
+		Marks: [markFields]int64{21, 22, 23, 24, 25, 26, 27, 28, 29, 30},
 	}
 	for i := range entries {
 		e := Entry{ID: uint32(i + 1)}

@@ -213,18 +213,27 @@ func (c Config) SetSendBuffer(cluster string, n int) {
 	}}}
 }
 
-// SetConnectionManager edits the HTTP connection manager of every listener.
+// walkTraffic visits every object of the listeners that traffic comes through: not of the one that answers questions.
+func (c Config) walkTraffic(visit func(map[string]any)) {
+	for _, l := range c.Listeners() {
+		if l["name"] != "debug" {
+			walk(l, visit)
+		}
+	}
+}
+
+// SetConnectionManager edits the HTTP connection manager of every listener that traffic comes through.
 func (c Config) SetConnectionManager(edit func(hcm map[string]any)) {
-	walk(map[string]any(c), func(m map[string]any) {
+	c.walkTraffic(func(m map[string]any) {
 		if _, ok := m["http_filters"]; ok {
 			edit(m)
 		}
 	})
 }
 
-// AddRoute puts a route before all others, on every virtual host.
+// AddRoute puts a route before all others, on every virtual host of those listeners.
 func (c Config) AddRoute(route map[string]any) {
-	walk(map[string]any(c), func(m map[string]any) {
+	c.walkTraffic(func(m map[string]any) {
 		if routes, ok := m["routes"].([]any); ok {
 			m["routes"] = append([]any{route}, routes...)
 		}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/fairness"
+	"github.com/highwater-envoy/highwater/internal/reservoir"
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
 
@@ -25,6 +26,8 @@ type Config struct {
 	Reject   Reject   `json:"reject"`
 	Evict    bool     `json:"evict"` // whoever holds most has to go when memory is over the limit
 	Memory   Memory   `json:"memory"`
+	Trace    Trace    `json:"trace"`
+	Debug    Debug    `json:"debug"`
 }
 
 // Mode says whether verdicts are carried out.
@@ -155,6 +158,45 @@ func (m *Memory) from() string {
 	return fmt.Sprintf("cluster %q, path %q", m.Cluster, m.Path)
 }
 
+// Trace says how the requests in flight are sampled, and when the sample is kept. All workers of a process share it.
+type Trace struct {
+	Every    unit.Bytes `json:"every"`    // of so many bytes one is sampled, as long as the sample has room
+	Capacity int        `json:"capacity"` // requests in a worker's sample, at most; 0 = nothing is sampled
+	Step     unit.Ratio `json:"step"`     // a high-water mark is so much higher than the last one
+	Floor    unit.Bytes `json:"floor"`    // traffic must use so much more than before, else there is none
+	Keep     int        `json:"keep"`     // so many peaks, and the highest of all beside
+}
+
+func (t *Trace) validate(check func(ok bool, format string, args ...any)) {
+	check(t.Every >= unit.KiB && t.Every <= unit.GiB, "trace.every: %v must be from 1KiB to 1GiB", t.Every)
+	check(t.Capacity >= 0 && t.Capacity <= maxCapacity, "trace.capacity: %d must be from 0 (nothing is sampled) to %d", t.Capacity, maxCapacity)
+	check(t.Step > 0 && t.Step <= 1, "trace.step: %v must be above 0%% and at most 100%%: each mark freezes all samples", t.Step)
+	check(t.Floor >= unit.MiB && t.Floor <= unit.TiB, "trace.floor: %v must be from 1MiB to 1TiB", t.Floor)
+	check(t.Keep >= 1 && t.Keep <= maxKeep, "trace.keep: %d must be from 1 to %d: each takes Envoy up to 64KiB per worker", t.Keep, maxKeep)
+}
+
+func (t *Trace) rules() reservoir.Rules {
+	return reservoir.Rules{Step: float64(t.Step), Floor: int64(t.Floor), Keep: t.Keep}
+}
+
+const (
+	maxCapacity = 4096
+	maxKeep     = 64
+	maxPath     = 256
+)
+
+// Debug is where questions are answered. Each listener answers by its own plugin's configuration alone.
+type Debug struct {
+	Path string `json:"path"` // status, peaks, current and pprof are below it; empty: nothing is answered
+}
+
+func (d *Debug) validate(check func(ok bool, format string, args ...any)) {
+	check(d.Path == "" || len(d.Path) > 1 && len(d.Path) <= maxPath && d.Path[0] == '/' && d.Path[len(d.Path)-1] != '/' && !strings.ContainsFunc(d.Path, notInPath),
+		"debug.path: %q must be a path such as /highwater, without a slash at its end, ? or #", d.Path)
+}
+
+func notInPath(r rune) bool { return r <= ' ' || r >= 0x7f || r == '?' || r == '#' || r == '%' }
+
 // Default is the configuration with every key that has a default.
 func Default() Config {
 	return Config{
@@ -178,6 +220,7 @@ func Default() Config {
 			Cluster: "envoy_admin", Path: "/memory", Interval: unit.Duration(25 * time.Millisecond),
 			IdleInterval: unit.Duration(250 * time.Millisecond), OnStale: "estimate",
 		},
+		Trace: Trace{Every: 256 * unit.KiB, Capacity: 512, Step: 0.05, Floor: 8 * unit.MiB, Keep: 8},
 	}
 }
 
@@ -258,6 +301,8 @@ func (c *Config) Validate() error {
 	check(m.IdleInterval >= m.Interval && m.IdleInterval <= unit.Duration(500*time.Millisecond), "memory.idle_interval: %v must be from memory.interval (%v) to 500ms", m.IdleInterval, m.Interval)
 	_, ok := onStale[m.OnStale]
 	check(ok, "memory.on_stale: %q must be estimate, admit or reject", m.OnStale)
+	c.Trace.validate(check)
+	c.Debug.validate(check)
 	return errors.Join(errs...)
 }
 

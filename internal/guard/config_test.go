@@ -37,7 +37,9 @@ func TestDefaults(t *testing.T) {
 		"throttle": {"queue": 1024, "timeout": "2s"},
 		"reject": {"status": 503, "retry_after": {"min": "1s", "max": "30s"}, "body": ""},
 		"evict": true,
-		"memory": {"cluster": "envoy_admin", "path": "/memory", "interval": "25ms", "idle_interval": "250ms", "on_stale": "estimate"}
+		"memory": {"cluster": "envoy_admin", "path": "/memory", "interval": "25ms", "idle_interval": "250ms", "on_stale": "estimate"},
+		"trace": {"every": "256KiB", "capacity": 512, "step": "5%", "floor": "8MiB", "keep": 8},
+		"debug": {"path": ""}
 	}`, string(text))
 }
 
@@ -52,7 +54,9 @@ const everything = `{
 	"throttle": {"queue": 7, "timeout": "1m30s"},
 	"reject": {"status": 429, "retry_after": {"min": "2s", "max": "1h"}, "body": "come\nback\u0000later"},
 	"evict": false,
-	"memory": {"cluster": "me", "path": "/m?x", "interval": "50ms", "idle_interval": "500ms", "on_stale": "reject"}
+	"memory": {"cluster": "me", "path": "/m?x", "interval": "50ms", "idle_interval": "500ms", "on_stale": "reject"},
+	"trace": {"every": "64KiB", "capacity": 0, "step": "12.5%", "floor": "3MiB", "keep": 2},
+	"debug": {"path": "/debug/highwater"}
 }`
 
 func TestEveryKeyIsRead(t *testing.T) {
@@ -76,6 +80,8 @@ func TestEveryKeyIsRead(t *testing.T) {
 			Cluster: "me", Path: "/m?x", Interval: unit.Duration(50 * ms), IdleInterval: unit.Duration(500 * ms),
 			OnStale: "reject",
 		},
+		Trace: Trace{Every: 64 * unit.KiB, Step: 0.125, Floor: 3 * unit.MiB, Keep: 2},
+		Debug: Debug{Path: "/debug/highwater"},
 	}, got)
 }
 
@@ -127,13 +133,13 @@ func with(path, value string) string {
 func TestEachMistakeIsOneLine(t *testing.T) {
 	for _, c := range []struct{ path, value, want string }{
 		// Keys.
-		{"bugdet", `{}`, "bugdet: unknown key; known here: budget, buffers, costs, evict, exempt, fairness, memory, mode, reject, throttle"},
-		{"Mode", `"enforce"`, "Mode: unknown key; known here: budget, buffers, costs, evict, exempt, fairness, memory, mode, reject, throttle"},
+		{"bugdet", `{}`, "bugdet: unknown key; known here: budget, buffers, costs, debug, evict, exempt, fairness, memory, mode, reject, throttle, trace"},
+		{"Mode", `"enforce"`, "Mode: unknown key; known here: budget, buffers, costs, debug, evict, exempt, fairness, memory, mode, reject, throttle, trace"},
 		{"throttle.lenght", `1`, "throttle.lenght: unknown key; known here: queue, timeout"},
 		{"reject.retry_after.mean", `"1s"`, "reject.retry_after.mean: unknown key; known here: max, min"},
 		{"exempt", `[{"route": "r"}, {"rout": "r", "route": "s"}]`, "exempt[1].rout: unknown key; known here: cluster, grpc_service, path_prefix, route"},
 		{"throttle", `{"queue": 1, "queue": 2}`, "throttle.queue: is there twice"},
-		{"", `1`, ": unknown key; known here: budget, buffers, costs, evict, exempt, fairness, memory, mode, reject, throttle"},
+		{"", `1`, ": unknown key; known here: budget, buffers, costs, debug, evict, exempt, fairness, memory, mode, reject, throttle, trace"},
 
 		// Keys and their weights.
 		{"fairness.by", `"tenant"`, `fairness.by: "tenant" must be none, route, cluster, virtual_host, source or header:<name>`},
@@ -216,6 +222,21 @@ func TestEachMistakeIsOneLine(t *testing.T) {
 		{"memory.interval", `"4ms"`, "memory.interval: 4ms must be from 5ms to 500ms: without a reading for 1s there is none"},
 		{"memory.idle_interval", `"24ms"`, "memory.idle_interval: 24ms must be from memory.interval (25ms) to 500ms"},
 		{"memory.idle_interval", `"501ms"`, "memory.idle_interval: 501ms must be from memory.interval (25ms) to 500ms"},
+		{"trace.every", `"1023"`, "trace.every: 1023 must be from 1KiB to 1GiB"},
+		{"trace.every", `"2GiB"`, "trace.every: 2GiB must be from 1KiB to 1GiB"},
+		{"trace.capacity", `-1`, "trace.capacity: -1 must be from 0 (nothing is sampled) to 4096"},
+		{"trace.capacity", `4097`, "trace.capacity: 4097 must be from 0 (nothing is sampled) to 4096"},
+		{"trace.step", `0`, "trace.step: 0% must be above 0% and at most 100%: each mark freezes all samples"},
+		{"trace.step", `"101%"`, "trace.step: 101% must be above 0% and at most 100%: each mark freezes all samples"},
+		{"trace.floor", `0`, "trace.floor: 0 must be from 1MiB to 1TiB"},
+		{"trace.keep", `0`, "trace.keep: 0 must be from 1 to 64: each takes Envoy up to 64KiB per worker"},
+		{"trace.keep", `65`, "trace.keep: 65 must be from 1 to 64: each takes Envoy up to 64KiB per worker"},
+		{"debug.path", `"highwater"`, `debug.path: "highwater" must be a path such as /highwater, without a slash at its end, ? or #`},
+		{"debug.path", `"/"`, `debug.path: "/" must be a path such as /highwater, without a slash at its end, ? or #`},
+		{"debug.path", `"/high/"`, `debug.path: "/high/" must be a path such as /highwater, without a slash at its end, ? or #`},
+		{"debug.path", `"/high?x=y"`, `debug.path: "/high?x=y" must be a path such as /highwater, without a slash at its end, ? or #`},
+		{"debug.path", `"/high water"`, `debug.path: "/high water" must be a path such as /highwater, without a slash at its end, ? or #`},
+		{"debug.path", `1`, `debug.path: 1 must be text in quotes`},
 		{"memory.on_stale", `"panic"`, `memory.on_stale: "panic" must be estimate, admit or reject`},
 	} {
 		_, err := Parse([]byte(with(c.path, c.value)))

@@ -10,6 +10,7 @@ import (
 
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/fairness"
+	"github.com/highwater-envoy/highwater/internal/reservoir"
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
 
@@ -59,6 +60,9 @@ type Host interface {
 	Header(name string) (value string) // of the request; empty if it has none
 	// Hides says that what passes of the direction's body is not told. It is asked at the headers of each.
 	Hides(d budget.Direction) bool
+	// Describe says whose the request is, of what is asked for at its first sample alone. header is the request header that goes
+	// into Key, if it is not empty. What can't be told any more is left empty. It may be called in a tick.
+	Describe(header string) reservoir.Labels
 }
 
 type phase uint8
@@ -93,6 +97,7 @@ type Stream struct {
 	keyed      bool // key is known
 	marked     bool // mode observe: it would have been evicted
 	inFloor    bool // large, but let into the floor: it stays in the small sum
+	traced
 }
 
 // Host is whom the stream asks.
@@ -132,7 +137,7 @@ func (s *Stream) credit() int64 {
 // The stream must not be open.
 func (g *Guard) Open(now Time, s *Stream, h Host, length int64) Verdict {
 	w := g.worker
-	*s = Stream{guard: g, host: h, phase: live, length: length, key: &w.keys.Other}
+	*s = Stream{guard: g, host: h, phase: live, length: length, key: &w.keys.Other, traced: traced{opened: now}}
 	s.key.Refs++
 	s.waiter.Value = s
 	w.busy(now, s)
@@ -164,6 +169,7 @@ func (g *Guard) Open(now Time, s *Stream, h Host, length int64) Verdict {
 	case hides && !k.responses.Learned():
 		g.openCold(s)
 	}
+	w.traceOpen(s)
 	if len(g.config.Exempt) > 0 && g.exempts(h) {
 		s.exempt = true
 		w.account.Ask(now, s.total(), budget.Forced)
@@ -651,6 +657,7 @@ func (g *Guard) Close(now Time, s *Stream) (waited unit.Duration) {
 		if n := s.Held(budget.Response); n > int64(w.budget.Small) {
 			if c := s.host.Arrived(); c != nil && !c.IsClosed {
 				w.leave(now, c, n, s.key)
+				w.traceLeave(s, c)
 			}
 		}
 	}

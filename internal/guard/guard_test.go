@@ -9,6 +9,7 @@ import (
 
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/fairness"
+	"github.com/highwater-envoy/highwater/internal/reservoir"
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
 
@@ -56,6 +57,15 @@ func (r *request) Cluster() string               { r.hostCalls++; return r.clust
 func (r *request) VirtualHost() string           { r.hostCalls++; return "" }
 func (r *request) Source() string                { r.hostCalls++; return "" }
 func (r *request) Header(string) string          { r.hostCalls++; return r.tenant }
+
+func (r *request) Describe(header string) reservoir.Labels {
+	r.hostCalls++
+	l := reservoir.Labels{VirtualHost: "all", Route: r.route, Cluster: r.cluster, Source: "10.0.0.1", Protocol: "HTTP/1.1"}
+	if header != "" {
+		l.Key = r.tenant
+	}
+	return l
+}
 
 // example is the configuration of the shipped example: 200 MiB, 64 KiB buffers.
 func example() Config {
@@ -896,36 +906,61 @@ func TestNoAllocationAndFewHostCalls(t *testing.T) {
 	require.Equal(t, 21, r.hostCalls)
 }
 
+// BenchmarkRequest prints what a request costs without tracing, with it, and where memory is so high that a mark may come; and what a
+// chunk of an upload does.
 func BenchmarkRequest(b *testing.B) {
-	w, err := NewWorker(&budget.Memory{}, rand.New(rand.NewPCG(1, 2)).Float64)
-	if err != nil {
-		b.Fatal(err)
-	}
-	g, _ := New(example(), w)
-	r := &request{connected: &Connection{}}
-	now := time.Hour
-	read := func() {
-		for {
-			now += 25 * ms
-			if w.Tick(now).Ask {
-				w.Observe(now, Reading{InUse: 40 * mib}, nil)
-				return
+	for _, c := range []struct {
+		name     string
+		capacity int
+		inUse    int64
+	}{{"cold-untraced", 0, 40 * mib}, {"cold-traced", 512, 40 * mib}, {"warm-untraced", 0, 60 * mib}, {"warm-traced", 512, 60 * mib}} {
+		b.Run(c.name, func(b *testing.B) {
+			w, err := NewWorker(&budget.Memory{}, rand.New(rand.NewPCG(1, 2)).Float64)
+			if err != nil {
+				b.Fatal(err)
 			}
-		}
-	}
-	read()
-	b.ReportAllocs()
-	for i := 0; b.Loop(); i++ {
-		if i%500 == 0 {
-			read() // 20,000 requests per second
-		}
-		g.Open(now, &r.Stream, r, 32*kib)
-		g.Grow(now, &r.Stream, budget.Request, 32*kib)
-		g.End(now, &r.Stream, budget.Request)
-		g.Expect(now, &r.Stream, 5*kib)
-		g.Grow(now, &r.Stream, budget.Response, 5*kib)
-		g.End(now, &r.Stream, budget.Response)
-		g.Close(now, &r.Stream)
+			config := example()
+			config.Trace.Capacity = c.capacity
+			g, _ := New(config, w)
+			r := &request{connected: &Connection{}}
+			now, inUse := time.Hour, 40*mib
+			read := func() {
+				for {
+					now += 25 * ms
+					if w.Tick(now).Ask {
+						w.Observe(now, Reading{InUse: inUse}, nil)
+						inUse = c.inUse
+						return
+					}
+				}
+			}
+			read()
+			read()
+			b.Run("request", func(b *testing.B) {
+				b.ReportAllocs()
+				for i := 0; b.Loop(); i++ {
+					if i%500 == 0 {
+						read() // 20,000 requests per second
+					}
+					g.Open(now, &r.Stream, r, 32*kib)
+					g.Grow(now, &r.Stream, budget.Request, 32*kib)
+					g.End(now, &r.Stream, budget.Request)
+					g.Expect(now, &r.Stream, 5*kib)
+					g.Grow(now, &r.Stream, budget.Response, 5*kib)
+					g.End(now, &r.Stream, budget.Response)
+					g.Close(now, &r.Stream)
+				}
+			})
+			b.Run("chunk", func(b *testing.B) {
+				b.ReportAllocs()
+				g.Open(now, &r.Stream, r, budget.Unknown)
+				g.Grow(now, &r.Stream, budget.Request, 16*kib)
+				for b.Loop() {
+					g.Grow(now, &r.Stream, budget.Request, 1)
+				}
+				g.Close(now, &r.Stream)
+			})
+		})
 	}
 }
 

@@ -27,6 +27,7 @@ const (
 	CountRefused
 	CountContention
 	CountHostErrors
+	CountBadSnapshots
 	CountRejected // and one for each reason behind it
 	NumCounters   = CountRejected + int(numReasons) - 1
 )
@@ -65,6 +66,7 @@ func Counters() [NumCounters]Metric {
 		CountRefused:           {"highwater_refused_connections_total", Counter, "new connections closed at once: budget.connections were open, or what one costs had no room"},
 		CountContention:        {"highwater_contention_total", Counter, "exchanges between workers given up because others were always first"},
 		CountHostErrors:        {"highwater_host_errors_total", Counter, "calls of Envoy that failed; traffic went on"},
+		CountBadSnapshots:      {"highwater_bad_snapshots_total", Counter, "samples of other workers that could not be read, and were left out of an answer"},
 	}
 	for r := TooLarge; r < numReasons; r++ {
 		m[CountRejected+int(r)-1] = Metric{"highwater_rejected_total.reason." + r.String(), Counter, rejectedHelp[r]}

@@ -53,6 +53,8 @@ type Worker struct {
 	alone     *Stream // while shedding is futile: the one large request that is let in
 	letIn     Time    // when the last that was let in for it ended: the next one needs a reading asked for after that
 
+	trace     Trace // likewise in force for all
+	tracer    tracer
 	polls     bool
 	asking    Time // when the outstanding reading was asked for; 0 = none is outstanding
 	asked     Time
@@ -73,6 +75,7 @@ func NewWorker(store budget.Store, random func() float64) (*Worker, error) {
 		return nil, fmt.Errorf("join the other workers: %w", err)
 	}
 	w := &Worker{account: account, limits: account.Limits(), random: random, keys: fairness.NewKeys[keyed]()}
+	account.Watch(w.mark)
 	w.idle.ring.before, w.idle.ring.behind = &w.idle.ring, &w.idle.ring
 	return w, nil
 }
@@ -80,13 +83,14 @@ func NewWorker(store budget.Store, random func() float64) (*Worker, error) {
 // Use puts the parts of a configuration in force that all plugins share, and returns what that changes, in words;
 // empty if nothing, or if it is the first.
 func (w *Worker) Use(c *Config) (changed string) {
-	if w.set && (w.budget != c.Budget || w.throttle != c.Throttle || w.memory != c.Memory) {
-		changed = fmt.Sprintf("budget, throttle and memory are shared by all plugins of a vm_id, and the last one sets them: was %+v %+v %+v, is %+v %+v %+v",
-			w.budget, w.throttle, w.memory, c.Budget, c.Throttle, c.Memory)
+	if w.set && (w.budget != c.Budget || w.throttle != c.Throttle || w.memory != c.Memory || w.trace != c.Trace) {
+		changed = fmt.Sprintf("budget, throttle, memory and trace are shared by all plugins of a vm_id, and the last one sets them: was %+v %+v %+v %+v, is %+v %+v %+v %+v",
+			w.budget, w.throttle, w.memory, w.trace, c.Budget, c.Throttle, c.Memory, c.Trace)
 	}
 	w.set = true
 	w.budget, w.throttle, w.memory, w.reject = c.Budget, c.Throttle, c.Memory, c.Reject.RetryAfter
 	w.linger = Time(c.Buffers.Linger)
+	w.trace = c.Trace
 	w.account.SetLimits(c.limits())
 	return changed
 }
@@ -124,6 +128,7 @@ type Connection struct {
 	Waiting  int    // requests of it in line
 	IsClosed bool
 	inUse
+	traced // the response that ended
 }
 
 // TLS notes that the connection turned out to be a TLS one.
@@ -193,6 +198,7 @@ func (w *Worker) settle(now Time) {
 			c.unread = false
 			c.key.Refs--
 			c.key = nil
+			c.traced = traced{}
 		}
 	}
 	clear(w.residual[len(kept):])
@@ -324,6 +330,7 @@ func (w *Worker) Tick(now Time) *Actions {
 		w.HostError()
 	}
 	w.polls, a.Polls = polls, polls
+	w.sample(now)
 	w.share(now)
 	if !w.evict(now, a) {
 		w.serve(now, a)

@@ -750,7 +750,7 @@ func (e *Envoy) readResponse(s *Stream) (used Time) {
 	s.answer += n
 	s.full = s.answer >= limit && !call.Chunked
 	e.heap.alloc(n)
-	end := s.given == call.Response
+	end := s.given == call.Response && !call.Idle
 	if e.filter != nil {
 		e.filter.Body(s, Response, n, end)
 	}

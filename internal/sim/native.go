@@ -9,6 +9,7 @@ import (
 
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/guard"
+	"github.com/highwater-envoy/highwater/internal/reservoir"
 )
 
 // Native is the guard, without the plugin around it.
@@ -332,6 +333,15 @@ func (s *nativeStream) Path() string { return "/" }
 
 // Route implements guard.Host.
 func (s *nativeStream) Route() string { return s.s.client.Class }
+
+// Describe implements guard.Host.
+func (s *nativeStream) Describe(string) reservoir.Labels {
+	protocol := "HTTP/1.1"
+	if s.s.Conn.HTTP2 {
+		protocol = "HTTP/2"
+	}
+	return reservoir.Labels{VirtualHost: s.VirtualHost(), Route: s.Route(), Cluster: s.Cluster(), Source: s.Source(), Protocol: protocol}
+}
 
 // Cluster implements guard.Host.
 func (s *nativeStream) Cluster() string { return "upstream" }

@@ -1,0 +1,217 @@
+package peak
+
+import (
+	"math"
+	"strconv"
+
+	"google.golang.org/protobuf/encoding/protowire"
+
+	"github.com/highwater-envoy/highwater/internal/reservoir"
+	"github.com/highwater-envoy/highwater/internal/unit"
+)
+
+// The fields of pprof's profile.proto (github.com/google/pprof/proto) that are written here.
+const (
+	profileSampleType        protowire.Number = 1
+	profileSample            protowire.Number = 2
+	profileMapping           protowire.Number = 3
+	profileLocation          protowire.Number = 4
+	profileFunction          protowire.Number = 5
+	profileString            protowire.Number = 6
+	profileTime              protowire.Number = 9
+	profileComment           protowire.Number = 13
+	profileDefaultSampleType protowire.Number = 14
+
+	valueTypeType protowire.Number = 1
+	valueTypeUnit protowire.Number = 2
+
+	sampleLocation protowire.Number = 1
+	sampleValue    protowire.Number = 2
+	sampleLabel    protowire.Number = 3
+
+	labelKey     protowire.Number = 1
+	labelText    protowire.Number = 2
+	labelNumber  protowire.Number = 3
+	labelNumUnit protowire.Number = 4
+
+	mappingID           protowire.Number = 1
+	mappingFile         protowire.Number = 5
+	mappingHasFunctions protowire.Number = 7
+
+	locationID      protowire.Number = 1
+	locationMapping protowire.Number = 2
+	locationLine    protowire.Number = 4
+	lineFunction    protowire.Number = 1
+
+	functionID   protowire.Number = 1
+	functionName protowire.Number = 2
+)
+
+// The labels of a sample. There are no others.
+const (
+	LabelKey      = "key"
+	LabelMethod   = "method"
+	LabelSource   = "source"
+	LabelProtocol = "protocol"
+	LabelAge      = "age"    // milliseconds
+	LabelWeight   = "weight" // how many requests it stands for, in thousandths: by it `highwater pprof` tells the error
+)
+
+// Units of the labels that are numbers.
+const (
+	UnitAge    = "milliseconds"
+	UnitWeight = "thousandths"
+)
+
+// encoder writes a profile.
+type encoder struct {
+	buf, sub, sub2 []byte
+	strings        map[string]int64
+	list           []string
+	frames         map[string]uint64 // a location and a function for each name, with the same id
+	names          []string
+}
+
+func (e *encoder) text(s string) int64 {
+	n, ok := e.strings[s]
+	if !ok {
+		n = int64(len(e.list))
+		e.strings[s] = n
+		e.list = append(e.list, s)
+	}
+	return n
+}
+
+func (e *encoder) frame(name string) uint64 {
+	id, ok := e.frames[name]
+	if !ok {
+		e.names = append(e.names, name)
+		id = uint64(len(e.names))
+		e.frames[name] = id
+	}
+	return id
+}
+
+func number(b []byte, field protowire.Number, v uint64) []byte {
+	if v == 0 {
+		return b
+	}
+	return protowire.AppendVarint(protowire.AppendTag(b, field, protowire.VarintType), v)
+}
+
+func message(b []byte, field protowire.Number, m []byte) []byte {
+	return protowire.AppendBytes(protowire.AppendTag(b, field, protowire.BytesType), m)
+}
+
+func (e *encoder) valueType(field protowire.Number, kind, unitName string) {
+	e.sub = number(e.sub[:0], valueTypeType, uint64(e.text(kind)))
+	e.sub = number(e.sub, valueTypeUnit, uint64(e.text(unitName)))
+	e.buf = message(e.buf, field, e.sub)
+}
+
+func (e *encoder) label(key string, text string) {
+	if text == "" {
+		return
+	}
+	e.sub2 = number(e.sub2[:0], labelKey, uint64(e.text(key)))
+	e.sub2 = number(e.sub2, labelText, uint64(e.text(text)))
+	e.sub = message(e.sub, sampleLabel, e.sub2)
+}
+
+func (e *encoder) numberLabel(key string, n int64, unitName string) {
+	e.sub2 = number(e.sub2[:0], labelKey, uint64(e.text(key)))
+	e.sub2 = number(e.sub2, labelNumber, uint64(n))
+	e.sub2 = number(e.sub2, labelNumUnit, uint64(e.text(unitName)))
+	e.sub = message(e.sub, sampleLabel, e.sub2)
+}
+
+// named is a frame of a kind; in Envoy many a route and virtual host have no name.
+func named(kind, name string) string {
+	if name == "" {
+		return "no " + kind
+	}
+	return kind + " " + Clean(name)
+}
+
+// Profile is the peak as pprof reads it, uncompressed. Its samples count requests and the bytes that these likely hold, and stand
+// for those that are not sampled too. What is to be seen beside (measured, base, unexplained) is in its comments.
+func Profile(p reservoir.Peak, clock Clock) []byte {
+	m := merge(p)
+	e := encoder{strings: map[string]int64{}, frames: map[string]uint64{}}
+	e.text("") // the first one is empty
+	e.valueType(profileSampleType, "requests", "count")
+	e.valueType(profileSampleType, "held", "bytes")
+	// Requests that a sample stands for are no whole number, and values are: what one is rounded, the next one makes good.
+	carry := map[stack]float64{}
+	for i := range p.Snapshots {
+		s := &p.Snapshots[i]
+		for j := range s.Samples {
+			x, w := &s.Samples[j], s.Weight(j)
+			at := stackOf(x)
+			exact := w + carry[at]
+			requests := math.Round(exact)
+			carry[at] = exact - requests
+			e.sample(x, w, whole(requests), whole(w*m.scale.sample(x)))
+		}
+	}
+	e.sub = number(e.sub[:0], mappingID, 1)
+	e.sub = number(e.sub, mappingFile, uint64(e.text("envoy")))
+	e.sub = number(e.sub, mappingHasFunctions, 1) // there is nothing to look up
+	e.buf = message(e.buf, profileMapping, e.sub)
+	for i, name := range e.names {
+		id := uint64(i + 1)
+		e.sub2 = number(e.sub2[:0], lineFunction, id)
+		e.sub = number(e.sub[:0], locationID, id)
+		e.sub = number(e.sub, locationMapping, 1)
+		e.sub = message(e.sub, locationLine, e.sub2)
+		e.buf = message(e.buf, profileLocation, e.sub)
+		e.sub = number(e.sub[:0], functionID, id)
+		e.sub = number(e.sub, functionName, uint64(e.text(name)))
+		e.buf = message(e.buf, profileFunction, e.sub)
+	}
+	e.buf = number(e.buf, profileTime, uint64(clock.nanos(m.first)))
+	e.buf = number(e.buf, profileDefaultSampleType, uint64(e.text("held")))
+	for _, comment := range m.comments() {
+		e.buf = number(e.buf, profileComment, uint64(e.text(comment)))
+	}
+	for _, text := range e.list {
+		e.buf = protowire.AppendString(protowire.AppendTag(e.buf, profileString, protowire.BytesType), text)
+	}
+	return e.buf
+}
+
+func (e *encoder) sample(x *reservoir.Sample, weight float64, requests, held int64) {
+	e.sub2 = e.sub2[:0]
+	l := x.Labels
+	for _, name := range [...]string{x.Phase.String(), named("cluster", l.Cluster), named("route", l.Route), named("virtual host", l.VirtualHost)} { // the leaf is first
+		e.sub2 = protowire.AppendVarint(e.sub2, e.frame(name))
+	}
+	e.sub = message(e.sub[:0], sampleLocation, e.sub2)
+	e.sub2 = protowire.AppendVarint(e.sub2[:0], uint64(requests))
+	e.sub2 = protowire.AppendVarint(e.sub2, uint64(held))
+	e.sub = message(e.sub, sampleValue, e.sub2)
+	e.label(LabelKey, Clean(l.Key))
+	e.label(LabelMethod, Clean(l.Method))
+	e.label(LabelSource, Clean(l.Source))
+	e.label(LabelProtocol, Clean(l.Protocol))
+	e.numberLabel(LabelAge, x.Age.Milliseconds(), UnitAge)
+	e.numberLabel(LabelWeight, whole(1000*min(weight, 1e12)), UnitWeight)
+	e.buf = message(e.buf, profileSample, e.sub)
+}
+
+// comments are what pprof prints above its own answers.
+func (m *merged) comments() []string {
+	human := func(n int64) string { return unit.Bytes(n).Human() }
+	name := "now"
+	if m.Number > 0 {
+		name = "peak " + strconv.FormatInt(m.Number, 10)
+	}
+	limit := ""
+	if m.last.Limit > 0 {
+		limit = " of " + human(m.last.Limit)
+	}
+	return []string{
+		name + ": in use " + human(m.last.InUse) + limit + ", base " + human(m.last.Base) +
+			", likely held by requests " + human(m.held()) + " (at most " + human(m.sum.Bound) + "), no request explains " + human(m.unexplained()),
+	}
+}
