@@ -6,6 +6,7 @@ MAKEFLAGS += --no-print-directory
 
 DURATION ?= 0
 GUARD ?= on
+FACE ?= filter
 FUZZTIME ?= 10s
 TESTFLAGS ?=
 FLOODS ?= upload-h1,upload-chunked,upload-h2,upload-400,upload-default-100
@@ -16,13 +17,14 @@ OLDEST_TESTS = TestHealthyTraffic|TestWaiting|TestRejectWithoutRoom|TestConfigur
 FLOOD_DURATION ?= 8s
 
 GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
-SOURCES = $(shell find filter internal cmd -name '*.go' -not -name '*_test.go') go.mod go.sum
+SOURCES = $(shell find filter extproc internal cmd -name '*.go' -not -name '*_test.go') go.mod go.sum
 
 .PHONY: help
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  make run DURATION=20s GUARD=off    end after 20 s; the same load without the guard"
+	@echo "  make run FACE=extproc              the guard as an ext_proc server beside Envoy"
 	@echo "  make bench FLOODS=upload-h1 RUNS=5 FLOOD_DURATION=30s    go run ./bench/floods -list names them"
 
 .PHONY: build
@@ -58,12 +60,12 @@ envoy-path: ## print where Envoy is, and nothing else
 .PHONY: run
 run: build envoy ## a real Envoy under a flood, with a live view; Ctrl-C or DURATION=20s ends it
 	@go build -trimpath -o build/highwater-run ./bench/run
-	@exec build/highwater-run -duration=$(DURATION) -guard=$(GUARD)
+	@exec build/highwater-run -duration=$(DURATION) -guard=$(GUARD) -face=$(FACE)
 
 .PHONY: test
 test: build build/highwater-trap.wasm envoy ## everything, real Envoy included
 	@echo "unit and property tests, with the race detector"
-	@go test -race $(TESTFLAGS) $$(go list ./internal/... ./cmd/... ./bench/... | grep -v /internal/sim)
+	@go test -race $(TESTFLAGS) $$(go list ./internal/... ./extproc/... ./cmd/... ./bench/... | grep -v /internal/sim)
 	@echo "the model of Envoy (one goroutine: nothing to race): a thousand random loads take a minute or two"
 	@go test $(TESTFLAGS) ./internal/sim
 	@echo "end-to-end tests on a real Envoy"
@@ -83,7 +85,7 @@ lint: ## golangci-lint at the pinned version, for this machine and for wasm
 
 .PHONY: fuzz
 fuzz: ## each fuzz test for FUZZTIME
-	@for package in $$(go list ./internal/...); do \
+	@for package in $$(go list ./internal/... ./extproc/...); do \
 		for test in $$(go test -list '^Fuzz' $$package | grep '^Fuzz' || true); do \
 			echo "$$package $$test, $(FUZZTIME)"; \
 			go test -run '^$$' -fuzz "^$$test$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 1x $$package; \
@@ -98,10 +100,12 @@ bench: build envoy ## Go benchmarks, floods beside no guard and the overload man
 	@go run ./bench/floods -flood '$(FLOODS)' -guard none,overload,highwater -runs $(RUNS) -duration $(FLOOD_DURATION)
 	@go run ./bench/model
 	@go run ./bench/request
+	@go run ./bench/extproc
 
 .PHONY: soak
-soak: build envoy ## long runs: 4,000 random loads on the model, a minute of clients that retry at once and of hostile ones, ten of mixed uploads
+soak: build envoy ## long runs: 4,000 random loads on the model, a minute of clients that retry at once and of hostile ones, ten of mixed uploads, ten of mixed load with aborts through the ext_proc server
 	@go test ./internal/sim -run Random -loads 1000 -timeout 60m -v
 	@go run ./bench/floods -flood retry-1000,hostile-all -guard highwater -check
 	@go run ./bench/floods -flood retry-100 -guard highwater -check
 	@go run ./bench/floods -flood upload-chunked,slow-64k-16m-len-h1 -guard highwater -duration 5m -check
+	@HIGHWATER_E2E=1 go test ./e2e -count=1 -run TestServerSoak -soak 10m -timeout 15m -v

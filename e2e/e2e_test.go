@@ -74,6 +74,7 @@ func (m *memory) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 type setup struct {
+	face     envoytest.Face
 	workers  int
 	fake     int64 // if not 0 readings are the test's, and begin with this many bytes
 	plugin   func(cfg map[string]any)
@@ -99,9 +100,13 @@ func start(t *testing.T, s setup) *scene {
 		t.Cleanup(fake.Close)
 	}
 	sc.Envoy, err = envoytest.Start(t.Context(), envoytest.Options{
-		Concurrency: s.workers, Upstream: s.upstream, Wasm: s.wasm, CgroupDir: s.cgroup,
+		Face: s.face, Concurrency: s.workers, Upstream: s.upstream, Wasm: s.wasm, CgroupDir: s.cgroup,
 		Edit: func(c envoytest.Config) {
-			if fake != nil {
+			switch {
+			case fake == nil:
+			case s.face == envoytest.ExtProc:
+				c.SetPluginConfig(func(cfg map[string]any) { section(cfg, "memory")["url"] = fake.URL })
+			default:
 				c.SetEndpoint("envoy_admin", fake.Listener.Addr().String())
 			}
 			if s.plugin != nil {
@@ -239,6 +244,35 @@ func forWorkers(t *testing.T, test func(t *testing.T, workers int)) {
 	for _, workers := range []int{1, 2} {
 		t.Run(fmt.Sprintf("%d workers", workers), func(t *testing.T) { test(t, workers) })
 	}
+}
+
+// base is on which face, and how many workers, a test runs.
+type base struct {
+	face    envoytest.Face
+	workers int
+}
+
+// forFaces runs a test where both faces do the same: the plugin, with one worker and with two, and the ext_proc server.
+func forFaces(t *testing.T, test func(t *testing.T, b base)) {
+	t.Helper()
+	for _, workers := range []int{1, 2} {
+		t.Run(fmt.Sprintf("%d workers", workers), func(t *testing.T) { test(t, base{envoytest.Filter, workers}) })
+	}
+	t.Run("ext_proc", func(t *testing.T) { test(t, base{envoytest.ExtProc, 2}) })
+}
+
+// start is start on this face.
+func (b base) start(t *testing.T, s setup) *scene {
+	t.Helper()
+	s.face, s.workers = b.face, b.workers
+	return start(t, s)
+}
+
+// forBothFaces is forFaces with two workers alone.
+func forBothFaces(t *testing.T, test func(t *testing.T, b base)) {
+	t.Helper()
+	t.Run("filter", func(t *testing.T) { test(t, base{envoytest.Filter, 2}) })
+	t.Run("ext_proc", func(t *testing.T) { test(t, base{envoytest.ExtProc, 2}) })
 }
 
 func section(cfg map[string]any, name string) map[string]any {

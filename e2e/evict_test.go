@@ -19,8 +19,8 @@ import (
 // line, some for their upstream, some are being read, of some the rest lies unread. What is ended, cut and closed in one tick must be
 // what Envoy survives, whatever meets there; and small requests hardly notice.
 func TestEvict(t *testing.T) {
-	forWorkers(t, func(t *testing.T, workers int) {
-		s := start(t, setup{workers: workers, fake: 40 * mib, plugin: func(cfg map[string]any) {
+	forFaces(t, func(t *testing.T, b base) {
+		s := b.start(t, setup{fake: 40 * mib, plugin: func(cfg map[string]any) {
 			section(cfg, "throttle")["timeout"] = "100ms" // rejects at the same ticks
 		}})
 		ctx, cancel := context.WithTimeout(t.Context(), 6*time.Second)
@@ -67,7 +67,7 @@ var phases = []struct {
 	begin func(s *scene, c *http.Client, done func())
 }{
 	{"waiting in line", func(s *scene, c *http.Client, done func()) {
-		s.reading(172 * mib) // below the limit, even less what such jumps have the guard keep free; and 16 MiB more are above hard
+		s.reading(full)
 		go func() {
 			defer done()
 			s.send(c, "/upload", zeros(large), large)
@@ -142,40 +142,43 @@ func (s *scene) stall(c *http.Client, path string) {
 // Whatever two requests of one connection, or of two, are ended in one tick, in whatever phase each is: Envoy survives, and both
 // are gone.
 func TestEveryPairEndsInOneTick(t *testing.T) {
-	s := start(t, setup{workers: 1, fake: 40 * mib, plugin: func(cfg map[string]any) {
-		section(cfg, "throttle")["timeout"] = "1s"
-	}})
-	evicted := 0.
-	for _, http2 := range []bool{false, true} {
-		for i, a := range phases {
-			for _, b := range phases[i:] {
-				name := fmt.Sprintf("%s and %s, HTTP/2 %v", a.name, b.name, http2)
-				c := client(t, http2)
-				// Small windows: what is not read stays in Envoy.
-				c.Transport.(*http.Transport).HTTP2 = &http.HTTP2Config{MaxReceiveBufferPerStream: 65536, MaxReceiveBufferPerConnection: 1 << 20}
-				s.reading(40 * mib)
-				var ended sync.WaitGroup
-				ended.Add(2)
-				b.begin(s, c, ended.Done)
-				a.begin(s, c, ended.Done) // who waits in line is last
-				s.memory.inUse.Store(230 * mib)
-				gone := make(chan struct{})
-				go func() { ended.Wait(); close(gone) }()
-				select {
-				case <-gone:
-				case <-time.After(20 * time.Second):
-					t.Fatalf("%s: a client was not told", name)
+	forBothFaces(t, func(t *testing.T, b base) {
+		s := b.start(t, setup{fake: 40 * mib, plugin: func(cfg map[string]any) {
+			section(cfg, "throttle")["timeout"] = "1s"
+			cfg["fairness"] = map[string]any{"by": "none"} // else a route that has little does not wait
+		}})
+		evicted := 0.
+		for _, http2 := range []bool{false, true} {
+			for i, a := range phases {
+				for _, b := range phases[i:] {
+					name := fmt.Sprintf("%s and %s, HTTP/2 %v", a.name, b.name, http2)
+					c := client(t, http2)
+					// Small windows: what is not read stays in Envoy.
+					c.Transport.(*http.Transport).HTTP2 = &http.HTTP2Config{MaxReceiveBufferPerStream: 65536, MaxReceiveBufferPerConnection: 1 << 20}
+					s.reading(40 * mib)
+					var ended sync.WaitGroup
+					ended.Add(2)
+					b.begin(s, c, ended.Done)
+					a.begin(s, c, ended.Done) // who waits in line is last
+					s.memory.inUse.Store(230 * mib)
+					gone := make(chan struct{})
+					go func() { ended.Wait(); close(gone) }()
+					select {
+					case <-gone:
+					case <-time.After(20 * time.Second):
+						t.Fatalf("%s: a client was not told", name)
+					}
+					require.Empty(t, envoytest.Faults(s.Logs()), name)
+					s.memory.inUse.Store(40 * mib)
+					c.CloseIdleConnections()
+					s.streams(0)
+					stats, err := s.Stats(t.Context(), "highwater_rejected_total")
+					require.NoError(t, err, name)
+					evicted = stats["wasmcustom.highwater_rejected_total.reason.evicted"]
 				}
-				require.Empty(t, envoytest.Faults(s.Logs()), name)
-				s.memory.inUse.Store(40 * mib)
-				c.CloseIdleConnections()
-				s.streams(0)
-				stats, err := s.Stats(t.Context(), "highwater_rejected_total")
-				require.NoError(t, err, name)
-				evicted = stats["wasmcustom.highwater_rejected_total.reason.evicted"]
 			}
 		}
-	}
-	require.GreaterOrEqual(t, evicted, 30., "they were to be evicted, not to end by themselves")
-	require.Equal(t, http.StatusOK, do(t, client(t, false), http.MethodGet, s.url("/small"), nil, 0).StatusCode)
+		require.GreaterOrEqual(t, evicted, 30., "they were to be evicted, not to end by themselves")
+		require.Equal(t, http.StatusOK, do(t, client(t, false), http.MethodGet, s.url("/small"), nil, 0).StatusCode)
+	})
 }

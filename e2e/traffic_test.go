@@ -40,8 +40,8 @@ func do(t *testing.T, c *http.Client, method, url string, body io.Reader, length
 }
 
 func TestHealthyTrafficIsNotTouched(t *testing.T) {
-	forWorkers(t, func(t *testing.T, workers int) {
-		s := start(t, setup{workers: workers})
+	forFaces(t, func(t *testing.T, b base) {
+		s := b.start(t, setup{})
 		for _, http2 := range []bool{false, true} {
 			c := client(t, http2)
 			for range 20 {
@@ -61,52 +61,54 @@ func TestHealthyTrafficIsNotTouched(t *testing.T) {
 }
 
 func TestGRPC(t *testing.T) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	server := grpc.NewServer()
-	healthpb.RegisterHealthServer(server, health.NewServer())
-	go func() { _ = server.Serve(listener) }()
-	t.Cleanup(server.Stop)
-	s := start(t, setup{fake: 40 * mib, upstream: listener.Addr().String(), plugin: func(cfg map[string]any) {
-		section(cfg, "throttle")["timeout"] = "0s"
-		section(cfg, "memory")["on_stale"] = "reject"
-	}})
-	conn, err := grpc.NewClient(s.addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	require.NoError(t, err)
-	defer conn.Close()
-	client := healthpb.NewHealthClient(conn)
-	check := func(header *metadata.MD) error {
-		_, err := client.Check(t.Context(), &healthpb.HealthCheckRequest{}, grpc.Header(header), grpc.Trailer(header))
-		return err
-	}
-	for range 10 {
-		require.NoError(t, check(&metadata.MD{}))
-	}
-	watch, err := client.Watch(t.Context(), &healthpb.HealthCheckRequest{})
-	require.NoError(t, err)
-	_, err = watch.Recv()
-	require.NoError(t, err, "a stream")
-	s.quiet()
+	forBothFaces(t, func(t *testing.T, b base) {
+		listener, err := net.Listen("tcp", "127.0.0.1:0")
+		require.NoError(t, err)
+		server := grpc.NewServer()
+		healthpb.RegisterHealthServer(server, health.NewServer())
+		go func() { _ = server.Serve(listener) }()
+		t.Cleanup(server.Stop)
+		s := b.start(t, setup{fake: 40 * mib, upstream: listener.Addr().String(), plugin: func(cfg map[string]any) {
+			section(cfg, "throttle")["timeout"] = "0s"
+			section(cfg, "memory")["on_stale"] = "reject"
+		}})
+		conn, err := grpc.NewClient(s.addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+		require.NoError(t, err)
+		defer conn.Close()
+		client := healthpb.NewHealthClient(conn)
+		check := func(header *metadata.MD) error {
+			_, err := client.Check(t.Context(), &healthpb.HealthCheckRequest{}, grpc.Header(header), grpc.Trailer(header))
+			return err
+		}
+		for range 10 {
+			require.NoError(t, check(&metadata.MD{}))
+		}
+		watch, err := client.Watch(t.Context(), &healthpb.HealthCheckRequest{})
+		require.NoError(t, err)
+		_, err = watch.Recv()
+		require.NoError(t, err, "a stream")
+		s.quiet()
 
-	s.memory.set(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) })
-	require.Eventually(t, func() bool {
-		md := metadata.MD{}
-		err := check(&md)
-		return status.Code(err) == codes.ResourceExhausted && strings.Contains(status.Convert(err).Message(), "no_reading") &&
-			len(md.Get("grpc-retry-pushback-ms")) == 1 && len(md.Get("x-highwater-reason")) == 1
-	}, 10*time.Second, 20*time.Millisecond, "a reject is status 8 with a pushback")
-	require.NoError(t, conn.Close())
-	s.memory.set(nil)
-	s.drained()
+		s.memory.set(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) })
+		require.Eventually(t, func() bool {
+			md := metadata.MD{}
+			err := check(&md)
+			return status.Code(err) == codes.ResourceExhausted && strings.Contains(status.Convert(err).Message(), "no_reading") &&
+				len(md.Get("grpc-retry-pushback-ms")) == 1 && len(md.Get("x-highwater-reason")) == 1
+		}, 10*time.Second, 20*time.Millisecond, "a reject is status 8 with a pushback")
+		require.NoError(t, conn.Close())
+		s.memory.set(nil)
+		s.drained()
+	})
 }
 
 // With the reading at its limit, large requests wait, and then go on or are rejected.
 func TestWaiting(t *testing.T) {
-	forWorkers(t, func(t *testing.T, workers int) {
+	forFaces(t, func(t *testing.T, b base) {
 		for _, http2 := range []bool{false, true} {
 			name := map[bool]string{false: "HTTP/1", true: "HTTP/2"}[http2]
 			t.Run(name, func(t *testing.T) {
-				s := start(t, setup{workers: workers, fake: 40 * mib, plugin: func(cfg map[string]any) {
+				s := b.start(t, setup{fake: 40 * mib, plugin: func(cfg map[string]any) {
 					section(cfg, "throttle")["timeout"] = "4s"
 				}})
 				s.reading(full)
@@ -139,7 +141,7 @@ func TestWaiting(t *testing.T) {
 				require.Equal(t, 503, res.StatusCode)
 				require.Equal(t, "timeout", res.Header.Get("x-highwater-reason"))
 				require.NotEmpty(t, res.Header.Get("retry-after"))
-				s.reading(195 * mib)
+				s.reading(200*mib - 50_000)
 				require.Equal(t, 503, do(t, c, "GET", s.url("/bytes?n=3000000"), nil, 0).StatusCode, "a large response has no room")
 				s.reading(40 * mib)
 				s.drained(c.CloseIdleConnections)
@@ -159,8 +161,8 @@ func (s *scene) waiting(n float64) {
 func (m *memory) set(answer func(http.ResponseWriter, *http.Request)) { m.answer.Store(answer) }
 
 func TestHangUpInEveryPhase(t *testing.T) {
-	forWorkers(t, func(t *testing.T, workers int) {
-		s := start(t, setup{workers: workers, fake: 40 * mib, plugin: func(cfg map[string]any) {
+	forFaces(t, func(t *testing.T, b base) {
+		s := b.start(t, setup{fake: 40 * mib, plugin: func(cfg map[string]any) {
 			cfg["fairness"] = map[string]any{"by": "none"} // else a route that has little does not wait
 			section(cfg, "throttle")["timeout"] = "10s"
 		}})
@@ -271,134 +273,144 @@ func TestRejectWithoutRoomClosesTheConnection(t *testing.T) {
 }
 
 func TestExpectContinueIsRejectedCleanly(t *testing.T) {
-	s := start(t, setup{fake: 40 * mib, plugin: func(cfg map[string]any) { section(cfg, "throttle")["timeout"] = "100ms" }})
-	s.reading(full)
-	c := s.dial(upload("content-length: 16777216\r\nexpect: 100-continue"))
-	require.Equal(t, 100, answer(t, c).StatusCode, "Envoy's own")
-	require.Equal(t, 503, answer(t, c).StatusCode)
-	c.Close()
-	s.reading(40 * mib)
-	c = s.dial(upload("content-length: 4\r\nexpect: 100-continue", "/upload?delay=0s"))
-	require.Equal(t, 100, answer(t, c).StatusCode)
-	_, err := io.WriteString(c, "body")
-	require.NoError(t, err)
-	require.Equal(t, 200, answer(t, c).StatusCode)
-	c.Close()
-	s.drained()
+	forBothFaces(t, func(t *testing.T, b base) {
+		s := b.start(t, setup{fake: 40 * mib, plugin: func(cfg map[string]any) { section(cfg, "throttle")["timeout"] = "100ms" }})
+		s.reading(full)
+		c := s.dial(upload("content-length: 16777216\r\nexpect: 100-continue"))
+		require.Equal(t, 100, answer(t, c).StatusCode, "Envoy's own")
+		require.Equal(t, 503, answer(t, c).StatusCode)
+		c.Close()
+		s.reading(40 * mib)
+		c = s.dial(upload("content-length: 4\r\nexpect: 100-continue", "/upload?delay=0s"))
+		require.Equal(t, 100, answer(t, c).StatusCode)
+		_, err := io.WriteString(c, "body")
+		require.NoError(t, err)
+		require.Equal(t, 200, answer(t, c).StatusCode)
+		c.Close()
+		s.drained()
+	})
 }
 
 func TestUpstreamResets(t *testing.T) {
-	upstream, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	defer upstream.Close()
-	go func() {
-		for i := 0; ; i++ {
-			c, err := upstream.Accept()
-			if err != nil {
-				return
+	forBothFaces(t, func(t *testing.T, b base) {
+		upstream, err := net.Listen("tcp", "127.0.0.1:0")
+		require.NoError(t, err)
+		defer upstream.Close()
+		go func() {
+			for i := 0; ; i++ {
+				c, err := upstream.Accept()
+				if err != nil {
+					return
+				}
+				go func() {
+					defer c.Close()
+					buf := make([]byte, 64<<10)
+					if _, err := c.Read(buf); err != nil || i%3 == 0 {
+						return // before an answer
+					}
+					_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n")
+					if i%3 == 2 {
+						_, _ = c.Write(buf) // in the middle of its body
+					}
+					_ = c.(*net.TCPConn).SetLinger(0)
+				}()
 			}
-			go func() {
-				defer c.Close()
-				buf := make([]byte, 64<<10)
-				if _, err := c.Read(buf); err != nil || i%3 == 0 {
-					return // before an answer
-				}
-				_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n")
-				if i%3 == 2 {
-					_, _ = c.Write(buf) // in the middle of its body
-				}
-				_ = c.(*net.TCPConn).SetLinger(0)
-			}()
+		}()
+		s := b.start(t, setup{upstream: upstream.Addr().String()})
+		c := client(t, false)
+		for range 12 {
+			if res, err := c.Post(s.url("/upload"), "text/plain", zeros(200_000)); err == nil {
+				_, _ = io.Copy(io.Discard, res.Body)
+				res.Body.Close()
+			}
 		}
-	}()
-	s := start(t, setup{upstream: upstream.Addr().String()})
-	c := client(t, false)
-	for range 12 {
-		if res, err := c.Post(s.url("/upload"), "text/plain", zeros(200_000)); err == nil {
-			_, _ = io.Copy(io.Discard, res.Body)
-			res.Body.Close()
-		}
-	}
-	s.drained(c.CloseIdleConnections)
-	s.quiet()
+		s.drained(c.CloseIdleConnections)
+		s.quiet()
+	})
 }
 
 func TestTrailersEndBodies(t *testing.T) {
-	s := start(t, setup{fake: 40 * mib, edit: func(c envoytest.Config) {
-		c.SetConnectionManager(func(hcm map[string]any) {
-			hcm["http_protocol_options"] = map[string]any{"enable_trailers": true}
+	forBothFaces(t, func(t *testing.T, b base) {
+		s := b.start(t, setup{fake: 40 * mib, edit: func(c envoytest.Config) {
+			c.SetConnectionManager(func(hcm map[string]any) {
+				hcm["http_protocol_options"] = map[string]any{"enable_trailers": true}
+			})
+		}})
+		c := s.dial(upload("transfer-encoding: chunked\r\ntrailer: x", "/upload?delay=2s") + "5\r\nhello\r\n0\r\nx: y\r\n\r\n")
+		_, err := s.Until(t.Context(), "highwater", func(m map[string]float64) bool {
+			return m["wasmcustom.highwater_streams"] == 1 && m["wasmcustom.highwater_coming_bytes"] == 0
 		})
-	}})
-	c := s.dial(upload("transfer-encoding: chunked\r\ntrailer: x", "/upload?delay=2s") + "5\r\nhello\r\n0\r\nx: y\r\n\r\n")
-	_, err := s.Until(t.Context(), "highwater", func(m map[string]float64) bool {
-		return m["wasmcustom.highwater_streams"] == 1 && m["wasmcustom.highwater_coming_bytes"] == 0
+		require.NoError(t, err, "the forecast is taken back at the trailers, not only when the stream ends")
+		require.Equal(t, 200, answer(t, c).StatusCode)
+		c.Close()
+		s.drained()
 	})
-	require.NoError(t, err, "the forecast is taken back at the trailers, not only when the stream ends")
-	require.Equal(t, 200, answer(t, c).StatusCode)
-	c.Close()
-	s.drained()
 }
 
 func TestExemptAndObserve(t *testing.T) {
-	t.Run("exempt", func(t *testing.T) {
-		s := start(t, setup{fake: 40 * mib, plugin: func(cfg map[string]any) {
-			section(cfg, "throttle")["timeout"] = "0s"
-			cfg["exempt"] = []any{map[string]any{"path_prefix": "/other"}, map[string]any{"cluster": "nobody"}, map[string]any{"route": "nobody"}}
-		}})
-		s.reading(full)
-		c := client(t, false)
-		require.Equal(t, 503, s.refused(c, false).StatusCode)
-		require.Equal(t, 404, do(t, c, "POST", s.url("/other"), nil, 0).StatusCode)
-		conn := s.dial(upload("content-length: 16777216", "/other") + strings.Repeat("x", 50_000))
-		require.Equal(t, 404, answer(t, conn).StatusCode, "the upstream answers it")
-		conn.Close()
-		s.drained(c.CloseIdleConnections)
-	})
-	t.Run("observe", func(t *testing.T) {
-		s := start(t, setup{fake: 40 * mib, plugin: func(cfg map[string]any) { cfg["mode"] = "observe" }})
-		s.reading(205 * mib)
-		c := client(t, false)
-		for range 5 {
-			require.Equal(t, 200, do(t, c, "POST", s.url("/upload?delay=0s"), zeros(4*mib), 4*mib).StatusCode)
-			require.Equal(t, 200, do(t, c, "GET", s.url("/bytes?n=1000000"), nil, 0).StatusCode)
-		}
-		s.drained(c.CloseIdleConnections)
-		s.counter("highwater_rejected_total.reason.too_large", 0)
-		s.counter("highwater_rejected_responses_total", 4) // from the fifth on it is known at the request
+	forBothFaces(t, func(t *testing.T, b base) {
+		t.Run("exempt", func(t *testing.T) {
+			s := b.start(t, setup{fake: 40 * mib, plugin: func(cfg map[string]any) {
+				section(cfg, "throttle")["timeout"] = "0s"
+				cfg["exempt"] = []any{map[string]any{"path_prefix": "/other"}, map[string]any{"cluster": "nobody"}, map[string]any{"route": "nobody"}}
+			}})
+			s.reading(full)
+			c := client(t, false)
+			require.Equal(t, 503, s.refused(c, false).StatusCode)
+			require.Equal(t, 404, do(t, c, "POST", s.url("/other"), nil, 0).StatusCode)
+			conn := s.dial(upload("content-length: 16777216", "/other") + strings.Repeat("x", 50_000))
+			require.Equal(t, 404, answer(t, conn).StatusCode, "the upstream answers it")
+			conn.Close()
+			s.drained(c.CloseIdleConnections)
+		})
+		t.Run("observe", func(t *testing.T) {
+			s := b.start(t, setup{fake: 40 * mib, plugin: func(cfg map[string]any) { cfg["mode"] = "observe" }})
+			s.reading(205 * mib)
+			c := client(t, false)
+			for range 5 {
+				require.Equal(t, 200, do(t, c, "POST", s.url("/upload?delay=0s"), zeros(4*mib), 4*mib).StatusCode)
+				require.Equal(t, 200, do(t, c, "GET", s.url("/bytes?n=1000000"), nil, 0).StatusCode)
+			}
+			s.drained(c.CloseIdleConnections)
+			s.counter("highwater_rejected_total.reason.too_large", 0)
+			s.counter("highwater_rejected_responses_total", 4) // from the fifth on it is known at the request
+		})
 	})
 }
 
 func TestWithoutAReading(t *testing.T) {
-	stop := make(chan struct{})
-	t.Cleanup(func() { close(stop) })
-	for name, broken := range map[string]func(http.ResponseWriter, *http.Request){
-		"403":     func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) },
-		"garbage": func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "<html>") },
-		"empty":   func(http.ResponseWriter, *http.Request) {},
-		"hangs": func(_ http.ResponseWriter, r *http.Request) {
-			select {
-			case <-r.Context().Done():
-			case <-stop:
-			}
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			s := start(t, setup{fake: 40 * mib})
-			s.reading(199 * mib)
-			s.memory.set(broken)
-			require.Eventually(t, func() bool { return s.LogMatches("highwater: no reading .*envoy_admin.*on_stale is estimate") }, 10*time.Second, 50*time.Millisecond)
-			time.Sleep(1100 * time.Millisecond) // until the last reading is stale
-			c := client(t, false)
-			require.Equal(t, 200, do(t, c, "GET", s.url("/small"), nil, 0).StatusCode)
-			require.Equal(t, 200, do(t, c, "POST", s.url("/upload?delay=0s"), zeros(4*mib), 4*mib).StatusCode,
-				"a frozen reading of 199 of 200 MiB must not lock everyone out")
-			c.CloseIdleConnections()
-			s.memory.set(nil)
-			s.reading(50 * mib)
-			require.True(t, s.LogMatches("highwater: readings are back"))
-			s.drained()
-		})
-	}
+	forBothFaces(t, func(t *testing.T, b base) {
+		stop := make(chan struct{})
+		t.Cleanup(func() { close(stop) })
+		for name, broken := range map[string]func(http.ResponseWriter, *http.Request){
+			"403":     func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) },
+			"garbage": func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "<html>") },
+			"empty":   func(http.ResponseWriter, *http.Request) {},
+			"hangs": func(_ http.ResponseWriter, r *http.Request) {
+				select {
+				case <-r.Context().Done():
+				case <-stop:
+				}
+			},
+		} {
+			t.Run(name, func(t *testing.T) {
+				s := b.start(t, setup{fake: 40 * mib})
+				s.reading(199 * mib)
+				s.memory.set(broken)
+				require.Eventually(t, func() bool { return s.LogMatches("no reading .*on_stale is estimate") }, 10*time.Second, 50*time.Millisecond)
+				time.Sleep(1100 * time.Millisecond) // until the last reading is stale
+				c := client(t, false)
+				require.Equal(t, 200, do(t, c, "GET", s.url("/small"), nil, 0).StatusCode)
+				require.Equal(t, 200, do(t, c, "POST", s.url("/upload?delay=0s"), zeros(4*mib), 4*mib).StatusCode,
+					"a frozen reading of 199 of 200 MiB must not lock everyone out")
+				c.CloseIdleConnections()
+				s.memory.set(nil)
+				s.reading(50 * mib)
+				require.True(t, s.LogMatches("readings are back"))
+				s.drained()
+			})
+		}
+	})
 }
 
 // A fault beyond recover ends the virtual machine of one worker. Envoy brings it back with the next request, and what

@@ -241,6 +241,9 @@ func (s *stream) Describe(header string) (l reservoir.Labels) {
 	return l
 }
 
+// Hides implements guard.Host.
+func (s *stream) Hides(budget.Direction) bool { return false }
+
 // Path implements guard.Host.
 func (s *stream) Path() string { return s.Header(":path") }
 

@@ -9,17 +9,17 @@ import (
 
 // judge lists what the guard missed of what the flood wants, by the median of its runs; what must never happen (a lost
 // bystander, a cut reader, a verdict on a healthy load, something left in the accounts, a killed Envoy) by the worst.
-func judge(f flood, results []*result) []string {
+func judge(f flood, guard string, results []*result) []string {
 	var misses []string
 	miss := func(format string, args ...any) {
-		misses = append(misses, f.name+": "+fmt.Sprintf(format, args...))
+		misses = append(misses, f.name+", "+guard+": "+fmt.Sprintf(format, args...))
 	}
-	mine := func(figure func(*result) float64) figures.Spread { return of(results, highwater, figure) }
+	mine := func(figure func(*result) float64) figures.Spread { return of(results, guard, figure) }
 	if len(mine((*result).peak)) == 0 {
-		miss("no run of highwater")
+		miss("no run of %s", guard)
 		return misses
 	}
-	w := f.want
+	w := f.want.from(guard)
 
 	if got := mine((*result).peak).Median(); w.peak > 0 && got > w.peak {
 		miss("peak allocated %.2f of the limit, wanted at most %.2f", got, w.peak)
@@ -36,7 +36,7 @@ func judge(f flood, results []*result) []string {
 		miss("%.0f quiet requests waited or were rejected, wanted none", got)
 	}
 	if w.quietTail > 0 {
-		if s := ratio(results, highwater, (*result).quietTail); len(s) == 0 {
+		if s := ratio(results, guard, (*result).quietTail); len(s) == 0 {
 			miss("p99 of the quiet requests: nothing to compare with, run it with -guard none,highwater")
 		} else if s.Median() > w.quietTail {
 			miss("p99 of the quiet requests %.2f × that of no guard, wanted at most %.2f", s.Median(), w.quietTail)
@@ -54,14 +54,14 @@ func judge(f flood, results []*result) []string {
 		miss("%.1f%% more requests reached the upstream than were served, wanted at most %.0f%%", 100*got, 100*w.wasted)
 	}
 	if w.smallTail > 0 {
-		if s := ratio(results, highwater, (*result).smallTail); len(s) == 0 {
+		if s := ratio(results, guard, (*result).smallTail); len(s) == 0 {
 			miss("p99 of the small requests: nothing to compare with, run it with -guard none,highwater")
 		} else if s.Median() > w.smallTail {
 			miss("p99 of the small requests %.2f × that of no guard, wanted at most %.2f", s.Median(), w.smallTail)
 		}
 	}
 	if w.goodput > 0 {
-		if s := ratio(results, highwater, (*result).goodput); len(s) == 0 {
+		if s := ratio(results, guard, (*result).goodput); len(s) == 0 {
 			miss("goodput: nothing to compare with, run it with -guard none,highwater")
 		} else if s.Median() < w.goodput {
 			miss("goodput %.2f × that of no guard, wanted at least %.2f", s.Median(), w.goodput)
@@ -98,7 +98,7 @@ func judge(f flood, results []*result) []string {
 	}
 	for _, r := range results {
 		switch {
-		case r.Guard != highwater:
+		case r.Guard != guard:
 		case w.back > 0 && r.Over != nil && (r.Over.Never || r.Over.Longest > w.back):
 			miss("round %d: it took memory %s from over the limit to below hard, wanted within %s", r.Run, figures.Time(r.Over.Longest), w.back)
 		case w.spared > 0 && (len(r.Each) == 0 || r.Each[0].Served < w.spared || r.Each[0].Cut > 0):

@@ -75,6 +75,16 @@ type want struct {
 	truth     float64       // of those who came back when they were told to, served at least
 }
 
+// from is what is wanted of one of our faces. The server sees headers, no connections, and of bodies only those without a length.
+func (w want) from(guard string) want {
+	if guard != extproc {
+		return w
+	}
+	return want{
+		peak: w.peak, small: w.small, goodput: min(w.goodput, 0.5), noVerdicts: w.noVerdicts, quiet: w.quiet, recovery: w.recovery, notWorse: w.notWorse,
+	}
+}
+
 var uploadWant = want{peak: 1, smallTail: 1.5, goodput: 0.95}
 
 // uploads of 4 MiB each, or of mixed sizes.

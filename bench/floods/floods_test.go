@@ -127,51 +127,51 @@ func ran(guard string, round int, peak float64, served, rejected int64, p99 time
 func TestJudge(t *testing.T) {
 	f := flood{name: "f", clients: 100, want: want{peak: 1, smallTail: 1.5, goodput: 0.95, rejected: 0.01}}
 	good := []*result{ran(none, 1, 2, 1000, 0, 100*time.Millisecond), ran(highwater, 1, 0.9, 990, 9, 140*time.Millisecond)}
-	require.Empty(t, judge(f, good))
-	require.Len(t, judge(f, good[1:]), 2, "two thresholds are ratios")
-	require.Len(t, judge(f, good[:1]), 1, "no run of the guard is no pass")
+	require.Empty(t, judge(f, highwater, good))
+	require.Len(t, judge(f, highwater, good[1:]), 2, "two thresholds are ratios")
+	require.Len(t, judge(f, highwater, good[:1]), 1, "no run of the guard is no pass")
 
 	bad := []*result{good[0], ran(highwater, 1, 1.1, 900, 100, 160*time.Millisecond)}
 	bad[1].Small.Errors = 1
 	bad[1].NotDrained = map[string]float64{"streams": 1}
-	require.Len(t, judge(f, bad), 6, "peak, bystanders, tail, goodput, rejects, accounts")
+	require.Len(t, judge(f, highwater, bad), 6, "peak, bystanders, tail, goodput, rejects, accounts")
 
 	// A median hides one bad peak of three, but not one lost bystander, and not a killed Envoy.
 	three := []*result{ran(highwater, 1, 0.9, 1, 0, 1), ran(highwater, 2, 5, 1, 0, 1), ran(highwater, 3, 0.8, 1, 0, 1)}
 	f.want = want{peak: 1}
-	require.Empty(t, judge(f, three))
+	require.Empty(t, judge(f, highwater, three))
 	three[1].Small.Rejected = 1
-	require.Len(t, judge(f, three), 1)
+	require.Len(t, judge(f, highwater, three), 1)
 	three[2].DiedAfter = time.Second
-	require.Len(t, judge(f, three), 2)
+	require.Len(t, judge(f, highwater, three), 2)
 	three[0].Faults = []string{"fault"}
-	require.Len(t, judge(f, three), 3)
+	require.Len(t, judge(f, highwater, three), 3)
 
 	f.want = want{noVerdicts: true, noneCut: true, served: 0.9, rejected: -1}
 	healthy := ran(highwater, 1, 0.1, 90, 0, 1)
-	require.Empty(t, judge(f, []*result{healthy}))
+	require.Empty(t, judge(f, highwater, []*result{healthy}))
 	healthy.Verdicts = map[string]float64{"throttled": 1}
 	healthy.Hogs.Cut, healthy.Hogs.Rejected, healthy.Hogs.Served = 1, 1, 89
-	require.Len(t, judge(f, []*result{healthy}), 4)
+	require.Len(t, judge(f, highwater, []*result{healthy}), 4)
 
 	kept := []*result{ran(none, 1, 3, 1, 0, 5), ran(highwater, 1, 0.9, 1, 0, 5)}
 	kept[1].LimitBytes = 200 * mib
 	kept[0].After, kept[1].After = 15*mib, 24*mib
 	f.want = want{}
-	require.Empty(t, judge(f, kept))
+	require.Empty(t, judge(f, highwater, kept))
 	kept[0].After = 0
-	require.Equal(t, []string{"f: round 1: 24.0MiB more allocated than before, 0B without a guard"}, judge(f, kept))
+	require.Equal(t, []string{"f: round 1: 24.0MiB more allocated than before, 0B without a guard"}, judge(f, highwater, kept))
 
 	obeying := ran(highwater, 1, 0.9, 1, 0, 5)
 	obeying.Hogs.Kept, obeying.Hogs.Broken = 80, 20
 	f.want = want{truth: 0.8}
-	require.Empty(t, judge(f, []*result{obeying}))
+	require.Empty(t, judge(f, highwater, []*result{obeying}))
 	obeying.Hogs.Broken++
-	require.Len(t, judge(f, []*result{obeying}), 1)
+	require.Len(t, judge(f, highwater, []*result{obeying}), 1)
 
 	f.want = want{notWorse: true}
-	require.Empty(t, judge(f, []*result{ran(none, 1, 3, 1, 0, 5), ran(overload, 1, 2, 1, 0, 5), ran(highwater, 1, 1.5, 1, 0, 5)}))
-	require.Len(t, judge(f, []*result{ran(none, 1, 3, 1, 0, 5), ran(overload, 1, 1, 1, 0, 4), ran(highwater, 1, 1.5, 1, 0, 5)}), 2)
+	require.Empty(t, judge(f, highwater, []*result{ran(none, 1, 3, 1, 0, 5), ran(overload, 1, 2, 1, 0, 5), ran(highwater, 1, 1.5, 1, 0, 5)}))
+	require.Len(t, judge(f, highwater, []*result{ran(none, 1, 3, 1, 0, 5), ran(overload, 1, 1, 1, 0, 4), ran(highwater, 1, 1.5, 1, 0, 5)}), 2)
 }
 
 func TestReport(t *testing.T) {

@@ -63,7 +63,7 @@ func command(args []string, stdout, stderr io.Writer) int {
 	wasm := flags.String("wasm", "", "the compiled filter (default: what `make build` makes)")
 	group := flags.String("cgroup", "", "run Envoy in a memory cgroup of this size, such as 300MiB (root)")
 	file := flags.String("json", "", "write every run's figures to this file")
-	check := flags.Bool("check", false, "exit 1 if highwater misses a threshold (needs -guard none,highwater)")
+	check := flags.Bool("check", false, "exit 1 if highwater or extproc misses a threshold (needs -guard none,highwater,extproc)")
 	list := flags.Bool("list", false, "list the floods and exit")
 	if err := flags.Parse(args); err != nil {
 		return 2
@@ -94,10 +94,10 @@ func command(args []string, stdout, stderr io.Writer) int {
 	var use []string
 	for guard := range strings.SplitSeq(*guards, ",") {
 		switch guard = strings.TrimSpace(guard); guard {
-		case none, overload, highwater:
+		case none, overload, highwater, extproc:
 			use = append(use, guard)
 		default:
-			return fail(fmt.Errorf("-guard %q: write none, overload or highwater", guard))
+			return fail(fmt.Errorf("-guard %q: write none, overload, highwater or extproc", guard))
 		}
 	}
 
@@ -132,7 +132,11 @@ func command(args []string, stdout, stderr io.Writer) int {
 		report(stdout, f, use, results)
 		all = append(all, results...)
 		if *check {
-			misses = append(misses, judge(f, results)...)
+			for _, guard := range use {
+				if ours(guard) {
+					misses = append(misses, judge(f, guard, results)...)
+				}
+			}
 		}
 	}
 	if *file != "" {

@@ -122,7 +122,7 @@ func TestJudgePayers(t *testing.T) {
 			r.Each = []load.Snapshot{{Served: 5}, {Started: 1}}
 		}
 		edit(mine)
-		return judge(flood{name: "f", want: w}, []*result{unguarded, mine})
+		return judge(flood{name: "f", want: w}, highwater, []*result{unguarded, mine})
 	}
 	for _, c := range []struct {
 		what string

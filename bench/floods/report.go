@@ -163,8 +163,8 @@ func report(w io.Writer, f flood, guards []string, results []*result) {
 			fmt.Fprintf(w, "  %s, round %d: of %d that came back when they were told to, after %s on average, %.1f%% were served; %d more had been told the longest delay\n",
 				r.Guard, r.Run, h.Kept+h.Broken, figures.Time(h.Told), 100*h.Truth(), h.ToldLonger)
 		}
-		if r.Guard == highwater && !r.died() {
-			fmt.Fprintf(w, "  round %d: %s\n", r.Run, aftermath(r))
+		if ours(r.Guard) && !r.died() {
+			fmt.Fprintf(w, "  %s, round %d: %s\n", r.Guard, r.Run, aftermath(r))
 		}
 		for _, p := range []struct{ who, problem string }{{"hogs", r.Hogs.Problem}, {"small", r.Small.Problem}} {
 			if p.problem != "" {

@@ -21,8 +21,12 @@ import (
 const (
 	none      = "none"
 	overload  = "overload"
-	highwater = "highwater"
+	highwater = "highwater" // the plugin
+	extproc   = "extproc"   // the ext_proc server
 )
+
+// ours says that a guard is one of Highwater's faces.
+func ours(guard string) bool { return guard == highwater || guard == extproc }
 
 // options are the flags that every run shares.
 type options struct {
@@ -110,7 +114,12 @@ func run(ctx context.Context, f flood, guard string, o options) (*result, error)
 	}
 	defer os.RemoveAll(dir)
 	log := filepath.Join(dir, "quiet.log")
+	face := envoytest.Filter
+	if guard == extproc {
+		face = envoytest.ExtProc
+	}
 	envoy, err := envoytest.Start(ctx, envoytest.Options{
+		Face: face,
 		Edit: func(c envoytest.Config) {
 			badRoute = apart.Route(c, "all", "small", "/small", upstream.Addr())
 			if f.quiet != nil {
@@ -250,7 +259,7 @@ func run(ctx context.Context, f flood, guard string, o options) (*result, error)
 func (r *result) afterwards(ctx context.Context, envoy *envoytest.Envoy, ended time.Time) error {
 	r.Faults = envoytest.Faults(envoy.Logs())
 	for {
-		if r.Guard == highwater {
+		if ours(r.Guard) {
 			stats, err := envoy.Stats(ctx, "highwater")
 			if err != nil {
 				return fmt.Errorf("the guard's metrics: %w", err)

@@ -1,7 +1,7 @@
 // Command run is `make run`: a real Envoy with examples/envoy.yaml, an upstream, a flood in front of it, and a live
 // view of what the guard makes of it.
 //
-//	go run ./bench/run [-duration 20s] [-guard on|off]
+//	go run ./bench/run [-duration 20s] [-guard on|off] [-face filter|extproc]
 //
 // It needs no root and no port in particular. Ctrl-C ends it.
 package main
@@ -57,6 +57,7 @@ func command(args []string, stdout *os.File, stderr io.Writer) int {
 	flags.SetOutput(stderr)
 	duration := flags.Duration("duration", 0, "how long; 0 = until Ctrl-C")
 	guard := flags.String("guard", "on", "on, or off: the same load without Highwater")
+	face := flags.String("face", "filter", "filter, or extproc: the guard as a server beside Envoy")
 	wasm := flags.String("wasm", "", "the compiled filter (default: what `make build` makes)")
 	if err := flags.Parse(args); err != nil {
 		return 2
@@ -65,9 +66,14 @@ func command(args []string, stdout *os.File, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "run: -guard %q: write on or off\n", *guard)
 		return 2
 	}
+	faces := map[string]envoytest.Face{"filter": envoytest.Filter, "extproc": envoytest.ExtProc}
+	if _, ok := faces[*face]; !ok {
+		fmt.Fprintf(stderr, "run: -face %q: write filter or extproc\n", *face)
+		return 2
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := demo(ctx, stdout, *duration, *guard == "on", *wasm); err != nil {
+	if err := demo(ctx, stdout, *duration, *guard == "on", faces[*face], *wasm); err != nil {
 		if ctx.Err() != nil { // Ctrl-C before there was anything to see
 			return 0
 		}
@@ -83,7 +89,7 @@ type kind struct {
 	snapshot func() load.Snapshot
 }
 
-func demo(ctx context.Context, out *os.File, duration time.Duration, guarded bool, wasm string) error {
+func demo(ctx context.Context, out *os.File, duration time.Duration, guarded bool, face envoytest.Face, wasm string) error {
 	say := func(format string, args ...any) { fmt.Fprintf(out, format+"\n", args...) }
 
 	version, err := envoybin.Version()
@@ -105,13 +111,17 @@ func demo(ctx context.Context, out *os.File, duration time.Duration, guarded boo
 	defer upstream.Close()
 
 	with := "with the filter (compiling it takes Envoy a few seconds)"
-	if !guarded {
-		with = "without the filter"
+	switch {
+	case !guarded:
+		with = "without the guard"
+	case face == envoytest.ExtProc:
+		with = "with the ext_proc server beside it"
 	}
 	say("starting Envoy %s %s ...", version, with)
 	var limit unit.Bytes
 	var badRoute, badLimit error
 	envoy, err := envoytest.Start(ctx, envoytest.Options{
+		Face:        face,
 		Wasm:        wasm,
 		Concurrency: 2,
 		Upstream:    hogs.Upstream(),
@@ -137,6 +147,9 @@ func demo(ctx context.Context, out *os.File, duration time.Duration, guarded boo
 		return fmt.Errorf("budget.limit of the example: %w", badLimit)
 	}
 	say("Envoy is ready: admin at %s, the listener at http://%s", envoy.AdminURL(), envoy.Addr("ingress"))
+	if s := envoy.Server(); s != nil {
+		say("highwater serve: http://%s/status and /metrics", s.HTTP)
+	}
 	say("")
 	pause(ctx, time.Second) // the guard has its first readings, the starting machine is quiet
 

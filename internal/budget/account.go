@@ -41,6 +41,7 @@ type Account struct {
 	dropped    bool
 	container  int64     // what the last reading told of it; 0 = nothing
 	streams    Stream    // ring of the live ones
+	hidden     int       // live streams of which not all is told that passes
 	deferred   []*Stream // of which something is unbooked, and some that had
 	swept      Time
 	joined     bool
@@ -416,6 +417,15 @@ func (a *Account) Open(now Time, s *Stream, owner any, sum *Sum, cost, requestCa
 	s.settle(a, now)
 }
 
+// Hide notes, before the headers of a direction, that nobody will tell what passes of it: then what was announced or forecast
+// stands for it. What comes unexpected can't be told as long as there is such a stream.
+func (a *Account) Hide(s *Stream, d Direction) {
+	if !s.dir[Request].unseen && !s.dir[Response].unseen {
+		a.hidden++
+	}
+	s.dir[d].unseen = true
+}
+
 // Move takes the stream from its key's sum into that of another.
 func (a *Account) Move(s *Stream, to *Sum) {
 	coming := s.dir[Request].coming + s.dir[Response].coming
@@ -649,6 +659,9 @@ func (a *Account) End(now Time, s *Stream, d Direction) {
 	}
 	m.ended = true
 	m.credit = 0
+	if m.unseen && m.expected {
+		a.addFresh(m.fill(a.gen, m.coming)) // it may have passed just now
+	}
 	a.unreserve(s, m, m.coming)
 	s.settle(a, now)
 }
@@ -659,6 +672,9 @@ func (a *Account) Close(now Time, s *Stream) {
 		return
 	}
 	s.live = false
+	if s.dir[Request].unseen || s.dir[Response].unseen {
+		a.hidden--
+	}
 	a.Unpause(s)
 	a.End(now, s, Request)
 	a.End(now, s, Response)
@@ -767,7 +783,7 @@ func (a *Account) Tick(now Time) (polls bool, err error) {
 		a.tighten(now)
 		polls = a.table.Poller == a.id || now-a.table.PollerBeat > pollerFree || a.table.Poller == 0
 		if polls {
-			if a.dropped {
+			if a.dropped || a.hidden > 0 {
 				a.trend.lost()
 			}
 			a.trend.settle(now, &a.table)
@@ -960,5 +976,5 @@ func (a *Account) giveBack(gen uint32, n int64) {
 // Lengthless says that the message has a body and announced no length: it teaches the forecast.
 func (s *Stream) Lengthless(d Direction) bool {
 	m := &s.dir[d]
-	return m.expected && m.length == Unknown
+	return m.expected && m.length == Unknown && !m.unseen
 }

@@ -24,6 +24,9 @@ func (f *Forecast) Bytes() int64 {
 // Known is the forecast as far as anything is known: 0 where nothing is.
 func (f *Forecast) Known() int64 { return f.mean + 2*f.deviation }
 
+// Learned says that anything is known.
+func (f *Forecast) Learned() bool { return f.learned }
+
 // Least is what nearly each message comes to: mean − 2 mean deviations, 0 where they differ much or nothing is known.
 func (f *Forecast) Least() int64 { return max(f.mean-2*f.deviation, 0) }
 

@@ -19,6 +19,9 @@ const (
 	// its headers hardly ever does.
 	requestLapse  = 2 * time.Second
 	responseLapse = 300 * time.Millisecond
+	// Of a message whose bytes nobody tells, what was reserved is in a reading by then, or does not come: with the times above an
+	// Envoy that is told nothing but headers reached less than half of its throughput.
+	unseenLapse = time.Second
 	// From trickleAfter on, a request's coming is bounded by what it has lately shown to bring.
 	trickleAfter = 500 * time.Millisecond
 	trickleFloor = 64 << 10
@@ -47,9 +50,16 @@ type message struct {
 	expected bool // headers have been seen
 	ended    bool
 	lapsed   bool // something of the reservation was taken back
+	unseen   bool // its bytes pass without being told
 }
 
-func (m *message) bound() int64 { return min(m.seen, m.cap) }
+// bound is the most that can be held of what has passed. Where nobody tells that, it is what was announced or forecast.
+func (m *message) bound() int64 {
+	if m.unseen {
+		return min(m.reserved, m.cap)
+	}
+	return min(m.seen, m.cap)
+}
 
 // open is what the direction can come to hold at all: its share of the exposure.
 func (m *message) open() int64 {
@@ -94,6 +104,9 @@ func (s *Stream) Likely() int64 { return s.likely }
 
 // Held is the most that the stream can hold of what it has moved in the direction, bytes.
 func (s *Stream) Held(d Direction) int64 { return s.dir[d].bound() }
+
+// Hidden says that nobody tells what passes of the direction.
+func (s *Stream) Hidden(d Direction) bool { return s.dir[d].unseen }
 
 // Expected says whether the headers of the direction have been seen.
 func (s *Stream) Expected(d Direction) bool { return s.dir[d].expected }
@@ -156,8 +169,11 @@ func (s *Stream) lapse(a *Account, now Time) {
 		return
 	}
 	late := responseLapse
-	if !s.dir[Response].expected {
+	switch m := &s.dir[Response]; {
+	case !m.expected:
 		late = requestLapse // anticipated at the request's headers: the upstream may take its time
+	case m.unseen:
+		late = unseenLapse
 	}
 	if m := &s.dir[Response]; m.coming > 0 && now-m.moved >= late {
 		a.unreserve(s, m, m.coming)
@@ -166,6 +182,12 @@ func (s *Stream) lapse(a *Account, now Time) {
 	m := &s.dir[Request]
 	switch idle := now - m.moved; {
 	case m.coming == 0:
+	case m.unseen:
+		if idle >= unseenLapse {
+			a.unreserve(s, m, m.coming)
+			m.lapsed = true
+			m.seen = max(m.length, m.reserved) // so that it does not seem to be missing as long as its upstream works
+		}
 	case idle >= requestLapse:
 		a.unreserve(s, m, m.coming)
 		m.lapsed = true

@@ -5,14 +5,24 @@ import (
 	"fmt"
 	"net"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
 	"sigs.k8s.io/yaml"
 )
 
-// Config is an Envoy bootstrap as a tree, to be edited before the start.
+// Config is an Envoy bootstrap as a tree, to be edited before the start. Where the guard is the ext_proc server, its own
+// configuration is in there too, under serverKey, until the start.
 type Config map[string]any
+
+const serverKey = "highwater server"
+
+// server is the configuration of the ext_proc server; nil where the guard is the plugin, or there is none.
+func (c Config) server() map[string]any {
+	m, _ := c[serverKey].(map[string]any)
+	return m
+}
 
 func parse(text []byte) (Config, error) {
 	c := Config{}
@@ -94,8 +104,11 @@ func (c Config) plugins(visit func(plugin map[string]any)) {
 	})
 }
 
-// SetPluginConfig edits the configuration of every Highwater plugin.
+// SetPluginConfig edits the configuration of every Highwater plugin, or of the server.
 func (c Config) SetPluginConfig(edit func(cfg map[string]any)) {
+	if m := c.server(); m != nil {
+		edit(m)
+	}
 	c.plugins(func(plugin map[string]any) {
 		value := plugin["configuration"].(map[string]any)
 		cfg := map[string]any{}
@@ -156,8 +169,9 @@ func (c Config) without(key string, drop func(entry map[string]any) bool) {
 	})
 }
 
-// RemoveGuard takes both Highwater filters out.
+// RemoveGuard takes both Highwater filters out, or the one of ext_proc with its server.
 func (c Config) RemoveGuard() {
+	delete(c, serverKey)
 	c.RemoveNetworkFilter()
 	c.without("http_filters", func(e map[string]any) bool { return e["name"] == "highwater.requests" })
 }
@@ -175,6 +189,21 @@ func (c Config) SetBuffers(listener, cluster int) {
 	for _, l := range c.Clusters() {
 		l["per_connection_buffer_limit_bytes"] = cluster
 	}
+}
+
+// RemoveServer has no ext_proc server started: the filter's is another one, at an address.
+func (c Config) RemoveServer(other string) {
+	delete(c, serverKey)
+	c.SetEndpoint("highwater", other)
+}
+
+// SetExtProc edits the ext_proc filter of every listener.
+func (c Config) SetExtProc(edit func(filter map[string]any)) {
+	walk(map[string]any(c), func(m map[string]any) {
+		if kind, _ := m["@type"].(string); strings.HasSuffix(kind, ".ExternalProcessor") {
+			edit(m)
+		}
+	})
 }
 
 // SetSendBuffer bounds what the kernel takes of what goes to a cluster, bytes (it doubles them): the rest stays with Envoy.

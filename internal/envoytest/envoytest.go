@@ -30,9 +30,19 @@ import (
 	"github.com/highwater-envoy/highwater/internal/envoybin"
 )
 
+// Face is how the guard meets Envoy.
+type Face string
+
+// The faces.
+const (
+	Filter  Face = ""        // as a plugin
+	ExtProc Face = "extproc" // as an ext_proc server beside it
+)
+
 // Options say which Envoy to start. The zero value starts the shipped example.
 type Options struct {
-	Config      []byte         // YAML; default: examples/envoy.yaml
+	Face        Face
+	Config      []byte         // YAML; default: the face's in examples
 	Edit        func(c Config) // edits it before the start
 	Wasm        string         // the plugin; default: build/highwater.wasm of this module
 	Concurrency int            // workers; default 2
@@ -41,6 +51,7 @@ type Options struct {
 	Args        []string       // more arguments
 	After       *Envoy         // a hot restart: it takes over the listeners and the admin port of this one, which then ends
 	LogLevel    string         // default warning
+	ServerArgs  []string       // more arguments of the ext_proc server
 }
 
 // Envoy is a running one.
@@ -51,6 +62,7 @@ type Envoy struct {
 	epoch   int // how many there were before it
 	dir     string
 	output  output
+	server  *Server // of the ext_proc face; nil = there is none
 	client  *http.Client
 	cancel  context.CancelFunc
 	done    chan struct{}
@@ -86,7 +98,8 @@ func Start(ctx context.Context, o Options) (*Envoy, error) {
 		o.Wasm = filepath.Join(root, "build", "highwater.wasm")
 	}
 	if o.Config == nil {
-		if o.Config, err = os.ReadFile(filepath.Join(root, "examples", "envoy.yaml")); err != nil {
+		file := map[Face]string{Filter: "envoy.yaml", ExtProc: "envoy-extproc.yaml"}[o.Face]
+		if o.Config, err = os.ReadFile(filepath.Join(root, "examples", file)); err != nil {
 			return nil, err
 		}
 	}
@@ -125,10 +138,15 @@ func start(ctx context.Context, o Options, binary string) (_ *Envoy, err error) 
 		e.admin = "127.0.0.1:" + strconv.Itoa(port)
 		e.baseID = os.Getpid()%50000*100 + int(baseID.Add(1))
 	}
-	file, err := e.configure(o)
+	file, err := e.configure(ctx, o)
 	if err != nil {
 		return nil, err
 	}
+	defer func() {
+		if err != nil && e.server != nil {
+			e.server.Stop()
+		}
+	}()
 	// The wrapper tells the pid, which exec keeps, and joins the cgroup before there is anything to count.
 	pidFile := filepath.Join(dir, "pid")
 	script := "#!/bin/sh\necho $$ > '" + pidFile + "'\n"
@@ -169,7 +187,7 @@ func start(ctx context.Context, o Options, binary string) (_ *Envoy, err error) 
 	return e, nil
 }
 
-func (e *Envoy) configure(o Options) (file string, err error) {
+func (e *Envoy) configure(ctx context.Context, o Options) (file string, err error) {
 	c, err := parse(o.Config)
 	if err != nil {
 		return "", err
@@ -199,12 +217,27 @@ func (e *Envoy) configure(o Options) (file string, err error) {
 		switch {
 		case cluster["name"] == "envoy_admin":
 			setEndpoint(cluster, "127.0.0.1", adminPort)
+		case cluster["name"] == "highwater": // the ext_proc server
 		case o.Upstream != "":
 			c.SetEndpoint(cluster["name"].(string), o.Upstream)
 		}
 	}
+	if o.Face == ExtProc {
+		if err := e.addServer(c, o); err != nil {
+			return "", err
+		}
+	}
 	if o.Edit != nil {
 		o.Edit(c)
+	}
+	if m := c.server(); m != nil {
+		if e.server, err = startServer(ctx, e.dir, m, o.ServerArgs); err != nil {
+			return "", err
+		}
+		if c.has("highwater") {
+			c.SetEndpoint("highwater", e.server.GRPC)
+		}
+		delete(c, serverKey)
 	}
 	config, err := yaml.Marshal(c)
 	if err != nil {
@@ -274,8 +307,13 @@ func (o *output) String() string {
 	return o.mu.buf.String()
 }
 
-// Logs is all that Envoy has printed so far.
-func (e *Envoy) Logs() string { return e.output.String() }
+// Logs is all that Envoy has printed so far, and the ext_proc server.
+func (e *Envoy) Logs() string {
+	if e.server != nil {
+		return e.output.String() + e.server.Logs()
+	}
+	return e.output.String()
+}
 
 func (e *Envoy) tail() string {
 	lines := strings.Split(strings.TrimSpace(e.Logs()), "\n")
@@ -306,10 +344,16 @@ func (e *Envoy) Stop() error {
 		}
 		e.cancel()
 		<-e.done
+		if e.server != nil {
+			e.server.Stop()
+		}
 		e.remove()
 	})
 	return nil
 }
+
+// Server is the ext_proc server; nil where the face is another.
+func (e *Envoy) Server() *Server { return e.server }
 
 func (e *Envoy) remove() {
 	e.client.CloseIdleConnections()
@@ -417,6 +461,9 @@ func (e *Envoy) Stats(ctx context.Context, filter string) (map[string]float64, e
 		if s.Value != nil { // histograms have none
 			m[s.Name] = *s.Value
 		}
+	}
+	if e.server != nil {
+		return m, e.server.addStats(ctx, e.client, filter, m)
 	}
 	return m, nil
 }

@@ -142,7 +142,8 @@ type RetryAfter struct {
 
 // Memory says where readings come from. All workers of a process share it.
 type Memory struct {
-	Cluster      string        `json:"cluster"`       // the cluster of Envoy's own admin interface
+	Cluster      string        `json:"cluster"`       // the filter: the cluster of Envoy's own admin interface
+	URL          string        `json:"url,omitempty"` // the server: where that interface is
 	Path         string        `json:"path"`          // answers as Envoy's /memory does
 	Interval     unit.Duration `json:"interval"`      // while much is fresh or coming
 	IdleInterval unit.Duration `json:"idle_interval"` // otherwise
@@ -187,6 +188,14 @@ func (d *Debug) validate(check func(ok bool, format string, args ...any)) {
 }
 
 func notInPath(r rune) bool { return r <= ' ' || r >= 0x7f || r == '?' || r == '#' || r == '%' }
+
+// from is whom readings are asked of, for people.
+func (m *Memory) from() string {
+	if m.URL != "" {
+		return m.URL + m.Path
+	}
+	return fmt.Sprintf("cluster %q, path %q", m.Cluster, m.Path)
+}
 
 // Default is the configuration with every key that has a default.
 func Default() Config {

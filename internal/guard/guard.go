@@ -39,6 +39,9 @@ func New(c Config, w *Worker) (g *Guard, changed string) {
 // Config is the guard's configuration.
 func (g *Guard) Config() *Config { return &g.config }
 
+// KeyHeader is the header by which requests are told apart, in lower case; empty if it is something else.
+func (g *Guard) KeyHeader() string { return g.header }
+
 // Worker is the worker that the guard is on.
 func (g *Guard) Worker() *Worker { return g.worker }
 
@@ -58,6 +61,8 @@ type Host interface {
 	// Describe says whose the request is, of what is asked for at its first sample alone. header is the request header that goes
 	// into Key, if it is not empty. What can't be told any more is left empty. It may be called in a tick.
 	Describe(header string) reservoir.Labels
+	// Hides says that what passes of the direction's body is not told. It is asked at the headers of each.
+	Hides(d budget.Direction) bool
 }
 
 type phase uint8
@@ -85,6 +90,7 @@ type Stream struct {
 	pauseCost  int64
 	window     int64 // of its HTTP/2 connection's window, while it waits
 	phase      phase
+	cold       int64 // what its response can hold, while nothing is known of those of its key
 	exempt     bool
 	http2      bool
 	asked      bool // http2 is known
@@ -93,6 +99,9 @@ type Stream struct {
 	inFloor    bool // large, but let into the floor: it stays in the small sum
 	traced
 }
+
+// Host is whom the stream asks.
+func (s *Stream) Host() Host { return s.host }
 
 // Waiting says whether the stream is in line.
 func (s *Stream) Waiting() bool { return s.phase == waiting }
@@ -140,10 +149,13 @@ func (g *Guard) Open(now Time, s *Stream, h Host, length int64) Verdict {
 	w.account.Open(now, &s.Stream, s, &s.key.Value.Sum, int64(g.config.Costs.Stream), requestCap, int64(b.Downstream+b.Upstream))
 	if length == 0 {
 		w.account.End(now, &s.Stream, budget.Request)
+	} else if h.Hides(budget.Request) {
+		w.account.Hide(&s.Stream, budget.Request)
 	}
 	// A request without a body says nothing yet of its size: as long as nobody is held back and no key's responses are
 	// large, whose it is does not matter, and is not asked.
-	if length != 0 || w.largeKeys > 0 || w.pressed() {
+	hides := h.Hides(budget.Response)
+	if length != 0 || w.largeKeys > 0 || hides || w.pressed() {
 		g.keyOf(now, s)
 	}
 	n := length
@@ -151,8 +163,11 @@ func (g *Guard) Open(now Time, s *Stream, h Host, length int64) Verdict {
 		n = s.key.Value.forecasts[budget.Request].Bytes()
 	}
 	s.wants = min(n, requestCap)
-	if s.keyed && s.key.Value.large(now) {
-		s.expects = min(s.key.Value.responses.Known(), int64(b.Downstream+b.Upstream))
+	switch k := &s.key.Value; {
+	case s.keyed && k.large(now, hides):
+		s.expects = min(k.responses.Known(), int64(b.Downstream+b.Upstream))
+	case hides && !k.responses.Learned():
+		g.openCold(s)
 	}
 	w.traceOpen(s)
 	if len(g.config.Exempt) > 0 && g.exempts(h) {
@@ -165,6 +180,24 @@ func (g *Guard) Open(now Time, s *Stream, h Host, length int64) Verdict {
 		return g.admit(now, s, 0)
 	}
 	return v
+}
+
+// openCold takes a request of whose key's responses nothing is known for one with a large response, where others are in flight already
+// that could fill the floor. Where a response is held at its headers until we have answered, it fills its buffers meanwhile: a
+// burst of requests for large ones is there before any of them can be refused (300 slow readers behind 1 MiB buffers made 2.2 times
+// the limit).
+func (g *Guard) openCold(s *Stream) {
+	k := &s.key.Value
+	s.cold = g.responseCap(s)
+	if k.cold += s.cold; k.cold > g.worker.account.Floor() {
+		s.expects = s.cold
+	}
+}
+
+// warm takes it back: its response has come, or will not.
+func (s *Stream) warm() {
+	s.key.Value.cold -= s.cold
+	s.cold = 0
 }
 
 // requestCap is what Envoy may hold of a request: on HTTP/1 twice the listener's buffer limit, on HTTP/2 twice the
@@ -476,6 +509,10 @@ func (g *Guard) Expect(now Time, s *Stream, length int64) Verdict {
 	if s.phase != live {
 		return Verdict{}
 	}
+	s.warm()
+	if s.Hidden(budget.Request) {
+		w.account.End(now, &s.Stream, budget.Request) // who is answered has most likely sent all
+	}
 	if length == 0 {
 		w.teach(now, s, 0)
 		w.account.End(now, &s.Stream, budget.Response)
@@ -485,6 +522,9 @@ func (g *Guard) Expect(now Time, s *Stream, length int64) Verdict {
 	if length == budget.Unknown || length > limit {
 		limit = g.responseCap(s)
 		w.account.SetCap(now, &s.Stream, budget.Response, limit)
+	}
+	if s.host.Hides(budget.Response) {
+		w.account.Hide(&s.Stream, budget.Response)
 	}
 	n := length
 	if length == budget.Unknown {
@@ -635,6 +675,7 @@ func (g *Guard) Close(now Time, s *Stream) (waited unit.Duration) {
 		w.letIn = now
 	}
 	w.unbusy(now, s)
+	s.warm()
 	s.phase = done
 	w.account.Close(now, &s.Stream)
 	s.key.Refs--

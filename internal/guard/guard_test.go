@@ -39,6 +39,7 @@ type request struct {
 	route     string
 	cluster   string
 	tenant    string
+	hides     [2]bool
 }
 
 func (r *request) HTTP2() bool             { r.hostCalls++; return r.http2 }
@@ -49,12 +50,13 @@ func (r *request) Arrived() *Connection {
 	}
 	return r.connected
 }
-func (r *request) Path() string         { r.hostCalls++; return r.path }
-func (r *request) Route() string        { r.hostCalls++; return r.route }
-func (r *request) Cluster() string      { r.hostCalls++; return r.cluster }
-func (r *request) VirtualHost() string  { r.hostCalls++; return "" }
-func (r *request) Source() string       { r.hostCalls++; return "" }
-func (r *request) Header(string) string { r.hostCalls++; return r.tenant }
+func (r *request) Hides(d budget.Direction) bool { return r.hides[d] }
+func (r *request) Path() string                  { r.hostCalls++; return r.path }
+func (r *request) Route() string                 { r.hostCalls++; return r.route }
+func (r *request) Cluster() string               { r.hostCalls++; return r.cluster }
+func (r *request) VirtualHost() string           { r.hostCalls++; return "" }
+func (r *request) Source() string                { r.hostCalls++; return "" }
+func (r *request) Header(string) string          { r.hostCalls++; return r.tenant }
 
 func (r *request) Describe(header string) reservoir.Labels {
 	r.hostCalls++

@@ -20,6 +20,7 @@ type keyed struct {
 	lastLarge Time  // when its last large request or response came
 	heavy     Time  // since when its responses are large, by the forecast; 0 = they are not
 	lastSmall Time  // when it last had a small one
+	cold      int64 // what responses can hold of requests in flight that came before anything was known of them
 
 	at             Time  // of the exchange from which these are:
 	share, floor   int64 // what it would have of the room, and of a quarter of the floor, if it wanted all of them
@@ -118,9 +119,10 @@ func (w *Worker) learnResponse(now Time, k *key, n int64) {
 // ones would wait for what the large ones bring: beside 300 slow readers a tenth of the bystanders on the same route were rejected.
 const heavyFor = 2 * time.Second
 
-// large says that what is asked for with this key is large, whatever the request.
-func (k *keyed) large(now Time) bool {
-	return k.heavy != 0 && now-max(k.heavy, k.lastSmall) >= heavyFor
+// large says that what is asked for with this key is large, whatever the request. Where responses can't be refused before they fill
+// their buffers, one that never had a small one is so at once.
+func (k *keyed) large(now Time, hides bool) bool {
+	return k.heavy != 0 && (now-max(k.heavy, k.lastSmall) >= heavyFor || hides && k.lastSmall == 0)
 }
 
 func (w *Worker) countLarge() {

@@ -23,16 +23,32 @@ const (
 
 // Parse reads a configuration from JSON over the defaults, and validates it. It is strict: unknown and repeated keys
 // and values of another kind are errors, and all that is wrong is in the error at once, each with its key path.
-func Parse(text []byte) (Config, error) {
+func Parse(text []byte) (Config, error) { return ParseWith(text) }
+
+// Section is further top-level keys of a configuration, those of one face: a pointer to a struct with its defaults.
+type Section interface {
+	Validate() error // all that is wrong, joined; each error begins with the key
+}
+
+// ParseWith is Parse where the configuration has further sections.
+func ParseWith(text []byte, more ...Section) (Config, error) {
 	c := Default()
 	root, err := parseTree(text)
 	if err != nil {
 		return c, err
 	}
 	d := decoder{}
-	d.value("", root, reflect.ValueOf(&c).Elem())
+	into := []reflect.Value{reflect.ValueOf(&c).Elem()}
+	for _, s := range more {
+		into = append(into, reflect.ValueOf(s).Elem())
+	}
+	d.object("", root, into...)
 	// What could be read is validated too, but not what already has an error: one mistake, one message.
-	for _, e := range unjoin(c.Validate()) {
+	wrong := unjoin(c.Validate())
+	for _, s := range more {
+		wrong = append(wrong, unjoin(s.Validate())...)
+	}
+	for _, e := range wrong {
 		key, _, _ := strings.Cut(e.Error(), ":")
 		if !d.failed(key) {
 			d.errs = append(d.errs, e)
@@ -224,16 +240,19 @@ func (d *decoder) value(path string, v any, into reflect.Value) {
 	}
 }
 
-func (d *decoder) object(path string, v any, into reflect.Value) {
+// object fills one struct, or several that share the keys among them.
+func (d *decoder) object(path string, v any, into ...reflect.Value) {
 	object, ok := v.([]member)
 	if !ok {
 		d.fail(path, "%s must be an object: {...}", show(v))
 		return
 	}
 	fields := map[string]reflect.Value{}
-	for i := range into.NumField() {
-		key, _, _ := strings.Cut(into.Type().Field(i).Tag.Get("json"), ",")
-		fields[key] = into.Field(i)
+	for _, s := range into {
+		for i := range s.NumField() {
+			key, _, _ := strings.Cut(s.Type().Field(i).Tag.Get("json"), ",")
+			fields[key] = s.Field(i)
+		}
 	}
 	seen := map[string]bool{}
 	for _, m := range object {

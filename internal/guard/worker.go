@@ -563,7 +563,7 @@ func (w *Worker) Observe(now Time, r Reading, failure error) (event string) {
 	w.asking = 0
 	if failure != nil {
 		if !w.failing {
-			event = fmt.Sprintf("no reading from cluster %q, path %q: %v; until there is one, memory.on_stale is %s", w.memory.Cluster, w.memory.Path, failure, w.memory.OnStale)
+			event = fmt.Sprintf("no reading from %s: %v; until there is one, memory.on_stale is %s", w.memory.from(), failure, w.memory.OnStale)
 		}
 		w.failing = true
 		return event
@@ -608,7 +608,7 @@ func (w *Worker) staleEvent(now Time) string {
 		return ""
 	}
 	w.failing = true
-	return fmt.Sprintf("no reading for %v from cluster %q, path %q; until there is one, memory.on_stale is %s", time.Second, w.memory.Cluster, w.memory.Path, w.memory.OnStale)
+	return fmt.Sprintf("no reading for %v from %s; until there is one, memory.on_stale is %s", time.Second, w.memory.from(), w.memory.OnStale)
 }
 
 // SetVM notes the memory of this worker's virtual machine, bytes.
@@ -635,4 +635,29 @@ func (w *Worker) Gauges(now Time) (g [NumGauges]int64) {
 		g[GaugeReadingAge] = (now - t.Asked).Milliseconds()
 	}
 	return g
+}
+
+// KeyUse is what a key has on this worker, bytes.
+type KeyUse struct {
+	Name    string  `json:"name"`
+	Weight  float64 `json:"weight"`
+	Coming  int64   `json:"coming"`
+	Likely  int64   `json:"likely"`
+	Waiting int64   `json:"waiting"` // what those in line are expected to bring
+}
+
+// OtherKey is the name of all that are not told apart.
+const OtherKey = "(other)"
+
+// Keys are the worker's keys as of now; all that are not told apart are one, and first.
+func (w *Worker) Keys() []KeyUse {
+	var all []KeyUse
+	w.eachKey(func(k *key) {
+		name := k.Name.Value
+		if k == &w.keys.Other {
+			name = OtherKey
+		}
+		all = append(all, KeyUse{Name: name, Weight: k.Weight, Coming: k.Value.Coming, Likely: k.Value.Likely, Waiting: k.Value.queue.Bytes()})
+	})
+	return all
 }

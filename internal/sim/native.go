@@ -325,6 +325,9 @@ func (s *nativeStream) Source() string { return strconv.Itoa(s.s.Conn.ID) }
 // Header implements guard.Host.
 func (s *nativeStream) Header(string) string { return s.s.client.Class }
 
+// Hides implements guard.Host.
+func (s *nativeStream) Hides(budget.Direction) bool { return false }
+
 // Path implements guard.Host.
 func (s *nativeStream) Path() string { return "/" }
 

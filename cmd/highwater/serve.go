@@ -1,0 +1,386 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"sigs.k8s.io/yaml"
+
+	"github.com/highwater-envoy/highwater/extproc"
+	"github.com/highwater-envoy/highwater/internal/grpcstream"
+	"github.com/highwater-envoy/highwater/internal/guard"
+	"github.com/highwater-envoy/highwater/internal/observer"
+)
+
+const serveUsage = `highwater serve: the guard beside Envoy, for its ext_proc filter
+
+  highwater serve -config FILE [-grpc 127.0.0.1:9002 | unix:PATH] [-http 127.0.0.1:9003]
+
+SIGTERM ends it: requests that wait go on, and Envoy goes on without it. SIGHUP, or a change of FILE, has the
+configuration read again; one that is wrong is refused, and the old one stays.
+
+`
+
+// stopWithin is how long it takes to end at most.
+const stopWithin = 7 * time.Second
+
+// settings are the flags of serve.
+type settings struct {
+	config, grpc, http   string
+	cert, key, clientCAs string
+	level                slog.Level
+}
+
+func serve(args []string, stderr io.Writer) int {
+	var o settings
+	flags := flag.NewFlagSet("highwater serve", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	flags.Usage = func() {
+		fmt.Fprint(stderr, serveUsage)
+		flags.PrintDefaults()
+	}
+	flags.StringVar(&o.config, "config", "", "the configuration, YAML or JSON")
+	flags.StringVar(&o.grpc, "grpc", "127.0.0.1:9002", "where Envoy's ext_proc filter finds it: host:port, or unix:PATH")
+	flags.StringVar(&o.http, "http", "127.0.0.1:9003", "where /metrics, /status and the like are answered; empty: nowhere")
+	flags.StringVar(&o.cert, "tls-cert", "", "certificate of the gRPC server, PEM")
+	flags.StringVar(&o.key, "tls-key", "", "and its key")
+	flags.StringVar(&o.clientCAs, "tls-client-ca", "", "only clients with a certificate of one of these authorities, PEM")
+	flags.TextVar(&o.level, "log-level", slog.LevelInfo, "debug, info, warn or error")
+	switch err := flags.Parse(args); {
+	case errors.Is(err, flag.ErrHelp):
+		return 0
+	case err != nil:
+		return 2
+	case flags.NArg() > 0 || o.config == "":
+		flags.Usage()
+		return 2
+	}
+	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: o.level}))
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
+	if err := serveUntil(ctx, o, hangup, log); err != nil {
+		fmt.Fprintf(stderr, "highwater serve: %v\n", err)
+		return 1
+	}
+	return 0
+}
+
+// served is a configuration in force, with what goes with it.
+type served struct {
+	text     []byte
+	guard    guard.Config
+	observer observer.Config
+}
+
+const defaultAdmin = "http://127.0.0.1:9901"
+
+// parseServed reads what the server is to do.
+func parseServed(text []byte) (served, error) {
+	c := served{text: text, observer: observer.Default()}
+	asJSON := text
+	if len(text) > 0 && text[0] != '{' {
+		var err error
+		if asJSON, err = yaml.YAMLToJSONStrict(text); err != nil {
+			return c, err
+		}
+	}
+	var err error
+	if c.guard, err = guard.ParseWith(asJSON, &c.observer); err != nil {
+		return c, err
+	}
+	if n := c.guard.Budget.Connections; n != 0 {
+		return c, fmt.Errorf("budget.connections: %d must be 0 here: an ext_proc filter tells of no connections. Envoy limits them itself: "+
+			"overload_manager with envoy.resource_monitors.global_downstream_max_connections, or the network filter envoy.filters.network.connection_limit", n)
+	}
+	if c.guard.Memory.URL == "" {
+		c.guard.Memory.URL = defaultAdmin
+	}
+	return c, nil
+}
+
+// app is the running server.
+type app struct {
+	log    *slog.Logger
+	server *extproc.Server
+
+	observed struct { // the observer, which a configuration may replace
+		sync.Mutex
+		*observer.Observer
+		stop func()
+	}
+}
+
+func serveUntil(ctx context.Context, o settings, hangup <-chan os.Signal, log *slog.Logger) error {
+	text, err := os.ReadFile(o.config)
+	if err != nil {
+		return err
+	}
+	config, err := parseServed(text)
+	if err != nil {
+		return fmt.Errorf("%s is refused:\n%w", o.config, err)
+	}
+	secured, err := o.tls()
+	if err != nil {
+		return err
+	}
+	a := &app{log: log}
+	var limit atomic.Pointer[extproc.Server] // the observer is there before the server
+	watch, err := a.newObserver(config, &limit)
+	if err != nil {
+		return fmt.Errorf("%s is refused:\n%w", o.config, err)
+	}
+	if a.server, err = extproc.New(config.guard, watch, log); err != nil {
+		return err
+	}
+	limit.Store(a.server)
+	health := &grpcstream.Health{Services: []string{extproc.ServiceName}}
+	g := &grpcstream.Server{Methods: a.server.Methods(), MaxMessage: 16 << 20, Log: log, TLS: secured}
+	for path, method := range health.Methods() {
+		g.Methods[path] = method
+	}
+	registry := a.server.Registry(g)
+	registry.MustRegister(figures{a})
+	mux := a.server.Admin(registry, func() any { return a.watching().Status() })
+	mux.HandleFunc("GET /memory", func(w http.ResponseWriter, r *http.Request) { a.watching().Memory().ServeHTTP(w, r) })
+
+	grpcListener, err := listen(ctx, o.grpc)
+	if err != nil {
+		return fmt.Errorf("-grpc: %w", err)
+	}
+	defer grpcListener.Close()
+	var httpListener net.Listener
+	if o.http != "" {
+		if httpListener, err = listen(ctx, o.http); err != nil {
+			return fmt.Errorf("-http: %w", err)
+		}
+		defer httpListener.Close()
+	}
+
+	// What is running ends in this order: streams, then what they need.
+	policy, stopPolicy := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopPolicy()
+	var running sync.WaitGroup
+	failed := make(chan error, 2)
+	a.start(watch)
+	running.Go(func() { a.server.Run(policy) })
+	running.Go(func() {
+		if err := g.Serve(grpcListener); !errors.Is(err, grpcstream.ErrServerClosed) {
+			failed <- fmt.Errorf("-grpc: %w", err)
+		}
+	})
+	admin := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn)}
+	if httpListener != nil {
+		running.Go(func() {
+			if err := admin.Serve(httpListener); !errors.Is(err, http.ErrServerClosed) {
+				failed <- fmt.Errorf("-http: %w", err)
+			}
+		})
+		log.Info("ready", "grpc", address(grpcListener), "http", address(httpListener), "limit", config.guard.Budget.Limit.String())
+	} else {
+		log.Info("ready", "grpc", address(grpcListener), "limit", config.guard.Budget.Limit.String())
+	}
+
+	err = a.follow(ctx, o.config, config, hangup, failed, health)
+	log.Info("stopping: requests that wait go on, and Envoy without us")
+	health.SetServing(false)
+	within, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopWithin)
+	defer cancel()
+	a.server.Drain()
+	g.Shutdown(within)
+	stopPolicy()
+	if admin.Shutdown(within) != nil {
+		_ = admin.Close()
+	}
+	a.start(nil)
+	running.Wait()
+	return err
+}
+
+// follow reads the configuration again when it is told to, or when the file has changed, until ctx ends or something fails.
+func (a *app) follow(ctx context.Context, file string, config served, hangup <-chan os.Signal, failed <-chan error, health *grpcstream.Health) error {
+	look := time.NewTicker(500 * time.Millisecond)
+	defer look.Stop()
+	for {
+		told := false
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-failed:
+			return err
+		case <-hangup:
+			told = true
+		case <-look.C:
+			health.SetServing(a.server.Ready() == nil)
+		}
+		text, err := os.ReadFile(file)
+		switch {
+		case err != nil && told, err != nil && !errors.Is(err, fs.ErrNotExist): // it is gone for a moment while it is replaced
+			a.log.Error("the configuration can't be read; the old one stays", "file", file, "error", err)
+		case err != nil, !told && bytes.Equal(text, config.text):
+		default:
+			config = a.reload(file, text, config)
+		}
+	}
+}
+
+// reload puts another configuration in force, or says why not. Either way it returns with the text that was looked at last.
+func (a *app) reload(file string, text []byte, old served) served {
+	config, err := parseServed(text)
+	refused := func(err error) served {
+		a.log.Error("the new configuration is refused, and the old one stays", "file", file, "error", err)
+		old.text = text
+		return old
+	}
+	if err != nil {
+		return refused(err)
+	}
+	watch := a.watching()
+	if m := config.guard.Memory; config.observer != old.observer || m.URL != old.guard.Memory.URL || m.Path != old.guard.Memory.Path {
+		var p atomic.Pointer[extproc.Server]
+		p.Store(a.server)
+		if watch, err = a.newObserver(config, &p); err != nil {
+			return refused(err)
+		}
+		a.start(watch)
+	}
+	a.server.Reload(config.guard, watch)
+	a.log.Info("the configuration is in force", "file", file, "limit", config.guard.Budget.Limit.String())
+	return config
+}
+
+func (a *app) newObserver(c served, server *atomic.Pointer[extproc.Server]) (*observer.Observer, error) {
+	return observer.New(observer.Options{
+		Config: c.observer, URL: c.guard.Memory.URL, Path: c.guard.Memory.Path, Log: a.log,
+		Limit: func() int64 {
+			if s := server.Load(); s != nil {
+				return s.Limit()
+			}
+			return 0
+		},
+	})
+}
+
+// start lets an observer run in place of the one before; nil = none.
+func (a *app) start(w *observer.Observer) {
+	a.observed.Lock()
+	defer a.observed.Unlock()
+	if a.observed.stop != nil {
+		a.observed.stop()
+		a.observed.stop = nil
+	}
+	if w == nil {
+		return
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		w.Run(ctx)
+	}()
+	a.observed.Observer, a.observed.stop = w, func() { cancel(); <-ended }
+}
+
+func (a *app) watching() *observer.Observer {
+	a.observed.Lock()
+	defer a.observed.Unlock()
+	return a.observed.Observer
+}
+
+// figures are the observer's metrics.
+type figures struct{ app *app }
+
+// Describe implements prometheus.Collector. What is not known is left out, so that nothing can be said before.
+func (figures) Describe(chan<- *prometheus.Desc) {}
+
+// Collect implements prometheus.Collector.
+func (f figures) Collect(out chan<- prometheus.Metric) {
+	for _, m := range f.app.watching().Status().Figures() {
+		out <- extproc.Metric(m.Metric, m.Value)
+	}
+}
+
+// listen listens on host:port or on a Unix socket, which takes the place of one that nobody listens on any more.
+func listen(ctx context.Context, address string) (net.Listener, error) {
+	path, unix := strings.CutPrefix(address, "unix:")
+	if !unix {
+		// A peer whose machine is gone says nothing: its requests must not be counted for ever.
+		config := net.ListenConfig{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 10 * time.Second, Interval: 5 * time.Second, Count: 3}}
+		return config.Listen(ctx, "tcp", address)
+	}
+	var config net.ListenConfig
+	l, err := config.Listen(ctx, "unix", path)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		if c, dialled := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "unix", path); dialled == nil {
+			c.Close()
+			return nil, err
+		}
+		if info, statErr := os.Lstat(path); statErr == nil && info.Mode()&fs.ModeSocket != 0 && os.Remove(path) == nil {
+			l, err = config.Listen(ctx, "unix", path)
+		}
+	}
+	return l, err
+}
+
+func address(l net.Listener) string {
+	if l.Addr().Network() == "unix" {
+		return "unix:" + l.Addr().String()
+	}
+	return l.Addr().String()
+}
+
+// tls is what the flags say of it, nil = none.
+func (o *settings) tls() (*tls.Config, error) {
+	if o.cert == "" && o.key == "" {
+		if o.clientCAs != "" {
+			return nil, errors.New("-tls-client-ca: needs -tls-cert and -tls-key")
+		}
+		return nil, nil
+	}
+	if o.cert == "" || o.key == "" {
+		return nil, errors.New("-tls-cert and -tls-key: one needs the other")
+	}
+	if _, err := tls.LoadX509KeyPair(o.cert, o.key); err != nil {
+		return nil, fmt.Errorf("-tls-cert, -tls-key: %w", err)
+	}
+	c := &tls.Config{
+		MinVersion: tls.VersionTLS12, NextProtos: []string{"h2"},
+		// Read at each handshake: certificates are renewed in place. Connections are few and live long.
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+			pair, err := tls.LoadX509KeyPair(o.cert, o.key)
+			return &pair, err
+		},
+	}
+	if o.clientCAs != "" {
+		text, err := os.ReadFile(o.clientCAs)
+		if err != nil {
+			return nil, fmt.Errorf("-tls-client-ca: %w", err)
+		}
+		c.ClientCAs = x509.NewCertPool()
+		if !c.ClientCAs.AppendCertsFromPEM(text) {
+			return nil, fmt.Errorf("-tls-client-ca: %s has no certificate", o.clientCAs)
+		}
+		c.ClientAuth = tls.RequireAndVerifyClientCert
+	}
+	return c, nil
+}

@@ -1,0 +1,297 @@
+package e2e
+
+import (
+	"context"
+	"flag"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/highwater-envoy/highwater/internal/envoytest"
+	"github.com/highwater-envoy/highwater/internal/load"
+)
+
+// mixed is traffic of all kinds, none of which has a reason to fail. drain is how long what is under way may take in the end.
+func mixed(addr string, drain time.Duration) []load.Load {
+	return []load.Load{
+		&load.Small{Addr: addr, Rate: 100, Drain: drain},
+		&load.Uploads{Addr: addr, Path: "/upload?delay=50ms", Count: 3, Size: mib, Drain: drain},
+		&load.Uploads{Addr: addr, Path: "/upload?delay=50ms", Count: 3, Size: mib, Chunked: true, Drain: drain},
+		&load.Uploads{Addr: addr, Path: "/upload?delay=50ms", Count: 3, Size: mib, Protocol: load.HTTP2, Drain: drain},
+		&load.Downloads{Addr: addr, Clients: 3, Size: 300_000},
+	}
+}
+
+// unharmed runs the traffic while something is done to the server, and wants every request served.
+func (s *scene) unharmed(do func()) {
+	s.t.Helper()
+	ctx, cancel := context.WithCancel(s.t.Context())
+	defer cancel()
+	loads := mixed(s.addr, 10*time.Second)
+	var running sync.WaitGroup
+	for _, l := range loads {
+		running.Go(func() { l.Run(ctx) })
+	}
+	s.progress(loads)
+	do()
+	s.progress(loads)
+	cancel()
+	running.Wait()
+	for i, l := range loads {
+		got := l.Snapshot()
+		require.Zero(s.t, got.Errors+got.Cut+got.Closed+got.Rejected, "load %d: %+v", i, got)
+		require.Positive(s.t, got.Served, i)
+	}
+}
+
+// progress waits until each load has been served some more.
+func (s *scene) progress(loads []load.Load) {
+	s.t.Helper()
+	for i, l := range loads {
+		before := l.Snapshot().Served
+		require.Eventually(s.t, func() bool { return l.Snapshot().Served > before+3 }, 20*time.Second, 5*time.Millisecond, "load %d: %+v", i, l.Snapshot())
+	}
+}
+
+// Whatever becomes of the server, with failure_mode_allow no request fails; and once it is back it knows what there is.
+func TestServerGoesAndComesBack(t *testing.T) {
+	const times = 10
+	s := start(t, setup{face: envoytest.ExtProc, workers: 2, edit: func(c envoytest.Config) {
+		c.SetExtProc(func(filter map[string]any) { filter["message_timeout"] = "0.3s" })
+	}})
+	server := s.Server()
+	// right waits until the server counts no more than what runs, and says how long that took since it was back.
+	right := func(since time.Time) {
+		t.Helper()
+		_, err := s.Until(t.Context(), "highwater", func(m map[string]float64) bool {
+			return m["wasmcustom.highwater_admitted_total"] > 0 && m["wasmcustom.highwater_in_use_bytes"] > 0
+		})
+		require.NoError(t, err)
+		require.Less(t, time.Since(since), 2*time.Second) // one, and what a busy machine takes for it
+	}
+	t.Run("killed", func(t *testing.T) {
+		s.unharmed(func() {
+			for range times {
+				server.Kill()
+				time.Sleep(50 * time.Millisecond) // traffic goes on meanwhile
+				require.NoError(t, server.Restart(t.Context()))
+				right(time.Now())
+			}
+		})
+		s.drained()
+	})
+	t.Run("restarted", func(t *testing.T) {
+		s.unharmed(func() {
+			for range times {
+				began := time.Now()
+				require.NoError(t, server.Stop(), "it exits with 0")
+				require.Less(t, time.Since(began), 10*time.Second)
+				require.NoError(t, server.Restart(t.Context()))
+				right(time.Now())
+			}
+		})
+		s.drained()
+	})
+	t.Run("hung", func(t *testing.T) {
+		s.unharmed(func() {
+			for range times {
+				require.NoError(t, server.Signal(syscall.SIGSTOP))
+				time.Sleep(400 * time.Millisecond) // longer than message_timeout
+				require.NoError(t, server.Signal(syscall.SIGCONT))
+			}
+		})
+		s.drained()
+	})
+	stats, err := s.Stats(t.Context(), "highwater")
+	require.NoError(t, err)
+	for name, v := range stats {
+		if strings.Contains(name, "rejected") {
+			require.Zero(t, v, name)
+		}
+	}
+}
+
+// Requests that wait, and those under way, go on when the server is asked to end: it closes their streams with OK, so that even a
+// filter that fails closed lets them.
+func TestServerEndsWithRequestsUnderWay(t *testing.T) {
+	s := start(t, setup{
+		face: envoytest.ExtProc, fake: 40 * mib, plugin: func(cfg map[string]any) { cfg["fairness"] = map[string]any{"by": "none"} },
+		edit: func(c envoytest.Config) {
+			c.SetExtProc(func(filter map[string]any) { filter["failure_mode_allow"] = false })
+		},
+	})
+	c := client(t, false)
+	codes := make(chan int, 2)
+	s.reaches(func() { codes <- s.status(c, "/upload?delay=3s", 1000) })
+	s.reading(full)
+	go func() { codes <- s.status(c, "/upload?delay=0s", large) }()
+	s.waiting(1)
+	require.NoError(t, s.Server().Stop())
+	require.Equal(t, 200, <-codes)
+	require.Equal(t, 200, <-codes)
+}
+
+// status is what an upload of n bytes is answered, 0 if it is not.
+func (s *scene) status(c *http.Client, path string, n int64) int {
+	req, err := http.NewRequestWithContext(s.t.Context(), http.MethodPost, s.url(path), zeros(n))
+	if err != nil {
+		return 0
+	}
+	req.ContentLength = n
+	res, err := c.Do(req)
+	if err != nil {
+		return 0
+	}
+	defer res.Body.Close()
+	_, _ = io.Copy(io.Discard, res.Body)
+	return res.StatusCode
+}
+
+// What was decided is in the access log: of a reject in the details, of a request that waited in dynamic metadata.
+func TestServerTellsInTheAccessLog(t *testing.T) {
+	log := filepath.Join(t.TempDir(), "access.log")
+	s := start(t, setup{
+		face: envoytest.ExtProc, fake: 40 * mib, plugin: func(cfg map[string]any) {
+			cfg["fairness"] = map[string]any{"by": "none"}
+			section(cfg, "throttle")["timeout"] = "500ms"
+		},
+		edit: func(c envoytest.Config) {
+			c.SetConnectionManager(func(hcm map[string]any) {
+				access := hcm["access_log"].([]any)[0].(map[string]any)
+				access["typed_config"].(map[string]any)["path"] = log
+			})
+		},
+	})
+	s.reading(full)
+	c := client(t, false)
+	require.Equal(t, 503, s.refused(c, false).StatusCode)
+	done := make(chan int)
+	go func() { done <- s.status(c, "/upload?delay=0s", large) }()
+	s.waiting(1)
+	s.reading(40 * mib)
+	require.Equal(t, 200, <-done)
+	require.NoError(t, s.Stop()) // writes the rest of it
+	text, err := os.ReadFile(log)
+	require.NoError(t, err)
+	require.Contains(t, string(text), "highwater{rejected,timeout,waited=")
+	require.Regexp(t, `via_upstream admitted waited=\d+ms`, string(text))
+}
+
+// The server reads its configuration again when the file changes, or on SIGHUP; one that is wrong changes nothing.
+func TestServerReloads(t *testing.T) {
+	config := map[string]any{}
+	s := start(t, setup{face: envoytest.ExtProc, fake: 40 * mib, plugin: func(cfg map[string]any) { config = cfg }})
+	section(config, "budget")["limit"] = "300MiB"
+	require.NoError(t, s.Server().Configure(config))
+	s.gauge("highwater_limit_bytes", 300*mib)
+	section(config, "budget")["resume"] = "99%"
+	require.NoError(t, s.Server().Configure(config))
+	logged := func(text string) {
+		t.Helper()
+		require.Eventually(t, func() bool { return strings.Contains(s.Server().Logs(), text) }, 10*time.Second, 10*time.Millisecond, text)
+	}
+	logged("budget.resume: 99% must be above 0% and below budget.soft")
+	s.gauge("highwater_limit_bytes", 300*mib)
+	delete(section(config, "budget"), "resume")
+	section(config, "budget")["connections"] = 5
+	require.NoError(t, s.Server().Configure(config))
+	logged("envoy.resource_monitors.global_downstream_max_connections")
+	delete(section(config, "budget"), "connections")
+	section(config, "budget")["limit"] = "250MiB"
+	require.NoError(t, s.Server().Configure(config))
+	require.NoError(t, s.Server().Signal(syscall.SIGHUP))
+	s.gauge("highwater_limit_bytes", 250*mib)
+	// Readings may come from elsewhere.
+	section(config, "memory")["path"] = "/elsewhere"
+	require.NoError(t, s.Server().Configure(config))
+	s.memory.set(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/elsewhere" {
+			_, _ = io.WriteString(w, `{"allocated":"77","heap_size":"77000000","pageheap_unmapped":"0","pageheap_free":"0"}`)
+		}
+	})
+	s.gauge("highwater_in_use_bytes", 77_000_000)
+	require.Equal(t, 200, do(t, client(t, false), http.MethodGet, s.url("/small"), nil, 0).StatusCode)
+}
+
+// More requests at once than Envoy's default circuit breaker, each a stream on the server: none is turned away, and each is counted.
+func TestServerHoldsManyStreams(t *testing.T) {
+	s := start(t, setup{face: envoytest.ExtProc, workers: 2})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	l := &load.IdleStreams{Addr: s.addr, Streams: 1500, Bytes: 1000}
+	var running sync.WaitGroup
+	running.Go(func() { l.Run(ctx) })
+	_, err := s.Until(t.Context(), "highwater", func(m map[string]float64) bool { return m["wasmcustom.highwater_streams"] == 1500 })
+	require.NoError(t, err)
+	cancel()
+	running.Wait()
+	s.drained()
+	require.Zero(t, l.Snapshot().Errors)
+	s.quiet()
+}
+
+var soak = flag.Duration("soak", 3*time.Second, "how long TestServerSoak lasts")
+
+// Mixed load with clients that hang up at any moment, and memory that is short every now and then: in the end goroutines, memory and what
+// is charged are what they were.
+func TestServerSoak(t *testing.T) {
+	s := start(t, setup{face: envoytest.ExtProc, workers: 2, fake: 40 * mib, plugin: func(cfg map[string]any) {
+		section(cfg, "throttle")["timeout"] = "200ms"
+	}})
+	metric := func(name string) float64 {
+		res, err := http.Get("http://" + s.Server().HTTP + "/metrics")
+		require.NoError(t, err)
+		defer res.Body.Close()
+		text, err := io.ReadAll(res.Body)
+		require.NoError(t, err)
+		for line := range strings.Lines(string(text)) {
+			if v, ok := strings.CutPrefix(line, name+" "); ok {
+				n, err := strconv.ParseFloat(strings.TrimSpace(v), 64)
+				require.NoError(t, err)
+				return n
+			}
+		}
+		require.Fail(t, "no metric", name)
+		return 0
+	}
+	run := func(d time.Duration) {
+		ctx, cancel := context.WithTimeout(t.Context(), d)
+		defer cancel()
+		loads := append(mixed(s.addr, 0), &load.SlowReaders{Addr: s.addr, Count: 20, Size: mib})
+		var running sync.WaitGroup
+		for _, l := range loads {
+			running.Go(func() { // each for half a second, then all its clients are gone at once
+				for ctx.Err() == nil {
+					part, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
+					l.Run(part)
+					cancel()
+				}
+			})
+		}
+		for i := 0; ctx.Err() == nil; i++ {
+			s.memory.inUse.Store([]int64{40 * mib, 172 * mib, 40 * mib, 230 * mib}[i%4])
+			load.Sleep(ctx, 150*time.Millisecond)
+		}
+		running.Wait()
+		s.memory.inUse.Store(40 * mib)
+		s.drained()
+	}
+	run(3 * time.Second) // everything has been there once
+	goroutines, heap := metric("go_goroutines"), metric("process_resident_memory_bytes")
+	run(*soak)
+	require.Eventually(t, func() bool { return metric("go_goroutines") <= goroutines+2 }, 20*time.Second, 100*time.Millisecond)
+	after := metric("process_resident_memory_bytes")
+	t.Logf("resident: %.1f MiB before, %.1f after; %v requests admitted", heap/mib, after/mib, metric("highwater_admitted_total"))
+	require.Less(t, after, heap+16*mib)
+	require.Zero(t, metric("highwater_ext_proc_faults_total"))
+	require.Zero(t, metric(`highwater_ext_proc_bad_streams_total{reason="out_of_order"}`))
+}

@@ -1,0 +1,92 @@
+package extproc
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/highwater-envoy/highwater/internal/guard"
+	"github.com/highwater-envoy/highwater/internal/peak"
+)
+
+// Admin answers HTTP for people and machines that watch: /healthz, /readyz, /metrics and /status, and which requests hold the memory:
+// /peaks, /current and /debug/pprof/highwater[?peak=N]. It changes nothing and shows no
+// header or body of a request, but names of routes, or of what else tells requests apart. observer is what /status tells of the one
+// who reads Envoy's memory; nil = nothing.
+func (s *Server) Admin(registry *prometheus.Registry, observer func() any) *http.ServeMux {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprint(w, "highwater: /healthz /readyz /metrics /status /memory /peaks /current /debug/pprof/highwater\n")
+	})
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "ok\n") })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if err := s.Ready(); err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprint(w, "ready\n")
+	})
+	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError}))
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("content-type", "application/json")
+		e := json.NewEncoder(w)
+		e.SetIndent("", "  ")
+		status := s.Status()
+		if observer != nil {
+			status.Observer = observer()
+		}
+		_ = e.Encode(status)
+	})
+	for path, question := range map[string]string{"/peaks": "peaks", "/current": "current", "/debug/pprof/highwater": "pprof"} {
+		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, r *http.Request) {
+			a := s.explain(r.Context(), question+"?"+r.URL.RawQuery)
+			w.Header().Set("content-type", a.ContentType)
+			w.Header().Set("x-content-type-options", "nosniff")
+			w.WriteHeader(a.Status)
+			_, _ = w.Write(a.Body)
+		})
+	}
+	return mux
+}
+
+// explain answers which requests hold the memory, or held it at a peak, as the filter does under its debug.path.
+func (s *Server) explain(ctx context.Context, question string) (a peak.Answer) {
+	if peak.WantsCurrent(question) {
+		s.look(ctx)
+	}
+	s.do(func(now guard.Time) {
+		worker := s.mu.worker
+		source := peak.Source{
+			Clock:   peak.Clock{Monotonic: now, Wall: time.Now().UnixNano()},
+			Peaks:   worker.Peaks,
+			Current: worker.Current,
+		}
+		a = source.Ask(http.MethodGet, question)
+	})
+	return a
+}
+
+// look has the sample as of now frozen, and waits for that: it takes a tick.
+func (s *Server) look(ctx context.Context) {
+	var since guard.Time
+	s.do(func(now guard.Time) {
+		since = now
+		s.mu.worker.Look(now)
+	})
+	s.hurry(guard.FastTick)
+	again := time.NewTicker(guard.FastTick)
+	defer again.Stop()
+	for looked := false; !looked; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-again.C:
+			s.do(func(now guard.Time) { looked = s.mu.worker.Looked(now, since) })
+		}
+	}
+}

@@ -1,0 +1,201 @@
+package extproc
+
+import (
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"google.golang.org/grpc/codes"
+
+	"github.com/highwater-envoy/highwater/internal/grpcstream"
+	"github.com/highwater-envoy/highwater/internal/guard"
+)
+
+// bad is what is wrong with a stream that is refused.
+type bad uint8
+
+const (
+	badMessage bad = iota
+	badUnknown
+	badOrder
+	badTwice
+	badHeaders
+	badSize
+	badAttribute
+	numBad
+)
+
+var badNames = [numBad]string{"not_a_message", "unknown_message", "out_of_order", "twice", "no_headers", "too_large", "attribute"}
+
+func (b bad) String() string { return badNames[b] }
+
+// counts are what the server counts beside the policy.
+type counts struct {
+	bad    [numBad]atomic.Int64
+	faults atomic.Int64
+	wait   prometheus.Histogram
+}
+
+func (c *counts) init() {
+	m := guard.WaitHistogram()
+	c.wait = prometheus.NewHistogram(prometheus.HistogramOpts{
+		Name: m.Name, Help: m.Help, Buckets: []float64{1, 5, 10, 25, 50, 100, 250, 500, 1000, 2000, 5000, 10000},
+	})
+}
+
+// Metric is a counter or a gauge with its value. In Envoy's stats a label is part of the name, as in
+// highwater_rejected_total.reason.timeout; here it is one.
+func Metric(m guard.Metric, v float64) prometheus.Metric {
+	kind := prometheus.GaugeValue
+	if m.Kind == guard.Counter {
+		kind = prometheus.CounterValue
+	}
+	name, help := m.Name, m.Help
+	var names, values []string
+	if name, label, ok := strings.Cut(m.Name, "."); ok {
+		label, value, _ := strings.Cut(label, ".")
+		names, values = []string{label}, []string{value}
+		if label == "reason" {
+			help = "requests and responses that were not admitted, by reason" // one text for all of a name
+		}
+		return prometheus.MustNewConstMetric(prometheus.NewDesc(name, help, names, nil), kind, v, values...)
+	}
+	return prometheus.MustNewConstMetric(prometheus.NewDesc(name, help, nil, nil), kind, v)
+}
+
+// collector collects the policy's metrics when they are asked for.
+type collector struct{ server *Server }
+
+var (
+	badDesc   = prometheus.NewDesc("highwater_ext_proc_bad_streams_total", "streams refused because their filter broke the protocol", []string{"reason"}, nil)
+	faultDesc = prometheus.NewDesc("highwater_ext_proc_faults_total", "faults of the server itself that it survived", nil, nil)
+
+	comingDesc  = prometheus.NewDesc("highwater_key_coming_bytes", "announced or forecast by requests of the key, and still to come", []string{"key"}, nil)
+	likelyDesc  = prometheus.NewDesc("highwater_key_likely_bytes", "likely held by requests of the key", []string{"key"}, nil)
+	waitingDesc = prometheus.NewDesc("highwater_key_waiting_bytes", "what requests of the key that wait are expected to bring", []string{"key"}, nil)
+)
+
+// labels are the keys by what they are called: a label is UTF-8, and names of two kinds may be the same.
+func labels(keys []guard.KeyUse) map[string]guard.KeyUse {
+	m := map[string]guard.KeyUse{}
+	for _, k := range keys {
+		name := strings.ToValidUTF8(k.Name, "\uFFFD")
+		sum := m[name]
+		m[name] = guard.KeyUse{Coming: sum.Coming + k.Coming, Likely: sum.Likely + k.Likely, Waiting: sum.Waiting + k.Waiting}
+	}
+	return m
+}
+
+// Describe implements prometheus.Collector. It says nothing, so that nothing is checked: the table is tested.
+func (c collector) Describe(chan<- *prometheus.Desc) {}
+
+// Collect implements prometheus.Collector.
+func (c collector) Collect(out chan<- prometheus.Metric) {
+	var counts [guard.NumCounters]uint64
+	var gauges [guard.NumGauges]int64
+	var keys []guard.KeyUse
+	c.server.do(func(now guard.Time) {
+		counts, gauges, keys = *c.server.mu.worker.Counts(), c.server.mu.worker.Gauges(now), c.server.mu.worker.Keys()
+	})
+	for i, m := range guard.Counters() {
+		out <- Metric(m, float64(counts[i]))
+	}
+	for i, m := range guard.Gauges() {
+		out <- Metric(m, float64(gauges[i]))
+	}
+	for i := range c.server.counts.bad {
+		out <- prometheus.MustNewConstMetric(badDesc, prometheus.CounterValue, float64(c.server.counts.bad[i].Load()), badNames[i])
+	}
+	out <- prometheus.MustNewConstMetric(faultDesc, prometheus.CounterValue, float64(c.server.counts.faults.Load()))
+	for name, k := range labels(keys) {
+		out <- prometheus.MustNewConstMetric(comingDesc, prometheus.GaugeValue, float64(k.Coming), name)
+		out <- prometheus.MustNewConstMetric(likelyDesc, prometheus.GaugeValue, float64(k.Likely), name)
+		out <- prometheus.MustNewConstMetric(waitingDesc, prometheus.GaugeValue, float64(k.Waiting), name)
+	}
+}
+
+// grpcMetrics are those that gRPC servers of Go commonly have, of ours.
+type grpcMetrics struct {
+	handled *prometheus.CounterVec
+	server  *grpcstream.Server
+}
+
+func newGRPCMetrics(s *grpcstream.Server) *grpcMetrics {
+	m := &grpcMetrics{server: s, handled: prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "grpc_server_handled_total", Help: "streams that have ended, by method and status",
+	}, []string{"grpc_method", "grpc_code"})}
+	s.Handled = func(path string, code codes.Code) {
+		m.handled.WithLabelValues(path[strings.LastIndexByte(path, '/')+1:], code.String()).Inc()
+	}
+	return m
+}
+
+func (m *grpcMetrics) Describe(chan<- *prometheus.Desc) {}
+
+func (m *grpcMetrics) Collect(out chan<- prometheus.Metric) {
+	stats := m.server.Stats()
+	for _, v := range []struct {
+		name, help string
+		kind       prometheus.ValueType
+		n          int64
+	}{
+		{"grpc_server_started_total", "streams that have begun", prometheus.CounterValue, stats.Started.Load()},
+		{"grpc_server_msg_received_total", "messages that have come", prometheus.CounterValue, stats.Received.Load()},
+		{"grpc_server_msg_sent_total", "messages that were sent", prometheus.CounterValue, stats.Sent.Load()},
+		{"grpc_server_streams", "streams that are open", prometheus.GaugeValue, stats.Streams.Load()},
+		{"grpc_server_connections", "connections that are open", prometheus.GaugeValue, stats.Connections.Load()},
+		{"grpc_server_broken_connections_total", "connections ended for breaking the protocol", prometheus.CounterValue, stats.BrokenConnections.Load()},
+	} {
+		out <- prometheus.MustNewConstMetric(prometheus.NewDesc(v.name, v.help, nil, nil), v.kind, float64(v.n))
+	}
+	m.handled.Collect(out)
+}
+
+// Registry is a registry of its own with all metrics of the process: the policy's, gRPC's and Go's. The gRPC server must not serve yet.
+func (s *Server) Registry(g *grpcstream.Server) *prometheus.Registry {
+	r := prometheus.NewRegistry()
+	r.MustRegister(collector{s}, newGRPCMetrics(g), s.counts.wait,
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return r
+}
+
+// Status is what /status answers.
+type Status struct {
+	Mode       guard.Mode       `json:"mode"`
+	Level      string           `json:"level"`
+	Ready      bool             `json:"ready"`
+	NotReady   string           `json:"not_ready,omitempty"`
+	Gauges     map[string]int64 `json:"gauges"`
+	Counters   map[string]int64 `json:"counters"`
+	Keys       []guard.KeyUse   `json:"keys"`
+	BadStreams map[string]int64 `json:"bad_streams"`
+	UpSince    time.Time        `json:"up_since"`
+	Observer   any              `json:"observer,omitempty"`
+}
+
+// Status returns what the server knows as of now.
+func (s *Server) Status() Status {
+	st := Status{Gauges: map[string]int64{}, Counters: map[string]int64{}, BadStreams: map[string]int64{}, UpSince: s.started, Ready: true}
+	if err := s.Ready(); err != nil {
+		st.Ready, st.NotReady = false, err.Error()
+	}
+	var counts [guard.NumCounters]uint64
+	var gauges [guard.NumGauges]int64
+	s.do(func(now guard.Time) {
+		w := s.mu.worker
+		st.Mode, counts, gauges, st.Keys = s.mu.guard.Config().Mode, *w.Counts(), w.Gauges(now), w.Keys()
+		st.Level = w.Account().Table().Level.String()
+	})
+	for i, m := range guard.Counters() {
+		st.Counters[m.Name] = int64(counts[i])
+	}
+	for i, m := range guard.Gauges() {
+		st.Gauges[m.Name] = gauges[i]
+	}
+	for i := range s.counts.bad {
+		st.BadStreams[badNames[i]] = s.counts.bad[i].Load()
+	}
+	return st
+}

@@ -1,0 +1,281 @@
+// Package extproc is Highwater's face beside Envoy: a gRPC server for Envoy's ext_proc filter. All policy is in
+// internal/guard; here it is asked, and what it says is done. A stream of gRPC is one request of HTTP: it stays open, and
+// mostly silent, for as long as that lives.
+package extproc
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
+
+	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/grpcstream"
+	"github.com/highwater-envoy/highwater/internal/guard"
+)
+
+// Reader asks for what Envoy's memory is. Ask returns at once and calls answer once, with what is asked for from then on, or why there
+// is none.
+type Reader interface {
+	Ask(answer func(guard.Reading, error))
+}
+
+// Server answers the ext_proc filters of one Envoy. Make it with New.
+type Server struct {
+	log             *slog.Logger
+	origin, started time.Time
+	wake            chan time.Duration // have the next tick come after so long at the latest
+	counts          counts
+	modes           modes
+	once            onces
+
+	mu struct { // guards the policy: neither worker nor guards are safe for concurrent use
+		sync.Mutex
+		worker      *guard.Worker
+		guard       *guard.Guard
+		observing   *guard.Guard // for filters in observability mode, which can't carry a verdict out
+		connections map[uint64]*guard.Connection
+		streams     map[*stream]struct{} // that wait
+		reader      Reader
+		draining    bool
+		asked       time.Time // when the last reading came
+	}
+}
+
+// New returns a server with a valid configuration. Nothing happens until Run.
+func New(c guard.Config, reader Reader, log *slog.Logger) (*Server, error) {
+	s := &Server{
+		log: log, started: time.Now(),
+		origin: time.Now().Add(-time.Hour), // far from 0, which means never
+		wake:   make(chan time.Duration, 1),
+	}
+	s.counts.init()
+	worker, err := guard.NewWorker(&budget.Memory{}, rand.Float64)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.worker, s.mu.reader, s.mu.connections = worker, reader, map[uint64]*guard.Connection{}
+	s.use(c)
+	return s, nil
+}
+
+// ServiceName is the gRPC service that the server is.
+var ServiceName = extprocv3.ExternalProcessor_ServiceDesc.ServiceName
+
+// Methods are what the server answers by gRPC.
+func (s *Server) Methods() map[string]grpcstream.Method {
+	return map[string]grpcstream.Method{extprocv3.ExternalProcessor_Process_FullMethodName: s.process}
+}
+
+// now is the time since an origin, by the monotonic clock.
+func (s *Server) now() guard.Time { return time.Since(s.origin) }
+
+// do lets f look at the policy, or change it.
+func (s *Server) do(f func(now guard.Time)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f(s.now())
+}
+
+// Reload puts another valid configuration in force, for streams that begin from now on; what budget, throttle and memory say is for
+// all. It returns what that changes of them, in words.
+func (s *Server) Reload(c guard.Config, reader Reader) (changed string) {
+	s.do(func(guard.Time) {
+		changed = s.use(c)
+		s.mu.reader = reader
+	})
+	return changed
+}
+
+// Limit is the limit in force, bytes; 0 = it is not known.
+func (s *Server) Limit() (limit int64) {
+	s.do(func(now guard.Time) { limit = s.mu.worker.Gauges(now)[guard.GaugeLimit] })
+	return limit
+}
+
+func (s *Server) use(c guard.Config) (changed string) {
+	observing := c
+	observing.Mode = guard.Observe
+	s.mu.guard, changed = guard.New(c, s.mu.worker)
+	s.mu.observing, _ = guard.New(observing, s.mu.worker)
+	return changed
+}
+
+// Run lets the policy's time pass until ctx is done.
+func (s *Server) Run(ctx context.Context) {
+	timer := time.NewTimer(guard.Tick)
+	defer timer.Stop()
+	due := time.Now().Add(guard.Tick)
+	var orders []order
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case after := <-s.wake:
+			if sooner := time.Now().Add(after); sooner.Before(due) {
+				due = sooner
+				timer.Reset(after)
+			}
+		case <-timer.C:
+			var next time.Duration
+			var ask Reader
+			orders, ask, next = s.ticked(orders[:0])
+			if ask != nil {
+				ask.Ask(s.observe)
+			}
+			for _, o := range orders {
+				o.carryOut()
+			}
+			clear(orders)
+			due = time.Now().Add(next)
+			timer.Reset(next)
+		}
+	}
+}
+
+// order is what a tick decided on a stream.
+type order struct {
+	stream  *stream
+	verdict guard.Verdict // Admit: it goes on, after Waited
+}
+
+func (o order) carryOut() {
+	if o.verdict.Waited > 0 {
+		o.stream.server.counts.wait.Observe(float64(o.verdict.Waited.Milliseconds()))
+	}
+	if o.verdict.Action == guard.Admit {
+		o.stream.resume(o.verdict)
+		return
+	}
+	o.stream.reject(o.verdict)
+}
+
+// ticked lets the policy tick. What it decides is done when the lock is gone.
+// ask is who is to be asked for a reading now, if anybody.
+func (s *Server) ticked(orders []order) (_ []order, ask Reader, next time.Duration) {
+	next = guard.Tick // of the next, where this one fails
+	func() {
+		defer s.survive("a tick")
+		orders, ask, next = s.decide(orders)
+	}()
+	return orders, ask, next
+}
+
+func (s *Server) decide(orders []order) (_ []order, ask Reader, next time.Duration) {
+	s.do(func(now guard.Time) {
+		a := s.mu.worker.Tick(now)
+		next = a.Next
+		if a.Resume != nil {
+			orders = append(orders, order{streamOf(a.Resume), guard.Verdict{Waited: a.Waited}})
+		}
+		for _, d := range a.Rejected {
+			orders = append(orders, order{streamOf(d.Stream), d.Verdict})
+		}
+		for _, c := range a.Close { // there are no connections to close here, and so none of these
+			orders = append(orders, order{streamOf(c), guard.Verdict{Action: guard.Answer, Reason: guard.QueueFull}})
+		}
+		if a.Event != "" {
+			s.log.Warn(a.Event)
+		}
+		if a.Ask {
+			ask = s.mu.reader
+		}
+	})
+	return orders, ask, next
+}
+
+func streamOf(s *guard.Stream) *stream { return s.Host().(*stream) }
+
+// hurry has the next tick come after so long at the latest.
+func (s *Server) hurry(after time.Duration) {
+	for {
+		select {
+		case s.wake <- after:
+			return
+		case other := <-s.wake: // not taken yet: the sooner of the two
+			after = min(after, other)
+		}
+	}
+}
+
+// observe takes the answer to what a tick asked for.
+func (s *Server) observe(r guard.Reading, err error) {
+	defer s.survive("a reading")
+	s.do(func(now guard.Time) {
+		if err == nil {
+			s.mu.asked = time.Now()
+		}
+		if event := s.mu.worker.Observe(now, r, err); event != "" {
+			s.log.Warn(event)
+		}
+	})
+}
+
+// Ready says whether there is a recent reading, and if not why.
+func (s *Server) Ready() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch age := time.Since(s.mu.asked); {
+	case s.mu.draining:
+		return fmt.Errorf("it is being stopped")
+	case s.mu.asked.IsZero():
+		return fmt.Errorf("there has been no reading of Envoy's memory yet")
+	case age > time.Second:
+		return fmt.Errorf("the last reading of Envoy's memory is %v old", age.Round(time.Millisecond))
+	}
+	return nil
+}
+
+// Drain lets everyone in who waits, and whoever still comes, so that the streams can be closed with OK: their requests go on without
+// us.
+func (s *Server) Drain() {
+	var waiting []*stream
+	s.do(func(guard.Time) {
+		s.mu.draining = true
+		for st := range s.mu.streams {
+			waiting = append(waiting, st)
+		}
+	})
+	for _, st := range waiting {
+		st.resume(guard.Verdict{})
+	}
+}
+
+// survive ends a fault of ours where it began: it is logged and counted, and the traffic goes on.
+func (s *Server) survive(in string) {
+	if fault := recover(); fault != nil {
+		s.counts.faults.Add(1)
+		s.log.Error("a fault of ours; traffic goes on", "in", in, "fault", fmt.Sprint(fault), "stack", string(debug.Stack()))
+	}
+}
+
+// modes are what the filter was seen to do with the modes that it is answered.
+type modes struct {
+	seen    atomic.Bool  // a body came that was asked for
+	missed  atomic.Int64 // none came though one was asked for, so often
+	refused atomic.Bool  // it ignores what it is answered: allow_mode_override is not set
+}
+
+// onces say what is told once.
+type onces struct{ override, buffered, observability, attribute sync.Once }
+
+// enoughMissed: a message without a length may have no body at all, but not so many of them.
+const enoughMissed = 32
+
+func (s *Server) bodyCame() { s.modes.seen.Store(true) }
+
+func (s *Server) bodyMissed() {
+	if s.modes.seen.Load() || s.modes.missed.Add(1) < enoughMissed {
+		return
+	}
+	s.modes.refused.Store(true)
+	s.once.override.Do(func() {
+		s.log.Warn("bodies without a length are not seen, and only forecast: set allow_mode_override in the ext_proc filter to have them counted as they pass")
+	})
+}
