@@ -704,17 +704,6 @@ func (s *stream) Connection() *guard.Connection {
 	return c
 }
 
-// Describe implements guard.Host.
-func (s *stream) Describe(header string) reservoir.Labels {
-	l := reservoir.Labels{
-		VirtualHost: s.virtualHost, Route: s.route, Cluster: s.cluster, Source: withoutPort(s.source), Protocol: s.protocol, Method: s.method,
-	}
-	if header != "" {
-		l.Key = s.header
-	}
-	return l
-}
-
 // Hides implements guard.Host: where the mode of a body is NONE, nothing of it is told, unless we ask for it.
 func (s *stream) Hides(d budget.Direction) bool {
 	return s.modes[d] == filterv3.ProcessingMode_NONE && !s.asked[d]
@@ -737,6 +726,17 @@ func (s *stream) VirtualHost() string { return s.wants(s.virtualHost, "xds.virtu
 
 // Source implements guard.Host.
 func (s *stream) Source() string { return withoutPort(s.wants(s.source, "source.address")) }
+
+// Describe implements guard.Host: with what was told, and nobody is asked for more.
+func (s *stream) Describe(header string) reservoir.Labels {
+	l := reservoir.Labels{
+		VirtualHost: s.virtualHost, Route: s.route, Cluster: s.cluster, Source: withoutPort(s.source), Protocol: s.protocol, Method: s.method,
+	}
+	if header != "" {
+		l.Key = s.header
+	}
+	return l
+}
 
 func withoutPort(address string) string {
 	if port := strings.LastIndexByte(address, ':'); port >= 0 {

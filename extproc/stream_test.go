@@ -643,37 +643,38 @@ func TestAdmin(t *testing.T) {
 	require.Equal(t, 404, code)
 }
 
-// Which requests hold the memory now, and which made its peak.
-func TestPeaks(t *testing.T) {
-	s, readings := serve(t, 40*mib, nil)
-	g := &grpcstream.Server{Methods: s.Methods()}
-	web := httptest.NewServer(s.Admin(s.Registry(g), nil))
+// Which requests hold the memory is told here as the filter tells it below its debug.path.
+func TestWhoHoldsTheMemory(t *testing.T) {
+	s, readings := serve(t, 40*mib, func(c *guard.Config) {
+		c.Fairness.By = "header:x-tenant"
+		c.Buffers.WholeRequest = 16 * unit.MiB
+	})
+	web := httptest.NewServer(s.Admin(s.Registry(&grpcstream.Server{Methods: s.Methods()}), nil))
 	defer web.Close()
 	defer http.DefaultClient.CloseIdleConnections()
-	get := func(path string) (int, []byte) {
+	get := func(path string, status int) []byte {
 		res, err := http.Get(web.URL + path)
 		require.NoError(t, err)
 		defer res.Body.Close()
 		body, err := io.ReadAll(res.Body)
 		require.NoError(t, err)
-		return res.StatusCode, body
+		require.Equal(t, status, res.StatusCode, "%s: %s", path, body)
+		return body
 	}
+	require.Contains(t, string(get("/debug/pprof/highwater", 404)), "no peak yet")
 	c := s.dial(t)
-	c.say(request(false, "content-length", "10000000", ":method", "POST"))
+	c.say(request(false, "content-length", "8388608", "x-tenant", "noisy"))
 	c.heard()
-	readings.set(60 * mib)
-	until(t, func() bool { _, body := get("/peaks"); return strings.Contains(string(body), `"all"`) })
-	code, body := get("/current")
-	require.Equal(t, 200, code)
-	require.Contains(t, string(body), `"route":"all"`)
-	code, body = get("/debug/pprof/highwater?peak=current")
-	require.Equal(t, 200, code)
-	p, err := profile.ParseData(body)
+	defer c.h.Closed()
+	readings.set(46 * mib)
+	until(t, func() bool { return s.gauge("in_use_bytes") == 46*mib })
+	require.Contains(t, string(get("/current", 200)), `"noisy"`)
+	require.JSONEq(t, `{"peaks": []}`, string(get("/peaks", 200)))
+	p, err := profile.ParseData(get("/debug/pprof/highwater?peak=current", 200))
 	require.NoError(t, err)
-	require.NotEmpty(t, p.Sample)
-	code, _ = get("/debug/pprof/highwater?peak=77")
-	require.Equal(t, 404, code)
-	c.h.Closed()
+	require.Len(t, p.Sample, 1)
+	require.Equal(t, []string{"noisy"}, p.Sample[0].Label["key"])
+	require.InDelta(t, 6*mib, p.Sample[0].Value[1], float64(mib), "as much as was measured")
 }
 
 func TestDrainLetsThoseInWhoWait(t *testing.T) {

@@ -223,9 +223,6 @@ func (s *stream) Connection() *guard.Connection {
 	return c
 }
 
-// Hides implements guard.Host.
-func (s *stream) Hides(budget.Direction) bool { return false }
-
 // Describe implements guard.Host.
 func (s *stream) Describe(header string) (l reservoir.Labels) {
 	if p := machine.ticking; p != nil {
@@ -243,6 +240,9 @@ func (s *stream) Describe(header string) (l reservoir.Labels) {
 	}
 	return l
 }
+
+// Hides implements guard.Host.
+func (s *stream) Hides(budget.Direction) bool { return false }
 
 // Path implements guard.Host.
 func (s *stream) Path() string { return s.Header(":path") }

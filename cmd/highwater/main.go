@@ -17,12 +17,11 @@ import (
 
 const usage = `highwater: the memory guard for Envoy
 
-  highwater check FILE        validate a plugin configuration (JSON or YAML; - reads standard input)
-                              and print it with all defaults
-  highwater pprof SOURCE...   which requests hold the memory, now or at a peak: see highwater pprof -h
-  highwater serve -config FILE
-                              the guard beside Envoy, for its ext_proc filter: see highwater serve -h
-  highwater version           print what this is
+  highwater check FILE           validate a plugin configuration (JSON or YAML; - reads standard input)
+                                 and print it with all defaults
+  highwater serve -config FILE   the guard beside Envoy, for its ext_proc filter: see highwater serve -h
+  highwater pprof SOURCE...      which requests hold the memory, now or at a peak: see highwater pprof -h
+  highwater version              print what this is
 
 Exit status: 0 fine, 1 the configuration is wrong or a source has no profile, 2 the call is wrong.
 `
@@ -40,10 +39,10 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return 2
 	}
 	switch args = flags.Args(); {
-	case len(args) > 0 && args[0] == "serve":
-		return serveCommand(args[1:], stderr)
 	case len(args) > 0 && args[0] == "pprof":
 		return pprof(args[1:], stdout, stderr)
+	case len(args) > 0 && args[0] == "serve":
+		return serve(args[1:], stderr)
 	case len(args) == 2 && args[0] == "check":
 		return check(args[1], stdin, stdout, stderr)
 	case len(args) == 1 && args[0] == "version":

@@ -89,7 +89,7 @@ func pprof(args []string, stdout, stderr io.Writer) int {
 			}
 		}
 		if *web != "" {
-			if err := serve(*web, *noBrowser, merged); err != nil {
+			if err := browse(*web, *noBrowser, merged); err != nil {
 				return fail(err)
 			}
 		}
@@ -204,8 +204,8 @@ func write(file string, p *profile.Profile) error {
 	return errors.Join(p.Write(f), f.Close())
 }
 
-// serve shows the profile on pprof's web page, until it is interrupted.
-func serve(addr string, noBrowser bool, p *profile.Profile) error {
+// browse shows the profile on pprof's web page, until it is interrupted.
+func browse(addr string, noBrowser bool, p *profile.Profile) error {
 	dir, err := os.MkdirTemp("", "highwater-pprof-")
 	if err != nil {
 		return err

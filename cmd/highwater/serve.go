@@ -49,7 +49,7 @@ type settings struct {
 	level                slog.Level
 }
 
-func serveCommand(args []string, stderr io.Writer) int {
+func serve(args []string, stderr io.Writer) int {
 	var o settings
 	flags := flag.NewFlagSet("highwater serve", flag.ContinueOnError)
 	flags.SetOutput(stderr)

@@ -150,14 +150,6 @@ type Memory struct {
 	OnStale      string        `json:"on_stale"`      // estimate | admit | reject
 }
 
-// from is whom readings are asked of, for people.
-func (m *Memory) from() string {
-	if m.URL != "" {
-		return m.URL + m.Path
-	}
-	return fmt.Sprintf("cluster %q, path %q", m.Cluster, m.Path)
-}
-
 // Trace says how the requests in flight are sampled, and when the sample is kept. All workers of a process share it.
 type Trace struct {
 	Every    unit.Bytes `json:"every"`    // of so many bytes one is sampled, as long as the sample has room
@@ -196,6 +188,14 @@ func (d *Debug) validate(check func(ok bool, format string, args ...any)) {
 }
 
 func notInPath(r rune) bool { return r <= ' ' || r >= 0x7f || r == '?' || r == '#' || r == '%' }
+
+// from is whom readings are asked of, for people.
+func (m *Memory) from() string {
+	if m.URL != "" {
+		return m.URL + m.Path
+	}
+	return fmt.Sprintf("cluster %q, path %q", m.Cluster, m.Path)
+}
 
 // Default is the configuration with every key that has a default.
 func Default() Config {

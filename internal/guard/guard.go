@@ -58,11 +58,11 @@ type Host interface {
 	VirtualHost() string
 	Source() string                    // address of the client, without its port
 	Header(name string) (value string) // of the request; empty if it has none
-	// Hides says that what passes of the direction's body is not told. It is asked at the headers of each.
-	Hides(d budget.Direction) bool
 	// Describe says whose the request is, of what is asked for at its first sample alone. header is the request header that goes
 	// into Key, if it is not empty. What can't be told any more is left empty. It may be called in a tick.
 	Describe(header string) reservoir.Labels
+	// Hides says that what passes of the direction's body is not told. It is asked at the headers of each.
+	Hides(d budget.Direction) bool
 }
 
 type phase uint8

@@ -164,9 +164,9 @@ func TestPhases(t *testing.T) {
 	require.Equal(t, reservoir.Downloading, phases["downloading"])
 	require.Equal(t, 128*kib, sizes["downloading"].Response, "the buffers hold no more of it")
 	require.Equal(t, 4*mib, sizes["downloading"].Request)
-	require.EqualValues(t, 4*mib, sizes["uploading"].Request)
+	require.Equal(t, 4*mib, sizes["uploading"].Request)
 	// Paused, it may be in the sample or not: 128 KiB are half of what one sample is taken of.
-	require.EqualValues(t, 100*kib, now.Snapshots[0].Totals.Phases[reservoir.Paused], "the network filter saw exactly that come")
+	require.Equal(t, 100*kib, now.Snapshots[0].Totals.Phases[reservoir.Paused], "the network filter saw exactly that come")
 
 	// What the response of one that has ended left unread is still there, and whose it was too.
 	g.Close(p.now, &left.Stream)
@@ -175,7 +175,7 @@ func TestPhases(t *testing.T) {
 		if x.Labels.Route == "left" {
 			found = true
 			require.Equal(t, reservoir.Downloading, x.Phase)
-			require.EqualValues(t, 128*kib, x.Response)
+			require.Equal(t, 128*kib, x.Response)
 			require.Zero(t, x.Request)
 		}
 	}

@@ -52,7 +52,7 @@ func TestView(t *testing.T) {
 	require.EqualValues(t, 10, v.SkewMS)
 	require.Equal(t, []int64{0, 10}, []int64{v.Workers[0].AfterMS, v.Workers[1].AfterMS})
 	// Side by side: 100 MiB are above the base. 50 are likely held, 80 could be: what is measured beyond is nobody's.
-	require.EqualValues(t, []int64{120 * mib, 110 * mib, 20 * mib, 80 * mib, 80 * mib, 20 * mib, 50 * mib}, []int64{v.InUse, v.Allocated, v.Base, v.Held, v.Bounds, v.Unexplained, v.Likely})
+	require.Equal(t, []int64{120 * mib, 110 * mib, 20 * mib, 80 * mib, 80 * mib, 20 * mib, 50 * mib}, []int64{v.InUse, v.Allocated, v.Base, v.Held, v.Bounds, v.Unexplained, v.Likely})
 	require.EqualValues(t, 1000, v.Streams)
 	require.Equal(t, 64, v.Samples)
 	require.EqualValues(t, 32*mib, v.Phases.Uploading)
@@ -109,7 +109,7 @@ func parsed(t *testing.T, p reservoir.Peak) *profile.Profile {
 func TestProfile(t *testing.T) {
 	prof := parsed(t, example())
 	require.Equal(t, "held", prof.DefaultSampleType)
-	require.EqualValues(t, 1_700_000_000_000_000_000-int64(time.Hour), prof.TimeNanos)
+	require.Equal(t, 1_700_000_000_000_000_000-int64(time.Hour), prof.TimeNanos)
 	require.Equal(t, []string{"peak 3: in use 120.0MiB of 200.0MiB, base 20.0MiB, likely held by requests 80.0MiB (at most 80.0MiB), no request explains 20.0MiB"}, prof.Comments)
 	held, requests := map[string]int64{}, map[string]int64{}
 	for _, s := range prof.Sample {
@@ -135,9 +135,9 @@ func TestProfile(t *testing.T) {
 	v := ViewOf(example(), clock, 10)
 	require.InDelta(t, v.Stacks[1].Held, held[uploads], 10)
 	require.InDelta(t, v.Stacks[0].Held, held[small], 100)
-	require.EqualValues(t, []int64{1000}, prof.Sample[0].NumLabel[LabelAge])
+	require.Equal(t, []int64{1000}, prof.Sample[0].NumLabel[LabelAge])
 	require.Equal(t, []string{UnitAge}, prof.Sample[0].NumUnit[LabelAge])
-	require.EqualValues(t, []int64{1000}, prof.Sample[0].NumLabel[LabelWeight])
+	require.Equal(t, []int64{1000}, prof.Sample[0].NumLabel[LabelWeight])
 
 	require.Empty(t, parsed(t, reservoir.Peak{}).Sample)
 }

@@ -110,7 +110,7 @@ func TestMarks(t *testing.T) {
 	require.Equal(t, []int64{3, 2, 3, 2}, slots)
 	require.False(t, next(0))
 	require.True(t, next(mib(100)))
-	require.EqualValues(t, m.Slot, m.HighSlot)
+	require.Equal(t, m.Slot, m.HighSlot)
 	require.EqualValues(t, 3, m.Slot)
 	require.False(t, next(0))
 	require.True(t, next(mib(9)))
