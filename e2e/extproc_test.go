@@ -81,8 +81,10 @@ func TestServerGoesAndComesBack(t *testing.T) {
 		require.NoError(t, err)
 		require.Less(t, time.Since(since), 2*time.Second) // one, and what a busy machine takes for it
 	}
+	// A request without a length that is in the middle of its body when its stream ends otherwise than by us may hang in Envoy (seen in
+	// 1.40, in one run of some), and README says so.
 	t.Run("killed", func(t *testing.T) {
-		s.unharmed(mixed(s.addr, 10*time.Second), func() {
+		s.unharmed(announced(s.addr, 10*time.Second), func() {
 			for range times {
 				server.Kill()
 				time.Sleep(50 * time.Millisecond) // traffic goes on meanwhile
@@ -104,8 +106,6 @@ func TestServerGoesAndComesBack(t *testing.T) {
 		})
 		s.drained()
 	})
-	// A request without a length that is in the middle of its body when message_timeout ends its stream may hang in Envoy (seen in 1.40),
-	// and README says so.
 	t.Run("hung", func(t *testing.T) {
 		s.unharmed(announced(s.addr, 10*time.Second), func() {
 			for range times {
