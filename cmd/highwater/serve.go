@@ -113,6 +113,9 @@ func parseServed(text []byte) (served, error) {
 		return c, fmt.Errorf("budget.connections: %d must be 0 here: an ext_proc filter tells of no connections. Envoy limits them itself: "+
 			"overload_manager with envoy.resource_monitors.global_downstream_max_connections, or the network filter envoy.filters.network.connection_limit", n)
 	}
+	if path := c.guard.Debug.Path; path != "" {
+		return c, fmt.Errorf("debug.path: %q must be empty here: that is where a filter answers, and this server does at /peaks, /current and /debug/pprof/highwater of -http", path)
+	}
 	if c.guard.Memory.URL == "" {
 		c.guard.Memory.URL = defaultAdmin
 	}

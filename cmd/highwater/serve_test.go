@@ -56,6 +56,7 @@ func TestServeRefuses(t *testing.T) {
 		{[]string{"-config", file("budget: {limit: 200MiB, resume: 99%}\nrelease: {threshold: 200%, keep: 5}\n")}, 1, "release.threshold: 200% must be"},
 		{[]string{"-config", file("budget: {limit: 200MiB, connections: 7}\n")}, 1, "budget.connections: 7 must be 0 here"},
 		{[]string{"-config", file("budget: {limit: 200MiB}\nmemory: {url: ftp://x}\n")}, 1, "memory.url"},
+		{[]string{"-config", file("budget: {limit: 200MiB}\ndebug: {path: /highwater}\n")}, 1, "debug.path: \"/highwater\" must be empty here"},
 		{[]string{"-config", file(good), "-grpc", "nowhere:x"}, 1, "-grpc"},
 		{[]string{"-config", file(good), "-grpc", "127.0.0.1:0", "-http", "nowhere:x"}, 1, "-http"},
 		{[]string{"-config", file(good), "-tls-cert", "x"}, 1, "-tls-cert and -tls-key"},
