@@ -160,7 +160,7 @@ func TestJudge(t *testing.T) {
 	f.want = want{}
 	require.Empty(t, judge(f, highwater, kept))
 	kept[0].After = 0
-	require.Equal(t, []string{"f: round 1: 24.0MiB more allocated than before, 0B without a guard"}, judge(f, highwater, kept))
+	require.Equal(t, []string{"f, highwater: round 1: 24.0MiB more allocated than before, 0B without a guard"}, judge(f, highwater, kept))
 
 	obeying := ran(highwater, 1, 0.9, 1, 0, 5)
 	obeying.Hogs.Kept, obeying.Hogs.Broken = 80, 20
