@@ -77,15 +77,15 @@ func TestOvers(t *testing.T) {
 
 func TestReadQuiet(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "log")
-	lines := "200 [-] [-] via_upstream\n200 [admitted waited=12ms] [-] via_upstream\n503 [rejected timeout waited=2000ms retry_after=1s] [-] -\n" +
-		"0 [waiting] [-] -\n503 [closed growth] [-] -\n200 [-] [admitted waited=5ms] via_upstream\n503 [-] [-] highwater{rejected,queue_full}\n"
+	lines := "200 [-] [-] via_upstream\n200 [admitted waited=12ms] [-] via_upstream\n503 [-] [rejected timeout waited=2000ms retry_after=1s] ext_proc\n" +
+		"0 [waiting] [-] -\n503 [closed growth] [-] -\n503 [-] [-] ext_proc_error_highwater{growth}\n"
 	require.NoError(t, os.WriteFile(file, []byte(lines), 0o600))
 	r := &result{Quiet: load.Snapshot{Served: 2}}
 	require.NoError(t, r.readQuiet(file))
-	require.Equal(t, 6, r.QuietHeld)
-	require.Equal(t, 4, r.QuietWaits)
-	r = &result{Quiet: load.Snapshot{Served: 8}}
-	require.ErrorContains(t, r.readQuiet(file), "7 lines for 8 requests")
+	require.Equal(t, 5, r.QuietHeld)
+	require.Equal(t, 3, r.QuietWaits)
+	r = &result{Quiet: load.Snapshot{Served: 7}}
+	require.ErrorContains(t, r.readQuiet(file), "6 lines for 7 requests")
 	require.Error(t, r.readQuiet(file+"2"))
 }
 
