@@ -144,7 +144,7 @@ func (s *scene) stall(c *http.Client, path string) {
 func TestEveryPairEndsInOneTick(t *testing.T) {
 	forBothFaces(t, func(t *testing.T, b base) {
 		s := b.start(t, setup{fake: 40 * mib, plugin: func(cfg map[string]any) {
-			section(cfg, "throttle")["timeout"] = "2s" // on a busy machine it takes a while until it is seen to wait
+			section(cfg, "throttle")["timeout"] = "2s"     // on a busy machine it takes a while until it is seen to wait
 			cfg["fairness"] = map[string]any{"by": "none"} // else a route that has little does not wait
 		}})
 		evicted := 0.
