@@ -311,3 +311,44 @@ func TestTwoFloodsAreTwoPeaks(t *testing.T) {
 	require.Contains(t, body, "route evening")
 	require.Contains(t, body, "virtual host all")
 }
+
+// The same with memory that is really held, and what the allocator keeps of it: only the difference tells who came later.
+func TestTwoRealFloodsAreTwoPeaks(t *testing.T) {
+	s := start(t, setup{workers: 2, edit: func(c envoytest.Config) {
+		holds(c, "morning")
+		holds(c, "evening")
+	}})
+	for n, paths := range [][]string{
+		{"/morning", "/morning", "/morning"},
+		{"/morning", "/morning", "/evening", "/evening", "/evening", "/evening"},
+	} {
+		var conns []net.Conn
+		for _, path := range paths {
+			conns = append(conns, s.stalled(path, 10*mib))
+		}
+		held := int64(len(paths)) * 10 * mib
+		// Nobody may go before the reading has all of it: the last mark would find half of them.
+		_, err := s.Until(t.Context(), "highwater", func(m map[string]float64) bool {
+			return m["wasmcustom.highwater_fresh_bytes"] == 0 && m["wasmcustom.highwater_streams"] == float64(len(paths)) &&
+				m["wasmcustom.highwater_in_use_bytes"]-m["wasmcustom.highwater_base_bytes"] > float64(held)*9/10
+		})
+		require.NoError(t, err)
+		require.Eventually(t, func() bool {
+			peaks := s.peaks()
+			return len(peaks) == n+1 && peaks[n].Held > held*9/10 && peaks[n].Held < held*11/10
+		}, 20*time.Second, 50*time.Millisecond, "%+v", s.peaks())
+		for _, c := range conns {
+			c.Close()
+		}
+		s.drained()
+	}
+	difference := pprof(t, "-base", s.debug("pprof?peak=1"), s.debug("pprof?peak=2"))
+	t.Log(difference)
+	for name, bytes := range map[string]float64{"route evening": 40 * mib, "route morning": -10 * mib} {
+		found := regexp.MustCompile(`(-?\d+)B +-?[\d.]+% +` + name).FindStringSubmatch(difference)
+		require.NotNil(t, found, name)
+		got, err := strconv.ParseFloat(found[1], 64)
+		require.NoError(t, err)
+		require.InDelta(t, bytes, got, 4*mib, name)
+	}
+}
