@@ -3,7 +3,6 @@ package extproc
 import (
 	"fmt"
 	"math"
-	"strconv"
 	"strings"
 	"sync"
 
@@ -138,22 +137,29 @@ func (s *stream) take(data []byte) {
 	}
 }
 
-func (s *stream) requestHeaders(r *extprocv3.ProcessingRequest, h *extprocv3.HttpHeaders, size int) {
+// begins says that the headers of a direction may come now, and are some; else the stream is refused.
+func (s *stream) begins(d budget.Direction, h *extprocv3.HttpHeaders, size int) bool {
+	name := [...]string{"request_headers", "response_headers"}[d]
 	switch {
-	case s.headers[budget.Request]:
-		s.fail(badTwice, codes.InvalidArgument, "request_headers came twice")
-		return
-	case s.headers[budget.Response], s.came[budget.Response]:
-		s.fail(badOrder, codes.InvalidArgument, "request_headers came behind those of the response")
-		return
+	case s.headers[d]:
+		s.fail(badTwice, codes.InvalidArgument, "%s came twice", name)
+	case d == budget.Request && (s.headers[budget.Response] || s.came[budget.Response]):
+		s.fail(badOrder, codes.InvalidArgument, "%s came behind those of the response", name)
 	case size > maxHeaders:
 		s.fail(badSize, codes.ResourceExhausted, "the headers are %d bytes, more than %d", size, maxHeaders)
-		return
 	case len(h.GetHeaders().GetHeaders()) == 0:
-		s.fail(badHeaders, codes.InvalidArgument, "request_headers has no headers")
+		s.fail(badHeaders, codes.InvalidArgument, "%s has no headers", name)
+	default:
+		s.headers[d] = true
+		return true
+	}
+	return false
+}
+
+func (s *stream) requestHeaders(r *extprocv3.ProcessingRequest, h *extprocv3.HttpHeaders, size int) {
+	if !s.begins(budget.Request, h, size) {
 		return
 	}
-	s.headers[budget.Request] = true
 	if err := s.attributes(r); err != nil {
 		s.fail(badAttribute, codes.InvalidArgument, "%v", err)
 		return
@@ -225,9 +231,9 @@ func (s *stream) readRequest(h *extprocv3.HttpHeaders) (length int64) {
 		case "upgrade":
 			s.upgrades = true
 		case "content-type":
-			s.gRPC = strings.HasPrefix(value(f), "application/grpc")
+			s.gRPC = guard.IsGRPC(value(f))
 		case "content-length":
-			length = contentLength(value(f))
+			length = guard.ContentLength(value(f))
 		}
 	}
 	if h.GetEndOfStream() {
@@ -237,22 +243,13 @@ func (s *stream) readRequest(h *extprocv3.HttpHeaders) (length int64) {
 }
 
 func (s *stream) responseHeaders(h *extprocv3.HttpHeaders, size int) {
-	switch {
-	case s.headers[budget.Response]:
-		s.fail(badTwice, codes.InvalidArgument, "response_headers came twice")
-		return
-	case size > maxHeaders:
-		s.fail(badSize, codes.ResourceExhausted, "the headers are %d bytes, more than %d", size, maxHeaders)
-		return
-	case len(h.GetHeaders().GetHeaders()) == 0:
-		s.fail(badHeaders, codes.InvalidArgument, "response_headers has no headers")
+	if !s.begins(budget.Response, h, size) {
 		return
 	}
-	s.headers[budget.Response] = true
 	length := budget.Unknown
 	for _, f := range h.GetHeaders().GetHeaders() {
 		if f.GetKey() == "content-length" {
-			length = contentLength(value(f))
+			length = guard.ContentLength(value(f))
 		}
 	}
 	if h.GetEndOfStream() {
@@ -572,31 +569,19 @@ func (s *stream) passBody(d budget.Direction, b *extprocv3.HttpBody) []byte {
 	return passBodies[d]
 }
 
-// grpcResourceExhausted is what a gRPC client is told; without it that would be 14 for a 503.
-const grpcResourceExhausted = uint32(codes.ResourceExhausted)
-
 // immediate is the answer in place of the upstream.
 func (s *stream) immediate(v guard.Verdict) []byte {
 	r := &s.guard.Config().Reject
-	headers := []*corev3.HeaderValueOption{header("x-highwater-reason", v.Reason.String())}
-	if v.RetryAfter > 0 {
-		headers = append(headers, header("retry-after", v.RetryAfter.Seconds()))
-	}
+	headers, body := r.Answer(v, s.gRPC)
 	m := &extprocv3.ImmediateResponse{
-		Status: &typev3.HttpStatus{Code: typev3.StatusCode(r.Status)}, Body: []byte(r.Body), Details: details(v),
+		Status: &typev3.HttpStatus{Code: typev3.StatusCode(r.Status)}, Headers: &extprocv3.HeaderMutation{}, Body: []byte(body), Details: details(v),
 	}
 	if s.gRPC {
-		pushback := int64(-1) // do not retry: it could not fit even alone
-		if v.RetryAfter > 0 {
-			pushback = v.RetryAfter.Milliseconds()
-		}
-		headers = append(headers, header("grpc-retry-pushback-ms", strconv.FormatInt(pushback, 10)))
-		m.GrpcStatus = &extprocv3.GrpcStatus{Status: grpcResourceExhausted}
-		if r.Body == "" {
-			m.Body = []byte("highwater: " + v.Reason.String())
-		}
+		m.GrpcStatus = &extprocv3.GrpcStatus{Status: guard.GRPCResourceExhausted}
 	}
-	m.Headers = &extprocv3.HeaderMutation{SetHeaders: headers}
+	for _, h := range headers {
+		m.Headers.SetHeaders = append(m.Headers.SetHeaders, header(h[0], h[1]))
+	}
 	return marshal(&extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_ImmediateResponse{ImmediateResponse: m}})
 }
 
@@ -627,14 +612,6 @@ func headerValue(h *extprocv3.HttpHeaders, name string) string {
 		}
 	}
 	return ""
-}
-
-func contentLength(text string) int64 {
-	n, err := strconv.ParseInt(text, 10, 64)
-	if err != nil || n < 0 {
-		return budget.Unknown
-	}
-	return n
 }
 
 // attributes takes what request_attributes has the filter tell.
@@ -725,22 +702,15 @@ func (s *stream) Cluster() string { return s.wants(s.cluster, "xds.cluster_name"
 func (s *stream) VirtualHost() string { return s.wants(s.virtualHost, "xds.virtual_host_name") }
 
 // Source implements guard.Host.
-func (s *stream) Source() string { return withoutPort(s.wants(s.source, "source.address")) }
+func (s *stream) Source() string { return guard.WithoutPort(s.wants(s.source, "source.address")) }
 
 // Describe implements guard.Host: with what was told, and nobody is asked for more.
 func (s *stream) Describe(header string) reservoir.Labels {
 	l := reservoir.Labels{
-		VirtualHost: s.virtualHost, Route: s.route, Cluster: s.cluster, Source: withoutPort(s.source), Protocol: s.protocol, Method: s.method,
+		VirtualHost: s.virtualHost, Route: s.route, Cluster: s.cluster, Source: guard.WithoutPort(s.source), Protocol: s.protocol, Method: s.method,
 	}
 	if header != "" {
 		l.Key = s.header
 	}
 	return l
-}
-
-func withoutPort(address string) string {
-	if port := strings.LastIndexByte(address, ':'); port >= 0 {
-		return address[:port]
-	}
-	return address
 }

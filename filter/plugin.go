@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"math/rand/v2"
-	"strings"
 	"time"
 
 	"github.com/proxy-wasm/proxy-wasm-go-sdk/proxywasm"
@@ -303,7 +302,3 @@ func (p *plugin) NewHttpContext(id uint32) types.HttpContext {
 
 // NewTcpContext implements types.PluginContext.
 func (p *plugin) NewTcpContext(id uint32) types.TcpContext { return &connection{plugin: p, id: id} }
-
-func isGRPC(contentType string) bool {
-	return strings.HasPrefix(contentType, "application/grpc")
-}

@@ -1,8 +1,6 @@
 package main
 
 import (
-	"strconv"
-	"strings"
 	"unsafe"
 
 	"github.com/proxy-wasm/proxy-wasm-go-sdk/proxywasm"
@@ -147,28 +145,10 @@ func (s *stream) mark(v guard.Verdict) {
 	}
 }
 
-// grpcResourceExhausted is ignored for plain HTTP; without it gRPC clients would be told 14 for a 503.
-const grpcResourceExhausted = 8
-
 func (s *stream) answer(v guard.Verdict) (sent bool) {
 	r := &s.plugin.guard.Config().Reject
-	headers := make([][2]string, 0, 3)
-	headers = append(headers, [2]string{"x-highwater-reason", v.Reason.String()})
-	if v.RetryAfter > 0 {
-		headers = append(headers, [2]string{"retry-after", v.RetryAfter.Seconds()})
-	}
-	body := r.Body
-	if contentType, err := proxywasm.GetHttpRequestHeader("content-type"); err == nil && isGRPC(contentType) {
-		pushback := int64(-1) // do not retry: it could not fit even alone
-		if v.RetryAfter > 0 {
-			pushback = v.RetryAfter.Milliseconds()
-		}
-		headers = append(headers, [2]string{"grpc-retry-pushback-ms", strconv.FormatInt(pushback, 10)})
-		if body == "" {
-			body = "highwater: " + v.Reason.String()
-		}
-	}
-	if err := proxywasm.SendHttpResponse(uint32(r.Status), headers, []byte(body), grpcResourceExhausted); err != nil {
+	headers, body := r.Answer(v, guard.IsGRPC(s.Header("content-type")))
+	if err := proxywasm.SendHttpResponse(uint32(r.Status), headers, []byte(body), guard.GRPCResourceExhausted); err != nil {
 		machine.hostError()
 		return false
 	}
@@ -184,11 +164,7 @@ func length(end bool, header func(string) (string, error)) int64 {
 	if err != nil {
 		return budget.Unknown
 	}
-	n, err := strconv.ParseInt(text, 10, 64)
-	if err != nil || n < 0 {
-		return budget.Unknown
-	}
-	return n
+	return guard.ContentLength(text)
 }
 
 // HTTP2 implements guard.Host.
@@ -262,13 +238,7 @@ func (s *stream) VirtualHost() string { return property("xds", "virtual_host_nam
 // Source implements guard.Host.
 func (s *stream) Source() string { return source() }
 
-func source() string {
-	address := property("source", "address")
-	if port := strings.LastIndexByte(address, ':'); port >= 0 {
-		return address[:port] // of 127.0.0.1:1234 or [::1]:1234
-	}
-	return address // a pipe
-}
+func source() string { return guard.WithoutPort(property("source", "address")) }
 
 // Route implements guard.Host.
 func (s *stream) Route() string { return property("xds", "route_name") }

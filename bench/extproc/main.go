@@ -17,7 +17,6 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -26,12 +25,12 @@ import (
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
-	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/highwater-envoy/highwater/bench/internal/figures"
+	"github.com/highwater-envoy/highwater/bench/internal/process"
 	"github.com/highwater-envoy/highwater/internal/envoytest"
 	"github.com/highwater-envoy/highwater/internal/load"
 )
@@ -124,8 +123,8 @@ func measure(ctx context.Context, rounds int, turn time.Duration, streams int, s
 
 func (p *pair) turn(ctx context.Context, d time.Duration) error {
 	cpus := func() (envoy, server time.Duration, err error) {
-		if envoy, err = cpu(p.envoy.PID()); err == nil {
-			server, err = cpu(p.server)
+		if envoy, err = process.CPU(p.envoy.PID()); err == nil {
+			server, err = process.CPU(p.server)
 		}
 		return envoy, server, err
 	}
@@ -167,15 +166,6 @@ func table(out io.Writer, bare, ours *pair) {
 	fmt.Fprintln(out)
 }
 
-// cpu is the CPU time that a process has used, by its clock: clock_getcpuclockid(3) makes the number this way.
-func cpu(pid int) (time.Duration, error) {
-	var t unix.Timespec
-	if err := unix.ClockGettime(int32(^pid<<3|2), &t); err != nil { //nolint:gosec // a pid has 22 bits
-		return 0, fmt.Errorf("the CPU clock of process %d: %w", pid, err)
-	}
-	return time.Duration(t.Nano()), nil
-}
-
 // startNoop runs the other server in a process of its own.
 func startNoop(ctx context.Context) (pid int, address string, stop func(), err error) {
 	self, err := os.Executable()
@@ -209,7 +199,7 @@ func memory(ctx context.Context, n int, both []*pair, out io.Writer) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(w, "%d streams open\tRSS before\twith them\tafter\tbytes a stream\n", n)
 	for _, p := range both {
-		before, err := rss(p.server)
+		before, err := process.Resident(p.server)
 		if err != nil {
 			return err
 		}
@@ -222,14 +212,14 @@ func memory(ctx context.Context, n int, both []*pair, out io.Writer) error {
 			if !load.Sleep(ctx, 100*time.Millisecond) {
 				return ctx.Err()
 			}
-			if with, err = rss(p.server); err != nil {
+			if with, err = process.Resident(p.server); err != nil {
 				return err
 			}
 			most = max(most, with)
 		}
 		stop()
 		load.Sleep(ctx, 3*time.Second)
-		after, err := rss(p.server)
+		after, err := process.Resident(p.server)
 		if err != nil {
 			return err
 		}
@@ -300,19 +290,4 @@ func open(ctx context.Context, address string, n int) (stop func(), err error) {
 	default:
 		return stop, nil
 	}
-}
-
-// rss is what is resident of a process, bytes.
-func rss(pid int) (int64, error) {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(string(text)) {
-		if v, ok := strings.CutPrefix(line, "VmRSS:"); ok {
-			n, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(v), " kB"), 10, 64)
-			return n << 10, err
-		}
-	}
-	return 0, fmt.Errorf("no VmRSS of process %d", pid)
 }

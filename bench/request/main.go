@@ -22,8 +22,7 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/highwater-envoy/highwater/bench/internal/process"
 	"github.com/highwater-envoy/highwater/internal/envoybin"
 	"github.com/highwater-envoy/highwater/internal/envoytest"
 	"github.com/highwater-envoy/highwater/internal/load"
@@ -191,13 +190,13 @@ func (v *variant) run(ctx context.Context, upstream string, workers int) (err er
 	if err != nil {
 		return fmt.Errorf("%s: %w", v.name, err)
 	}
-	v.start, err = cpu(v.envoy.PID())
+	v.start, err = process.CPU(v.envoy.PID())
 	return err
 }
 
 // turn is what a unit of work cost in one turn, µs of CPU.
 func (v *variant) turn(ctx context.Context, d time.Duration, l func(string) load.Load, per func(load.Snapshot) float64) (float64, error) {
-	before, err := cpu(v.envoy.PID())
+	before, err := process.CPU(v.envoy.PID())
 	if err != nil {
 		return 0, err
 	}
@@ -205,7 +204,7 @@ func (v *variant) turn(ctx context.Context, d time.Duration, l func(string) load
 	defer cancel()
 	running := l(v.envoy.Addr("ingress"))
 	running.Run(turn)
-	after, err := cpu(v.envoy.PID())
+	after, err := process.CPU(v.envoy.PID())
 	if err != nil {
 		return 0, err
 	}
@@ -225,7 +224,7 @@ func idle(ctx context.Context, all []*variant, stdout, stderr io.Writer) error {
 	before := make([]time.Duration, len(all))
 	for i, v := range all {
 		var err error
-		if before[i], err = cpu(v.envoy.PID()); err != nil {
+		if before[i], err = process.CPU(v.envoy.PID()); err != nil {
 			return err
 		}
 	}
@@ -233,7 +232,7 @@ func idle(ctx context.Context, all []*variant, stdout, stderr io.Writer) error {
 	w := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "idle, 2 workers\tms of Envoy's CPU a second")
 	for i, v := range all {
-		after, err := cpu(v.envoy.PID())
+		after, err := process.CPU(v.envoy.PID())
 		if err != nil {
 			return err
 		}
@@ -242,15 +241,6 @@ func idle(ctx context.Context, all []*variant, stdout, stderr io.Writer) error {
 	_ = w.Flush()
 	fmt.Fprintln(stdout)
 	return ctx.Err()
-}
-
-// cpu is the CPU time that a process has used, by its clock: clock_getcpuclockid(3) makes the number this way.
-func cpu(pid int) (time.Duration, error) {
-	var t unix.Timespec
-	if err := unix.ClockGettime(int32(^pid<<3|2), &t); err != nil { //nolint:gosec // a pid has 22 bits
-		return 0, fmt.Errorf("the CPU clock of process %d: %w", pid, err)
-	}
-	return time.Duration(t.Nano()), nil
 }
 
 // table prints a load's figures. Where there is an Envoy without a filter, what is added to it is compared with what the SDK's empty

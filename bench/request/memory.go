@@ -13,10 +13,10 @@ import (
 	"math/big"
 	"net"
 	"net/http"
-	"os"
 	"text/tabwriter"
 	"time"
 
+	"github.com/highwater-envoy/highwater/bench/internal/process"
 	"github.com/highwater-envoy/highwater/internal/envoytest"
 )
 
@@ -27,7 +27,7 @@ func memory(ctx context.Context, all []*variant, upstream string, stdout, stderr
 	fmt.Fprintf(w, "memory\tCPU of the start\tresident, 2 workers\ta worker more\n")
 	for _, v := range all {
 		fmt.Fprintf(stderr, "memory of %s\n", v.name)
-		two, err := resident(v.envoy.PID())
+		two, err := process.Resident(v.envoy.PID())
 		if err != nil {
 			return err
 		}
@@ -37,7 +37,7 @@ func memory(ctx context.Context, all []*variant, upstream string, stdout, stderr
 			if err := more.run(ctx, upstream, workers); err != nil {
 				return err
 			}
-			of[i], err = resident(more.envoy.PID())
+			of[i], err = process.Resident(more.envoy.PID())
 			if err := more.envoy.Stop(); err != nil {
 				return err
 			}
@@ -50,18 +50,6 @@ func memory(ctx context.Context, all []*variant, upstream string, stdout, stderr
 	_ = w.Flush()
 	fmt.Fprintln(stdout)
 	return costs(ctx, upstream, stdout, stderr)
-}
-
-func resident(pid int) (int64, error) {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
-	if err != nil {
-		return 0, err
-	}
-	var size, pages int64
-	if _, err := fmt.Sscan(string(text), &size, &pages); err != nil {
-		return 0, err
-	}
-	return pages * int64(os.Getpagesize()), nil
 }
 
 // costs opens connections and requests that stay, and prints what one more holds.

@@ -44,6 +44,14 @@ func (l Limits) of(container int64) Limits {
 	return l
 }
 
+// Known is Limit, bytes; 0 = it is a share of what is not known yet.
+func (l *Limits) Known() int64 {
+	if l.Limit == Unlimited {
+		return 0
+	}
+	return l.Limit
+}
+
 // floor is what small requests have in any case, bytes.
 func (l *Limits) floor() int64 { return int64(l.Floor * float64(l.Limit)) }
 

@@ -502,6 +502,11 @@ func (c *conn) flushed(ctx context.Context) {
 func (c *conn) close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.end()
+}
+
+// end is close with the lock held.
+func (c *conn) end() {
 	if !c.mu.ended {
 		c.mu.ended = true
 		close(c.done)

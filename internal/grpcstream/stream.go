@@ -139,9 +139,7 @@ func (s *Stream) Send(data []byte) {
 // queued has what was just queued written, with the lock held.
 func (c *conn) queued() {
 	if c.mu.out.Len() > maxQueued {
-		c.mu.ended = true
-		close(c.done)
-		_ = c.nc.Close() // its reader will see that and end
+		c.end() // its reader will see that and end
 		return
 	}
 	if !c.mu.reading {

@@ -218,12 +218,8 @@ func (w *Worker) look(now Time, freeze bool) {
 			})
 		}
 	})
-	limit := w.limits.Limit
-	if limit == budget.Unlimited {
-		limit = 0
-	}
 	x.snapshot = reservoir.Snapshot{
-		Worker: w.account.ID(), At: now, Level: uint8(table.Level), Limit: limit, InUse: table.Reading, Allocated: w.marks(table).Allocated, Base: table.Base,
+		Worker: w.account.ID(), At: now, Level: uint8(table.Level), Limit: w.limits.Known(), InUse: table.Reading, Allocated: w.marks(table).Allocated, Base: table.Base,
 		Gap: x.gap, Totals: totals, Samples: samples,
 	}
 }

@@ -583,11 +583,12 @@ func (w *Worker) Observe(now Time, r Reading, failure error) (event string) {
 		w.failing = false
 		event = "readings are back. "
 	}
-	if w.limits.Limit == budget.Unlimited && !w.unlimited {
+	switch known := w.limits.Known() > 0; {
+	case !known && !w.unlimited:
 		w.unlimited = true
 		event += fmt.Sprintf("budget.limit is %v of the container's limit, which the answer of %s does not tell: until it does everything is admitted. Let highwater serve answer it, and beside an Envoy with a limit; or write a size. ",
 			w.budget.Limit, w.memory.Path)
-	} else if w.limits.Limit != budget.Unlimited && w.unlimited {
+	case known && w.unlimited:
 		w.unlimited = false
 		event += fmt.Sprintf("budget.limit is %v: %s. ", w.budget.Limit, unit.Bytes(w.limits.Limit).Human())
 	}
@@ -621,16 +622,13 @@ func (w *Worker) Gauges(now Time) (g [NumGauges]int64) {
 	g[GaugeEstimate] = t.Reading + all.Fresh + all.Coming
 	g[GaugeInUse], g[GaugeAllocated], g[GaugePeak] = t.Reading, w.allocated, w.peak
 	g[GaugeFresh], g[GaugeComing] = all.Fresh, all.Coming
-	g[GaugeLimit], g[GaugeBase], g[GaugeSurprise], g[GaugeExposure] = w.limits.Limit, t.Base, t.Surprise, all.Exposure
+	g[GaugeLimit], g[GaugeBase], g[GaugeSurprise], g[GaugeExposure] = w.limits.Known(), t.Base, t.Surprise, all.Exposure
 	g[GaugeLevel] = int64(t.Level)
 	if t.Futile {
 		g[GaugeFutile] = 1
 	}
 	g[GaugeStreams], g[GaugeWaiting], g[GaugeConnections] = all.Streams, all.Waiting, all.Connections
 	g[GaugeVM], g[GaugeLeaving] = all.VM, all.Leaving
-	if w.limits.Limit == budget.Unlimited {
-		g[GaugeLimit] = 0
-	}
 	if t.Sequence > 0 {
 		g[GaugeReadingAge] = (now - t.Asked).Milliseconds()
 	}

@@ -1,0 +1,54 @@
+package guard
+
+import (
+	"strconv"
+	"strings"
+
+	"github.com/highwater-envoy/highwater/internal/budget"
+)
+
+// What both faces read and answer alike, in terms of HTTP.
+
+// GRPCResourceExhausted is the gRPC status of a reject (RESOURCE_EXHAUSTED). Envoy ignores it for plain HTTP; without it gRPC clients
+// would be told 14 for a 503.
+const GRPCResourceExhausted = 8
+
+// Answer is what a client is told of the verdict in place of a response: headers, and the body. grpc says that it speaks gRPC.
+func (r *Reject) Answer(v Verdict, grpc bool) (headers [][2]string, body string) {
+	headers = append(make([][2]string, 0, 3), [2]string{"x-highwater-reason", v.Reason.String()})
+	if v.RetryAfter > 0 {
+		headers = append(headers, [2]string{"retry-after", v.RetryAfter.Seconds()})
+	}
+	if !grpc {
+		return headers, r.Body
+	}
+	pushback := int64(-1) // do not retry: it could not fit even alone
+	if v.RetryAfter > 0 {
+		pushback = v.RetryAfter.Milliseconds()
+	}
+	headers = append(headers, [2]string{"grpc-retry-pushback-ms", strconv.FormatInt(pushback, 10)})
+	if r.Body == "" {
+		return headers, "highwater: " + v.Reason.String()
+	}
+	return headers, r.Body
+}
+
+// IsGRPC says whether a message of this content-type is one of gRPC.
+func IsGRPC(contentType string) bool { return strings.HasPrefix(contentType, "application/grpc") }
+
+// ContentLength is what a content-length announces, bytes; budget.Unknown where there is none, or it is no length.
+func ContentLength(text string) int64 {
+	n, err := strconv.ParseInt(text, 10, 64)
+	if err != nil || n < 0 {
+		return budget.Unknown
+	}
+	return n
+}
+
+// WithoutPort is the address of 127.0.0.1:1234 or [::1]:1234; what has no port, such as a pipe, stays.
+func WithoutPort(address string) string {
+	if port := strings.LastIndexByte(address, ':'); port >= 0 {
+		return address[:port]
+	}
+	return address
+}

@@ -1,0 +1,49 @@
+package guard
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/unit"
+)
+
+func TestAnswer(t *testing.T) {
+	later := Verdict{Action: Answer, Reason: Timeout, RetryAfter: unit.Duration(1500 * time.Millisecond)}
+	never := Verdict{Action: Answer, Reason: TooLarge}
+	for _, c := range []struct {
+		reject  Reject
+		verdict Verdict
+		grpc    bool
+		headers [][2]string
+		body    string
+	}{
+		{Reject{}, later, false, [][2]string{{"x-highwater-reason", "timeout"}, {"retry-after", "2"}}, ""},
+		{Reject{Body: "busy"}, never, false, [][2]string{{"x-highwater-reason", "too_large"}}, "busy"},
+		{Reject{}, later, true, [][2]string{{"x-highwater-reason", "timeout"}, {"retry-after", "2"}, {"grpc-retry-pushback-ms", "1500"}}, "highwater: timeout"},
+		{Reject{Body: "busy"}, never, true, [][2]string{{"x-highwater-reason", "too_large"}, {"grpc-retry-pushback-ms", "-1"}}, "busy"},
+	} {
+		headers, body := c.reject.Answer(c.verdict, c.grpc)
+		require.Equal(t, c.headers, headers)
+		require.Equal(t, c.body, body)
+	}
+}
+
+func TestContentLength(t *testing.T) {
+	for text, want := range map[string]int64{
+		"0": 0, "5": 5, "9223372036854775807": 1<<63 - 1,
+		"": budget.Unknown, "-1": budget.Unknown, "5, 5": budget.Unknown, "9223372036854775808": budget.Unknown,
+	} {
+		require.Equal(t, want, ContentLength(text), text)
+	}
+}
+
+func TestWithoutPort(t *testing.T) {
+	for address, want := range map[string]string{"127.0.0.1:80": "127.0.0.1", "[::1]:80": "[::1]", "pipe": "pipe", "": ""} {
+		require.Equal(t, want, WithoutPort(address))
+	}
+	require.True(t, IsGRPC("application/grpc+proto"))
+	require.False(t, IsGRPC("application/json"))
+}
