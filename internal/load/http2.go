@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 )
@@ -18,6 +19,7 @@ type http2Conn struct {
 	mu struct {
 		sync.Mutex
 		conn *http.ClientConn
+		old  []*http.ClientConn // take no new requests, and may have some under way
 	}
 }
 
@@ -43,12 +45,32 @@ func setTenant(req *http.Request, tenant string) {
 
 // do sends one request. A connection-level failure is errConnectionLost.
 func (c *http2Conn) do(req *http.Request) (*http.Response, error) {
-	conn, err := c.get(req.Context())
-	if err != nil {
-		return nil, err
+	for {
+		conn, err := c.get(req.Context())
+		if err != nil {
+			return nil, err
+		}
+		resp, err := conn.RoundTrip(req)
+		if err != nil && strings.Contains(err.Error(), "client conn not usable") {
+			c.retire(conn)
+			if req.Body == nil { // else it is closed by now
+				continue
+			}
+			return nil, fmt.Errorf("%w: %w", errConnectionLost, err)
+		}
+		return resp, c.explain(conn, err)
 	}
-	resp, err := conn.RoundTrip(req)
-	return resp, c.explain(conn, err)
+}
+
+// retire has the next request dial another: the connection was told to go away. Those that are under way on it go on.
+func (c *http2Conn) retire(conn *http.ClientConn) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.mu.conn != conn {
+		return
+	}
+	c.mu.old = slices.DeleteFunc(append(c.mu.old, conn), func(old *http.ClientConn) bool { return old.InFlight() == 0 && old.Close() == nil })
+	c.mu.conn = nil
 }
 
 // explain tells the failure of a connection from that of a stream. net/http has no types for either.
@@ -91,6 +113,10 @@ func (c *http2Conn) close() {
 		_ = c.mu.conn.Close()
 		c.mu.conn = nil
 	}
+	for _, old := range c.mu.old {
+		_ = old.Close()
+	}
+	c.mu.old = nil
 	c.transport.CloseIdleConnections()
 }
 
