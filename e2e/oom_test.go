@@ -18,14 +18,12 @@ import (
 func TestOOM(t *testing.T) {
 	const buffers = mib
 	for name, f := range map[string]struct {
-		edit  func(c envoytest.Config)
-		load  func(addr string) load.Load
-		faces []envoytest.Face
+		edit func(c envoytest.Config)
+		load func(addr string) load.Load
 	}{
 		"400 uploads of 4 MiB": {
 			func(envoytest.Config) {},
 			func(addr string) load.Load { return &load.Uploads{Addr: addr, Count: 400, Size: 4 * mib} },
-			[]envoytest.Face{envoytest.Filter, envoytest.ExtProc},
 		},
 		"300 slow readers with 1 MiB buffers": {
 			func(c envoytest.Config) {
@@ -38,7 +36,6 @@ func TestOOM(t *testing.T) {
 			func(addr string) load.Load {
 				return &load.SlowReaders{Addr: addr, Count: 300, Size: 16 * mib, Length: true}
 			},
-			[]envoytest.Face{envoytest.Filter}, // a response waits at its headers for the server's answer, and fills its buffers meanwhile
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -87,7 +84,7 @@ func TestOOM(t *testing.T) {
 			}
 			killed, _, _ := run(t, false, envoytest.Filter)
 			require.True(t, killed, "without the guard the kernel kills it, else this test shows nothing")
-			for _, face := range f.faces {
+			for _, face := range []envoytest.Face{envoytest.Filter, envoytest.ExtProc} {
 				killed, peak, small := run(t, true, face)
 				require.False(t, killed, face)
 				require.Less(t, peak, int64(300*mib), face)

@@ -171,8 +171,8 @@ func (s *Server) decide(orders []order) (_ []order, ask Reader, next time.Durati
 	s.do(func(now guard.Time) {
 		a := s.mu.worker.Tick(now)
 		next = a.Next
-		if a.Resume != nil {
-			orders = append(orders, order{streamOf(a.Resume), guard.Verdict{Waited: a.Waited}})
+		for r, waited := a.Resume, a.Waited; r != nil; r, waited = s.mu.worker.Resume(now) {
+			orders = append(orders, order{streamOf(r), guard.Verdict{Waited: waited}})
 		}
 		for _, d := range a.Rejected {
 			orders = append(orders, order{streamOf(d.Stream), d.Verdict})

@@ -465,7 +465,8 @@ func (a *Account) Expect(now Time, s *Stream, d Direction, length, n, credit int
 	s.settle(a, now)
 }
 
-// Anticipate reserves n bytes for a response whose headers have not come. The room has been asked for.
+// Anticipate reserves n bytes for a response whose headers have not come, or n more than it is entitled to. The room has been
+// asked for.
 func (a *Account) Anticipate(now Time, s *Stream, n int64) {
 	m := &s.dir[Response]
 	m.moved = now
@@ -473,11 +474,12 @@ func (a *Account) Anticipate(now Time, s *Stream, n int64) {
 	s.settle(a, now)
 }
 
-// Reserve adds to what is coming: a message has passed its forecast. The room has been asked for.
+// Reserve adds to what is coming: a message has passed its forecast, and is entitled to twice of what it has passed. The room has
+// been asked for.
 func (a *Account) Reserve(now Time, s *Stream, d Direction, n int64) {
 	m := &s.dir[d]
 	a.reserve(s, m, n)
-	m.reserved = max(m.reserved, m.seen+m.coming)
+	m.reserved = max(m.reserved, min(2*m.seen, m.cap))
 	s.settle(a, now)
 }
 

@@ -132,7 +132,7 @@ func (l *Line[T]) Leave(w *Waiter[T]) {
 // Next returns the first in turn that fits, or nil: of the heads of the queues in the order of their rank, lowest first, the
 // small ones, then the large ones. Where the first of the large has not fitted for 250 ms, any of at most a quarter of its size
 // may pass it. It leaves it in the line. rank is what the key of a waiter has, however measured.
-func (l *Line[T]) Next(now time.Duration, rank func(w *Waiter[T]) float64, fits func(w *Waiter[T], small bool) bool) *Waiter[T] {
+func (l *Line[T]) Next(now time.Duration, rank func(w *Waiter[T]) float64, fits func(w *Waiter[T]) bool) *Waiter[T] {
 	for _, small := range [...]bool{true, false} {
 		l.sort(small, rank)
 		var head *Waiter[T]
@@ -142,12 +142,12 @@ func (l *Line[T]) Next(now time.Duration, rank func(w *Waiter[T]) float64, fits 
 			case w == nil:
 				continue
 			case small:
-				if fits(w, true) {
+				if fits(w) {
 					return w
 				}
 				continue
 			case head == nil:
-				if fits(w, false) {
+				if fits(w) {
 					return w
 				}
 				head = w
@@ -160,7 +160,7 @@ func (l *Line[T]) Next(now time.Duration, rank func(w *Waiter[T]) float64, fits 
 				w = w.next
 			}
 			for ; w != nil; w = w.next {
-				if w.Size <= head.Size/4 && fits(w, false) {
+				if w.Size <= head.Size/4 && fits(w) {
 					return w
 				}
 			}

@@ -19,8 +19,8 @@ func newRequest(name string, size int64) *request {
 }
 
 // room returns a test of what fits, as the guard's would.
-func room(bytes int64) func(*Waiter[request], bool) bool {
-	return func(w *Waiter[request], _ bool) bool { return w.Size <= bytes }
+func room(bytes int64) func(*Waiter[request]) bool {
+	return func(w *Waiter[request]) bool { return w.Size <= bytes }
 }
 
 // none ranks nobody: there is one key.

@@ -90,7 +90,11 @@ type Stream struct {
 	pauseCost  int64
 	window     int64 // of its HTTP/2 connection's window, while it waits
 	phase      phase
-	cold       int64 // what its response can hold, while nothing is known of those of its key
+	cold       int64 // what its response may hold, where that of its key's is not known and may be large; else 0
+	ahead      int64 // and how much of a response may be there before its headers are answered
+	probing    int64 // of what is cold, what is not reserved: see Worker.mayProbe
+	unanswered int64 // of what is cold, what is in its key's sum of those in flight
+	admitted   Time
 	exempt     bool
 	http2      bool
 	asked      bool // http2 is known
@@ -163,11 +167,9 @@ func (g *Guard) Open(now Time, s *Stream, h Host, length int64) Verdict {
 		n = s.key.Value.forecasts[budget.Request].Bytes()
 	}
 	s.wants = min(n, requestCap)
-	switch k := &s.key.Value; {
-	case s.keyed && k.large(now, hides):
-		s.expects = min(k.responses.Known(), int64(b.Downstream+b.Upstream))
-	case hides && !k.responses.Learned():
-		g.openCold(s)
+	g.foresee(now, s, hides)
+	if s.cold > 0 && s.key.Value.queue.Len() == 0 && w.mayProbe(s) {
+		w.probe(s)
 	}
 	w.traceOpen(s)
 	if len(g.config.Exempt) > 0 && g.exempts(h) {
@@ -182,22 +184,34 @@ func (g *Guard) Open(now Time, s *Stream, h Host, length int64) Verdict {
 	return v
 }
 
-// openCold takes a request of whose key's responses nothing is known for one with a large response, where others are in flight already
-// that could fill the floor. Where a response is held at its headers until we have answered, it fills its buffers meanwhile: a
-// burst of requests for large ones is there before any of them can be refused (300 slow readers behind 1 MiB buffers made 2.2 times
-// the limit).
-func (g *Guard) openCold(s *Stream) {
-	k := &s.key.Value
-	s.cold = g.responseCap(s)
-	if k.cold += s.cold; k.cold > g.worker.account.Floor() {
-		s.expects = s.cold
+// foresee sets what the response is expected to come to: where all of its key's are large, as much as those, else nothing. But where a
+// response is held at its headers until we have answered, it fills its buffers meanwhile, and a burst of requests for large ones is
+// there before any of them can be refused (300 slow readers behind 1 MiB buffers made 2.2 times the limit): there the request is cold,
+// and expects as much as it may come to, for all that is known of its key's.
+func (g *Guard) foresee(now Time, s *Stream, hides bool) {
+	w, k, limit := g.worker, &s.key.Value, int64(g.config.Buffers.Downstream+g.config.Buffers.Upstream)
+	s.expects, s.cold, s.ahead = 0, 0, 0
+	large, lengthless := s.keyed && k.large(now), k.forecasts[budget.Response].Learned()
+	switch {
+	case large:
+		s.expects = min(k.responses.Known(), limit)
+	case !hides:
+	case !k.responses.Learned() || k.cold > w.account.Floor(): // nothing is known, or too much is under way of which it is not
+		s.expects, lengthless = g.responseCap(s), true
+	default:
+		if s.expects = min(k.largestAt(now), limit); s.expects <= int64(w.budget.Small) {
+			s.expects = 0
+		}
 	}
-}
-
-// warm takes it back: its response has come, or will not.
-func (s *Stream) warm() {
-	s.key.Value.cold -= s.cold
-	s.cold = 0
+	if hides && s.expects > 0 {
+		if lengthless {
+			s.expects *= 2 // as much lies in Envoy again on its way to us: 80 of those held 3.2 MiB each, of 2
+		}
+		s.ahead = s.expects
+		if !large {
+			s.cold = s.expects
+		}
+	}
 }
 
 // requestCap is what Envoy may hold of a request: on HTTP/1 twice the listener's buffer limit, on HTTP/2 twice the
@@ -255,6 +269,9 @@ func (g *Guard) exempts(h Host) bool {
 func (g *Guard) admit(now Time, s *Stream, credit int64) Verdict {
 	w := g.worker
 	w.counts[CountAdmitted]++
+	if s.cold > 0 {
+		w.admitCold(now, s)
+	}
 	if s.total() > int64(w.budget.Small) && !s.inFloor {
 		w.account.Enlarge(now, &s.Stream)
 	}
@@ -283,6 +300,7 @@ func (g *Guard) judge(now Time, s *Stream) Verdict {
 		}
 		return g.wait(now, s, true)
 	}
+	cold := s.cold > 0 && s.wants <= int64(w.budget.Small) // it waits among the small ones: it may be one
 	t := w.account.Table()
 	if alone := w.account.Share(w.limits.Hard) - t.Low; s.total() > alone && !t.Futile && t.Sequence > 0 && !w.account.Stale(now) {
 		if s.length != budget.Unknown && s.wants > alone {
@@ -297,12 +315,12 @@ func (g *Guard) judge(now Time, s *Stream) Verdict {
 	// Who comes while others wait waits too, else who has no line takes what others wait for. But one whose key has less
 	// than its share does not stand behind those that have more.
 	if (w.line.Len() > 0 || w.account.Others().Waiting > 0) && (claim != budget.Full || s.key.Value.queue.Len() > 0) {
-		return g.wait(now, s, false)
+		return g.wait(now, s, cold)
 	}
 	if w.claim(now, s.key, s.total()) == budget.Granted || w.futile(now, s, s.total()) {
 		return Verdict{Action: Admit}
 	}
-	return g.wait(now, s, false)
+	return g.wait(now, s, cold)
 }
 
 // total is what the request is expected to come to, with its response.
@@ -315,13 +333,17 @@ const (
 	spareShare = 8
 )
 
-// wait puts the request in line, or rejects it if the line has no room for it.
+// wait puts the request in line, among the small ones or the large, or rejects it if the line has no room for it.
 func (g *Guard) wait(now Time, s *Stream, small bool) Verdict {
 	w := g.worker
 	if g.config.Mode == Observe {
 		w.counts[CountThrottled]++
 		w.account.Ask(now, s.total(), budget.Forced)
 		return Verdict{Action: Admit}
+	}
+	if s.probing > 0 {
+		w.answered(s) // it is none as long as it waits
+		s.expects = s.cold
 	}
 	cost := g.cost(s)
 	others := w.account.Others()
@@ -509,7 +531,7 @@ func (g *Guard) Expect(now Time, s *Stream, length int64) Verdict {
 	if s.phase != live {
 		return Verdict{}
 	}
-	s.warm()
+	w.answered(s)
 	if s.Hidden(budget.Request) {
 		w.account.End(now, &s.Stream, budget.Request) // who is answered has most likely sent all
 	}
@@ -556,6 +578,11 @@ func (g *Guard) Expect(now Time, s *Stream, length int64) Verdict {
 		w.account.Ask(now, more, budget.Forced)
 	}
 	w.account.Expect(now, &s.Stream, budget.Response, length, n, 0)
+	if left := s.ahead - n; length == budget.Unknown && left > 0 {
+		// So much may be there already, behind the headers: it stays reserved until it has passed, or does not come.
+		w.account.Ask(now, left, budget.Forced)
+		w.account.Anticipate(now, &s.Stream, left)
+	}
 	w.account.Cover(now)
 	return Verdict{}
 }
@@ -570,18 +597,19 @@ func (g *Guard) Grow(now Time, s *Stream, d budget.Direction, n int64) Verdict {
 	if s.Small() && s.Seen(d) > int64(w.budget.Small) && !s.inFloor {
 		w.account.Enlarge(now, &s.Stream)
 	}
-	if beyond == 0 {
+	if beyond == 0 && !s.Beyond(d) {
 		return Verdict{}
 	}
 	v := Verdict{}
 	switch {
 	case s.Beyond(d):
-		more := min(2*s.Seen(d), s.Cap(d)) - min(s.Seen(d), s.Cap(d))
+		more := max(min(2*s.Seen(d), s.Cap(d))-min(s.Seen(d), s.Cap(d))-s.Reserved(d), 0)
 		if d == budget.Response || s.length == budget.Unknown {
 			// Who passes his forecast teaches it at once: slow readers never complete.
 			w.learn(now, g.keyOf(now, s), d, min(2*s.Seen(d), s.Cap(d)))
 		}
-		if s.exempt || w.account.Ask(now, more, budget.Full) != budget.Denied {
+		reserved := beyond == 0 && more == 0 // all that it is entitled to now
+		if s.exempt || reserved || w.account.Ask(now, more, budget.Full) != budget.Denied {
 			w.account.Reserve(now, &s.Stream, d, more)
 		} else {
 			v = g.outgrown(now, s, d)
@@ -675,7 +703,7 @@ func (g *Guard) Close(now Time, s *Stream) (waited unit.Duration) {
 		w.letIn = now
 	}
 	w.unbusy(now, s)
-	s.warm()
+	w.answered(s)
 	s.phase = done
 	w.account.Close(now, &s.Stream)
 	s.key.Refs--

@@ -64,8 +64,8 @@ func TestHiddenBurst(t *testing.T) {
 			}
 		}
 		require.Positive(t, waiting)
-		require.Less(t, int64(len(admitted))*2*mib, 160*mib, "all of them can come at once")
-		require.Greater(t, len(admitted), 50)
+		require.Less(t, int64(len(admitted))*4*mib, 160*mib, "all of them can come at once, and be there twice on their way to us")
+		require.Greater(t, len(admitted), 35)
 		late := 0
 		for _, r := range admitted {
 			if g.Expect(p.now, &r.Stream, c.length).Action != Admit {
@@ -76,9 +76,226 @@ func TestHiddenBurst(t *testing.T) {
 			}
 		}
 		require.LessOrEqual(t, late, 5, "only of those few that were let see")
-		require.LessOrEqual(t, theKey(p.workers[0]).cold, int64(waiting)*2*mib, "what has come is known")
+		require.Zero(t, theKey(p.workers[0]).cold, "what has come is known")
 		r := hidden()
 		v := g.Open(p.now, &r.Stream, r, 0)
 		require.Equal(t, c.next, v.Action, "%v", v)
 	}
+}
+
+// burst opens requests of one key, all at once, and returns those that are admitted.
+func (p *process) burst(n int) (admitted []*request) {
+	for range n {
+		r := &request{hides: [2]bool{true, true}}
+		if p.guards[0].Open(p.now, &r.Stream, r, 0).Action == Admit {
+			admitted = append(admitted, r)
+		}
+	}
+	return admitted
+}
+
+func bigBuffers(c *Config) { c.Buffers.Downstream, c.Buffers.Upstream = unit.MiB, unit.MiB }
+
+// One large response says little of the next: the forecast takes half of it for its deviation. 90 requests came in for nothing
+// between the first response and the third, and 300 slow readers made 1.6 times the limit.
+func TestHiddenBurstGoesOnBehindTheFirstResponse(t *testing.T) {
+	p := newProcess(t, 1, bigBuffers)
+	p.settle(40 * mib)
+	first := p.burst(2)
+	require.Equal(t, Admit, p.guards[0].Expect(p.now, &first[0].Stream, 16*mib).Action)
+	require.Less(t, int64(len(p.burst(200)))*2*mib, 160*mib)
+}
+
+// Where small responses come too, a request says nothing of its size. While large ones fill the memory a few at a time go to see, and
+// so the small ones among them get through.
+func TestHiddenBurstOfAMixedKey(t *testing.T) {
+	p := newProcess(t, 1, bigBuffers)
+	p.settle(40 * mib)
+	g, w := p.guards[0], p.workers[0]
+	answer := func(r *request, n int64) Verdict {
+		v := g.Expect(p.now, &r.Stream, n)
+		g.Close(p.now, &r.Stream)
+		return v
+	}
+	for _, n := range []int64{16 * mib, 5000, 5000, 5000} {
+		require.Equal(t, Admit, answer(p.burst(1)[0], n).Action)
+	}
+	p.read(190 * mib) // and there is no room
+	probes := p.burst(200)
+	require.Len(t, probes, 5, "what these bring is within the floor")
+	require.Equal(t, ResponseSize, answer(probes[0], 16*mib).Reason, "known to be large, it is refused")
+	for _, r := range probes[1:] {
+		require.Equal(t, Admit, answer(r, 5000).Action)
+	}
+	require.Empty(t, p.burst(1), "nobody goes before those who wait")
+	for range 300 {
+		p.now += FastTick
+		if r := w.Tick(p.now).Resume; r != nil {
+			answer(r.Host().(*request), 5000)
+		}
+	}
+	require.Zero(t, w.line.Len(), "each has had its turn, at its time")
+	require.Zero(t, w.account.Own().Coming)
+}
+
+// Where the upstream takes its time, it is no burst: other probes need not wait for the answer.
+func TestHiddenProbesOfASlowUpstream(t *testing.T) {
+	p := newProcess(t, 1, bigBuffers)
+	p.settle(40 * mib)
+	p.read(190 * mib)
+	g, w := p.guards[0], p.workers[0]
+	slow := p.burst(2)
+	require.Len(t, slow, 2)
+	for begun := p.now; p.now < begun+coldFor-100*ms; {
+		p.read(190 * mib)
+	}
+	waiting := hidden()
+	require.Equal(t, Wait, g.Open(p.now, &waiting.Stream, waiting, 0).Action)
+	for waiting.Waiting() {
+		p.read(190 * mib)
+	}
+	require.Less(t, p.now-waiting.opened, 300*ms)
+	for _, r := range append(slow, waiting) {
+		g.Close(p.now, &r.Stream)
+	}
+	require.Zero(t, w.probing)
+	require.Zero(t, theKey(w).probing)
+}
+
+// A burst at the start of a key, with small ones among it: those are answered first, and say nothing of the others.
+func TestHiddenBurstWhoseSmallOnesAreAnsweredFirst(t *testing.T) {
+	p := newProcess(t, 1, bigBuffers)
+	p.settle(40 * mib)
+	g := p.guards[0]
+	first := p.burst(20)
+	for _, r := range first[:5] {
+		require.Equal(t, Admit, g.Expect(p.now, &r.Stream, 5000).Action)
+		g.Close(p.now, &r.Stream)
+	}
+	require.Less(t, int64(len(p.burst(200)))*4*mib, 160*mib, "15 may be large")
+	for _, r := range first[5:] {
+		g.Close(p.now, &r.Stream)
+	}
+}
+
+// A probe that has to wait for room of its own is none until it is let in.
+func TestHiddenProbeThatWaits(t *testing.T) {
+	p := newProcess(t, 1, bigBuffers)
+	p.settle(40 * mib)
+	p.read(190 * mib)
+	g, w := p.guards[0], p.workers[0]
+	r := hidden()
+	require.Equal(t, Wait, g.Open(p.now, &r.Stream, r, 4*mib).Action)
+	require.Zero(t, w.probing)
+	p.read(40 * mib)
+	p.read(40 * mib)
+	require.False(t, r.Waiting())
+	require.Equal(t, 4*mib, w.probing)
+	g.Close(p.now, &r.Stream)
+	require.Zero(t, w.probing)
+	require.Zero(t, theKey(w).probing+theKey(w).cold)
+}
+
+// One goes to see, however much its response may be: it may be a small one. And of many keys no more together than a quarter of what
+// traffic can have.
+func TestHiddenProbesAreBounded(t *testing.T) {
+	p := newProcess(t, 1, func(c *Config) { c.Buffers.Upstream = 32 * unit.MiB })
+	p.settle(40 * mib)
+	p.read(190 * mib)
+	require.Len(t, p.burst(200), 1)
+
+	// What would never fit is taken for what could, alone.
+	p = newProcess(t, 1, func(c *Config) { c.Buffers.Upstream = 80 * unit.MiB })
+	p.settle(40 * mib)
+	p.read(190 * mib)
+	require.Len(t, p.burst(2), 1)
+	p.read(40 * mib)
+	p.read(40 * mib)
+	require.Zero(t, p.workers[0].line.Len())
+	require.Equal(t, int64(1), p.workers[0].account.Own().Coming/(100*mib))
+
+	p = newProcess(t, 1, func(c *Config) { bigBuffers(c); c.Fairness.By = "header:x-tenant" })
+	p.settle(40 * mib)
+	p.read(190 * mib)
+	probes := 0
+	for i := range 64 {
+		r := hidden()
+		r.tenant = string(rune('0' + i))
+		if p.guards[0].Open(p.now, &r.Stream, r, 0).Action == Admit {
+			probes++
+		}
+	}
+	require.Equal(t, int(p.workers[0].account.Room()/4/(4*mib)), probes)
+}
+
+// Where there was no small response yet, one request at a time goes to see whether there are any: most likely its upstream does the
+// work for nothing. When there was none for a while, none goes any more.
+func TestHiddenProbesOfALargeKey(t *testing.T) {
+	p := newProcess(t, 1, bigBuffers)
+	p.settle(40 * mib)
+	g, w := p.guards[0], p.workers[0]
+	for range 5 {
+		r := p.burst(1)[0]
+		require.Equal(t, Admit, g.Expect(p.now, &r.Stream, 16*mib).Action)
+		g.Close(p.now, &r.Stream)
+	}
+	p.read(190 * mib)
+	probes := p.burst(200)
+	require.Len(t, probes, 1)
+	for range 100 {
+		require.Equal(t, ResponseSize, g.Expect(p.now, &probes[0].Stream, 16*mib).Reason)
+		g.Close(p.now, &probes[0].Stream)
+		p.now += FastTick
+		r := w.Tick(p.now).Resume
+		require.NotNil(t, r)
+		require.Zero(t, r.expects)
+		again, _ := w.Resume(p.now)
+		require.Nil(t, again, "one at a time")
+		probes[0] = r.Host().(*request)
+	}
+	g.Close(p.now, &probes[0].Stream)
+	for begun := p.now; p.now < begun+heavyFor+coldFor; {
+		p.read(190 * mib)
+	}
+	require.Empty(t, p.burst(1))
+}
+
+// When its key has turned out to have small responses, all who wait for that reason go on, and need not see first.
+func TestHiddenBurstIsKnown(t *testing.T) {
+	p := newProcess(t, 1, bigBuffers)
+	p.settle(40 * mib)
+	p.read(190 * mib)
+	g, w := p.guards[0], p.workers[0]
+	for _, r := range p.burst(200) {
+		require.Equal(t, Admit, g.Expect(p.now, &r.Stream, 5000).Action)
+		g.Close(p.now, &r.Stream)
+	}
+	waiting := w.line.Len()
+	require.Equal(t, 198, waiting)
+	for range waiting {
+		p.now += FastTick
+		require.NotNil(t, w.Tick(p.now).Resume)
+	}
+	require.Zero(t, w.probing)
+}
+
+// What a response without a length may have filled before its headers were answered stays reserved until it passes: it was there,
+// and is no reason to cut the response.
+func TestHiddenResponseWithoutALength(t *testing.T) {
+	p := newProcess(t, 1, bigBuffers)
+	p.settle(40 * mib)
+	g, all := p.guards[0], p.burst(200)
+	for _, r := range all {
+		r.hides[budget.Response] = false // it is asked for, now
+		require.Equal(t, Admit, g.Expect(p.now, &r.Stream, budget.Unknown).Action)
+		require.Equal(t, 4*mib, r.Reserved(budget.Response))
+	}
+	p.read(190 * mib) // with what is coming, and is in this already, that is far beyond the limit
+	for _, r := range all {
+		for range 32 {
+			require.Equal(t, Admit, g.Grow(p.now, &r.Stream, budget.Response, 64*kib).Action)
+		}
+		require.Equal(t, 2*mib, r.Reserved(budget.Response)-r.Deferred(budget.Response))
+	}
+	require.Greater(t, theKey(p.workers[0]).responses.Known(), mib, "those who read slowly teach it all the same")
 }

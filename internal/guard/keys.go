@@ -12,15 +12,18 @@ import (
 // keyed is what a worker knows of one key.
 type keyed struct {
 	budget.Sum
-	forecasts [2]budget.Forecast // of messages without a length
-	responses budget.Forecast    // of all responses
-	queue     fairness.Queue[Stream]
-	most      int64 // what one of its streams likely holds, while memory is over the limit
-	turned    int64 // bytes for which requests were turned away, fewer and fewer since
-	lastLarge Time  // when its last large request or response came
-	heavy     Time  // since when its responses are large, by the forecast; 0 = they are not
-	lastSmall Time  // when it last had a small one
-	cold      int64 // what responses can hold of requests in flight that came before anything was known of them
+	forecasts   [2]budget.Forecast // of messages without a length
+	responses   budget.Forecast    // of all responses
+	queue       fairness.Queue[Stream]
+	most        int64 // what one of its streams likely holds, while memory is over the limit
+	turned      int64 // bytes for which requests were turned away, fewer and fewer since
+	lastLarge   Time  // when its last large request or response came
+	heavy       Time  // since when its responses are large, by the forecast; 0 = they are not
+	lastSmall   Time  // when it last had a small one
+	cold        int64 // what the responses of requests may hold that were admitted for cold, and are not answered
+	probing     int64 // of it, what is not reserved
+	largest     int64 // of its responses, when it was seen
+	largestSeen Time
 
 	at             Time  // of the exchange from which these are:
 	share, floor   int64 // what it would have of the room, and of a quarter of the floor, if it wanted all of them
@@ -101,6 +104,9 @@ func (w *Worker) teach(now Time, s *Stream, n int64) {
 func (w *Worker) learnResponse(now Time, k *key, n int64) {
 	v := &k.Value
 	v.responses.Learn(n)
+	if n >= v.largestAt(now) {
+		v.largest, v.largestSeen = n, now
+	}
 	if n <= int64(w.budget.Small) {
 		v.lastSmall = now
 	}
@@ -119,10 +125,17 @@ func (w *Worker) learnResponse(now Time, k *key, n int64) {
 // ones would wait for what the large ones bring: beside 300 slow readers a tenth of the bystanders on the same route were rejected.
 const heavyFor = 2 * time.Second
 
-// large says that what is asked for with this key is large, whatever the request. Where responses can't be refused before they fill
-// their buffers, one that never had a small one is so at once.
-func (k *keyed) large(now Time, hides bool) bool {
-	return k.heavy != 0 && (now-max(k.heavy, k.lastSmall) >= heavyFor || hides && k.lastSmall == 0)
+// large says that what is asked for with this key is large, whatever the request.
+func (k *keyed) large(now Time) bool {
+	return k.heavy != 0 && now-max(k.heavy, k.lastSmall) >= heavyFor
+}
+
+// largestHalf: what the largest response says of the next is halved each so often.
+const largestHalf = 10 * time.Second
+
+// largestAt is how large a response of the key may be, for what has been seen of late, bytes.
+func (k *keyed) largestAt(now Time) int64 {
+	return int64(float64(k.largest) * math.Exp2(-float64(now-k.largestSeen)/float64(largestHalf)))
 }
 
 func (w *Worker) countLarge() {

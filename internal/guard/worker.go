@@ -3,6 +3,7 @@ package guard
 import (
 	"fmt"
 	"math"
+	"slices"
 	"time"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
@@ -44,6 +45,8 @@ type Worker struct {
 	stirred   bool          // there was something to share out since the last exchange of shares
 	sources   int           // connections that are told apart by their source
 	largeKeys int           // of them, how many have large responses
+	cold      []*Stream     // requests that were admitted for cold, and some that were answered since
+	probing   int64         // what their responses may hold and is not reserved
 	residual  []*Connection // with an ended response that may be unread
 	idle      idle
 	settled   Time
@@ -319,6 +322,7 @@ func (w *Worker) Tick(now Time) *Actions {
 	w.left.expire(now)
 	w.leaving.expire(now)
 	w.settle(now)
+	w.forgetCold(now)
 	if s := w.credited; s != nil {
 		w.credited = nil
 		w.account.Uncredit(now, &s.Stream)
@@ -384,13 +388,8 @@ func (w *Worker) serve(now Time, a *Actions) {
 		return
 	}
 	if !w.resumed || w.line.Overdue(now, Time(w.throttle.Timeout)) == nil {
-		if next := w.line.Next(now, rank, func(c *fairness.Waiter[Stream], small bool) bool { return w.fits(now, c.Value, small) }); next != nil {
-			s := next.Value
-			a.Waited = unit.Duration(now - next.Since)
-			w.leaveLine(s)
-			s.guard.resume(now, s)
-			a.Resume, w.resumed, w.credited = s, true, s
-			w.publish()
+		if a.Resume, a.Waited = w.Resume(now); a.Resume != nil {
+			w.resumed = true
 			return
 		}
 	}
@@ -410,6 +409,21 @@ func (w *Worker) serve(now Time, a *Actions) {
 		a.Rejected = append(a.Rejected, Decision{s, v}) // if it is to be closed, close does that
 	}
 	w.publish()
+}
+
+// Resume takes the next who fits out of the line, and tells what it has waited; nil = there is none. Tick does it once: where more
+// than one may be resumed in a call of the host, it may be called again after that.
+func (w *Worker) Resume(now Time) (s *Stream, waited unit.Duration) {
+	next := w.line.Next(now, rank, func(c *fairness.Waiter[Stream]) bool { return w.fits(now, c.Value) })
+	if next == nil {
+		return nil, 0
+	}
+	s = next.Value
+	w.leaveLine(s)
+	s.guard.resume(now, s)
+	w.credited = s
+	w.publish()
+	return s, unit.Duration(now - next.Since)
 }
 
 // end and mayCut keep the rules by which Envoy survives (ENVOY-FACTS: it crashes otherwise): in one call of the host, a stream
@@ -467,10 +481,31 @@ func (w *Worker) turnsAwayEarly(now Time) bool {
 	return golden < share
 }
 
-// fits tests a waiting request without what is counted of it already: what was seen to come of it, or may come unseen.
-func (w *Worker) fits(now Time, s *Stream, small bool) bool {
+// fits tests a waiting request. One that is cold may be none any more, by what is known of its key now, or go as a probe.
+func (w *Worker) fits(now Time, s *Stream) bool {
+	if s.cold == 0 {
+		return w.fitsWhole(now, s)
+	}
+	before := s.expects // as much as could fit alone
+	s.guard.foresee(now, s, true)
+	s.expects = min(s.expects, before)
+	if s.cold == 0 || !w.mayProbe(s) {
+		return w.fitsWhole(now, s)
+	}
+	expects := s.expects
+	s.expects = 0
+	if !w.fitsWhole(now, s) {
+		s.expects = expects
+		return false
+	}
+	w.probe(s)
+	return true
+}
+
+// fitsWhole tests it without what is counted of it already: what was seen to come of it, or may come unseen.
+func (w *Worker) fitsWhole(now Time, s *Stream) bool {
 	n := s.total() - s.credit()
-	if small {
+	if s.total() <= int64(w.budget.Small) {
 		return w.claimSmall(now, s.key, n) != budget.Denied // what is awaited is not in the floor
 	}
 	n = max(n-s.Awaited(), 0)
@@ -482,6 +517,54 @@ func (w *Worker) fits(now Time, s *Stream, small bool) bool {
 	default:
 		return false
 	}
+}
+
+const (
+	probeShare = 4               // probes may bring 1/4 of what traffic can have, all together
+	coldFor    = 2 * time.Second // as long as what is reserved for a response that does not come
+)
+
+// mayProbe says whether a cold request may go to its upstream without room for what may come of it. Of a key with small responses
+// and large ones nobody can tell whose this is; while large ones fill the memory, small ones get through by this. Each is over when its
+// response's headers have come, so that few are enough for many.
+// Where none was small yet, one goes at a time: most likely its upstream does the work for nothing.
+func (w *Worker) mayProbe(s *Stream) bool {
+	k := &s.key.Value
+	if k.probing > 0 && k.heavy != 0 && k.lastSmall == 0 {
+		return false
+	}
+	return w.probing == 0 || k.probing+s.cold <= w.account.Floor() && w.probing+s.cold <= w.account.Room()/probeShare
+}
+
+func (w *Worker) probe(s *Stream) {
+	s.probing, s.expects = s.cold, 0
+	s.key.Value.probing += s.cold
+	w.probing += s.cold
+}
+
+func (w *Worker) admitCold(now Time, s *Stream) {
+	s.unanswered, s.admitted = s.cold, now
+	s.key.Value.cold += s.cold
+	w.cold = append(w.cold, s)
+}
+
+// answered notes that the response of a request has come, or will not.
+func (w *Worker) answered(s *Stream) {
+	k := &s.key.Value
+	k.cold -= s.unanswered
+	k.probing -= s.probing
+	w.probing -= s.probing
+	s.unanswered, s.probing = 0, 0
+}
+
+// forgetCold takes those whose upstream is slow for answered: they are no burst.
+func (w *Worker) forgetCold(now Time) {
+	w.cold = slices.DeleteFunc(w.cold, func(s *Stream) bool {
+		if now-s.admitted >= coldFor {
+			w.answered(s)
+		}
+		return s.unanswered == 0
+	})
 }
 
 // futile lets large requests in while traffic is not what fills the memory: into the floor, and one at a time beside.
