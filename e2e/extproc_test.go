@@ -192,6 +192,45 @@ func TestServerTellsInTheAccessLog(t *testing.T) {
 }
 
 // The server reads its configuration again when the file changes, or on SIGHUP; one that is wrong changes nothing.
+// Where the filter tells nothing of responses, each is taken for as much as its buffers hold: unguarded these slow readers made 1.6 times
+// the limit, and only the first 16 requests tell what the mode is.
+func TestServerIsToldNothingOfResponses(t *testing.T) {
+	s := start(t, setup{face: envoytest.ExtProc, workers: 2, edit: func(c envoytest.Config) {
+		c.SetBuffers(mib, mib)
+		c.SetExtProc(func(filter map[string]any) {
+			filter["processing_mode"].(map[string]any)["response_header_mode"] = "SKIP"
+		})
+	}, plugin: func(cfg map[string]any) {
+		section(cfg, "budget")["limit"] = "100MiB"
+		b := section(cfg, "buffers")
+		b["downstream"], b["upstream"] = "1MiB", "1MiB"
+	}})
+	for range 20 {
+		require.Equal(t, http.StatusOK, s.status(http.DefaultClient, "/upload", 100))
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
+	defer cancel()
+	var sampler load.Sampler
+	var running sync.WaitGroup
+	running.Go(func() {
+		sampler.Run(ctx, 10*time.Millisecond, func(ctx context.Context) (load.Reading, error) {
+			m, err := s.Memory(ctx)
+			return load.Reading{Allocated: m.Allocated, InUse: m.InUse()}, err
+		})
+	})
+	readers := &load.SlowReaders{Addr: s.Addr("ingress"), Count: 150, Size: 16 * mib, Length: true}
+	readers.Run(ctx)
+	cancel()
+	running.Wait()
+	peak, _, _ := sampler.Peak()
+	got := readers.Snapshot()
+	t.Logf("peak %d MiB of 100, %d served, %d rejected", peak.Allocated/mib, got.Served, got.Rejected)
+	require.LessOrEqual(t, peak.Allocated, int64(100*mib))
+	require.Positive(t, got.Served)
+	require.Zero(t, got.Errors+got.Cut)
+	require.Contains(t, s.Logs(), "set response_header_mode: SEND")
+}
+
 func TestServerReloads(t *testing.T) {
 	config := map[string]any{}
 	s := start(t, setup{face: envoytest.ExtProc, fake: 40 * mib, plugin: func(cfg map[string]any) { config = cfg }})

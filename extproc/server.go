@@ -260,13 +260,31 @@ type modes struct {
 	seen    atomic.Bool  // a body came that was asked for
 	missed  atomic.Int64 // none came though one was asked for, so often
 	refused atomic.Bool  // it ignores what it is answered: allow_mode_override is not set
+	untold  atomic.Int64 // so many requests in a row ended without a word of their responses
 }
 
 // onces say what is told once.
-type onces struct{ override, buffered, observability, attribute sync.Once }
+type onces struct{ override, untold, buffered, observability, attribute sync.Once }
 
 // enoughMissed: a message without a length may have no body at all, but not so many of them.
 const enoughMissed = 32
+
+// enoughUntold: a request may end before it is answered, but not so many in a row.
+const enoughUntold = 16
+
+func (s *Server) responseTold() {
+	if s.modes.untold.Load() != 0 {
+		s.modes.untold.Store(0)
+	}
+}
+
+func (s *Server) responseUntold() {
+	if s.modes.untold.Add(1) == enoughUntold {
+		s.once.untold.Do(func() {
+			s.log.Warn("nothing is told of responses: set response_header_mode: SEND in the ext_proc filter; until then each is taken for as large as buffers allow", "requests", enoughUntold)
+		})
+	}
+}
 
 func (s *Server) bodyCame() { s.modes.seen.Store(true) }
 

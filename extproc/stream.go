@@ -256,6 +256,7 @@ func (s *stream) responseHeaders(h *extprocv3.HttpHeaders, size int) {
 		length = 0
 	}
 	s.ended[budget.Response] = length == 0
+	s.server.responseTold()
 	s.missed(budget.Request)
 	if length == budget.Unknown {
 		s.ask(budget.Response)
@@ -439,6 +440,9 @@ func (s *stream) Closed() {
 	defer s.server.survive("the end of a stream")
 	if s.mu.TryLock() { // else it ends because of a message, and nothing was missed
 		s.missed(budget.Response)
+		if s.headers[budget.Request] && !s.headers[budget.Response] && !s.came[budget.Response] && !s.over && !s.held {
+			s.server.responseUntold()
+		}
 		s.mu.Unlock()
 	}
 	var waited float64
@@ -685,6 +689,9 @@ func (s *stream) Connection() *guard.Connection {
 func (s *stream) Hides(d budget.Direction) bool {
 	return s.modes[d] == filterv3.ProcessingMode_NONE && !s.asked[d]
 }
+
+// Untold implements guard.Host: the filter's response_header_mode is SKIP.
+func (s *stream) Untold() bool { return s.server.modes.untold.Load() >= enoughUntold }
 
 // Path implements guard.Host.
 func (s *stream) Path() string { return s.path }

@@ -313,6 +313,54 @@ func TestOverridesThatAreIgnored(t *testing.T) {
 	s.drained(t)
 }
 
+// response_header_mode: SKIP. What nobody tells of is taken for as much as buffers can hold, until something is told.
+func TestResponsesThatAreNotTold(t *testing.T) {
+	const response128 = 128 << 10 // both buffers
+	s, _ := serve(t, 40*mib, nil)
+	for range enoughUntold {
+		require.Zero(t, s.gauge("coming_bytes"))
+		c := s.dial(t)
+		c.say(request(true))
+		require.NotNil(t, c.heard().GetRequestHeaders())
+		c.h.Closed()
+	}
+	s.drained(t)
+	upload := s.dial(t)
+	upload.say(request(false, "content-length", "1000000"))
+	upload.heard()
+	require.Equal(t, int64(1000000+response128), s.gauge("coming_bytes"), "its request is still to come")
+	get := s.dial(t)
+	get.say(request(true))
+	get.heard()
+	until(t, func() bool { return s.gauge("coming_bytes") == 0 })
+	require.Equal(t, int64(1000000+2*response128), s.gauge("exposure_bytes"))
+	upload.h.Closed()
+	get.h.Closed()
+	s.drained(t)
+
+	// Where they do not fit, requests wait, and none goes upstream for an answer that would be refused.
+	held := []*client{}
+	for range 2000 {
+		c := s.dial(t)
+		c.say(request(true))
+		held = append(held, c)
+	}
+	require.Positive(t, s.gauge("waiting"))
+	require.LessOrEqual(t, s.gauge("coming_bytes"), int64(200*mib))
+	for _, c := range held {
+		c.h.Closed()
+	}
+	s.drained(t)
+
+	told := s.dial(t)
+	told.say(request(true))
+	told.heard()
+	told.say(response(true))
+	told.heard()
+	told.h.Closed()
+	require.False(t, told.h.(*stream).Untold())
+}
+
 func TestOtherModes(t *testing.T) {
 	s, _ := serve(t, 40*mib, nil)
 	for mode := range filterv3.ProcessingMode_BodySendMode_name {

@@ -220,6 +220,9 @@ func (s *stream) Describe(header string) (l reservoir.Labels) {
 // Hides implements guard.Host.
 func (s *stream) Hides(budget.Direction) bool { return false }
 
+// Untold implements guard.Host.
+func (s *stream) Untold() bool { return false }
+
 // Path implements guard.Host.
 func (s *stream) Path() string { return s.Header(":path") }
 

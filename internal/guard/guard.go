@@ -5,6 +5,7 @@
 package guard
 
 import (
+	"math"
 	"strings"
 	"time"
 
@@ -63,6 +64,8 @@ type Host interface {
 	Describe(header string) reservoir.Labels
 	// Hides says that what passes of the direction's body is not told. It is asked at the headers of each.
 	Hides(d budget.Direction) bool
+	// Untold says that nothing at all is told of responses, not even their headers. It is asked where they are hidden.
+	Untold() bool
 }
 
 type phase uint8
@@ -96,6 +99,7 @@ type Stream struct {
 	unanswered int64 // of what is cold, what is in its key's sum of those in flight
 	admitted   Time
 	exempt     bool
+	untold     bool // nothing will be told of its response
 	http2      bool
 	asked      bool // http2 is known
 	keyed      bool // key is known
@@ -193,6 +197,8 @@ func (g *Guard) foresee(now Time, s *Stream, hides bool) {
 	s.expects, s.cold, s.ahead = 0, 0, 0
 	large, lengthless := s.keyed && k.large(now), k.forecasts[budget.Response].Learned()
 	switch {
+	case hides && s.host.Untold():
+		s.expects, s.untold, large = g.responseCap(s), true, true
 	case large:
 		s.expects = min(k.responses.Known(), limit)
 	case !hides:
@@ -280,6 +286,9 @@ func (g *Guard) admit(now Time, s *Stream, credit int64) Verdict {
 	}
 	if s.length != 0 {
 		w.account.Expect(now, &s.Stream, budget.Request, s.length, s.wants-credit, credit)
+	}
+	if s.untold {
+		g.expect(now, s, math.MaxInt64) // it is taken for as much as the buffers hold
 	}
 	w.account.Cover(now)
 	if w.line.Len() > 0 || w.account.Others().Waiting > 0 {
@@ -535,6 +544,11 @@ func (g *Guard) Expect(now Time, s *Stream, length int64) Verdict {
 	if s.Hidden(budget.Request) {
 		w.account.End(now, &s.Stream, budget.Request) // who is answered has most likely sent all
 	}
+	return g.expect(now, s, length)
+}
+
+func (g *Guard) expect(now Time, s *Stream, length int64) Verdict {
+	w := g.worker
 	if length == 0 {
 		w.teach(now, s, 0)
 		w.account.End(now, &s.Stream, budget.Response)
@@ -557,7 +571,7 @@ func (g *Guard) Expect(now Time, s *Stream, length int64) Verdict {
 	if n > int64(w.budget.Small) {
 		w.noteLarge(now, g.keyOf(now, s))
 		w.account.Enlarge(now, &s.Stream)
-		if !s.exempt {
+		if !s.exempt && !s.untold {
 			// Its upstream has done the work: it may have what lies under hard even if its key has more than its share.
 			claim = max(w.largeClaim(s.key, 0), budget.Large)
 		}

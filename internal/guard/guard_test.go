@@ -40,8 +40,10 @@ type request struct {
 	cluster   string
 	tenant    string
 	hides     [2]bool
+	untold    bool
 }
 
+func (r *request) Untold() bool            { return r.untold }
 func (r *request) HTTP2() bool             { r.hostCalls++; return r.http2 }
 func (r *request) Connection() *Connection { r.hostCalls++; return r.connected }
 func (r *request) Arrived() *Connection {

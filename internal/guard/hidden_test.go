@@ -299,3 +299,29 @@ func TestHiddenResponseWithoutALength(t *testing.T) {
 	}
 	require.Greater(t, theKey(p.workers[0]).responses.Known(), mib, "those who read slowly teach it all the same")
 }
+
+// Of whose response nothing will be told, it is taken for as much as the buffers hold; where that does not fit the request waits, and
+// its own body is still to come when it goes.
+func TestUntoldResponses(t *testing.T) {
+	p := newProcess(t, 1, bigBuffers)
+	p.settle(40 * mib)
+	g, w := p.guards[0], p.workers[0]
+	upload := hidden()
+	upload.untold = true
+	require.Equal(t, Admit, g.Open(p.now, &upload.Stream, upload, mib).Action)
+	require.Equal(t, mib, upload.Reserved(budget.Request))
+	require.Equal(t, 2*mib, upload.Reserved(budget.Response))
+	require.Equal(t, 2*mib, upload.Held(budget.Response))
+	p.read(190 * mib)
+	get := hidden()
+	get.untold = true
+	require.Equal(t, Wait, g.Open(p.now, &get.Stream, get, 0).Action)
+	require.Zero(t, w.probing)
+	p.read(40 * mib)
+	p.read(40 * mib)
+	require.False(t, get.Waiting())
+	require.Equal(t, 2*mib, get.Reserved(budget.Response))
+	g.Close(p.now, &upload.Stream)
+	g.Close(p.now, &get.Stream)
+	require.Zero(t, w.account.Own().Coming)
+}

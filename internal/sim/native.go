@@ -328,6 +328,9 @@ func (s *nativeStream) Header(string) string { return s.s.client.Class }
 // Hides implements guard.Host.
 func (s *nativeStream) Hides(budget.Direction) bool { return false }
 
+// Untold implements guard.Host.
+func (s *nativeStream) Untold() bool { return false }
+
 // Path implements guard.Host.
 func (s *nativeStream) Path() string { return "/" }
 
