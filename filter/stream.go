@@ -79,7 +79,7 @@ func (s *stream) OnHttpResponseHeaders(_ int, end bool) (action types.Action) {
 
 // OnHttpResponseBody implements types.HttpContext.
 func (s *stream) OnHttpResponseBody(n int, end bool) types.Action {
-	if s.open && !end && s.plugin.guard.Defer(&s.Stream, int64(n)) {
+	if !end && s.Free(int64(n)) { // most chunks: it touches one line of memory
 		return types.ActionContinue
 	}
 	return s.body(budget.Response, n, end)

@@ -42,7 +42,7 @@ type Account struct {
 	container  int64     // what the last reading told of it; 0 = nothing
 	streams    Stream    // ring of the live ones
 	hidden     int       // live streams of which not all is told that passes
-	deferred   []*Stream // of which something is unbooked, and some that had
+	free       []*Stream // of whose responses something may pass unbooked
 	swept      Time
 	joined     bool
 	Rotations  uint64 // for tests and metrics
@@ -377,6 +377,11 @@ func (a *Account) notice(now Time) {
 	// Slack is only spent: the dropped bytes are in the reading now, and must not be granted a second time.
 	a.own.Lease -= d
 	a.under.take(d)
+	for i := len(a.free) - 1; i >= 0; i-- {
+		if s := a.free[i]; s.dir[Response].coming == 0 { // what passes from now on may be in no reading
+			a.revoke(s)
+		}
+	}
 }
 
 // publish writes the account's entry, with n more bytes coming than it has yet, of a small stream or another.
@@ -463,6 +468,9 @@ func (a *Account) Expect(now Time, s *Stream, d Direction, length, n, credit int
 	a.reserve(s, m, n)
 	m.reserved = max(m.reserved, n+credit)
 	s.settle(a, now)
+	if d == Response {
+		a.grant(s)
+	}
 }
 
 // Anticipate reserves n bytes for a response whose headers have not come, or n more than it is entitled to. The room has been
@@ -483,55 +491,65 @@ func (a *Account) Reserve(now Time, s *Stream, d Direction, n int64) {
 	s.settle(a, now)
 }
 
-// deferMost is how much of a response may have passed and still count as coming: a booking costs more than a chunk's way
-// through Envoy's filters.
-const deferMost = 256 << 10
+// freeMost is how much of a response may have passed and still count as coming.
+const freeMost = 256 << 10
 
-// Defer notes n more bytes of a response, and says whether that is all there is to do; else they are for Pass. It is so for most
-// chunks of a large response that was announced. First they are counted as coming, which is as much, until more of them have passed,
-// the next tick, or the end. And when the stream has added to the generation all that it may, and holds all that it can, a chunk
-// changes nothing.
-func (a *Account) Defer(s *Stream, n int64) bool {
+// always is more than can pass between two readings.
+const always = 1 << 50
+
+// grant lets of a response that was announced so much pass unbooked as counts as coming, which is as much: until more has passed, the
+// next tick, or the end. And when the stream has added to the generation all that it may, and holds all that it can, what passes changes
+// nothing until the next reading. So most chunks of a large response cost one subtraction: with caches that its bytes have emptied, each
+// pointer that is followed counts.
+func (a *Account) grant(s *Stream) {
 	m := &s.dir[Response]
-	if s.small {
-		return false
+	var n int64
+	switch {
+	case s.small || m.ended:
+	case m.coming > 0:
+		n = min(m.coming, freeMost)
+	case m.genBytes >= m.cap && m.gen == a.gen && m.reserved >= m.cap && m.seen >= m.cap && s.likely == s.bounds:
+		n = always
 	}
-	if m.genBytes >= m.cap && m.gen == a.gen && m.coming == 0 && m.reserved >= m.cap && m.seen >= m.cap && s.likely == s.bounds {
-		m.seen += n
-		m.moved = a.ticked
-		return true
+	s.free, s.granted = n, n
+	if n > 0 && s.at == 0 {
+		a.free = append(a.free, s)
+		s.at = len(a.free)
 	}
-	if m.unbooked+n > min(m.coming, deferMost) {
-		return false
-	}
-	if m.unbooked == 0 {
-		a.deferred = append(a.deferred, s)
-	}
-	m.seen += n
-	m.unbooked += n
-	return true
 }
 
-// book counts what was deferred as passed.
+// revoke has the next bytes of a response be booked. Those that are not are of one that holds all that it can.
+func (a *Account) revoke(s *Stream) {
+	s.dir[Response].seen += s.unbooked()
+	s.free, s.granted = 0, 0
+	if s.at == 0 {
+		return
+	}
+	last := a.free[len(a.free)-1]
+	a.free[s.at-1], last.at = last, s.at
+	a.free[len(a.free)-1] = nil
+	a.free, s.at = a.free[:len(a.free)-1], 0
+}
+
+// book counts what has passed unbooked.
 func (a *Account) book(now Time) {
-	for _, s := range a.deferred {
-		if s.dir[Response].unbooked > 0 {
+	for _, s := range a.free {
+		if s.unbooked() > 0 {
 			a.Pass(now, s, Response, 0)
 		}
 	}
-	clear(a.deferred)
-	a.deferred = a.deferred[:0]
 }
 
-// Pass counts n bytes of a message that have passed, and what was deferred of it. It returns how many of them were beyond what
+// Pass counts n bytes of a message that have passed, and what is unbooked of it. It returns how many of them were beyond what
 // was coming.
 func (a *Account) Pass(now Time, s *Stream, d Direction, n int64) (beyond int64) {
 	m := &s.dir[d]
-	full := m.unbooked == 0 && m.seen >= m.cap && s.likely == s.bounds && !s.small
+	full := m.seen >= m.cap && s.likely == s.bounds && !s.small
+	if d == Response {
+		n += s.unbooked()
+	}
 	m.seen += n
 	m.moved = now
-	n += m.unbooked
-	m.unbooked = 0
 	if d == Request {
 		m.roll(now)
 		m.burst[0] += n
@@ -547,6 +565,9 @@ func (a *Account) Pass(now Time, s *Stream, d Direction, n int64) (beyond int64)
 	}
 	if m.credit > 0 {
 		a.Uncredit(now, s)
+	}
+	if d == Response {
+		a.grant(s)
 	}
 	return n - k
 }
@@ -656,8 +677,11 @@ func (a *Account) Unpause(s *Stream) {
 // End notes that the message has ended: what has not come will not.
 func (a *Account) End(now Time, s *Stream, d Direction) {
 	m := &s.dir[d]
-	if m.unbooked > 0 {
-		a.Pass(now, s, d, 0)
+	if d == Response {
+		if s.unbooked() > 0 {
+			a.Pass(now, s, d, 0)
+		}
+		a.revoke(s)
 	}
 	m.ended = true
 	m.credit = 0

@@ -174,66 +174,106 @@ func TestAStreamAddsAtMostItsCapPerGeneration(t *testing.T) {
 
 // 6,000 small requests a second of 16 KiB each would be 94 MiB of a budget after one second between two readings if
 // what ended were counted again. It stays counted until a reading tells, for the allocator may keep it in its caches.
-func TestDeferredBytesStayComingUntilTheyAreBooked(t *testing.T) {
+func TestUnbookedBytesStayComing(t *testing.T) {
 	b := open(t, 1)
 	b.join()
 	a := b.accounts[0]
 	s := b.stream(a)
-	require.False(t, a.Defer(s, 1), "nothing was announced")
-	a.Expect(b.now, s, Response, mib, mib, 0)
-	require.False(t, a.Defer(s, 1), "a small stream may outgrow what is small")
+	require.False(t, s.Free(1), "nothing was announced")
+	a.Expect(b.now, s, Response, 50*kib, 50*kib, 0)
+	require.False(t, s.Free(1), "a small stream may outgrow what is small")
 	a.Enlarge(b.now, s)
+	a.Expect(b.now, s, Response, mib, mib, 0)
 	before := a.Estimate(b.now)
 	fresh := a.Own().Fresh
 	for range 4 {
-		require.True(t, a.Defer(s, 60*kib))
+		require.True(t, s.Free(60*kib))
 		require.Equal(t, before, a.Estimate(b.now))
 		require.Equal(t, fresh, a.Own().Fresh)
 	}
 	require.Equal(t, 240*kib, s.Seen(Response), "what has passed is known at once")
-	require.False(t, a.Defer(s, 60*kib), "more than deferMost")
+	require.Equal(t, 240*kib, s.Unbooked())
+	require.False(t, s.Free(60*kib), "more than freeMost")
 	require.Zero(t, a.Pass(b.now, s, Response, 60*kib))
+	require.Equal(t, 300*kib, s.Seen(Response))
 	require.Equal(t, fresh+300*kib, a.Own().Fresh)
 	require.Equal(t, mib-300*kib, a.Own().Coming)
 	require.Equal(t, 300*kib, a.Own().Bounds)
 
-	require.True(t, a.Defer(s, 60*kib))
+	require.True(t, s.Free(60*kib))
 	b.tick(25 * ms)
 	require.Equal(t, fresh+360*kib, a.Own().Fresh, "a tick books it")
+	require.Zero(t, s.Unbooked())
 
-	require.True(t, a.Defer(s, 60*kib))
+	require.True(t, s.Free(60*kib))
 	a.End(b.now, s, Response)
 	require.Equal(t, fresh+420*kib, a.Own().Fresh, "and so does the end")
 	require.Zero(t, a.Own().Coming)
+	require.False(t, s.Free(1))
 	a.Close(b.now, s)
 	require.Zero(t, a.Own().Bounds)
+	require.Empty(t, a.free)
+}
+
+// What was announced and does not come is not free any more when it has lapsed.
+func TestFreeBytesLapse(t *testing.T) {
+	b := open(t, 1)
+	b.join()
+	a := b.accounts[0]
+	streams := []*Stream{b.stream(a), b.stream(a), b.stream(a)}
+	for _, s := range streams {
+		a.Enlarge(b.now, s)
+		a.Expect(b.now, s, Response, mib, mib, 0)
+	}
+	require.True(t, streams[1].Free(kib))
+	for range 11 { // the one moves all the time
+		b.tick(50 * ms)
+		require.True(t, streams[1].Free(kib))
+	}
+	require.False(t, streams[0].Free(kib))
+	require.False(t, streams[2].Free(kib))
+	require.Len(t, a.free, 1)
+	for _, s := range streams {
+		a.Close(b.now, s)
+	}
+	require.Empty(t, a.free)
+	require.Zero(t, a.Own().Coming)
 }
 
 // A large response that holds all that it can, and has added to the generation all that it may, changes nothing by passing more.
 // After the next reading it may be filled again.
-func TestAFullResponseIsDeferredUntilTheNextReading(t *testing.T) {
+func TestAFullResponseIsFreeUntilTheNextReading(t *testing.T) {
 	b := open(t, 1)
 	b.join()
 	a := b.accounts[0]
 	b.readings(2, 40*mib)
 	s := &Stream{}
 	a.Open(b.now, s, nil, new(Sum), 16*kib, mib, 128*kib)
-	a.Expect(b.now, s, Response, 4*mib, 128*kib, 0)
 	a.Enlarge(b.now, s)
-	require.True(t, a.Defer(s, 128*kib), "as coming")
-	require.False(t, a.Defer(s, 16*kib), "it is to be booked")
+	a.Expect(b.now, s, Response, 4*mib, 128*kib, 0)
+	require.True(t, s.Free(128*kib), "as coming")
+	require.False(t, s.Free(16*kib), "it is to be booked")
 	require.Equal(t, 16*kib, a.Pass(b.now, s, Response, 16*kib))
 	before := a.Own()
 	for range 10 {
-		require.True(t, a.Defer(s, 16*kib))
+		require.True(t, s.Free(16*kib))
 	}
 	require.Equal(t, before, a.Own())
 	require.Equal(t, 304*kib, s.Seen(Response))
-	b.readings(1, 40*mib)
+	require.Zero(t, s.Unbooked(), "nothing is coming")
+	b.now += 25 * ms
+	asked := b.now
+	b.now += 5 * ms
+	_, _, err := a.Observe(b.now, asked, 40*mib)
+	require.NoError(t, err)
+	require.Equal(t, 304*kib, s.Seen(Response))
 	fresh := a.Own().Fresh
-	require.False(t, a.Defer(s, 16*kib), "what it holds now may have come since")
+	require.False(t, s.Free(16*kib), "what it holds now may have come since")
 	require.Equal(t, 16*kib, a.Pass(b.now, s, Response, 16*kib))
 	require.Equal(t, fresh+16*kib, a.Own().Fresh)
+	require.Equal(t, 320*kib, s.Seen(Response))
+	a.Close(b.now, s)
+	require.Empty(t, a.free)
 }
 
 func TestCostIsUsedAgainWhileFresh(t *testing.T) {

@@ -36,7 +36,6 @@ type message struct {
 	seen     int64 // passed so far
 	reserved int64 // the most that was ever reserved for it
 	coming   int64 // reserved and not yet passed
-	unbooked int64 // passed, and still counted as coming
 	credit   int64 // of what will pass, this much is counted already: it came while the request was paused
 
 	gen      uint32 // generation of the account in which genBytes were added
@@ -78,6 +77,10 @@ func (m *message) missing() bool { return !m.ended && m.length != Unknown && m.s
 // Stream is one request and its response in a worker's account. The zero value is ready for Account.Open; it may be
 // used again after Account.Close.
 type Stream struct {
+	free    int64 // so much of the response may pass before anything is to be booked: first, for most chunks need no more of the stream
+	granted int64 // what free began with
+	at      int   // place in Account.free; 0 = it is not there
+
 	prev, next *Stream
 	dir        [2]message
 	live       bool
@@ -97,7 +100,24 @@ type Stream struct {
 func (s *Stream) Small() bool { return s.small }
 
 // Seen is how many bytes of the direction have passed.
-func (s *Stream) Seen(d Direction) int64 { return s.dir[d].seen }
+func (s *Stream) Seen(d Direction) int64 {
+	if d == Response {
+		return s.dir[d].seen + s.unbooked()
+	}
+	return s.dir[d].seen
+}
+
+// Free notes n more bytes of the response, and says whether that is all there is to do; else they are for Account.Pass.
+func (s *Stream) Free(n int64) bool {
+	if s.free < n {
+		return false
+	}
+	s.free -= n
+	return true
+}
+
+// unbooked is what has passed of what is free.
+func (s *Stream) unbooked() int64 { return s.granted - s.free }
 
 // Likely is what the stream likely holds, bytes.
 func (s *Stream) Likely() int64 { return s.likely }
@@ -117,8 +137,8 @@ func (s *Stream) Ended(d Direction) bool { return s.dir[d].ended }
 // Reserved is how many bytes are still reserved for the direction.
 func (s *Stream) Reserved(d Direction) int64 { return s.dir[d].coming }
 
-// Deferred is how much of what has passed of the direction is not booked yet: it is part of what is reserved.
-func (s *Stream) Deferred(d Direction) int64 { return s.dir[d].unbooked }
+// Unbooked is how much of what has passed of the response is not booked yet, and part of what is reserved.
+func (s *Stream) Unbooked() int64 { return min(s.unbooked(), s.dir[Response].coming) }
 
 // Awaited is how many bytes are counted as coming while the request is paused, because nobody sees them come.
 func (s *Stream) Awaited() int64 { return s.awaited }
@@ -178,6 +198,7 @@ func (s *Stream) lapse(a *Account, now Time) {
 	if m := &s.dir[Response]; m.coming > 0 && now-m.moved >= late {
 		a.unreserve(s, m, m.coming)
 		m.lapsed = true
+		a.revoke(s)
 	}
 	m := &s.dir[Request]
 	switch idle := now - m.moved; {

@@ -601,10 +601,11 @@ func (g *Guard) expect(now Time, s *Stream, length int64) Verdict {
 	return Verdict{}
 }
 
-// Grow counts n more body bytes of a message, and judges it if it has outgrown what was reserved for it.
+// Grow counts n more body bytes of a message, and judges it if it has outgrown what was reserved for it. Of a response it is to be called
+// where Free says no.
 func (g *Guard) Grow(now Time, s *Stream, d budget.Direction, n int64) Verdict {
 	w := g.worker
-	if s.phase != live || n == 0 || d == budget.Response && g.Defer(s, n) {
+	if s.phase != live || n == 0 || d == budget.Response && s.Free(n) {
 		return Verdict{}
 	}
 	beyond := w.account.Pass(now, &s.Stream, d, n)
@@ -634,10 +635,6 @@ func (g *Guard) Grow(now Time, s *Stream, d budget.Direction, n int64) Verdict {
 	w.account.Cover(now)
 	return v
 }
-
-// Defer notes n more body bytes of a response, and says whether that is all there is to do; else they are for Grow. Most chunks
-// of a large response that was announced are so: no verdict depends on them.
-func (g *Guard) Defer(s *Stream, n int64) bool { return g.worker.account.Defer(&s.Stream, n) }
 
 // outgrown rejects a request whose growth has no room, and resets a large response.
 func (g *Guard) outgrown(now Time, s *Stream, d budget.Direction) Verdict {

@@ -295,7 +295,7 @@ func TestHiddenResponseWithoutALength(t *testing.T) {
 		for range 32 {
 			require.Equal(t, Admit, g.Grow(p.now, &r.Stream, budget.Response, 64*kib).Action)
 		}
-		require.Equal(t, 2*mib, r.Reserved(budget.Response)-r.Deferred(budget.Response))
+		require.Equal(t, 2*mib, r.Reserved(budget.Response)-r.Unbooked())
 	}
 	require.Greater(t, theKey(p.workers[0]).responses.Known(), mib, "those who read slowly teach it all the same")
 }

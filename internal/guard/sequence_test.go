@@ -583,16 +583,16 @@ func (e *envoy) check() {
 			e.fail("estimate %d, but %d are in use", est, truth)
 		}
 	}
-	var coming, bounds, deferred [16]int64
+	var coming, bounds, unbooked [16]int64
 	var count [16]int64
 	for _, x := range e.streams {
 		i := x.link.worker
 		count[i]++
 		coming[i] += x.Awaited()
+		unbooked[i] += x.Unbooked()
 		for d := budget.Request; d <= budget.Response; d++ {
 			coming[i] += x.Reserved(d)
 			bounds[i] += x.Held(d)
-			deferred[i] += x.Deferred(d)
 		}
 	}
 	for i, w := range e.workers {
@@ -606,7 +606,7 @@ func (e *envoy) check() {
 			e.fail("worker %d: %d streams, not %d", i, own.Streams, count[i])
 		case own.Coming != coming[i]:
 			e.fail("worker %d: coming %d, but its streams' %d", i, own.Coming, coming[i])
-		case own.Bounds < bounds[i]-deferred[i] || deferred[i] > own.Coming || own.Likely > own.Bounds: // what is not booked counts as coming
+		case own.Bounds < bounds[i]-unbooked[i] || unbooked[i] > own.Coming || own.Likely > own.Bounds: // what is not booked counts as coming
 			e.fail("worker %d: bounds %d, likely %d, but its streams' bounds %d", i, own.Bounds, own.Likely, bounds[i])
 		}
 		// Nobody comes to hold more than the others count for him.
