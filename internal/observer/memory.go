@@ -1,11 +1,12 @@
 package observer
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
-	"strconv"
 	"time"
 
 	"github.com/highwater-envoy/highwater/internal/cgroup"
@@ -75,13 +76,26 @@ func (o *Observer) read(ctx context.Context, told bool) (text []byte, r guard.Re
 	return text, r, nil
 }
 
-// compose adds what was seen to Envoy's answer, in its form: numbers in quotes.
+// compose adds what was seen to Envoy's answer, in its form: numbers in quotes. It goes behind what Envoy said, which stays as it is: of
+// a key that is there twice a reader takes the last, whatever its case.
 func compose(text []byte, f figures) ([]byte, error) {
 	m := map[string]json.RawMessage{}
 	if err := json.Unmarshal(text, &m); err != nil {
 		return nil, fmt.Errorf("not the answer of /memory: %w", err)
 	}
-	set := func(key string, n int64) { m[key] = json.RawMessage(`"` + strconv.FormatInt(n, 10) + `"`) }
+	if m == nil {
+		return nil, errors.New("not the answer of /memory: null")
+	}
+	text = bytes.TrimSpace(text)
+	out := bytes.Clone(bytes.TrimRight(text[:len(text)-1], " \t\r\n")) // without the bracket
+	comma := ","
+	if len(m) == 0 {
+		comma = ""
+	}
+	set := func(key string, n int64) {
+		out = fmt.Appendf(out, "%s\n %q: \"%d\"", comma, key, n)
+		comma = ","
+	}
 	if f.pid != 0 {
 		set("resident", f.resident)
 	}
@@ -92,7 +106,7 @@ func compose(text []byte, f figures) ([]byte, error) {
 		set("working_set", c.WorkingSet)
 		set("sock", c.Sock)
 	}
-	return json.MarshalIndent(m, "", " ")
+	return append(out, "\n}"...), nil
 }
 
 // Memory answers as Envoy's /memory does, with limit, resident, working_set and sock beside, as far as they are known: a filter
