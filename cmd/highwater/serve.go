@@ -22,7 +22,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"sigs.k8s.io/yaml"
 
 	"github.com/highwater-envoy/highwater/extproc"
 	"github.com/highwater-envoy/highwater/internal/grpcstream"
@@ -98,14 +97,10 @@ const defaultAdmin = "http://127.0.0.1:9901"
 // parseServed reads what the server is to do.
 func parseServed(text []byte) (served, error) {
 	c := served{text: text, observer: observer.Default()}
-	asJSON := text
-	if len(text) > 0 && text[0] != '{' {
-		var err error
-		if asJSON, err = yaml.YAMLToJSONStrict(text); err != nil {
-			return c, err
-		}
+	asJSON, err := toJSON(text)
+	if err != nil {
+		return c, err
 	}
-	var err error
 	if c.guard, err = guard.ParseWith(asJSON, &c.observer); err != nil {
 		return c, err
 	}
