@@ -10,21 +10,25 @@ import (
 
 	"sigs.k8s.io/yaml"
 
+	"github.com/highwater-envoy/highwater/internal/envoyconfig"
 	"github.com/highwater-envoy/highwater/internal/guard"
 )
 
-const checkUsage = `highwater check FILE
+const checkUsage = `highwater check [-envoy ENVOY.yaml] FILE
 
 Validates the configuration of a plugin or of highwater serve (JSON or YAML; - reads standard input), and prints it with
-all defaults.
+all defaults. With -envoy it holds Envoy's own configuration against that of highwater serve, and prints what is to change:
+errors, where requests fail or are not guarded, and warnings, where they are guarded less well than they could be.
 
 Exit status: 0 fine, 1 FILE is wrong, 2 the call is wrong.
+With -envoy: 0 nothing to change, 1 warnings alone, 2 errors, in either file or in the call.
 `
 
 func check(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	flags := flag.NewFlagSet("highwater check", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	flags.Usage = func() { fmt.Fprint(stderr, checkUsage) }
+	envoy := flags.String("envoy", "", "")
 	switch err := flags.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
 		return 0
@@ -45,6 +49,9 @@ func check(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	if err != nil {
 		fmt.Fprintln(stderr, "highwater check:", err)
 		return 2
+	}
+	if *envoy != "" {
+		return checkEnvoy(*envoy, file, text, stdout, stderr)
 	}
 	parts, err := parseAny(text)
 	if err != nil {
@@ -87,4 +94,42 @@ func toJSON(text []byte) ([]byte, error) {
 		return text, nil
 	}
 	return yaml.YAMLToJSONStrict(text)
+}
+
+func checkEnvoy(envoy, file string, text []byte, stdout, stderr io.Writer) int {
+	config, err := parseServed(text)
+	if err != nil {
+		fmt.Fprintf(stderr, "%s is wrong:\n%v\n", file, err)
+		return 2
+	}
+	if text, err = os.ReadFile(envoy); err != nil {
+		fmt.Fprintln(stderr, "highwater check: -envoy:", err)
+		return 2
+	}
+	report, err := envoyconfig.Check(text, config.guard)
+	if err != nil {
+		fmt.Fprintf(stderr, "highwater check: -envoy %s: %v\n", envoy, err)
+		return 2
+	}
+	for _, at := range report.Checked {
+		fmt.Fprintln(stdout, "checked:", at)
+	}
+	for _, at := range report.PassedOver {
+		fmt.Fprintln(stdout, "passed over:", at+": neither it nor its cluster is called highwater")
+	}
+	errs := 0
+	for _, f := range report.Findings {
+		fmt.Fprintln(stdout, f)
+		if f.Error {
+			errs++
+		}
+	}
+	fmt.Fprintf(stdout, "errors: %d, warnings: %d\n", errs, len(report.Findings)-errs)
+	switch {
+	case errs > 0:
+		return 2
+	case len(report.Findings) > 0:
+		return 1
+	}
+	return 0
 }

@@ -2,6 +2,8 @@ package main
 
 import (
 	"bytes"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -48,4 +50,52 @@ func TestCheckOfTheServers(t *testing.T) {
 	}
 }
 
-const serverExample = "../../examples/highwater.yaml"
+const (
+	serverExample = "../../examples/highwater.yaml"
+	envoyExample  = "../../examples/envoy-extproc.yaml"
+)
+
+func TestCheckEnvoy(t *testing.T) {
+	example, err := os.ReadFile(envoyExample)
+	require.NoError(t, err)
+	const at = "listener ingress: http_filters[0] highwater.requests"
+	for _, c := range []struct {
+		name     string
+		from, to string
+		code     int
+		want     []string
+	}{
+		{"clean", "", "", 0, []string{"checked: " + at + "\n", "errors: 0, warnings: 0\n"}},
+		{"a warning", "failure_mode_allow: true", "", 1, []string{"warning: " + at + ": failure_mode_allow: not true", "errors: 0, warnings: 1\n"}},
+		{"an error", "message_timeout: 5s", "", 2, []string{"error: " + at + ": message_timeout: not set", "errors: 1, warnings: 0\n"}},
+		{"both", "allow_mode_override: true", "request_header_mode: SKIP", 2, []string{"error: ", "warning: ", "errors: 1, warnings: 1\n"}},
+		{"another's", "  - name: ingress\n", "  - {name: other, http_filters: [{name: auth, typed_config: {\"@type\": a/envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor}}]}\n  - name: ingress\n", 0, []string{
+			"checked: " + at + "\n", "passed over: listener other: http_filters[0] auth: neither it nor its cluster is called highwater\n",
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			require.Contains(t, string(example), c.from)
+			envoy := filepath.Join(t.TempDir(), "envoy.yaml")
+			require.NoError(t, os.WriteFile(envoy, []byte(strings.Replace(string(example), c.from, c.to, 1)), 0o600))
+			var out, errs bytes.Buffer
+			require.Equal(t, c.code, run([]string{"check", "-envoy", envoy, serverExample}, nil, &out, &errs), out.String())
+			require.Empty(t, errs.String())
+			for _, want := range c.want {
+				require.Contains(t, out.String(), want)
+			}
+		})
+	}
+
+	// What can't be checked is an error, in whichever file it is.
+	for _, c := range []struct{ envoy, file, want string }{
+		{envoyExample, envoyExample, "static_resources: unknown key"},
+		{envoyExample, "no such file", "no such file"},
+		{"no such file", serverExample, "-envoy"},
+		{os.DevNull, serverExample, "-envoy " + os.DevNull + ": it is empty"},
+	} {
+		var out, errs bytes.Buffer
+		require.Equal(t, 2, run([]string{"check", "-envoy", c.envoy, c.file}, nil, &out, &errs), "%v", c)
+		require.Contains(t, errs.String(), c.want)
+		require.Empty(t, out.String())
+	}
+}

@@ -14,12 +14,13 @@ import (
 const usage = `highwater: the memory guard for Envoy
 
   highwater check FILE           validate a configuration, of a plugin or of highwater serve, and print it with all
-                                 defaults
+                                 defaults; with -envoy ENVOY.yaml: do Envoy and the server go together? See check -h
   highwater serve -config FILE   the guard beside Envoy, for its ext_proc filter: see highwater serve -h
   highwater pprof SOURCE...      which requests hold the memory, now or at a peak: see highwater pprof -h
   highwater version              print what this is
 
-Exit status: 0 fine, 1 the configuration is wrong or a source has no profile, 2 the call is wrong.
+Exit status: 0 fine, 1 the configuration is wrong or a source has no profile, 2 the call is wrong;
+of check -envoy: 0 nothing to change, 1 warnings alone, 2 errors.
 `
 
 func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
