@@ -96,7 +96,7 @@ type Stream struct {
 	cold       int64 // what its response may hold, where that of its key's is not known and may be large; else 0
 	ahead      int64 // and how much of a response may be there before its headers are answered
 	probing    int64 // of what is cold, what is not reserved: see Worker.mayProbe
-	unanswered int64 // of what is cold, what is in its key's sum of those in flight
+	unknown    int64 // of what is cold, what is in its key's sum
 	admitted   Time
 	exempt     bool
 	untold     bool // nothing will be told of its response
@@ -202,7 +202,7 @@ func (g *Guard) foresee(now Time, s *Stream, hides bool) {
 	case large:
 		s.expects = min(k.responses.Known(), limit)
 	case !hides:
-	case !k.responses.Learned() || k.cold > w.account.Floor(): // nothing is known, or too much is under way of which it is not
+	case !k.responses.Learned() || k.unknown > w.account.Floor(): // nothing is known, or too much is under way from then
 		s.expects, lengthless = g.responseCap(s), true
 	default:
 		if s.expects = min(k.largestAt(now), limit); s.expects <= int64(w.budget.Small) {

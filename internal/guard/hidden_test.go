@@ -76,7 +76,7 @@ func TestHiddenBurst(t *testing.T) {
 			}
 		}
 		require.LessOrEqual(t, late, 5, "only of those few that were let see")
-		require.Zero(t, theKey(p.workers[0]).cold, "what has come is known")
+		require.Zero(t, theKey(p.workers[0]).unknown, "what has come is known")
 		r := hidden()
 		v := g.Open(p.now, &r.Stream, r, 0)
 		require.Equal(t, c.next, v.Action, "%v", v)
@@ -140,26 +140,35 @@ func TestHiddenBurstOfAMixedKey(t *testing.T) {
 
 // Where the upstream takes its time, it is no burst: other probes need not wait for the answer.
 func TestHiddenProbesOfASlowUpstream(t *testing.T) {
-	p := newProcess(t, 1, bigBuffers)
-	p.settle(40 * mib)
-	p.read(190 * mib)
-	g, w := p.guards[0], p.workers[0]
-	slow := p.burst(2)
-	require.Len(t, slow, 2)
-	for begun := p.now; p.now < begun+coldFor-100*ms; {
+	for seen, probes := range map[string]int{"nothing": 2, "small and large ones": 5} {
+		p := newProcess(t, 1, bigBuffers)
+		p.settle(40 * mib)
+		g, w := p.guards[0], p.workers[0]
+		if probes == 5 {
+			for _, n := range []int64{16 * mib, 5000} {
+				r := p.burst(1)[0]
+				require.Equal(t, Admit, g.Expect(p.now, &r.Stream, n).Action)
+				g.Close(p.now, &r.Stream)
+			}
+		}
 		p.read(190 * mib)
+		slow := p.burst(probes)
+		require.Len(t, slow, probes, seen)
+		for begun := p.now; p.now < begun+coldFor-100*ms; {
+			p.read(190 * mib)
+		}
+		waiting := hidden()
+		require.Equal(t, Wait, g.Open(p.now, &waiting.Stream, waiting, 0).Action, seen)
+		for waiting.Waiting() {
+			p.read(190 * mib)
+		}
+		require.Less(t, p.now-waiting.opened, 300*ms, seen)
+		for _, r := range append(slow, waiting) {
+			g.Close(p.now, &r.Stream)
+		}
+		require.Zero(t, w.probing, seen)
+		require.Zero(t, theKey(w).probing, seen)
 	}
-	waiting := hidden()
-	require.Equal(t, Wait, g.Open(p.now, &waiting.Stream, waiting, 0).Action)
-	for waiting.Waiting() {
-		p.read(190 * mib)
-	}
-	require.Less(t, p.now-waiting.opened, 300*ms)
-	for _, r := range append(slow, waiting) {
-		g.Close(p.now, &r.Stream)
-	}
-	require.Zero(t, w.probing)
-	require.Zero(t, theKey(w).probing)
 }
 
 // A burst at the start of a key, with small ones among it: those are answered first, and say nothing of the others.
@@ -178,6 +187,26 @@ func TestHiddenBurstWhoseSmallOnesAreAnsweredFirst(t *testing.T) {
 	}
 }
 
+// But when those of the beginning are answered it is known, however many are under way.
+func TestHiddenKeyIsKnownForGood(t *testing.T) {
+	p := newProcess(t, 1, bigBuffers)
+	p.settle(40 * mib)
+	g := p.guards[0]
+	under := p.burst(20)
+	for range 100 {
+		r := under[0]
+		require.Equal(t, Admit, g.Expect(p.now, &r.Stream, 5000).Action)
+		g.Close(p.now, &r.Stream)
+		under = append(under[1:], p.burst(1)...)
+		require.Len(t, under, 20)
+	}
+	require.Zero(t, theKey(p.workers[0]).unknown)
+	for _, r := range under {
+		require.Zero(t, r.cold)
+	}
+	require.Len(t, p.burst(300), 300)
+}
+
 // A probe that has to wait for room of its own is none until it is let in.
 func TestHiddenProbeThatWaits(t *testing.T) {
 	p := newProcess(t, 1, bigBuffers)
@@ -193,7 +222,7 @@ func TestHiddenProbeThatWaits(t *testing.T) {
 	require.Equal(t, 4*mib, w.probing)
 	g.Close(p.now, &r.Stream)
 	require.Zero(t, w.probing)
-	require.Zero(t, theKey(w).probing+theKey(w).cold)
+	require.Zero(t, theKey(w).probing+theKey(w).unknown)
 }
 
 // One goes to see, however much its response may be: it may be a small one. And of many keys no more together than a quarter of what

@@ -20,8 +20,8 @@ type keyed struct {
 	lastLarge   Time  // when its last large request or response came
 	heavy       Time  // since when its responses are large, by the forecast; 0 = they are not
 	lastSmall   Time  // when it last had a small one
-	cold        int64 // what the responses of requests may hold that were admitted for cold, and are not answered
-	probing     int64 // of it, what is not reserved
+	unknown     int64 // what the responses may hold of requests that went when nothing was known of any, and are not answered
+	probing     int64 // what those of its probes may hold, and is not reserved
 	largest     int64 // of its responses, when it was seen
 	largestSeen Time
 

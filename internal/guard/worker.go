@@ -45,7 +45,7 @@ type Worker struct {
 	stirred   bool          // there was something to share out since the last exchange of shares
 	sources   int           // connections that are told apart by their source
 	largeKeys int           // of them, how many have large responses
-	cold      []*Stream     // requests that were admitted for cold, and some that were answered since
+	cold      []*Stream     // cold requests that went as probes or when nothing was known, and some that were answered since
 	probing   int64         // what their responses may hold and is not reserved
 	residual  []*Connection // with an ended response that may be unread
 	idle      idle
@@ -542,19 +542,25 @@ func (w *Worker) probe(s *Stream) {
 	w.probing += s.cold
 }
 
+// admitCold notes that a cold request goes to its upstream.
 func (w *Worker) admitCold(now Time, s *Stream) {
-	s.unanswered, s.admitted = s.cold, now
-	s.key.Value.cold += s.cold
-	w.cold = append(w.cold, s)
+	if k := &s.key.Value; !k.responses.Learned() {
+		s.unknown = s.cold
+		k.unknown += s.cold
+	}
+	if s.unknown+s.probing > 0 {
+		s.admitted = now
+		w.cold = append(w.cold, s)
+	}
 }
 
 // answered notes that the response of a request has come, or will not.
 func (w *Worker) answered(s *Stream) {
 	k := &s.key.Value
-	k.cold -= s.unanswered
+	k.unknown -= s.unknown
 	k.probing -= s.probing
 	w.probing -= s.probing
-	s.unanswered, s.probing = 0, 0
+	s.unknown, s.probing = 0, 0
 }
 
 // forgetCold takes those whose upstream is slow for answered: they are no burst.
@@ -563,7 +569,7 @@ func (w *Worker) forgetCold(now Time) {
 		if now-s.admitted >= coldFor {
 			w.answered(s)
 		}
-		return s.unanswered == 0
+		return s.unknown+s.probing == 0
 	})
 }
 
