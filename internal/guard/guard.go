@@ -194,16 +194,19 @@ func (g *Guard) Open(now Time, s *Stream, h Host, length int64) Verdict {
 // and expects as much as it may come to, for all that is known of its key's.
 func (g *Guard) foresee(now Time, s *Stream, hides bool) {
 	w, k, limit := g.worker, &s.key.Value, int64(g.config.Buffers.Downstream+g.config.Buffers.Upstream)
+	if hides {
+		limit = g.responseCap(s) // no call of a host
+	}
 	s.expects, s.cold, s.ahead = 0, 0, 0
 	large, lengthless := s.keyed && k.large(now), k.forecasts[budget.Response].Learned()
 	switch {
 	case hides && s.host.Untold():
-		s.expects, s.untold, large = g.responseCap(s), true, true
+		s.expects, s.untold, large = limit, true, true
 	case large:
 		s.expects = min(k.responses.Known(), limit)
 	case !hides:
 	case !k.responses.Learned() || k.unknown > w.account.Floor(): // nothing is known, or too much is under way from then
-		s.expects, lengthless = g.responseCap(s), true
+		s.expects, lengthless = limit, true
 	default:
 		if s.expects = min(k.largestAt(now), limit); s.expects <= int64(w.budget.Small) {
 			s.expects = 0
