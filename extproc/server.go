@@ -167,12 +167,18 @@ func (s *Server) ticked(orders []order) (_ []order, ask Reader, next time.Durati
 	return orders, ask, next
 }
 
+// resumeFor is how long one tick lets in those who fit. Behind a large one that does not each looks through the whole line.
+const resumeFor = time.Millisecond
+
 func (s *Server) decide(orders []order) (_ []order, ask Reader, next time.Duration) {
 	s.do(func(now guard.Time) {
 		a := s.mu.worker.Tick(now)
 		next = a.Next
 		for r, waited := a.Resume, a.Waited; r != nil; r, waited = s.mu.worker.Resume(now) {
 			orders = append(orders, order{streamOf(r), guard.Verdict{Waited: waited}})
+			if s.now()-now > resumeFor {
+				break // the next tick goes on: nobody else is judged meanwhile
+			}
 		}
 		for _, d := range a.Rejected {
 			orders = append(orders, order{streamOf(d.Stream), d.Verdict})
@@ -260,6 +266,7 @@ type modes struct {
 	seen    atomic.Bool  // a body came that was asked for
 	missed  atomic.Int64 // none came though one was asked for, so often
 	refused atomic.Bool  // it ignores what it is answered: allow_mode_override is not set
+	toldAt  atomic.Int64 // when a response was told last; 0 = never
 	untold  atomic.Int64 // so many requests in a row ended without a word of their responses
 }
 
@@ -272,13 +279,20 @@ const enoughMissed = 32
 // enoughUntold: a request may end before it is answered, but not so many in a row.
 const enoughUntold = 16
 
+// toldFor: while any response was told so lately, one that was not is of a client that gave up.
+const toldFor = 2 * time.Second
+
 func (s *Server) responseTold() {
+	s.modes.toldAt.Store(int64(s.now()))
 	if s.modes.untold.Load() != 0 {
 		s.modes.untold.Store(0)
 	}
 }
 
 func (s *Server) responseUntold() {
+	if at := s.modes.toldAt.Load(); at != 0 && s.now()-guard.Time(at) < toldFor {
+		return
+	}
 	if s.modes.untold.Add(1) == enoughUntold {
 		s.once.untold.Do(func() {
 			s.log.Warn("nothing is told of responses: set response_header_mode: SEND in the ext_proc filter; until then each is taken for as large as buffers allow", "requests", enoughUntold)

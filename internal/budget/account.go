@@ -431,6 +431,17 @@ func (a *Account) Hide(s *Stream, d Direction) {
 	s.dir[d].unseen = true
 }
 
+// Tell notes that what passes of the direction will be told after all.
+func (a *Account) Tell(s *Stream, d Direction) {
+	if !s.dir[d].unseen {
+		return
+	}
+	s.dir[d].unseen = false
+	if !s.dir[1-d].unseen {
+		a.hidden--
+	}
+}
+
 // Move takes the stream from its key's sum into that of another.
 func (a *Account) Move(s *Stream, to *Sum) {
 	coming := s.dir[Request].coming + s.dir[Response].coming
@@ -462,6 +473,9 @@ func (a *Account) Enlarge(now Time, s *Stream) {
 // counted already. The room has been asked for.
 func (a *Account) Expect(now Time, s *Stream, d Direction, length, n, credit int64) {
 	m := &s.dir[d]
+	if d == Response && s.unbooked() > 0 {
+		a.Pass(now, s, d, 0) // bytes came before its headers did
+	}
 	m.expected, m.length, m.moved, m.begun = true, length, now, now
 	m.credit = credit
 	a.unreserve(s, m, m.coming) // a forecast, until now

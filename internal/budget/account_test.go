@@ -172,8 +172,7 @@ func TestAStreamAddsAtMostItsCapPerGeneration(t *testing.T) {
 	require.Zero(t, a.Own().Fresh)
 }
 
-// 6,000 small requests a second of 16 KiB each would be 94 MiB of a budget after one second between two readings if
-// what ended were counted again. It stays counted until a reading tells, for the allocator may keep it in its caches.
+// What is free counts as coming until it is booked.
 func TestUnbookedBytesStayComing(t *testing.T) {
 	b := open(t, 1)
 	b.join()
@@ -213,6 +212,22 @@ func TestUnbookedBytesStayComing(t *testing.T) {
 	a.Close(b.now, s)
 	require.Zero(t, a.Own().Bounds)
 	require.Empty(t, a.free)
+}
+
+// Bytes of a response that came before its headers did are booked by them.
+func TestExpectBooksWhatPassedBefore(t *testing.T) {
+	b := open(t, 1)
+	b.join()
+	a := b.accounts[0]
+	s := b.stream(a)
+	a.Enlarge(b.now, s)
+	fresh := a.Own().Fresh
+	a.Expect(b.now, s, Response, mib, mib, 0)
+	require.True(t, s.Free(200*kib))
+	a.Expect(b.now, s, Response, mib, mib, 0)
+	require.Equal(t, 200*kib, s.Seen(Response))
+	require.Equal(t, fresh+200*kib, a.Own().Fresh)
+	a.Close(b.now, s)
 }
 
 // What was announced and does not come is not free any more when it has lapsed.
@@ -276,6 +291,8 @@ func TestAFullResponseIsFreeUntilTheNextReading(t *testing.T) {
 	require.Empty(t, a.free)
 }
 
+// 6,000 small requests a second of 16 KiB each would be 94 MiB of a budget after one second between two readings if
+// what ended were counted again. It stays counted until a reading tells, for the allocator may keep it in its caches.
 func TestCostIsUsedAgainWhileFresh(t *testing.T) {
 	for generations, want := range map[int]struct{ closed, again int64 }{
 		0: {76 * kib, 76 * kib}, // the next uses it again

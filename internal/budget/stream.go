@@ -33,7 +33,7 @@ const (
 type message struct {
 	cap      int64 // the most that Envoy may hold of it, from its own settings
 	length   int64 // announced, or Unknown
-	seen     int64 // passed so far
+	seen     int64 // passed so far, without what is unbooked
 	reserved int64 // the most that was ever reserved for it
 	coming   int64 // reserved and not yet passed
 	credit   int64 // of what will pass, this much is counted already: it came while the request was paused
@@ -123,7 +123,12 @@ func (s *Stream) unbooked() int64 { return s.granted - s.free }
 func (s *Stream) Likely() int64 { return s.likely }
 
 // Held is the most that the stream can hold of what it has moved in the direction, bytes.
-func (s *Stream) Held(d Direction) int64 { return s.dir[d].bound() }
+func (s *Stream) Held(d Direction) int64 {
+	if m := &s.dir[d]; !m.unseen {
+		return min(s.Seen(d), m.cap)
+	}
+	return s.dir[d].bound()
+}
 
 // Hidden says that nobody tells what passes of the direction.
 func (s *Stream) Hidden(d Direction) bool { return s.dir[d].unseen }

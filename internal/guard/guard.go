@@ -89,7 +89,7 @@ type Stream struct {
 	key        *key        // the other, if not keyed
 	length     int64
 	wants      int64 // what the request brings, announced or forecast, at most its cap
-	expects    int64 // what its response will, by the forecast of its key; 0 = it is small, or nothing is known
+	expects    int64 // what its response will, as far as that is to be reserved at its headers: see foresee
 	pauseCost  int64
 	window     int64 // of its HTTP/2 connection's window, while it waits
 	phase      phase
@@ -172,14 +172,14 @@ func (g *Guard) Open(now Time, s *Stream, h Host, length int64) Verdict {
 	}
 	s.wants = min(n, requestCap)
 	g.foresee(now, s, hides)
-	if s.cold > 0 && s.key.Value.queue.Len() == 0 && w.mayProbe(s) {
-		w.probe(s)
-	}
 	w.traceOpen(s)
 	if len(g.config.Exempt) > 0 && g.exempts(h) {
 		s.exempt = true
 		w.account.Ask(now, s.total(), budget.Forced)
 		return g.admit(now, s, 0)
+	}
+	if s.cold > 0 && s.key.Value.queue.Len() == 0 && w.mayProbe(now, s) {
+		w.probe(now, s)
 	}
 	v := g.judge(now, s)
 	if v.Action == Admit {
@@ -399,6 +399,9 @@ func (g *Guard) wait(now Time, s *Stream, small bool) Verdict {
 		}
 	}
 	s.waiter.Size = s.total()
+	if small {
+		s.waiter.Size = s.wants // what it expects is a guess, by which others must not be told how long the line takes
+	}
 	w.line.Join(now, &s.key.Value.queue, &s.waiter, small)
 	w.publish()
 	w.account.Cover(now)
@@ -544,6 +547,7 @@ func (g *Guard) Expect(now Time, s *Stream, length int64) Verdict {
 		return Verdict{}
 	}
 	w.answered(s)
+	s.untold = false
 	if s.Hidden(budget.Request) {
 		w.account.End(now, &s.Stream, budget.Request) // who is answered has most likely sent all
 	}
@@ -564,6 +568,8 @@ func (g *Guard) expect(now Time, s *Stream, length int64) Verdict {
 	}
 	if s.host.Hides(budget.Response) {
 		w.account.Hide(&s.Stream, budget.Response)
+	} else {
+		w.account.Tell(&s.Stream, budget.Response)
 	}
 	n := length
 	if length == budget.Unknown {
@@ -579,7 +585,7 @@ func (g *Guard) expect(now Time, s *Stream, length int64) Verdict {
 			claim = max(w.largeClaim(s.key, 0), budget.Large)
 		}
 	}
-	if length != budget.Unknown {
+	if length != budget.Unknown && !s.untold {
 		w.teach(now, s, n)
 	}
 	// What was reserved for it at the request's headers, and has not lapsed, it has already.
@@ -595,7 +601,7 @@ func (g *Guard) expect(now Time, s *Stream, length int64) Verdict {
 		w.account.Ask(now, more, budget.Forced)
 	}
 	w.account.Expect(now, &s.Stream, budget.Response, length, n, 0)
-	if left := s.ahead - n; length == budget.Unknown && left > 0 {
+	if left := s.ahead - n; length == budget.Unknown && left > 0 && !s.Hidden(budget.Response) {
 		// So much may be there already, behind the headers: it stays reserved until it has passed, or does not come.
 		w.account.Ask(now, left, budget.Forced)
 		w.account.Anticipate(now, &s.Stream, left)
@@ -604,8 +610,8 @@ func (g *Guard) expect(now Time, s *Stream, length int64) Verdict {
 	return Verdict{}
 }
 
-// Grow counts n more body bytes of a message, and judges it if it has outgrown what was reserved for it. Of a response it is to be called
-// where Free says no.
+// Grow counts n more body bytes of a message, and judges it if it has outgrown what was reserved for it. Who has asked Free itself, for
+// a response, need not call it where that says yes.
 func (g *Guard) Grow(now Time, s *Stream, d budget.Direction, n int64) Verdict {
 	w := g.worker
 	if s.phase != live || n == 0 || d == budget.Response && s.Free(n) {
@@ -626,10 +632,9 @@ func (g *Guard) Grow(now Time, s *Stream, d budget.Direction, n int64) Verdict {
 			// Who passes his forecast teaches it at once: slow readers never complete.
 			w.learn(now, g.keyOf(now, s), d, min(2*s.Seen(d), s.Cap(d)))
 		}
-		reserved := beyond == 0 && more == 0 // all that it is entitled to now
-		if s.exempt || reserved || w.account.Ask(now, more, budget.Full) != budget.Denied {
+		if s.exempt || more == 0 && beyond == 0 || w.account.Ask(now, more, budget.Full) != budget.Denied {
 			w.account.Reserve(now, &s.Stream, d, more)
-		} else {
+		} else if beyond > 0 { // else all that has passed was reserved
 			v = g.outgrown(now, s, d)
 		}
 	case d == budget.Request && s.Lapsed(d) && !s.exempt && w.account.Ask(now, 0, budget.Full) == budget.Denied:

@@ -271,10 +271,12 @@ func TestHiddenProbesOfALargeKey(t *testing.T) {
 	p.read(190 * mib)
 	probes := p.burst(200)
 	require.Len(t, probes, 1)
-	for range 100 {
+	for range 20 { // less than a second: there is no other reading
 		require.Equal(t, ResponseSize, g.Expect(p.now, &probes[0].Stream, 16*mib).Reason)
 		g.Close(p.now, &probes[0].Stream)
 		p.now += FastTick
+		require.Nil(t, w.Tick(p.now).Resume, "now and then")
+		p.now += Tick
 		r := w.Tick(p.now).Resume
 		require.NotNil(t, r)
 		require.Zero(t, r.expects)
@@ -353,4 +355,104 @@ func TestUntoldResponses(t *testing.T) {
 	g.Close(p.now, &upload.Stream)
 	g.Close(p.now, &get.Stream)
 	require.Zero(t, w.account.Own().Coming)
+}
+
+// An upstream that answers nobody for a while looks as if nothing was told. Nothing is learnt of that, and when a response is told after
+// all its body is counted.
+func TestUntoldForAWhile(t *testing.T) {
+	p := newProcess(t, 1, bigBuffers)
+	p.settle(40 * mib)
+	g, w := p.guards[0], p.workers[0]
+	get := func(untold bool, length int64) *request {
+		r := hidden()
+		r.untold = untold
+		require.Equal(t, Admit, g.Open(p.now, &r.Stream, r, 0).Action)
+		r.hides[budget.Response] = length != budget.Unknown
+		require.Equal(t, Admit, g.Expect(p.now, &r.Stream, length).Action)
+		return r
+	}
+	for range 10 {
+		g.Close(p.now, &get(false, 5000).Stream)
+	}
+	never := hidden()
+	never.untold = true
+	require.Equal(t, Admit, g.Open(p.now, &never.Stream, never, 0).Action)
+	g.Close(p.now, &never.Stream)
+	require.Zero(t, theKey(w).largest)
+	r := get(true, budget.Unknown)
+	require.False(t, r.Hidden(budget.Response))
+	require.Equal(t, Admit, g.Grow(p.now, &r.Stream, budget.Response, mib).Action)
+	require.Equal(t, mib, r.Seen(budget.Response))
+	g.Close(p.now, &r.Stream)
+	g.Close(p.now, &get(true, 5000).Stream)
+}
+
+// Who is exempt goes in any case, and takes no probe's place.
+func TestHiddenExempt(t *testing.T) {
+	p := newProcess(t, 1, func(c *Config) { bigBuffers(c); c.Exempt = []Exempt{{PathPrefix: "/healthz"}} })
+	p.settle(40 * mib)
+	p.read(190 * mib)
+	for range 20 {
+		r := hidden()
+		r.path = "/healthz"
+		require.Equal(t, Admit, p.guards[0].Open(p.now, &r.Stream, r, 0).Action)
+	}
+	require.Zero(t, p.workers[0].probing)
+	require.NotEmpty(t, p.burst(5))
+}
+
+// What cold requests wait for is a guess: others are not told that the line is so long.
+func TestHiddenLineIsNotLong(t *testing.T) {
+	p := newProcess(t, 1, bigBuffers)
+	p.settle(40 * mib)
+	p.read(190 * mib)
+	p.burst(200)
+	require.Positive(t, p.workers[0].line.Len())
+	require.Zero(t, p.workers[0].line.Bytes())
+}
+
+// Of what was reserved before the headers nothing is a reason to cut a response, wherever memory is.
+func TestHiddenResponseIsNotCutWithinWhatIsReserved(t *testing.T) {
+	p := newProcess(t, 1, bigBuffers)
+	p.settle(40 * mib)
+	g := p.guards[0]
+	r := hidden()
+	require.Equal(t, Admit, g.Open(p.now, &r.Stream, r, 0).Action)
+	r.hides[budget.Response], r.ahead = false, 480*kib // of a key whose largest is so large
+	require.Equal(t, Admit, g.Expect(p.now, &r.Stream, budget.Unknown).Action)
+	p.read(230 * mib)
+	for _, n := range []int64{200 * kib, 220 * kib, 40 * kib} {
+		require.Equal(t, Admit, g.Grow(p.now, &r.Stream, budget.Response, n).Action)
+	}
+	require.Equal(t, Reset, g.Grow(p.now, &r.Stream, budget.Response, 64*kib).Action)
+}
+
+// Where nothing is told of a body, its forecast stands for it, and not all that may be there.
+func TestHiddenBodyWithoutALength(t *testing.T) {
+	p := newProcess(t, 1, bigBuffers)
+	p.settle(40 * mib)
+	r := hidden()
+	require.Equal(t, Admit, p.guards[0].Open(p.now, &r.Stream, r, 0).Action)
+	require.Equal(t, Admit, p.guards[0].Expect(p.now, &r.Stream, budget.Unknown).Action)
+	require.Equal(t, 64*kib, r.Reserved(budget.Response))
+}
+
+// A response without a length teaches all of what it came to, booked or not.
+func TestUnbookedBytesTeach(t *testing.T) {
+	p := newProcess(t, 1, nil)
+	p.settle(40 * mib)
+	g := p.guards[0]
+	for range 12 {
+		r, v := p.open(0, 0)
+		require.Equal(t, Admit, v.Action)
+		require.Equal(t, Admit, g.Expect(p.now, &r.Stream, budget.Unknown).Action)
+		for range 10 {
+			require.Equal(t, Admit, g.Grow(p.now, &r.Stream, budget.Response, 10*kib).Action)
+		}
+		require.Equal(t, 100*kib, r.Held(budget.Response))
+		g.End(p.now, &r.Stream, budget.Response)
+		g.Close(p.now, &r.Stream)
+	}
+	require.Zero(t, theKey(p.workers[0]).lastSmall)
+	require.InDelta(t, 100*kib, theKey(p.workers[0]).responses.Known(), float64(30*kib))
 }

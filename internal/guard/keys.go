@@ -22,7 +22,8 @@ type keyed struct {
 	lastSmall   Time  // when it last had a small one
 	unknown     int64 // what the responses may hold of requests that went when nothing was known of any, and are not answered
 	probing     int64 // what those of its probes may hold, and is not reserved
-	largest     int64 // of its responses, when it was seen
+	probed      Time  // when the last of them went
+	largest     int64 // of its large responses, when it was seen
 	largestSeen Time
 
 	at             Time  // of the exchange from which these are:
@@ -104,11 +105,11 @@ func (w *Worker) teach(now Time, s *Stream, n int64) {
 func (w *Worker) learnResponse(now Time, k *key, n int64) {
 	v := &k.Value
 	v.responses.Learn(n)
-	if n >= v.largestAt(now) {
-		v.largest, v.largestSeen = n, now
-	}
-	if n <= int64(w.budget.Small) {
+	switch {
+	case n <= int64(w.budget.Small):
 		v.lastSmall = now
+	case n >= v.largestAt(now):
+		v.largest, v.largestSeen = n, now
 	}
 	switch heavy := v.responses.Least() > int64(w.budget.Small); {
 	case heavy == (v.heavy != 0):

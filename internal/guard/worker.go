@@ -411,8 +411,8 @@ func (w *Worker) serve(now Time, a *Actions) {
 	w.publish()
 }
 
-// Resume takes the next who fits out of the line, and tells what it has waited; nil = there is none. Tick does it once: where more
-// than one may be resumed in a call of the host, it may be called again after that.
+// Resume takes the next who fits out of the line, and tells what it has waited; nil = there is none. Tick does it once; where more
+// than one may be resumed in a call of the host, and nothing is seen of what comes while they wait, it may be called again after that.
 func (w *Worker) Resume(now Time) (s *Stream, waited unit.Duration) {
 	next := w.line.Next(now, rank, func(c *fairness.Waiter[Stream]) bool { return w.fits(now, c.Value) })
 	if next == nil {
@@ -489,7 +489,7 @@ func (w *Worker) fits(now Time, s *Stream) bool {
 	before := s.expects // as much as could fit alone
 	s.guard.foresee(now, s, true)
 	s.expects = min(s.expects, before)
-	if s.cold == 0 || !w.mayProbe(s) {
+	if s.cold == 0 || !w.mayProbe(now, s) {
 		return w.fitsWhole(now, s)
 	}
 	expects := s.expects
@@ -498,7 +498,7 @@ func (w *Worker) fits(now Time, s *Stream) bool {
 		s.expects = expects
 		return false
 	}
-	w.probe(s)
+	w.probe(now, s)
 	return true
 }
 
@@ -527,17 +527,18 @@ const (
 // mayProbe says whether a cold request may go to its upstream without room for what may come of it. Of a key with small responses
 // and large ones nobody can tell whose this is; while large ones fill the memory, small ones get through by this. Each is over when its
 // response's headers have come, so that few are enough for many.
-// Where none was small yet, one goes at a time: most likely its upstream does the work for nothing.
-func (w *Worker) mayProbe(s *Stream) bool {
+// Where none was small yet, one goes now and then: most likely its upstream does the work for nothing.
+func (w *Worker) mayProbe(now Time, s *Stream) bool {
 	k := &s.key.Value
-	if k.probing > 0 && k.heavy != 0 && k.lastSmall == 0 {
+	if k.heavy != 0 && k.lastSmall == 0 && (k.probing > 0 || now-k.probed < Tick) {
 		return false
 	}
 	return w.probing == 0 || k.probing+s.cold <= w.account.Floor() && w.probing+s.cold <= w.account.Room()/probeShare
 }
 
-func (w *Worker) probe(s *Stream) {
+func (w *Worker) probe(now Time, s *Stream) {
 	s.probing, s.expects = s.cold, 0
+	s.key.Value.probed = now
 	s.key.Value.probing += s.cold
 	w.probing += s.cold
 }
