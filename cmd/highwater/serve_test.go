@@ -144,7 +144,7 @@ func TestServeOnAUnixSocket(t *testing.T) {
 	require.Error(t, err, "somebody listens there")
 	defer http.DefaultClient.CloseIdleConnections()
 	for path, want := range map[string]string{
-		"/readyz": "ready", "/memory": `"heap_size": "40000000"`, "/metrics": `highwater_observer_failures_total{what="process"}`, "/status": `"observer": {`,
+		"/readyz": "ready", "/memory": `"heap_size":"40000000"`, "/metrics": `highwater_observer_failures_total{what="process"}`, "/status": `"observer": {`,
 	} {
 		res, err := http.Get("http://" + web + path)
 		require.NoError(t, err)
