@@ -690,7 +690,7 @@ func (s *stream) Hides(d budget.Direction) bool {
 	return s.modes[d] == filterv3.ProcessingMode_NONE && !s.asked[d]
 }
 
-// Untold implements guard.Host: the filter's response_header_mode is SKIP.
+// Untold implements guard.Host: most likely the filter's response_header_mode is SKIP.
 func (s *stream) Untold() bool { return s.server.modes.untold.Load() >= enoughUntold }
 
 // Path implements guard.Host.

@@ -32,7 +32,6 @@ type Account struct {
 	spare      int64    // of fresh[0]: of what is gone, for what comes next
 	gen        uint32
 	rotated    Time
-	ticked     Time   // the last tick
 	seen       uint64 // sequence of the last reading noticed
 	told       uint64 // and of the last one after which the entry was published
 	under      rooms  // how much of the lease lies under soft, hard and the limit: what admissions may spend
@@ -473,8 +472,8 @@ func (a *Account) Enlarge(now Time, s *Stream) {
 // counted already. The room has been asked for.
 func (a *Account) Expect(now Time, s *Stream, d Direction, length, n, credit int64) {
 	m := &s.dir[d]
-	if d == Response && s.unbooked() > 0 {
-		a.Pass(now, s, d, 0) // bytes came before its headers did
+	if d == Response {
+		a.bookOne(now, s) // bytes may come before its headers do
 	}
 	m.expected, m.length, m.moved, m.begun = true, length, now, now
 	m.credit = credit
@@ -548,9 +547,13 @@ func (a *Account) revoke(s *Stream) {
 // book counts what has passed unbooked.
 func (a *Account) book(now Time) {
 	for _, s := range a.free {
-		if s.unbooked() > 0 {
-			a.Pass(now, s, Response, 0)
-		}
+		a.bookOne(now, s)
+	}
+}
+
+func (a *Account) bookOne(now Time, s *Stream) {
+	if s.unbooked() > 0 {
+		a.Pass(now, s, Response, 0)
 	}
 }
 
@@ -692,9 +695,7 @@ func (a *Account) Unpause(s *Stream) {
 func (a *Account) End(now Time, s *Stream, d Direction) {
 	m := &s.dir[d]
 	if d == Response {
-		if s.unbooked() > 0 {
-			a.Pass(now, s, d, 0)
-		}
+		a.bookOne(now, s)
 		a.revoke(s)
 	}
 	m.ended = true
@@ -806,7 +807,6 @@ func (a *Account) leave(c *Connection, likely, bound int64) {
 // Tick sweeps the streams, exchanges with the table and takes or keeps the poller slot. It returns whether the slot is
 // this VM's. An error is the store's; the account goes on with what it knows.
 func (a *Account) Tick(now Time) (polls bool, err error) {
-	a.ticked = now
 	a.book(now)
 	if now-a.swept >= sweepEvery {
 		a.swept = now

@@ -200,32 +200,29 @@ func maxRequests(cluster any) float64 {
 // need is something that the server must be told, and what it does without.
 type need struct{ name, without string }
 
+// keyAttributes tell by what requests are told apart.
+var keyAttributes = map[string]string{
+	"route": "xds.route_name", "cluster": "xds.cluster_name", "virtual_host": "xds.virtual_host_name", "source": "source.address",
+}
+
 // attributes are those that the server needs.
 func attributes(c *guard.Config) []need {
 	needs := []need{
 		{"request.protocol", "every request is taken for HTTP/2, which can hold more"},
 		{"connection.id", "what waits on one HTTP/2 connection is not bounded, and may starve its other requests"},
 	}
-	const alike = "all requests count as one, and not as fairness.by says (%s)"
-	switch c.Fairness.By {
-	case "route":
-		needs = append(needs, need{"xds.route_name", fmt.Sprintf(alike, c.Fairness.By)})
-	case "cluster":
-		needs = append(needs, need{"xds.cluster_name", fmt.Sprintf(alike, c.Fairness.By)})
-	case "virtual_host":
-		needs = append(needs, need{"xds.virtual_host_name", fmt.Sprintf(alike, c.Fairness.By)})
-	case "source":
-		needs = append(needs, need{"source.address", fmt.Sprintf(alike, c.Fairness.By)})
+	if name := keyAttributes[c.Fairness.By]; name != "" {
+		needs = append(needs, need{name, fmt.Sprintf("all requests count as one, and not as fairness.by says (%s)", c.Fairness.By)})
 	}
-	for i, e := range c.Exempt {
+	return append(needs, exempts(c, func(e guard.Exempt) (what, key string) {
 		switch {
 		case e.Route != "":
-			needs = append(needs, need{"xds.route_name", fmt.Sprintf("exempt[%d].route matches nothing", i)})
+			return keyAttributes["route"], "route"
 		case e.Cluster != "":
-			needs = append(needs, need{"xds.cluster_name", fmt.Sprintf("exempt[%d].cluster matches nothing", i)})
+			return keyAttributes["cluster"], "cluster"
 		}
-	}
-	return needs
+		return "", ""
+	})...)
 }
 
 // headers are those that the server needs.
@@ -237,16 +234,27 @@ func headers(c *guard.Config) []need {
 		{"upgrade", "WebSockets are taken for requests, and what passes on them goes through the server"},
 		{":status", "a response that has none of the other headers is refused as one without any"},
 	}
-	for i, e := range c.Exempt {
+	needs = append(needs, exempts(c, func(e guard.Exempt) (what, key string) {
 		switch {
 		case e.PathPrefix != "":
-			needs = append(needs, need{":path", fmt.Sprintf("exempt[%d].path_prefix matches nothing", i)})
+			return ":path", "path_prefix"
 		case e.GRPCService != "":
-			needs = append(needs, need{":path", fmt.Sprintf("exempt[%d].grpc_service matches nothing", i)})
+			return ":path", "grpc_service"
 		}
-	}
+		return "", ""
+	})...)
 	if header, ok := strings.CutPrefix(c.Fairness.By, "header:"); ok {
 		needs = append(needs, need{strings.ToLower(header), "all requests count as one, and not as fairness.by says"})
+	}
+	return needs
+}
+
+// exempts are what the rules of exempt need, by what each is of.
+func exempts(c *guard.Config, of func(e guard.Exempt) (what, key string)) (needs []need) {
+	for i, e := range c.Exempt {
+		if what, key := of(e); what != "" {
+			needs = append(needs, need{what, fmt.Sprintf("exempt[%d].%s matches nothing", i, key)})
+		}
 	}
 	return needs
 }
