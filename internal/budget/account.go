@@ -491,8 +491,20 @@ func (a *Account) Expect(now Time, s *Stream, d Direction, length, n, credit int
 func (a *Account) Anticipate(now Time, s *Stream, n int64) {
 	m := &s.dir[Response]
 	m.moved = now
+	a.revoke(s) // the first that passes tells how much there is
 	a.reserve(s, m, n)
 	s.settle(a, now)
+}
+
+// Trim takes back what was anticipated of a response beyond what it is entitled to.
+func (a *Account) Trim(now Time, s *Stream) {
+	m := &s.dir[Response]
+	a.bookOne(now, s)
+	if more := m.coming - max(m.reserved-m.seen, 0); more > 0 {
+		a.unreserve(s, m, more)
+		a.grant(s)
+		s.settle(a, now)
+	}
 }
 
 // Reserve adds to what is coming: a message has passed its forecast, and is entitled to twice of what it has passed. The room has

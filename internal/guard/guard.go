@@ -613,10 +613,18 @@ func (g *Guard) expect(now Time, s *Stream, length int64) Verdict {
 // Grow counts n more body bytes of a message, and judges it if it has outgrown what was reserved for it. Who has asked Free itself, for
 // a response, need not call it where that says yes.
 func (g *Guard) Grow(now Time, s *Stream, d budget.Direction, n int64) Verdict {
-	w := g.worker
 	if s.phase != live || n == 0 || d == budget.Response && s.Free(n) {
 		return Verdict{}
 	}
+	v := g.grow(now, s, d, n)
+	if d == budget.Response && s.ahead > 0 && v.Action == Admit {
+		g.firstPiece(now, s)
+	}
+	return v
+}
+
+func (g *Guard) grow(now Time, s *Stream, d budget.Direction, n int64) Verdict {
+	w := g.worker
 	beyond := w.account.Pass(now, &s.Stream, d, n)
 	if s.Small() && s.Seen(d) > int64(w.budget.Small) && !s.inFloor {
 		w.account.Enlarge(now, &s.Stream)
@@ -642,6 +650,16 @@ func (g *Guard) Grow(now Time, s *Stream, d budget.Direction, n int64) Verdict {
 	}
 	w.account.Cover(now)
 	return v
+}
+
+// firstPiece notes that the first piece of a response has passed that was held at its headers. It has brought all that was there: more
+// is not waited for, and where nothing is known of the key yet it tells something.
+func (g *Guard) firstPiece(now Time, s *Stream) {
+	s.ahead = 0
+	g.worker.account.Trim(now, &s.Stream)
+	if !s.key.Value.responses.Learned() {
+		g.worker.learn(now, s.key, budget.Response, s.Held(budget.Response))
+	}
 }
 
 // outgrown rejects a request whose growth has no room, and resets a large response.
