@@ -24,7 +24,7 @@ var _ types.TcpContext = (*connection)(nil)
 
 // OnNewConnection implements types.TcpContext.
 func (c *connection) OnNewConnection() types.Action {
-	defer survive("OnNewConnection")
+	defer survive()
 	if c.plugin.guard == nil {
 		return types.ActionContinue
 	}
@@ -47,14 +47,14 @@ func (c *connection) OnNewConnection() types.Action {
 
 // OnDownstreamData implements types.TcpContext.
 func (c *connection) OnDownstreamData(n int, _ bool) types.Action {
-	defer survive("OnDownstreamData")
+	defer survive()
 	if !c.open {
 		return types.ActionContinue
 	}
 	c.plugin.wake()
 	if !c.asked {
 		c.asked = true // once: before the handshake it can't be told
-		if costs := &c.plugin.guard.Config().Costs; costs.TLSConnection > costs.Connection && property("connection", "tls_version") != "" {
+		if costs := &c.plugin.guard.Config().Costs; costs.TLSConnection > costs.Connection && property("connection\x00tls_version") != "" {
 			c.plugin.guard.TLS(machine.now, &c.Connection)
 		}
 	}
@@ -65,7 +65,7 @@ func (c *connection) OnDownstreamData(n int, _ bool) types.Action {
 
 // OnStreamDone implements types.TcpContext. It comes exactly once, however the connection ended.
 func (c *connection) OnStreamDone() {
-	defer survive("OnStreamDone")
+	defer survive()
 	if !c.open {
 		return
 	}
@@ -84,10 +84,10 @@ func (c *connection) Source() string { return source() }
 
 // connectionID is Envoy's id of the connection that the current context is on: the same in both filters.
 func connectionID() (uint64, bool) {
-	value, err := proxywasm.GetProperty([]string{"connection", "id"})
-	if err != nil || len(value) != 8 {
+	text, ok := propertyOf("connection\x00id")
+	if !ok || len(text) != 8 {
 		machine.hostError()
 		return 0, false
 	}
-	return binary.LittleEndian.Uint64(value), true
+	return binary.LittleEndian.Uint64([]byte(text)), true
 }

@@ -7,6 +7,7 @@ import (
 	"runtime/debug"
 	"runtime/metrics"
 	"strconv"
+	"strings"
 
 	"github.com/proxy-wasm/proxy-wasm-go-sdk/proxywasm"
 	"github.com/proxy-wasm/proxy-wasm-go-sdk/proxywasm/types"
@@ -16,11 +17,15 @@ import (
 )
 
 // survive ends a fault of ours where it began: it is logged and counted, and the traffic goes on.
-func survive(in string) {
+func survive() {
 	if fault := recover(); fault != nil {
-		proxywasm.LogCriticalf("highwater: fault in %s, traffic goes on: %v\n%s", in, fault, debug.Stack())
-		machine.hostError()
+		broke(fault)
 	}
+}
+
+func broke(fault any) {
+	proxywasm.LogCriticalf("highwater: a fault, and the traffic goes on: %v\n%s", fault, debug.Stack())
+	machine.hostError()
 }
 
 // table is the Store in Envoy's shared data, which all workers of a vm_id see.
@@ -154,11 +159,16 @@ func vmBytes() int64 {
 	return int64(sample[0].Value.Uint64())
 }
 
-// property reads a property as text; empty where there is none.
-func property(path ...string) string {
-	value, err := proxywasm.GetProperty(path)
-	if err != nil {
-		return ""
-	}
-	return string(value)
+// property is propertyOf, to be kept; empty where there is none.
+func property(path string) string {
+	text, _ := propertyOf(path)
+	return strings.Clone(text)
 }
+
+// headerMap says whose they are: Proxy-Wasm's map types.
+type headerMap uint32
+
+const (
+	requestHeaders  headerMap = 0
+	responseHeaders headerMap = 2
+)

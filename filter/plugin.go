@@ -109,7 +109,7 @@ func (p *plugin) start() error {
 
 // OnTick implements types.PluginContext.
 func (p *plugin) OnTick() {
-	defer survive("OnTick")
+	defer survive()
 	trapTick()
 	t := now()
 	machine.now = t
@@ -228,10 +228,14 @@ func (p *plugin) hurry(period time.Duration) {
 // wake is for callbacks of streams and connections: after a long time without either, ticks are rare.
 func (p *plugin) wake() {
 	if machine.worker.Sleeps {
-		machine.now = now()
-		machine.worker.Wake(machine.now)
-		p.hurry(guard.Tick)
+		p.wakeUp()
 	}
+}
+
+func (p *plugin) wakeUp() {
+	machine.now = now()
+	machine.worker.Wake(machine.now)
+	p.hurry(guard.Tick)
 }
 
 func (p *plugin) publish(t budget.Time, polls bool) {
@@ -254,7 +258,7 @@ func (p *plugin) ask() {
 	_, err := proxywasm.DispatchHttpCall(m.Cluster, [][2]string{
 		{":method", "GET"}, {":path", m.Path}, {":authority", "highwater"},
 	}, nil, nil, uint32(machine.worker.AskTimeout().Milliseconds()), func(_, bodySize, _ int) {
-		defer survive("the answer of " + m.Path)
+		defer survive()
 		r, err := reading(bodySize)
 		p.observe(r, err)
 	})

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"strings"
 	"unsafe"
 
 	"github.com/proxy-wasm/proxy-wasm-go-sdk/proxywasm"
@@ -33,20 +34,19 @@ var (
 func streamOf(s *guard.Stream) *stream { return (*stream)(unsafe.Pointer(s)) }
 
 func newStream(p *plugin, id uint32) *stream {
-	var s *stream
-	if n := len(machine.free); n > 0 {
-		s = machine.free[n-1]
-		machine.free = machine.free[:n-1]
-	} else {
-		s = &stream{}
+	n := len(machine.free)
+	if n == 0 {
+		return &stream{plugin: p, id: id}
 	}
-	*s = stream{plugin: p, id: id}
+	s := machine.free[n-1]
+	machine.free = machine.free[:n-1]
+	s.plugin, s.id, s.arrived, s.network, s.keyed = p, id, nil, 0, false // the guard's part is ready to be used again
 	return s
 }
 
 // OnHttpRequestHeaders implements types.HttpContext.
 func (s *stream) OnHttpRequestHeaders(_ int, end bool) (action types.Action) {
-	defer survive("OnHttpRequestHeaders")
+	defer survive()
 	g := s.plugin.guard
 	if g == nil {
 		return types.ActionContinue
@@ -57,7 +57,7 @@ func (s *stream) OnHttpRequestHeaders(_ int, end bool) (action types.Action) {
 	}
 	s.open, s.arrived = true, machine.arrived
 	trapRequest()
-	return s.do(g.Open(machine.now, &s.Stream, s, length(end, proxywasm.GetHttpRequestHeader)))
+	return s.do(g.Open(machine.now, &s.Stream, s, length(end, requestHeaders)))
 }
 
 // OnHttpRequestBody implements types.HttpContext.
@@ -70,11 +70,11 @@ func (s *stream) OnHttpRequestTrailers(int) types.Action { return s.body(budget.
 
 // OnHttpResponseHeaders implements types.HttpContext.
 func (s *stream) OnHttpResponseHeaders(_ int, end bool) (action types.Action) {
-	defer survive("OnHttpResponseHeaders")
+	defer survive()
 	if !s.open {
 		return types.ActionContinue
 	}
-	return s.do(s.plugin.guard.Expect(machine.now, &s.Stream, length(end, proxywasm.GetHttpResponseHeader)))
+	return s.do(s.plugin.guard.Expect(machine.now, &s.Stream, length(end, responseHeaders)))
 }
 
 // OnHttpResponseBody implements types.HttpContext.
@@ -89,12 +89,15 @@ func (s *stream) OnHttpResponseBody(n int, end bool) types.Action {
 func (s *stream) OnHttpResponseTrailers(int) types.Action { return s.body(budget.Response, 0, true) }
 
 func (s *stream) body(d budget.Direction, n int, end bool) (action types.Action) {
-	defer survive("a body")
+	defer survive()
 	if !s.open {
 		return types.ActionContinue
 	}
 	g, t := s.plugin.guard, machine.now
-	v := g.Grow(t, &s.Stream, d, int64(n))
+	var v guard.Verdict
+	if n > 0 {
+		v = g.Grow(t, &s.Stream, d, int64(n))
+	}
 	if end {
 		g.End(t, &s.Stream, d)
 	}
@@ -104,7 +107,7 @@ func (s *stream) body(d budget.Direction, n int, end bool) (action types.Action)
 // OnHttpStreamDone implements types.HttpContext. It comes exactly once, and for requests that Envoy itself refused it
 // is the only one.
 func (s *stream) OnHttpStreamDone() {
-	defer survive("OnHttpStreamDone")
+	defer survive()
 	machine.forget(s)
 	if s.open {
 		s.open = false
@@ -125,6 +128,10 @@ func (s *stream) do(v guard.Verdict) types.Action {
 	if v.Action == guard.Admit {
 		return types.ActionContinue
 	}
+	return s.stop(v)
+}
+
+func (s *stream) stop(v guard.Verdict) types.Action {
 	s.mark(v)
 	switch v.Action {
 	case guard.Wait, guard.Close:
@@ -156,20 +163,17 @@ func (s *stream) answer(v guard.Verdict) (sent bool) {
 }
 
 // length is that of a message's body: 0 where the headers end it, its content-length, else budget.Unknown.
-func length(end bool, header func(string) (string, error)) int64 {
+func length(end bool, of headerMap) int64 {
 	if end {
 		return 0
 	}
-	text, err := header("content-length")
-	if err != nil {
-		return budget.Unknown
-	}
+	text, _ := header(of, "content-length")
 	return guard.ContentLength(text)
 }
 
 // HTTP2 implements guard.Host.
 func (s *stream) HTTP2() bool {
-	protocol := property("request", "protocol")
+	protocol, _ := propertyOf("request\x00protocol")
 	return protocol == "HTTP/2" || protocol == "HTTP/3"
 }
 
@@ -208,7 +212,8 @@ func (s *stream) Describe(header string) (l reservoir.Labels) {
 		}
 	}
 	l = reservoir.Labels{
-		VirtualHost: s.VirtualHost(), Route: s.Route(), Cluster: s.Cluster(), Source: s.Source(), Protocol: property("request", "protocol"),
+		VirtualHost: strings.Clone(s.VirtualHost()), Route: strings.Clone(s.Route()), Cluster: strings.Clone(s.Cluster()),
+		Source: strings.Clone(s.Source()), Protocol: property("request\x00protocol"),
 		Method: s.Header(":method"), // Envoy tells it only at the headers, and while they are paused
 	}
 	if header != "" {
@@ -228,23 +233,25 @@ func (s *stream) Path() string { return s.Header(":path") }
 
 // Header implements guard.Host.
 func (s *stream) Header(name string) string {
-	value, err := proxywasm.GetHttpRequestHeader(name)
-	if err != nil {
-		return ""
-	}
-	return value
+	text, _ := header(requestHeaders, name)
+	return strings.Clone(text)
 }
 
 // VirtualHost implements guard.Host.
-func (s *stream) VirtualHost() string { return property("xds", "virtual_host_name") }
+func (s *stream) VirtualHost() string { return name("xds\x00virtual_host_name") }
 
 // Source implements guard.Host.
 func (s *stream) Source() string { return source() }
 
-func source() string { return guard.WithoutPort(property("source", "address")) }
+func source() string { return guard.WithoutPort(name("source\x00address")) }
 
 // Route implements guard.Host.
-func (s *stream) Route() string { return property("xds", "route_name") }
+func (s *stream) Route() string { return name("xds\x00route_name") }
 
 // Cluster implements guard.Host.
-func (s *stream) Cluster() string { return property("xds", "cluster_name") }
+func (s *stream) Cluster() string { return name("xds\x00cluster_name") }
+
+func name(path string) string {
+	text, _ := propertyOf(path)
+	return text
+}

@@ -409,16 +409,18 @@ type Sum struct {
 }
 
 // Open begins a stream, part of owner and in the sum of a key, with what its existence costs in bytes; caps are what Envoy
-// may hold of its request and its response.
+// may hold of its request, 0 if that has no body, and of its response. s must be the zero value.
 func (a *Account) Open(now Time, s *Stream, owner any, sum *Sum, cost, requestCap, responseCap int64) {
-	*s = Stream{live: true, small: true, cost: cost, gen: a.gen, sum: sum, owner: owner}
-	s.dir[Request] = message{cap: requestCap, length: Unknown, moved: now, begun: now, second: now, gen: a.gen}
-	s.dir[Response] = message{cap: responseCap, length: Unknown, moved: now, begun: now, second: now, gen: a.gen}
+	s.live, s.small, s.cost, s.gen, s.sum, s.owner = true, true, cost, a.gen, sum, owner
+	s.dir[Request].begin(now, a.gen, requestCap)
+	s.dir[Response].begin(now, a.gen, responseCap)
+	s.dir[Request].ended = requestCap == 0
 	s.prev, s.next = a.streams.prev, &a.streams
 	s.prev.next, s.next.prev = s, s
 	a.own.Streams++
 	a.addFresh(cost)
-	s.settle(a, now)
+	s.exposure = requestCap + responseCap
+	a.own.Exposure += s.exposure
 }
 
 // Hide notes, before the headers of a direction, that nobody will tell what passes of it: then what was announced or forecast
@@ -577,6 +579,22 @@ func (a *Account) Pass(now Time, s *Stream, d Direction, n int64) (beyond int64)
 	if d == Response {
 		n += s.unbooked()
 	}
+	beyond = a.pass(now, s, d, n)
+	if !full { // else the chunk changes none of the stream's sums: most chunks of a large message
+		s.settle(a, now)
+	}
+	if m.credit > 0 {
+		a.Uncredit(now, s)
+	}
+	if d == Response {
+		a.grant(s)
+	}
+	return beyond
+}
+
+// pass is Pass without what the stream then holds, and may do.
+func (a *Account) pass(now Time, s *Stream, d Direction, n int64) (beyond int64) {
+	m := &s.dir[d]
 	m.seen += n
 	m.moved = now
 	if d == Request {
@@ -589,15 +607,6 @@ func (a *Account) Pass(now Time, s *Stream, d Direction, n int64) (beyond int64)
 	k := min(n, m.coming)
 	a.unreserve(s, m, k)
 	a.addFresh(m.fill(a.gen, n))
-	if !full { // else the chunk changes none of the stream's sums: most chunks of a large message
-		s.settle(a, now)
-	}
-	if m.credit > 0 {
-		a.Uncredit(now, s)
-	}
-	if d == Response {
-		a.grant(s)
-	}
 	return n - k
 }
 
@@ -705,9 +714,17 @@ func (a *Account) Unpause(s *Stream) {
 
 // End notes that the message has ended: what has not come will not.
 func (a *Account) End(now Time, s *Stream, d Direction) {
+	a.finish(now, s, d)
+	s.settle(a, now)
+}
+
+func (a *Account) finish(now Time, s *Stream, d Direction) {
 	m := &s.dir[d]
 	if d == Response {
-		a.bookOne(now, s)
+		if n := s.unbooked(); n > 0 {
+			a.pass(now, s, d, n)
+			s.granted = s.free
+		}
 		a.revoke(s)
 	}
 	m.ended = true
@@ -716,7 +733,6 @@ func (a *Account) End(now Time, s *Stream, d Direction) {
 		a.addFresh(m.fill(a.gen, m.coming)) // it may have passed just now
 	}
 	a.unreserve(s, m, m.coming)
-	s.settle(a, now)
 }
 
 // Close ends the stream. Exactly once; a second one does nothing.
@@ -729,8 +745,8 @@ func (a *Account) Close(now Time, s *Stream) {
 		a.hidden--
 	}
 	a.Unpause(s)
-	a.End(now, s, Request)
-	a.End(now, s, Response)
+	a.finish(now, s, Request)
+	a.finish(now, s, Response)
 	a.giveBack(s.gen, s.cost)
 	a.own.Likely -= s.likely
 	a.own.Bounds -= s.bounds

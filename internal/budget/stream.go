@@ -52,6 +52,10 @@ type message struct {
 	unseen   bool // its bytes pass without being told
 }
 
+func (m *message) begin(now Time, gen uint32, most int64) {
+	m.cap, m.length, m.gen, m.moved, m.begun, m.second = most, Unknown, gen, now, now, now
+}
+
 // bound is the most that can be held of what has passed. Where nobody tells that, it is what was announced or forecast.
 func (m *message) bound() int64 {
 	if m.unseen {
@@ -74,8 +78,7 @@ func (m *message) open() int64 {
 // missing says that announced bytes have not come: someone does not write, or does not read.
 func (m *message) missing() bool { return !m.ended && m.length != Unknown && m.seen < m.length }
 
-// Stream is one request and its response in a worker's account. The zero value is ready for Account.Open; it may be
-// used again after Account.Close.
+// Stream is one request and its response in a worker's account. The zero value is ready for Account.Open.
 type Stream struct {
 	free    int64 // so much of the response may pass before anything is to be booked: first, for most chunks need no more of the stream
 	granted int64 // what free began with

@@ -499,7 +499,7 @@ func (e *Envoy) LogMatches(expression string) bool {
 }
 
 // fault is what Envoy logs of a plugin that trapped, or that survived a fault of its own.
-var fault = regexp.MustCompile(`(?m)^.*(highwater: fault in|Uncaught|in-VM backtrace|Plugin configured to fail).*$`)
+var fault = regexp.MustCompile(`(?m)^.*(highwater: a fault|Uncaught|in-VM backtrace|Plugin configured to fail).*$`)
 
 // Faults are the first lines of Envoy's log that tell of a fault of a plugin.
 func Faults(log string) []string { return fault.FindAllString(log, 3) }

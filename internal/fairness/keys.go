@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -46,6 +47,7 @@ type Keys[T any] struct {
 	Other Key[T] // those that have no place of their own
 	all   []*Key[T]
 	names map[Name]*Key[T]
+	last  *Key[T] // that was asked for
 }
 
 // NewKeys returns an empty table.
@@ -57,10 +59,18 @@ func NewKeys[T any]() *Keys[T] {
 func (k *Keys[T]) All() []*Key[T] { return k.all }
 
 // Get returns the key of that name. A new one takes a free place, else that of the key that has had nothing for the
-// longest time, at least a second; it has the weight that weigh returns. Where there is no place it is the other.
+// longest time, at least a second; it has the weight that weigh returns, and a clone of the name. Where there is no place it is the
+// other.
 func (k *Keys[T]) Get(now time.Duration, name Name, weigh func(Name) float64) *Key[T] {
+	if k.last == nil || k.last.Name != name {
+		k.last = k.find(now, name, weigh)
+	}
+	k.last.used = now
+	return k.last
+}
+
+func (k *Keys[T]) find(now time.Duration, name Name, weigh func(Name) float64) *Key[T] {
 	if key := k.names[name]; key != nil {
-		key.used = now
 		return key
 	}
 	key := &Key[T]{}
@@ -79,7 +89,8 @@ func (k *Keys[T]) Get(now time.Duration, name Name, weigh func(Name) float64) *K
 		delete(k.names, k.all[free].Name)
 		k.all[free] = key
 	}
-	*key = Key[T]{Name: name, ID: name.id(), Weight: weigh(name), used: now}
+	name.Value = strings.Clone(name.Value)
+	*key = Key[T]{Name: name, ID: name.id(), Weight: weigh(name)}
 	k.names[name] = key
 	return key
 }

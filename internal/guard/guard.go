@@ -19,15 +19,27 @@ import (
 type Guard struct {
 	config Config
 	worker *Worker
-	header string // by which requests are told apart, if it is one
+	by     func(Host) string // tells requests apart; nil = they are not
+	header string            // if it is one by which they are
 }
 
 // New returns a guard on the worker, whose shared figures it sets to those of the configuration. The configuration
 // must be valid. Streams of guards that were there before go on.
 func New(c Config, w *Worker) (g *Guard, changed string) {
 	g = &Guard{config: c, worker: w}
-	if header, ok := strings.CutPrefix(c.Fairness.By, byHeader); ok {
-		g.header = strings.ToLower(header) // as Envoy has it
+	switch by := c.Fairness.By; by {
+	case byNone:
+	case byRoute:
+		g.by = Host.Route
+	case byCluster:
+		g.by = Host.Cluster
+	case byVirtualHost:
+		g.by = Host.VirtualHost
+	case bySource:
+		g.by = Host.Source
+	default:
+		g.header = strings.ToLower(strings.TrimPrefix(by, byHeader)) // as Envoy has it
+		g.by = func(h Host) string { return h.Header(g.header) }
 	}
 	for _, k := range w.keys.All() {
 		if k.Name.By == c.Fairness.By {
@@ -46,7 +58,8 @@ func (g *Guard) KeyHeader() string { return g.header }
 // Worker is the worker that the guard is on.
 func (g *Guard) Worker() *Worker { return g.worker }
 
-// Host answers what is needed of a request only now and then, because each answer is a call of the host.
+// Host answers what is needed of a request only now and then, because each answer is a call of the host. Names (of the route, the
+// cluster, the virtual host, the source) are valid until the next such call: who keeps one clones it.
 type Host interface {
 	HTTP2() bool             // HTTP/2 or later
 	Connection() *Connection // nil if it can't be told
@@ -144,21 +157,22 @@ func (s *Stream) credit() int64 {
 // Open judges a request at its headers. length is its Content-Length or budget.Unknown; without a body it is 0.
 // The stream must not be open.
 func (g *Guard) Open(now Time, s *Stream, h Host, length int64) Verdict {
-	w := g.worker
-	*s = Stream{guard: g, host: h, phase: live, length: length, key: &w.keys.Other, traced: traced{opened: now}}
+	w, a := g.worker, g.worker.account
+	*s = Stream{}
+	s.guard, s.host, s.phase, s.length, s.key, s.opened, s.waiter.Value = g, h, live, length, &w.keys.Other, now, s
 	s.key.Refs++
-	s.waiter.Value = s
 	w.busy(now, s)
 	b := &g.config.Buffers
 	requestCap := 2 * int64(b.Downstream)
-	if length == budget.Unknown || length > requestCap {
+	switch {
+	case length == 0:
+		requestCap = 0
+	case length == budget.Unknown || length > requestCap:
 		requestCap = g.requestCap(s)
 	}
-	w.account.Open(now, &s.Stream, s, &s.key.Value.Sum, int64(g.config.Costs.Stream), requestCap, int64(b.Downstream+b.Upstream))
-	if length == 0 {
-		w.account.End(now, &s.Stream, budget.Request)
-	} else if h.Hides(budget.Request) {
-		w.account.Hide(&s.Stream, budget.Request)
+	a.Open(now, &s.Stream, s, &s.key.Value.Sum, int64(g.config.Costs.Stream), requestCap, int64(b.Downstream+b.Upstream))
+	if length != 0 && h.Hides(budget.Request) {
+		a.Hide(&s.Stream, budget.Request)
 	}
 	// A request without a body says nothing yet of its size: as long as nobody is held back and no key's responses are
 	// large, whose it is does not matter, and is not asked.
@@ -175,7 +189,7 @@ func (g *Guard) Open(now Time, s *Stream, h Host, length int64) Verdict {
 	w.traceOpen(s)
 	if len(g.config.Exempt) > 0 && g.exempts(h) {
 		s.exempt = true
-		w.account.Ask(now, s.total(), budget.Forced)
+		a.Ask(now, s.total(), budget.Forced)
 		return g.admit(now, s, 0)
 	}
 	if s.cold > 0 && s.key.Value.queue.Len() == 0 && w.mayProbe(now, s) {
@@ -276,25 +290,25 @@ func (g *Guard) exempts(h Host) bool {
 
 // admit reserves what the request wants.
 func (g *Guard) admit(now Time, s *Stream, credit int64) Verdict {
-	w := g.worker
+	w, a := g.worker, g.worker.account
 	w.counts[CountAdmitted]++
 	if s.cold > 0 {
 		w.admitCold(now, s)
 	}
 	if s.total() > int64(w.budget.Small) && !s.inFloor {
-		w.account.Enlarge(now, &s.Stream)
+		a.Enlarge(now, &s.Stream)
 	}
 	if s.expects > 0 {
-		w.account.Anticipate(now, &s.Stream, s.expects)
+		a.Anticipate(now, &s.Stream, s.expects)
 	}
 	if s.length != 0 {
-		w.account.Expect(now, &s.Stream, budget.Request, s.length, s.wants-credit, credit)
+		a.Expect(now, &s.Stream, budget.Request, s.length, s.wants-credit, credit)
 	}
 	if s.untold {
 		g.expect(now, s, math.MaxInt64) // it is taken for as much as the buffers hold
 	}
-	w.account.Cover(now)
-	if w.line.Len() > 0 || w.account.Others().Waiting > 0 {
+	a.Cover(now)
+	if w.line.Len() > 0 || a.Others().Waiting > 0 {
 		w.drain.add(s.total())
 	}
 	return Verdict{Action: Admit}
@@ -302,8 +316,8 @@ func (g *Guard) admit(now Time, s *Stream, credit int64) Verdict {
 
 // judge decides on a request that is not exempt: admit it, let it wait or reject it.
 func (g *Guard) judge(now Time, s *Stream) Verdict {
-	w := g.worker
-	if w.limits.OnStale == budget.StaleReject && w.account.Stale(now) {
+	w, a := g.worker, g.worker.account
+	if w.limits.OnStale == budget.StaleReject && a.Stale(now) {
 		return g.turnAway(now, s, NoReading)
 	}
 	if s.total() <= int64(w.budget.Small) {
@@ -313,8 +327,8 @@ func (g *Guard) judge(now Time, s *Stream) Verdict {
 		return g.wait(now, s, true)
 	}
 	cold := s.cold > 0 && s.wants <= int64(w.budget.Small) // it waits among the small ones: it may be one
-	t := w.account.Table()
-	if alone := w.account.Share(w.limits.Hard) - t.Low; s.total() > alone && !t.Futile && t.Sequence > 0 && !w.account.Stale(now) {
+	t := a.Table()
+	if alone := a.Share(w.limits.Hard) - t.Low; s.total() > alone && !t.Futile && t.Sequence > 0 && !a.Stale(now) {
 		if s.length != budget.Unknown && s.wants > alone {
 			return g.turnAway(now, s, TooLarge)
 		}
@@ -326,7 +340,7 @@ func (g *Guard) judge(now Time, s *Stream) Verdict {
 	claim := w.largeClaim(s.key, s.total())
 	// Who comes while others wait waits too, else who has no line takes what others wait for. But one whose key has less
 	// than its share does not stand behind those that have more.
-	if (w.line.Len() > 0 || w.account.Others().Waiting > 0) && (claim != budget.Full || s.key.Value.queue.Len() > 0) {
+	if (w.line.Len() > 0 || a.Others().Waiting > 0) && (claim != budget.Full || s.key.Value.queue.Len() > 0) {
 		return g.wait(now, s, cold)
 	}
 	if w.claim(now, s.key, s.total()) == budget.Granted || w.futile(now, s, s.total()) {
@@ -555,21 +569,21 @@ func (g *Guard) Expect(now Time, s *Stream, length int64) Verdict {
 }
 
 func (g *Guard) expect(now Time, s *Stream, length int64) Verdict {
-	w := g.worker
+	w, a := g.worker, g.worker.account
 	if length == 0 {
 		w.teach(now, s, 0)
-		w.account.End(now, &s.Stream, budget.Response)
+		a.End(now, &s.Stream, budget.Response)
 		return Verdict{}
 	}
 	limit := int64(g.config.Buffers.Upstream + g.config.Buffers.Downstream)
 	if length == budget.Unknown || length > limit {
 		limit = g.responseCap(s)
-		w.account.SetCap(now, &s.Stream, budget.Response, limit)
+		a.SetCap(now, &s.Stream, budget.Response, limit)
 	}
 	if s.host.Hides(budget.Response) {
-		w.account.Hide(&s.Stream, budget.Response)
+		a.Hide(&s.Stream, budget.Response)
 	} else {
-		w.account.Tell(&s.Stream, budget.Response)
+		a.Tell(&s.Stream, budget.Response)
 	}
 	n := length
 	if length == budget.Unknown {
@@ -579,7 +593,7 @@ func (g *Guard) expect(now Time, s *Stream, length int64) Verdict {
 	claim := budget.Forced // a small response always passes
 	if n > int64(w.budget.Small) {
 		w.noteLarge(now, g.keyOf(now, s))
-		w.account.Enlarge(now, &s.Stream)
+		a.Enlarge(now, &s.Stream)
 		if !s.exempt && !s.untold {
 			// Its upstream has done the work: it may have what lies under hard even if its key has more than its share.
 			claim = max(w.largeClaim(s.key, 0), budget.Large)
@@ -590,23 +604,23 @@ func (g *Guard) expect(now Time, s *Stream, length int64) Verdict {
 	}
 	// What was reserved for it at the request's headers, and has not lapsed, it has already.
 	more := max(n-s.Reserved(budget.Response), 0)
-	if more > 0 && w.account.Ask(now, more, claim) == budget.Denied && !w.futile(now, s, more) {
+	if more > 0 && a.Ask(now, more, claim) == budget.Denied && !w.futile(now, s, more) {
 		w.counts[CountRejected+int(ResponseSize)-1]++
 		w.counts[CountRejectedResponses]++
 		if g.config.Mode != Observe {
 			s.phase = rejected
-			w.account.End(now, &s.Stream, budget.Response)
+			a.End(now, &s.Stream, budget.Response)
 			return Verdict{Action: Answer, Reason: ResponseSize, RetryAfter: g.retryAfter(now, n)}
 		}
-		w.account.Ask(now, more, budget.Forced)
+		a.Ask(now, more, budget.Forced)
 	}
-	w.account.Expect(now, &s.Stream, budget.Response, length, n, 0)
+	a.Expect(now, &s.Stream, budget.Response, length, n, 0)
 	if left := s.ahead - n; length == budget.Unknown && left > 0 && !s.Hidden(budget.Response) {
 		// So much may be there already, behind the headers: it stays reserved until it has passed, or does not come.
-		w.account.Ask(now, left, budget.Forced)
-		w.account.Anticipate(now, &s.Stream, left)
+		a.Ask(now, left, budget.Forced)
+		a.Anticipate(now, &s.Stream, left)
 	}
-	w.account.Cover(now)
+	a.Cover(now)
 	return Verdict{}
 }
 
@@ -624,10 +638,10 @@ func (g *Guard) Grow(now Time, s *Stream, d budget.Direction, n int64) Verdict {
 }
 
 func (g *Guard) grow(now Time, s *Stream, d budget.Direction, n int64) Verdict {
-	w := g.worker
-	beyond := w.account.Pass(now, &s.Stream, d, n)
+	w, a := g.worker, g.worker.account
+	beyond := a.Pass(now, &s.Stream, d, n)
 	if s.Small() && s.Seen(d) > int64(w.budget.Small) && !s.inFloor {
-		w.account.Enlarge(now, &s.Stream)
+		a.Enlarge(now, &s.Stream)
 	}
 	if beyond == 0 && !s.Beyond(d) {
 		return Verdict{}
@@ -640,15 +654,15 @@ func (g *Guard) grow(now Time, s *Stream, d budget.Direction, n int64) Verdict {
 			// Who passes his forecast teaches it at once: slow readers never complete.
 			w.learn(now, g.keyOf(now, s), d, min(2*s.Seen(d), s.Cap(d)))
 		}
-		if s.exempt || more == 0 && beyond == 0 || w.account.Ask(now, more, budget.Full) != budget.Denied {
-			w.account.Reserve(now, &s.Stream, d, more)
+		if s.exempt || more == 0 && beyond == 0 || a.Ask(now, more, budget.Full) != budget.Denied {
+			a.Reserve(now, &s.Stream, d, more)
 		} else if beyond > 0 { // else all that has passed was reserved
 			v = g.outgrown(now, s, d)
 		}
-	case d == budget.Request && s.Lapsed(d) && !s.exempt && w.account.Ask(now, 0, budget.Full) == budget.Denied:
+	case d == budget.Request && s.Lapsed(d) && !s.exempt && a.Ask(now, 0, budget.Full) == budget.Denied:
 		v = g.outgrown(now, s, d)
 	}
-	w.account.Cover(now)
+	a.Cover(now)
 	return v
 }
 
@@ -694,16 +708,16 @@ func (g *Guard) End(now Time, s *Stream, d budget.Direction) {
 
 // Close ends the stream, however it came to that. It returns what a waiting one had waited, else 0.
 func (g *Guard) Close(now Time, s *Stream) (waited unit.Duration) {
-	w := g.worker
+	w, a := g.worker, g.worker.account
 	switch s.phase {
 	case done:
 		return 0
 	case waiting:
 		waited = unit.Duration(now - s.waiter.Since)
 		w.leaveLine(s)
-		w.account.Drop(&s.Stream)
+		a.Drop(&s.Stream)
 	case closing:
-		w.account.Drop(&s.Stream)
+		a.Drop(&s.Stream)
 		for i, c := range w.closing {
 			if c == s {
 				w.closing = append(w.closing[:i], w.closing[i+1:]...)
@@ -714,9 +728,9 @@ func (g *Guard) Close(now Time, s *Stream) (waited unit.Duration) {
 		switch c := s.connection; {
 		case s.pauseCost == 0:
 		case s.isHTTP2():
-			w.account.Drop(&s.Stream)
+			a.Drop(&s.Stream)
 		case c != nil && c.Context != 0 && !c.IsClosed:
-			w.account.Linger(&s.Stream, &c.Connection)
+			a.Linger(&s.Stream, &c.Connection)
 		}
 	case live:
 		if n := s.Held(budget.Response); n > int64(w.budget.Small) {
@@ -742,7 +756,7 @@ func (g *Guard) Close(now Time, s *Stream) (waited unit.Duration) {
 	w.unbusy(now, s)
 	w.answered(s)
 	s.phase = done
-	w.account.Close(now, &s.Stream)
+	a.Close(now, &s.Stream)
 	s.key.Refs--
 	return waited
 }

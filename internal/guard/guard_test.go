@@ -903,7 +903,9 @@ func TestNoAllocationAndFewHostCalls(t *testing.T) {
 	require.Equal(t, 21, r.hostCalls)
 	require.Equal(t, before, p.workers[0].account.Exchanges, "the lease is enough for twenty")
 
-	g.config.Fairness.By = byNone
+	c := *g.Config()
+	c.Fairness.By = byNone
+	g, _ = New(c, p.workers[0])
 	require.Zero(t, testing.AllocsPerRun(20, exchange))
 	require.Equal(t, 21, r.hostCalls)
 }

@@ -44,33 +44,23 @@ const maxName = 256
 
 // keyOf asks the host once whose the stream is.
 func (g *Guard) keyOf(now Time, s *Stream) *key {
-	if s.keyed {
-		return s.key
+	if !s.keyed {
+		g.setKey(now, s)
 	}
+	return s.key
+}
+
+func (g *Guard) setKey(now Time, s *Stream) {
 	s.keyed = true
-	f := &g.config.Fairness
-	name := fairness.Name{By: f.By}
-	switch f.By {
-	case byNone:
-		return s.key
-	case byRoute:
-		name.Value = s.host.Route()
-	case byCluster:
-		name.Value = s.host.Cluster()
-	case byVirtualHost:
-		name.Value = s.host.VirtualHost()
-	case bySource:
-		name.Value = s.host.Source()
-	default:
-		name.Value = s.host.Header(g.header)
+	if g.by == nil {
+		return
 	}
-	if k := g.named(now, name); k != s.key {
+	if k := g.named(now, fairness.Name{By: g.config.Fairness.By, Value: g.by(s.host)}); k != s.key {
 		s.key.Refs--
 		s.key = k
 		k.Refs++
 		g.worker.account.Move(&s.Stream, &k.Value.Sum)
 	}
-	return s.key
 }
 
 func (g *Guard) named(now Time, name fairness.Name) *key {
@@ -108,7 +98,7 @@ func (w *Worker) learnResponse(now Time, k *key, n int64) {
 	switch {
 	case n <= int64(w.budget.Small):
 		v.lastSmall = now
-	case n >= v.largestAt(now):
+	case n >= v.largest || n >= v.largestAt(now):
 		v.largest, v.largestSeen = n, now
 	}
 	switch heavy := v.responses.Least() > int64(w.budget.Small); {

@@ -71,7 +71,7 @@ const (
 
 var exportNames = [numExports]string{
 	initReactor:        "_initialize", //nolint:misspell // its name
-	onMemoryAllocate:   "proxy_on_memory_allocate",
+	onMemoryAllocate:   "malloc",      // which Envoy looks for before it looks for proxy_on_memory_allocate
 	onContextCreate:    "proxy_on_context_create",
 	onVMStart:          "proxy_on_vm_start",
 	onConfigure:        "proxy_on_configure",
