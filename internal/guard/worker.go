@@ -61,6 +61,7 @@ type Worker struct {
 	polls     bool
 	asking    Time // when the outstanding reading was asked for; 0 = none is outstanding
 	asked     Time
+	every     Time // from one reading to the next
 	failing   bool
 	unlimited bool         // told that the limit is a share of what is not known
 	logged    budget.Level // the last one told
@@ -307,7 +308,7 @@ type Decision struct {
 const (
 	FastTick = 2 * time.Millisecond   // while somebody waits or is to be closed: one is resumed per tick
 	Tick     = 25 * time.Millisecond  // else
-	CalmTick = 50 * time.Millisecond  // where no worker has a request: the one who polls
+	CalmTick = 50 * time.Millisecond  // where this one has no request: the one who polls, as long as no reading is due before
 	SlowTick = 500 * time.Millisecond // and where this one has had none for calmAfter: the others
 )
 
@@ -361,7 +362,7 @@ func (w *Worker) next(now Time) time.Duration {
 	switch {
 	case w.line.Len() > 0 || len(w.closing) > 0:
 		return FastTick
-	case now-w.active < calmAfter, w.polls && w.account.Others().Streams > 0:
+	case now-w.active < calmAfter, w.polls && w.every < CalmTick && w.account.Others().Streams > 0:
 		return Tick
 	case w.polls:
 		return CalmTick
@@ -633,6 +634,7 @@ func (w *Worker) schedule(now Time) bool {
 	case unsure > w.limits.Limit/unsureShare:
 		every = min(every, 2*Time(w.memory.Interval))
 	}
+	w.every = every
 	if w.asked != 0 && now-w.asked < every-every/8 { // a tick that comes a little early is the one
 		return false
 	}
