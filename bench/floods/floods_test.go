@@ -51,7 +51,7 @@ func TestFloods(t *testing.T) {
 
 // What Envoy logs of a plugin that trapped or survived is found, and what it logs else is not.
 func TestFaults(t *testing.T) {
-	require.Len(t, envoytest.Faults(`[2026-01-01][critical][wasm] wasm log highwater: highwater: fault in OnTick, traffic goes on: index out of range`), 1)
+	require.Len(t, envoytest.Faults(`[2026-01-01][critical][wasm] wasm log highwater: highwater: a fault, and the traffic goes on: index out of range`), 1)
 	require.Len(t, envoytest.Faults("[info] x\n[error][wasm] Function: proxy_on_tick failed: Uncaught RuntimeError: unreachable\nProxy-Wasm plugin in-VM backtrace:\n  0: f"), 2)
 	require.Empty(t, envoytest.Faults("[warning][wasm] wasm log highwater: highwater: level hard, was soft"))
 }
