@@ -9,6 +9,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/highwater-envoy/highwater/internal/fairness"
 	"github.com/highwater-envoy/highwater/internal/wasmhost"
 	"github.com/highwater-envoy/highwater/internal/wasmhost/hosttest"
 )
@@ -566,6 +567,31 @@ func TestCallsPerRequest(t *testing.T) {
 func leases(vm *wasmhost.VM) uint64 {
 	calls := vm.Calls()
 	return calls["proxy_get_shared_data"] + calls["proxy_set_shared_data"]
+}
+
+// TestKeysKeepTheirNames: what the host answers lies in one place, and the next answer too.
+func TestKeysKeepTheirNames(t *testing.T) {
+	e := newEnvoy(t, hosttest.Plugin)
+	w := e.worker(config)
+	e.run(500*time.Millisecond, w)
+	c := w.connect()
+	for i := range 30 {
+		s, err := w.requests.NewStream(wasmhost.StreamInfo{Downstream: c.Downstream, Protocol: "HTTP/1.1", Route: []string{"route-a", "route-b", "route-c"}[i%3]})
+		require.NoError(t, err)
+		w.open(c, s, 100_000)
+	}
+	e.run(time.Second, w)
+	value, _, ok := e.process.Shared().Get("highwater.keys.1")
+	require.True(t, ok)
+	totals, _, err := fairness.DecodeTotals(value, nil)
+	require.NoError(t, err)
+	var use []int64
+	for _, k := range totals {
+		if k.ID != 0 {
+			use = append(use, k.Use)
+		}
+	}
+	require.Equal(t, []int64{1_000_000, 1_000_000, 1_000_000}, use, "ten of each")
 }
 
 // TestMemoryIsFlat holds 100 streams at once, and ends as many as it begins.
