@@ -233,17 +233,10 @@ func (w *Worker) describe(t *traced, h Host, s *Stream) {
 	if t.labels != nil {
 		l.Method = t.labels.Method
 	}
-	switch by := s.guard.config.Fairness.By; {
-	case s.keyed && s.key != &w.keys.Other:
+	if s.keyed && s.key != &w.keys.Other {
 		l.Key = s.key.Name.Value
-	case by == byRoute:
-		l.Key = l.Route
-	case by == byCluster:
-		l.Key = l.Cluster
-	case by == byVirtualHost:
-		l.Key = l.VirtualHost
-	case by == bySource:
-		l.Key = l.Source
+	} else if label := labelBy(&l, s.guard.config.Fairness.By); label != nil {
+		l.Key = *label
 	}
 	l.Cut()
 	for _, text := range [...]*string{&l.VirtualHost, &l.Route, &l.Cluster, &l.Method, &l.Key, &l.Source, &l.Protocol} {
@@ -255,18 +248,26 @@ func (w *Worker) describe(t *traced, h Host, s *Stream) {
 // labelsOf is what a key alone tells.
 func labelsOf(n fairness.Name) *reservoir.Labels {
 	l := &reservoir.Labels{Key: n.Value}
-	switch n.By {
-	case byRoute:
-		l.Route = n.Value
-	case byCluster:
-		l.Cluster = n.Value
-	case byVirtualHost:
-		l.VirtualHost = n.Value
-	case bySource:
-		l.Source = n.Value
+	if label := labelBy(l, n.By); label != nil {
+		*label = n.Value
 	}
 	l.Cut()
 	return l
+}
+
+// labelBy is the label by which requests are told apart; nil if it is none of its own.
+func labelBy(l *reservoir.Labels, by string) *string {
+	switch by {
+	case byRoute:
+		return &l.Route
+	case byCluster:
+		return &l.Cluster
+	case byVirtualHost:
+		return &l.VirtualHost
+	case bySource:
+		return &l.Source
+	}
+	return nil
 }
 
 // once returns one and the same text for equal ones: most streams have the same labels.
