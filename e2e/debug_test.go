@@ -306,6 +306,13 @@ func TestTwoFloodsAreTwoPeaks(t *testing.T) {
 	for lines := bufio.NewScanner(stderr); url == "" && lines.Scan(); {
 		_, url, _ = strings.Cut(lines.Text(), "Serving web UI on ")
 	}
+	require.Eventually(t, func() bool { // pprof says so before it listens
+		c, err := net.Dial("tcp", strings.TrimPrefix(url, "http://"))
+		if err == nil {
+			err = c.Close()
+		}
+		return err == nil
+	}, 5*time.Second, 10*time.Millisecond)
 	status, body, _ := s.ask(http.MethodGet, url+"/ui/flamegraph")
 	require.Equal(t, 200, status)
 	require.Contains(t, body, "route evening")
