@@ -129,6 +129,7 @@ func (p *process) connection(worker int) *Connection {
 	p.nextID++
 	c := &Connection{Context: p.nextID}
 	p.guards[worker].OpenConnection(p.now, c, peer("10.0.0.1"))
+	p.workers[worker].heard(c) // what comes on it is what each test says
 	return c
 }
 

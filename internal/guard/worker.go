@@ -49,6 +49,7 @@ type Worker struct {
 	probing   int64         // what their responses may hold and is not reserved
 	residual  []*Connection // with an ended response that may be unread
 	idle      idle
+	newcomers newcomers
 	settled   Time
 	drain     rate
 	early     uint64  // requests that met a line that is nearly too long
@@ -131,6 +132,7 @@ type Connection struct {
 	cut      uint64 // and the one in which it was closed
 	Waiting  int    // requests of it in line
 	IsClosed bool
+	brings   int64 // what its client is expected to send first; 0 = it has sent something
 	inUse
 	traced // the response that ended
 }
@@ -144,6 +146,7 @@ func (g *Guard) TLS(now Time, c *Connection) {
 // Data notes n bytes that came on the connection. The HTTP filter does not see what a paused request's client sends.
 func (w *Worker) Data(now Time, c *Connection, n int64) {
 	c.last = n
+	w.heard(c)
 	w.idle.touch(now, c)
 	if c.unread {
 		// The next request: on HTTP/1 the response before it has been read.
@@ -164,6 +167,7 @@ func (w *Worker) Data(now Time, c *Connection, n int64) {
 func (w *Worker) CloseConnection(c *Connection) {
 	c.IsClosed = true
 	c.paused = nil
+	w.heard(c)
 	c.leaveIdle()
 	if c.source != nil {
 		c.source.Value.open--
@@ -324,6 +328,8 @@ func (w *Worker) Tick(now Time) *Actions {
 	w.leaving.expire(now)
 	w.settle(now)
 	w.forgetCold(now)
+	w.newcomers.pass(now)
+	w.expectNewcomers()
 	if s := w.credited; s != nil {
 		w.credited = nil
 		w.account.Uncredit(now, &s.Stream)
