@@ -242,7 +242,10 @@ func (zeroReader) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 func forWorkers(t *testing.T, test func(t *testing.T, workers int)) {
 	t.Helper()
 	for _, workers := range []int{1, 2} {
-		t.Run(fmt.Sprintf("%d workers", workers), func(t *testing.T) { test(t, workers) })
+		t.Run(fmt.Sprintf("%d workers", workers), func(t *testing.T) {
+			t.Parallel()
+			test(t, workers)
+		})
 	}
 }
 
@@ -256,9 +259,18 @@ type base struct {
 func forFaces(t *testing.T, test func(t *testing.T, b base)) {
 	t.Helper()
 	for _, workers := range []int{1, 2} {
-		t.Run(fmt.Sprintf("%d workers", workers), func(t *testing.T) { test(t, base{envoytest.Filter, workers}) })
+		side(t, fmt.Sprintf("%d workers", workers), base{envoytest.Filter, workers}, test)
 	}
-	t.Run("ext_proc", func(t *testing.T) { test(t, base{envoytest.ExtProc, 2}) })
+	side(t, "ext_proc", base{envoytest.ExtProc, 2}, test)
+}
+
+// side runs a test on one of its sides, beside those on the others: most of the time each waits.
+func side(t *testing.T, name string, b base, test func(t *testing.T, b base)) {
+	t.Helper()
+	t.Run(name, func(t *testing.T) {
+		t.Parallel()
+		test(t, b)
+	})
 }
 
 // start is start on this face.
@@ -271,8 +283,8 @@ func (b base) start(t *testing.T, s setup) *scene {
 // forBothFaces is forFaces with two workers alone.
 func forBothFaces(t *testing.T, test func(t *testing.T, b base)) {
 	t.Helper()
-	t.Run("filter", func(t *testing.T) { test(t, base{envoytest.Filter, 2}) })
-	t.Run("ext_proc", func(t *testing.T) { test(t, base{envoytest.ExtProc, 2}) })
+	side(t, "filter", base{envoytest.Filter, 2}, test)
+	side(t, "ext_proc", base{envoytest.ExtProc, 2}, test)
 }
 
 func section(cfg map[string]any, name string) map[string]any {
