@@ -59,7 +59,13 @@ func (c *connection) OnDownstreamData(n int, _ bool) types.Action {
 		}
 	}
 	machine.arrived = &c.Connection
-	machine.worker.Data(machine.now, &c.Connection, int64(n))
+	if machine.worker.Data(machine.now, &c.Connection, int64(n)) {
+		// Envoy keeps what is not taken out until the pass of its event loop has ended.
+		if proxywasm.ReplaceDownstreamData(nil) == nil && proxywasm.CloseDownstream() == nil {
+			return types.ActionPause
+		}
+		machine.hostError()
+	}
 	return types.ActionContinue
 }
 

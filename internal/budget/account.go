@@ -40,7 +40,6 @@ type Account struct {
 	dropped    bool
 	container  int64     // what the last reading told of it; 0 = nothing
 	streams    Stream    // ring of the live ones
-	connecting int64     // of what is coming, what new connections are expected to bring
 	hidden     int       // live streams of which not all is told that passes
 	free       []*Stream // of whose responses something may pass unbooked
 	swept      Time
@@ -779,12 +778,6 @@ func (a *Account) OpenConnection(c *Connection, cost int64) {
 	*c = Connection{cost: cost, gen: a.gen}
 	a.own.Connections++
 	a.addFresh(cost)
-}
-
-// ExpectConnections sets what new connections, of which nothing has come yet, are expected to bring together, bytes.
-func (a *Account) ExpectConnections(n int64) {
-	a.own.Coming += n - a.connecting
-	a.connecting = n
 }
 
 // RaiseConnection sets a higher cost: the connection turned out to be a TLS one.

@@ -36,7 +36,6 @@ func (g *Guard) OpenConnection(now Time, c *Connection, p Peer) (admitted bool) 
 	}
 	c.observed = g.config.Mode == Observe
 	w.account.OpenConnection(&c.Connection, cost)
-	w.connects(c, int64(g.config.Buffers.Downstream))
 	w.account.Cover(now)
 	return true
 }

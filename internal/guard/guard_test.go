@@ -129,7 +129,6 @@ func (p *process) connection(worker int) *Connection {
 	p.nextID++
 	c := &Connection{Context: p.nextID}
 	p.guards[worker].OpenConnection(p.now, c, peer("10.0.0.1"))
-	p.workers[worker].heard(c) // what comes on it is what each test says
 	return c
 }
 
@@ -1037,4 +1036,50 @@ func TestWhatComesOfOneWhoWaitedAndIsClosedCounts(t *testing.T) {
 	before := w.account.Own().Fresh
 	w.Data(p.now, r.connected, 100*kib)
 	require.Equal(t, before+100*kib, w.account.Own().Fresh)
+}
+
+// While those are to be closed who brought what has no room, whoever comes with as much is closed before its request is judged: else
+// what a pass of Envoy's event loop reads of all of them is there at once.
+func TestWhatComesFirstIsRefusedWhileOthersAreToBeClosed(t *testing.T) {
+	for _, observe := range []bool{false, true} {
+		p := newProcess(t, 1, func(c *Config) {
+			c.Throttle.Timeout = 0
+			c.Buffers.Downstream, c.Buffers.HTTP2Window, c.Buffers.Linger = unit.MiB, 16*unit.MiB, unit.Duration(time.Second)
+			c.Buffers.HTTP2ConnectionWindow = 24 * unit.MiB
+		})
+		p.settle(40 * mib)
+		w := p.workers[0]
+		sends := func(n int64) bool { return w.Data(p.now, p.connection(0), n) }
+
+		require.False(t, sends(mib), "there is room")
+		for range 35 {
+			p.open(0, 4*mib)
+		}
+		p.read(195 * mib)
+		require.False(t, sends(mib), "there is none, but nobody is closed: whose it is decides")
+		before := p.connection(0)
+		w.Data(p.now, before, 100)
+		for len(w.closing) == 0 {
+			p.open(0, 4*mib)
+		}
+		c := p.connection(0)
+		if observe {
+			c.observed = true
+		}
+		counts := *w.Counts()
+		require.Equal(t, !observe, w.Data(p.now, c, mib))
+		require.EqualValues(t, 1, w.Counts()[CountClosedConnections]-counts[CountClosedConnections])
+		require.EqualValues(t, 1, w.Counts()[CountRejected+int(QueueFull)-1]-counts[CountRejected+int(QueueFull)-1])
+		require.False(t, w.Data(p.now, c, mib), "what comes then is of a request, or of one that goes")
+		require.False(t, w.Data(p.now, before, mib), "it has sent something before")
+		require.False(t, sends(burden-1), "it may be anything")
+		larger := *p.guards[0].Config()
+		larger.Budget.Limit.Bytes = 400 * unit.MiB
+		New(larger, w)
+		require.False(t, sends(mib), "now there is room")
+
+		p.now += 5 * ms
+		require.NotEmpty(t, w.Tick(p.now).Close)
+		require.False(t, sends(mib), "those are closed")
+	}
 }

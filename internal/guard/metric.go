@@ -91,7 +91,7 @@ func Gauges() [NumGauges]Metric {
 		GaugeInUse:       {"highwater_in_use_bytes", Gauge, "the last reading: heap_size − pageheap_unmapped − pageheap_free, and what highwater serve sees outside of the heap"},
 		GaugeAllocated:   {"highwater_allocated_bytes", Gauge, "allocated, as of the last reading"},
 		GaugeFresh:       {"highwater_fresh_bytes", Gauge, "passed since, and perhaps in no reading yet"},
-		GaugeComing:      {"highwater_coming_bytes", Gauge, "announced, forecast, or expected of new connections, and still to come"},
+		GaugeComing:      {"highwater_coming_bytes", Gauge, "announced or forecast, and still to come"},
 		GaugeLimit:       {"highwater_limit_bytes", Gauge, "budget.limit, in bytes; 0: a share of the container's limit, which is not known"},
 		GaugeBase:        {"highwater_base_bytes", Gauge, "what the process holds without traffic"},
 		GaugeSurprise:    {"highwater_surprise_bytes", Gauge, "what came and no filter saw; if it stays high, buffers or costs are too low"},

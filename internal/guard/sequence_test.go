@@ -181,9 +181,6 @@ func (e *envoy) step(op byte) string {
 		})
 	case 12:
 		if len(e.conns) == 0 || e.byte() >= 16 {
-			if e.byte() < 64 && e.dial(e.byte()) != nil {
-				return "connect"
-			}
 			return "-"
 		}
 		c := e.conns[int(e.byte())%len(e.conns)]
@@ -219,11 +216,6 @@ func (e *envoy) connect() *link {
 			return c
 		}
 	}
-	return e.dial(b)
-}
-
-// dial opens a connection, which is silent until there is a request on it; nil if it is refused.
-func (e *envoy) dial(b int64) *link {
 	c := &link{worker: int(b) % len(e.workers), http2: b&8 != 0, cost: int64(e.guards[0].config.Costs.Connection)}
 	if b&16 != 0 { // else there is no network filter, and what comes while a request is paused is not seen
 		e.nextID++
@@ -249,7 +241,6 @@ func (e *envoy) open1() string {
 	if c == nil {
 		return "refused"
 	}
-	e.workers[c.worker].heard(&c.Connection)
 	x := &exchange{link: c, length: budget.Unknown}
 	x.request = request{http2: c.http2, connected: &c.Connection}
 	c.used = true
@@ -592,10 +583,7 @@ func (e *envoy) check() {
 			e.fail("estimate %d, but %d are in use", est, truth)
 		}
 	}
-	var coming, bounds, unbooked, silent [16]int64
-	for _, c := range e.conns {
-		silent[c.worker] += c.brings
-	}
+	var coming, bounds, unbooked [16]int64
 	var count [16]int64
 	for _, x := range e.streams {
 		i := x.link.worker
@@ -616,8 +604,8 @@ func (e *envoy) check() {
 		switch {
 		case own.Streams != count[i]:
 			e.fail("worker %d: %d streams, not %d", i, own.Streams, count[i])
-		case own.Coming < coming[i] || own.Coming > coming[i]+silent[i]:
-			e.fail("worker %d: coming %d, but its streams' %d, and of newcomers at most %d", i, own.Coming, coming[i], silent[i])
+		case own.Coming != coming[i]:
+			e.fail("worker %d: coming %d, but its streams' %d", i, own.Coming, coming[i])
 		case own.Bounds < bounds[i]-unbooked[i] || unbooked[i] > own.Coming || own.Likely > own.Bounds: // what is not booked counts as coming
 			e.fail("worker %d: bounds %d, likely %d, but its streams' bounds %d", i, own.Bounds, own.Likely, bounds[i])
 		}

@@ -49,7 +49,6 @@ type Worker struct {
 	probing   int64         // what their responses may hold and is not reserved
 	residual  []*Connection // with an ended response that may be unread
 	idle      idle
-	newcomers newcomers
 	settled   Time
 	drain     rate
 	early     uint64  // requests that met a line that is nearly too long
@@ -120,6 +119,7 @@ type Connection struct {
 	budget.Connection
 	Context  uint32 // the network filter's context, by which it can be closed; 0 = there is no network filter
 	last     int64  // bytes of the last read
+	heard    bool   // there has been one
 	paused   *Stream
 	arrived  int64  // for the paused HTTP/1 request, before and since
 	window   int64  // what paused HTTP/2 requests take of the connection's window
@@ -132,7 +132,6 @@ type Connection struct {
 	cut      uint64 // and the one in which it was closed
 	Waiting  int    // requests of it in line
 	IsClosed bool
-	brings   int64 // what its client is expected to send first; 0 = it has sent something
 	inUse
 	traced // the response that ended
 }
@@ -143,10 +142,29 @@ func (g *Guard) TLS(now Time, c *Connection) {
 	g.worker.account.Cover(now)
 }
 
-// Data notes n bytes that came on the connection. The HTTP filter does not see what a paused request's client sends.
-func (w *Worker) Data(now Time, c *Connection, n int64) {
+// burden is how much a client has to send at first to be taken for one who uploads.
+const burden = 256 << 10
+
+// burdens says that what a client sent first is much, and has no room under the limit, while others are to be closed for that. Those have
+// to wait for the next tick, and until then a pass of Envoy's event loop reads a buffer of each that comes. This one has no request
+// yet, so that its connection can be closed at once.
+func (w *Worker) burdens(now Time, n int64) bool {
+	return n >= burden && len(w.closing) > 0 && w.account.Ask(now, n, budget.Full) == budget.Denied
+}
+
+// Data notes n bytes that came on the connection. The HTTP filter does not see what a paused request's client sends. Where it says
+// refused, they are to be thrown away, and the connection closed: see burdens.
+func (w *Worker) Data(now Time, c *Connection, n int64) (refused bool) {
+	first := !c.heard
+	c.heard = true
+	if first && w.burdens(now, n) {
+		w.counts[CountRejected+int(QueueFull)-1]++
+		w.counts[CountClosedConnections]++
+		if !c.observed {
+			return true
+		}
+	}
 	c.last = n
-	w.heard(c)
 	w.idle.touch(now, c)
 	if c.unread {
 		// The next request: on HTTP/1 the response before it has been read.
@@ -161,13 +179,13 @@ func (w *Worker) Data(now Time, c *Connection, n int64) {
 		w.account.PassShared(&c.Connection, n, c.costs)
 		w.account.Cover(now)
 	}
+	return false
 }
 
 // CloseConnection takes it away again.
 func (w *Worker) CloseConnection(c *Connection) {
 	c.IsClosed = true
 	c.paused = nil
-	w.heard(c)
 	c.leaveIdle()
 	if c.source != nil {
 		c.source.Value.open--
@@ -328,8 +346,6 @@ func (w *Worker) Tick(now Time) *Actions {
 	w.leaving.expire(now)
 	w.settle(now)
 	w.forgetCold(now)
-	w.newcomers.pass(now)
-	w.expectNewcomers()
 	if s := w.credited; s != nil {
 		w.credited = nil
 		w.account.Uncredit(now, &s.Stream)

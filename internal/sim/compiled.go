@@ -120,12 +120,14 @@ func downstream(conn *Conn) *compiledConn {
 }
 
 // Data implements Filter.
-func (c *Compiled) Data(conn *Conn, n int64) {
-	if c.err == nil {
-		_, err := downstream(conn).filter.Data(int(n), false)
-		c.failed(err)
-		c.timers(conn.Worker)
+func (c *Compiled) Data(conn *Conn, n int64) (refused bool) {
+	if c.err != nil {
+		return false
 	}
+	action, err := downstream(conn).filter.Data(int(n), false)
+	c.failed(err)
+	c.timers(conn.Worker)
+	return action == wasmhost.Pause
 }
 
 // CloseConnection implements Filter.

@@ -28,6 +28,7 @@ type Conn struct {
 	restAt  rate  // at which the client reads them
 	unacked int64 // HTTP/2: bytes that take up the connection's window
 	until   Time  // lingers so long after a reject; 0 = does not
+	refused bool  // for what came first
 	last    bool  // its client closes it when it has read all
 	unread  int64 // of a rejected request
 	sender  *Stream
@@ -536,7 +537,7 @@ func (e *Envoy) serveStream(s *Stream) (used Time) {
 		return e.PerEvent
 	}
 	used += e.readRequest(s)
-	if s.over || c.gone || s.paused {
+	if s.over || c.gone || c.refused || s.paused {
 		return used
 	}
 	used += e.forward(s)
@@ -580,8 +581,9 @@ func (e *Envoy) readRequest(s *Stream) (used Time) {
 	if !first && n == 0 {
 		return 0
 	}
-	if e.filter != nil && !e.NoNetworkFilter {
-		e.filter.Data(c, n+200)
+	if e.filter != nil && !e.NoNetworkFilter && e.filter.Data(c, n+200) {
+		c.refused = true
+		return used + e.moved(n)
 	}
 	if first {
 		s.opened = true
@@ -937,7 +939,7 @@ func (e *Envoy) settle() {
 			for _, s := range c.streams {
 				switch {
 				case s.over:
-				case s.opened:
+				case s.opened, c.refused:
 					e.report.class(s.client.Class).Closed++
 				default:
 					// Nothing of it was read: clients send it again.

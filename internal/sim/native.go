@@ -114,10 +114,13 @@ func (n *Native) OpenConnection(c *Conn) (refused bool) {
 }
 
 // Data implements Filter.
-func (n *Native) Data(c *Conn, bytes int64) {
+func (n *Native) Data(c *Conn, bytes int64) (refused bool) {
 	w := n.workers[c.Worker]
 	n.wake(c.Worker, connections)
-	w.Data(w.now, &c.Face.(*nativeConn).Connection, bytes)
+	if refused = w.Data(w.now, &c.Face.(*nativeConn).Connection, bytes); refused {
+		n.proxy.CloseDownstream(c)
+	}
+	return refused
 }
 
 // CloseConnection implements Filter.

@@ -38,8 +38,8 @@ const (
 type Filter interface {
 	// OpenConnection tells of a new downstream connection. It says whether it is refused: then nothing more is told of it.
 	OpenConnection(c *Conn) (refused bool)
-	// Data tells of n bytes read from a connection.
-	Data(c *Conn, n int64)
+	// Data tells of n bytes read from a connection. If it is refused for them they are thrown away, and the filter has it closed.
+	Data(c *Conn, n int64) (refused bool)
 	// CloseConnection tells that it is gone.
 	CloseConnection(c *Conn)
 	// Headers of a message with a body of length bytes (Unknown; 0 = none) have come. It says whether they are paused.

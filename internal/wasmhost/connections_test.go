@@ -101,3 +101,28 @@ func TestLimitOfConnections(t *testing.T) {
 	require.Zero(t, m.Value)
 	require.Empty(t, e.answers)
 }
+
+// Whoever comes with a buffer full of an upload while others are to be closed is closed at once, and what it brought is thrown away.
+func TestWhatComesFirstIsThrownAway(t *testing.T) {
+	e := newEnvoy(t, hosttest.Plugin)
+	w := e.worker(strings.Replace(config, `"200MiB"}`, `"200MiB"}, "throttle": {"timeout": "0s"}`, 1))
+	e.run(500*time.Millisecond, w)
+	e.inUse = 199 << 20
+	e.run(500*time.Millisecond, w)
+
+	c := w.tcp(1)
+	for id := uint64(2); len(e.closed) == 0; id++ { // answered, until what that leaves has no room
+		require.Less(t, id, uint64(1000))
+		c = w.tcp(id)
+		action, err := c.Data(1<<20, false)
+		require.NoError(t, err)
+		if action == wasmhost.Pause {
+			break
+		}
+		w.pauses(w.stream(c).RequestHeaders(headers("POST", 4<<20), false))
+	}
+	require.Equal(t, []*wasmhost.Connection{c}, e.closed)
+	require.Zero(t, c.Unread())
+	require.NoError(t, c.Close(false))
+	w.goes(w.tcp(5000).Data(200, false))
+}

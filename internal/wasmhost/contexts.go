@@ -94,6 +94,7 @@ type Connection struct {
 	Downstream *Downstream
 	Owner      any // the caller's own
 	done       bool
+	unread     int // what has come and was neither passed on nor thrown away
 }
 
 // NewConnection is onNewConnection. Call it on a plugin that is a network filter.
@@ -112,9 +113,16 @@ func (c *Connection) Plugin() *Plugin { return c.plugin }
 
 // Data is onData: n bytes came from the client. If end, none will come any more.
 func (c *Connection) Data(n int, end bool) (Action, error) {
+	c.unread += n
 	action, err := c.vm.call3(onDownstreamData, &c.guestContext, uint64(uint32(n)), flag(end))
+	if Action(action) == Continue {
+		c.unread = 0
+	}
 	return Action(action), err
 }
+
+// Unread is how many bytes of the client lie with the network filter.
+func (c *Connection) Unread() int { return c.unread }
 
 // Close is the end of the connection, by the client (remote) or by Envoy: on_downstream_connection_close, on_done,
 // on_log and on_delete at once, as Envoy does. A second call does nothing.

@@ -39,6 +39,7 @@ var hostCalls = []struct {
 	{name: "proxy_get_header_map_value", params: 5, call: (*VM).getHeaderMapValue},
 	{name: "proxy_get_header_map_pairs", params: 3, call: (*VM).getHeaderMapPairs},
 	{name: "proxy_get_buffer_bytes", params: 5, call: (*VM).getBufferBytes},
+	{name: "proxy_set_buffer_bytes", params: 5, call: (*VM).setBufferBytes},
 	{name: "proxy_set_effective_context", params: 1, call: (*VM).setEffectiveContext},
 	{name: "proxy_continue_stream", params: 1, call: (*VM).continueStream},
 	{name: "proxy_close_stream", params: 1, call: (*VM).closeStream},
@@ -338,6 +339,18 @@ func (vm *VM) getBufferBytes(a []uint64) status {
 	default:
 		return notFound // bodies are sizes alone
 	}
+}
+
+// setBufferBytes takes buffer, start, size, and what comes in their place. Of what a connection sent, that can be nothing alone: it is a
+// size here, as bodies are.
+func (vm *VM) setBufferBytes(a []uint64) status {
+	const downstreamData = 2
+	on := vm.on()
+	if a[0] != downstreamData || on.connection == nil || a[1] != 0 || a[4] != 0 {
+		return badArgument
+	}
+	on.connection.unread = 0
+	return success
 }
 
 func giveFrom[T string | []byte](vm *VM, buffer T, a []uint64) status {
