@@ -60,11 +60,14 @@ func (c *connection) OnDownstreamData(n int, _ bool) types.Action {
 	}
 	machine.arrived = &c.Connection
 	if machine.worker.Data(machine.now, &c.Connection, int64(n)) {
-		// Envoy keeps what is not taken out until the pass of its event loop has ended.
-		if proxywasm.ReplaceDownstreamData(nil) == nil && proxywasm.CloseDownstream() == nil {
+		// What came is thrown away: Envoy would keep it until the pass of its event loop has ended.
+		if err := proxywasm.CloseDownstream(); err == nil {
+			if proxywasm.ReplaceDownstreamData(nil) != nil {
+				machine.hostError()
+			}
 			return types.ActionPause
 		}
-		machine.hostError()
+		machine.hostError() // it goes on to be judged
 	}
 	return types.ActionContinue
 }

@@ -26,7 +26,7 @@ func judge(f flood, guard string, results []*result) []string {
 	}
 	if got := mine((*result).smallServed).Min(); w.small > 0 && got < w.small {
 		miss("%.3f%% of the small requests answered 200, wanted at least %g%%", got, w.small)
-	} else if w.small == 0 && got < 100 && !w.notWorse {
+	} else if w.small == 0 && got < 100 {
 		miss("%.3f%% of the small requests answered 200, wanted all", got)
 	}
 	if got := mine((*result).quietServed).Min(); got < w.quiet {
@@ -83,18 +83,6 @@ func judge(f flood, guard string, results []*result) []string {
 	}
 	if got := mine(func(r *result) float64 { return r.Hogs.Truth() }).Median(); got < w.truth {
 		miss("%.0f%% of those who came back when they were told to were served, wanted at least %.0f%%", 100*got, 100*w.truth)
-	}
-	if w.notWorse {
-		for _, other := range []string{none, overload} {
-			worse := func(what string, figure func(*result) float64, sign float64) {
-				if their := of(results, other, figure); len(their) > 0 && sign*mine(figure).Median() > sign*their.Median() {
-					miss("%s %.3f, worse than the %.3f of %s", what, mine(figure).Median(), their.Median(), other)
-				}
-			}
-			worse("peak allocated", (*result).peak, 1)
-			worse("small requests served", (*result).smallServed, -1)
-			worse("p99 of the small requests", (*result).smallTail, 1)
-		}
 	}
 	for _, r := range results {
 		switch {

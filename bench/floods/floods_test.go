@@ -168,10 +168,6 @@ func TestJudge(t *testing.T) {
 	require.Empty(t, judge(f, highwater, []*result{obeying}))
 	obeying.Hogs.Broken++
 	require.Len(t, judge(f, highwater, []*result{obeying}), 1)
-
-	f.want = want{notWorse: true}
-	require.Empty(t, judge(f, highwater, []*result{ran(none, 1, 3, 1, 0, 5), ran(overload, 1, 2, 1, 0, 5), ran(highwater, 1, 1.5, 1, 0, 5)}))
-	require.Len(t, judge(f, highwater, []*result{ran(none, 1, 3, 1, 0, 5), ran(overload, 1, 1, 1, 0, 4), ran(highwater, 1, 1.5, 1, 0, 5)}), 2)
 }
 
 func TestReport(t *testing.T) {
