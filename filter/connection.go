@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/binary"
+	"strings"
 
 	"github.com/proxy-wasm/proxy-wasm-go-sdk/proxywasm"
 	"github.com/proxy-wasm/proxy-wasm-go-sdk/proxywasm/types"
@@ -60,7 +61,7 @@ func (c *connection) OnDownstreamData(n int, _ bool) types.Action {
 	}
 	machine.arrived = &c.Connection
 	if machine.worker.Data(machine.now, &c.Connection, int64(n)) {
-		// What came is thrown away: Envoy would keep it until the pass of its event loop has ended.
+		// What came is thrown away: Envoy would keep it until the pass of its event loop has ended. It closes when this call has returned.
 		if err := proxywasm.CloseDownstream(); err == nil {
 			if proxywasm.ReplaceDownstreamData(nil) != nil {
 				machine.hostError()
@@ -86,6 +87,13 @@ func (c *connection) OnStreamDone() {
 	if machine.connections[c.key] == &c.Connection {
 		delete(machine.connections, c.key)
 	}
+}
+
+// Uploads implements guard.Peer.
+func (c *connection) Uploads() bool {
+	first, err := proxywasm.GetDownstreamData(0, len("PATCH "))
+	method, _, ok := strings.Cut(string(first), " ")
+	return err == nil && ok && (method == "POST" || method == "PUT" || method == "PATCH")
 }
 
 // Source implements guard.Peer.

@@ -10,6 +10,8 @@ import (
 // Peer tells whose a connection is.
 type Peer interface {
 	Source() string // address of the client, without its port
+	// Uploads says that what comes first is an upload over HTTP/1. It is asked while it comes, and seldom.
+	Uploads() bool
 }
 
 // OpenConnection says whether a new connection is admitted, and counts it if so. One that is not is to be closed, and is
@@ -35,6 +37,9 @@ func (g *Guard) OpenConnection(now Time, c *Connection, p Peer) (admitted bool) 
 		w.stirred = true
 	}
 	c.observed = g.config.Mode == Observe
+	if !c.observed && len(g.config.Exempt) == 0 { // whose requests are never turned away is not known at their first bytes
+		c.silent = p
+	}
 	w.account.OpenConnection(&c.Connection, cost)
 	w.account.Cover(now)
 	return true

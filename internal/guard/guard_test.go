@@ -1038,48 +1038,54 @@ func TestWhatComesOfOneWhoWaitedAndIsClosedCounts(t *testing.T) {
 	require.Equal(t, before+100*kib, w.account.Own().Fresh)
 }
 
-// While those are to be closed who brought what has no room, whoever comes with as much is closed before its request is judged: else
+// While those are to be closed who brought what has no room, whoever comes with an upload as large is closed before it is judged: else
 // what a pass of Envoy's event loop reads of all of them is there at once.
 func TestWhatComesFirstIsRefusedWhileOthersAreToBeClosed(t *testing.T) {
-	for _, observe := range []bool{false, true} {
-		p := newProcess(t, 1, func(c *Config) {
-			c.Throttle.Timeout = 0
-			c.Buffers.Downstream, c.Buffers.HTTP2Window, c.Buffers.Linger = unit.MiB, 16*unit.MiB, unit.Duration(time.Second)
-			c.Buffers.HTTP2ConnectionWindow = 24 * unit.MiB
-		})
-		p.settle(40 * mib)
-		w := p.workers[0]
-		sends := func(n int64) bool { return w.Data(p.now, p.connection(0), n) }
-
-		require.False(t, sends(mib), "there is room")
-		for range 35 {
-			p.open(0, 4*mib)
-		}
-		p.read(195 * mib)
-		require.False(t, sends(mib), "there is none, but nobody is closed: whose it is decides")
-		before := p.connection(0)
-		w.Data(p.now, before, 100)
-		for len(w.closing) == 0 {
-			p.open(0, 4*mib)
-		}
-		c := p.connection(0)
-		if observe {
-			c.observed = true
-		}
-		counts := *w.Counts()
-		require.Equal(t, !observe, w.Data(p.now, c, mib))
-		require.EqualValues(t, 1, w.Counts()[CountClosedConnections]-counts[CountClosedConnections])
-		require.EqualValues(t, 1, w.Counts()[CountRejected+int(QueueFull)-1]-counts[CountRejected+int(QueueFull)-1])
-		require.False(t, w.Data(p.now, c, mib), "what comes then is of a request, or of one that goes")
-		require.False(t, w.Data(p.now, before, mib), "it has sent something before")
-		require.False(t, sends(burden-1), "it may be anything")
-		larger := *p.guards[0].Config()
-		larger.Budget.Limit.Bytes = 400 * unit.MiB
-		New(larger, w)
-		require.False(t, sends(mib), "now there is room")
-
-		p.now += 5 * ms
-		require.NotEmpty(t, w.Tick(p.now).Close)
-		require.False(t, sends(mib), "those are closed")
+	p := newProcess(t, 1, func(c *Config) {
+		c.Throttle.Timeout = 0
+		c.Buffers.Downstream, c.Buffers.HTTP2Window, c.Buffers.Linger = unit.MiB, 16*unit.MiB, unit.Duration(time.Second)
+		c.Buffers.HTTP2ConnectionWindow = 24 * unit.MiB
+	})
+	p.settle(40 * mib)
+	w := p.workers[0]
+	config := *p.guards[0].Config()
+	from := func(c Config, who peer) *Connection {
+		g, _ := New(c, w)
+		connection := &Connection{Context: 1}
+		require.True(t, g.OpenConnection(p.now, connection, who))
+		return connection
 	}
+	sends := func(n int64) bool { return w.Data(p.now, from(config, "10.0.0.1"), n) }
+
+	require.False(t, sends(mib), "there is room")
+	for range 35 {
+		p.open(0, 4*mib)
+	}
+	p.read(195 * mib)
+	require.False(t, sends(mib), "there is none, but nobody is closed: whose it is decides")
+	before := from(config, "10.0.0.1")
+	w.Data(p.now, before, 100)
+	for len(w.closing) == 0 {
+		p.open(0, 4*mib)
+	}
+
+	c, counts, own := from(config, "10.0.0.1"), *w.Counts(), w.account.Own()
+	require.True(t, w.Data(p.now, c, mib))
+	require.EqualValues(t, 1, w.Counts()[CountClosedConnections]-counts[CountClosedConnections])
+	require.EqualValues(t, 1, w.Counts()[CountRejected+int(QueueFull)-1]-counts[CountRejected+int(QueueFull)-1])
+	require.Equal(t, own, w.account.Own(), "it is gone at once")
+	require.False(t, w.Data(p.now, c, mib), "if it could not be closed it goes on")
+	w.CloseConnection(c)
+	require.Equal(t, own.Connections-1, w.account.Own().Connections)
+
+	require.False(t, w.Data(p.now, before, mib), "it has sent something before")
+	require.False(t, sends(burden-1), "it may be anything")
+	require.False(t, w.Data(p.now, from(config, notHTTP), mib))
+	observed, exempting, larger := config, config, config
+	observed.Mode = Observe
+	require.False(t, w.Data(p.now, from(observed, "10.0.0.1"), mib))
+	exempting.Exempt = []Exempt{{PathPrefix: "/healthz"}}
+	require.False(t, w.Data(p.now, from(exempting, "10.0.0.1"), mib), "its request may be exempt")
+	larger.Budget.Limit.Bytes = 400 * unit.MiB
+	require.False(t, w.Data(p.now, from(larger, "10.0.0.1"), mib), "now there is room")
 }

@@ -53,6 +53,10 @@ type peer string
 
 func (p peer) Source() string { return string(p) }
 
+func (p peer) Uploads() bool { return p != notHTTP }
+
+const notHTTP = peer("not HTTP")
+
 type peered struct {
 	*Connection
 	guard *Guard

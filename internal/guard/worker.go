@@ -119,7 +119,7 @@ type Connection struct {
 	budget.Connection
 	Context  uint32 // the network filter's context, by which it can be closed; 0 = there is no network filter
 	last     int64  // bytes of the last read
-	heard    bool   // there has been one
+	silent   Peer   // whose it is, while nothing has come that might be refused
 	paused   *Stream
 	arrived  int64  // for the paused HTTP/1 request, before and since
 	window   int64  // what paused HTTP/2 requests take of the connection's window
@@ -145,22 +145,21 @@ func (g *Guard) TLS(now Time, c *Connection) {
 // burden is how much a client has to send at first to be taken for one who uploads.
 const burden = 256 << 10
 
-// burdens says that what a client sent first is much, and has no room under the limit, while others are to be closed for that. Those have
-// to wait for the next tick, and until then a pass of Envoy's event loop reads a buffer of each that comes. This one has no request
-// yet, so that its connection can be closed at once.
-func (w *Worker) burdens(now Time, n int64) bool {
-	return n >= burden && len(w.closing) > 0 && w.account.Ask(now, n, budget.Full) == budget.Denied
+// burdens says that what a client sends first is an upload, and has no room under the limit, while others are to be closed for that. Those
+// have to wait for the next tick, and until then a pass of Envoy's event loop reads a buffer of each that comes. This one's request has not
+// been begun, so that its connection can be closed at once.
+func (w *Worker) burdens(now Time, p Peer, n int64) bool {
+	return n >= burden && len(w.closing) > 0 && w.account.Ask(now, n, budget.Full) == budget.Denied && p.Uploads()
 }
 
 // Data notes n bytes that came on the connection. The HTTP filter does not see what a paused request's client sends. Where it says
 // refused, they are to be thrown away, and the connection closed: see burdens.
 func (w *Worker) Data(now Time, c *Connection, n int64) (refused bool) {
-	first := !c.heard
-	c.heard = true
-	if first && w.burdens(now, n) {
-		w.counts[CountRejected+int(QueueFull)-1]++
-		w.counts[CountClosedConnections]++
-		if !c.observed {
+	if p := c.silent; p != nil {
+		c.silent = nil
+		if w.burdens(now, p, n) {
+			w.counts[CountRejected+int(QueueFull)-1]++
+			w.counts[CountClosedConnections]++
 			return true
 		}
 	}

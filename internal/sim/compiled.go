@@ -106,6 +106,9 @@ func (c *Compiled) OpenConnection(conn *Conn) (refused bool) {
 		return true
 	}
 	filter.Owner = conn
+	if !conn.HTTP2 {
+		filter.Begins = "POST / HTTP/1.1"
+	}
 	face.filter = filter
 	return false
 }

@@ -67,10 +67,13 @@ type nativeConn struct {
 var _ Filter = (*Native)(nil)
 
 // peer is where all connections of the model come from.
-type peer struct{}
+type peer struct{ http2 bool }
 
 // Source implements guard.Peer.
 func (peer) Source() string { return "10.0.0.1" }
+
+// Uploads implements guard.Peer.
+func (p peer) Uploads() bool { return !p.http2 }
 
 // NewNative returns the guard on so many workers.
 func NewNative(p Proxy, c guard.Config, workers int) (*Native, error) {
@@ -105,7 +108,7 @@ func (n *Native) OpenConnection(c *Conn) (refused bool) {
 	w := n.workers[c.Worker]
 	n.wake(c.Worker, connections)
 	nc := &nativeConn{Connection: guard.Connection{Context: uint32(c.ID)}}
-	if !w.guard.OpenConnection(w.now, &nc.Connection, peer{}) {
+	if !w.guard.OpenConnection(w.now, &nc.Connection, peer{c.HTTP2}) {
 		return true
 	}
 	c.Face = nc

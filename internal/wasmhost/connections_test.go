@@ -114,6 +114,7 @@ func TestWhatComesFirstIsThrownAway(t *testing.T) {
 	for id := uint64(2); len(e.closed) == 0; id++ { // answered, until what that leaves has no room
 		require.Less(t, id, uint64(1000))
 		c = w.tcp(id)
+		c.Begins = "POST /upload HTTP/1.1"
 		action, err := c.Data(1<<20, false)
 		require.NoError(t, err)
 		if action == wasmhost.Pause {
@@ -125,4 +126,10 @@ func TestWhatComesFirstIsThrownAway(t *testing.T) {
 	require.Zero(t, c.Unread())
 	require.NoError(t, c.Close(false))
 	w.goes(w.tcp(5000).Data(200, false))
+	raw := w.tcp(5001)
+	raw.Begins = "\x16\x03\x01"
+	w.goes(raw.Data(1<<20, false))
+	w.run(100*time.Millisecond, w)
+	m, _ := e.process.Metric("highwater_host_errors_total")
+	require.Zero(t, m.Value)
 }

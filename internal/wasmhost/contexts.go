@@ -92,7 +92,8 @@ type Downstream struct {
 type Connection struct {
 	guestContext
 	Downstream *Downstream
-	Owner      any // the caller's own
+	Owner      any    // the caller's own
+	Begins     string // what the client's first bytes are, as far as anybody looks
 	done       bool
 	unread     int // what has come and was neither passed on nor thrown away
 }

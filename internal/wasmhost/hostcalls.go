@@ -321,12 +321,19 @@ func decodePairs(b []byte) (headers [][2]string, ok bool) {
 // getBufferBytes takes buffer, start, size; returns that part of it, or as much as there is.
 func (vm *VM) getBufferBytes(a []uint64) status {
 	const (
+		downstreamData       = 2
 		httpCallResponseBody = 4
 		vmConfiguration      = 6
 		pluginConfiguration  = 7
 	)
-	p := vm.on().plugin
+	on := vm.on()
+	p := on.plugin
 	switch a[0] {
+	case downstreamData:
+		if on.connection == nil {
+			return notFound
+		}
+		return giveFrom(vm, on.connection.Begins, a)
 	case httpCallResponseBody:
 		if p.headers == nil {
 			return notFound
@@ -349,7 +356,7 @@ func (vm *VM) setBufferBytes(a []uint64) status {
 	if a[0] != downstreamData || on.connection == nil || a[1] != 0 || a[4] != 0 {
 		return badArgument
 	}
-	on.connection.unread = 0
+	on.connection.unread -= min(int(uint32(a[2])), on.connection.unread)
 	return success
 }
 
