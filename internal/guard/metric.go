@@ -61,7 +61,7 @@ func Counters() [NumCounters]Metric {
 		CountAdmitted:          {"highwater_admitted_total", Counter, "requests admitted, at once or after waiting"},
 		CountThrottled:         {"highwater_throttled_total", Counter, "requests that had to wait"},
 		CountRejectedResponses: {"highwater_rejected_responses_total", Counter, "rejects whose upstream had done the work already, at response headers or later"},
-		CountClosedConnections: {"highwater_closed_connections_total", Counter, "rejects without an answer: what the request would have left unread had no room, and its connection was closed"},
+		CountClosedConnections: {"highwater_closed_connections_total", Counter, "rejects without an answer: what the request brought or would have left unread had no room, and its connection was closed"},
 		CountClosedIdle:        {"highwater_closed_idle_total", Counter, "connections closed from soft on, because there had been requests on them and were none any more"},
 		CountRefused:           {"highwater_refused_connections_total", Counter, "new connections closed at once: budget.connections were open, or what one costs had no room"},
 		CountContention:        {"highwater_contention_total", Counter, "exchanges between workers given up because others were always first"},
