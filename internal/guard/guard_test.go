@@ -443,14 +443,17 @@ func TestSmallerPassAStuckHead(t *testing.T) {
 	require.Same(t, &little.Stream, p.workers[0].Tick(p.now).Resume)
 }
 
+// nobodyWaits, and the buffers are Envoy's defaults.
+func nobodyWaits(c *Config) {
+	c.Throttle.Timeout = 0
+	c.Buffers.Downstream, c.Buffers.HTTP2Window, c.Buffers.Linger = unit.MiB, 16*unit.MiB, unit.Duration(time.Second)
+	c.Buffers.HTTP2ConnectionWindow = 24 * unit.MiB
+}
+
 // What a rejected HTTP/1 upload leaves unread lingers. It may hold 1/8 of what traffic can have; beyond that there is
 // no answer, and the connection is closed: with answers only, 100 clients held 4.5 times the budget.
 func TestRejectsCostMemory(t *testing.T) {
-	p := newProcess(t, 1, func(c *Config) {
-		c.Throttle.Timeout = 0
-		c.Buffers.Downstream, c.Buffers.HTTP2Window, c.Buffers.Linger = unit.MiB, 16*unit.MiB, unit.Duration(time.Second)
-		c.Buffers.HTTP2ConnectionWindow = 24 * unit.MiB
-	})
+	p := newProcess(t, 1, nobodyWaits)
 	p.settle(40 * mib)
 	for range 35 {
 		p.open(0, 4*mib)
@@ -1041,11 +1044,7 @@ func TestWhatComesOfOneWhoWaitedAndIsClosedCounts(t *testing.T) {
 // While those are to be closed who brought what has no room, whoever comes with an upload as large is closed before it is judged: else
 // what a pass of Envoy's event loop reads of all of them is there at once.
 func TestWhatComesFirstIsRefusedWhileOthersAreToBeClosed(t *testing.T) {
-	p := newProcess(t, 1, func(c *Config) {
-		c.Throttle.Timeout = 0
-		c.Buffers.Downstream, c.Buffers.HTTP2Window, c.Buffers.Linger = unit.MiB, 16*unit.MiB, unit.Duration(time.Second)
-		c.Buffers.HTTP2ConnectionWindow = 24 * unit.MiB
-	})
+	p := newProcess(t, 1, nobodyWaits)
 	p.settle(40 * mib)
 	w := p.workers[0]
 	config := *p.guards[0].Config()
