@@ -62,7 +62,7 @@ func (c *connection) OnDownstreamData(n int, _ bool) types.Action {
 	machine.arrived = &c.Connection
 	if machine.worker.Data(machine.now, &c.Connection, int64(n)) {
 		// What came is thrown away: Envoy would keep it until the pass of its event loop has ended. It closes when this call has returned.
-		if err := proxywasm.CloseDownstream(); err == nil {
+		if proxywasm.CloseDownstream() == nil {
 			if proxywasm.ReplaceDownstreamData(nil) != nil {
 				machine.hostError()
 			}

@@ -318,10 +318,12 @@ func decodePairs(b []byte) (headers [][2]string, ok bool) {
 	return headers, true
 }
 
+// downstreamData is the buffer of what a connection's client sent.
+const downstreamData = 2
+
 // getBufferBytes takes buffer, start, size; returns that part of it, or as much as there is.
 func (vm *VM) getBufferBytes(a []uint64) status {
 	const (
-		downstreamData       = 2
 		httpCallResponseBody = 4
 		vmConfiguration      = 6
 		pluginConfiguration  = 7
@@ -351,7 +353,6 @@ func (vm *VM) getBufferBytes(a []uint64) status {
 // setBufferBytes takes buffer, start, size, and what comes in their place. Of what a connection sent, that can be nothing alone: it is a
 // size here, as bodies are.
 func (vm *VM) setBufferBytes(a []uint64) status {
-	const downstreamData = 2
 	on := vm.on()
 	if a[0] != downstreamData || on.connection == nil || a[1] != 0 || a[4] != 0 {
 		return badArgument
