@@ -192,7 +192,7 @@ func (g *Guard) Open(now Time, s *Stream, h Host, length int64) Verdict {
 		a.Ask(now, s.total(), budget.Forced)
 		return g.admit(now, s, 0)
 	}
-	if s.cold > 0 && s.key.Value.queue.Len() == 0 && w.mayProbe(now, s) {
+	if s.cold > 0 && w.mayProbe(now, s) {
 		w.probe(now, s)
 	}
 	v := g.judge(now, s)

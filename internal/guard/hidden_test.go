@@ -257,8 +257,8 @@ func TestHiddenProbesAreBounded(t *testing.T) {
 	require.Equal(t, int(p.workers[0].account.Room()/4/(4*mib)), probes)
 }
 
-// Where there was no small response yet, one request at a time goes to see whether there are any: most likely its upstream does the
-// work for nothing. When there was none for a while, none goes any more.
+// Where there was no small response yet, one request at a time goes to see whether there are any, by turns one in line and one that has
+// just come: most likely its upstream does the work for nothing. When there was none for a while, none goes any more.
 func TestHiddenProbesOfALargeKey(t *testing.T) {
 	p := newProcess(t, 1, bigBuffers)
 	p.settle(40 * mib)
@@ -269,22 +269,40 @@ func TestHiddenProbesOfALargeKey(t *testing.T) {
 		g.Close(p.now, &r.Stream)
 	}
 	p.read(190 * mib)
-	probes := p.burst(200)
-	require.Len(t, probes, 1)
-	for range 20 { // less than a second: there is no other reading
-		require.Equal(t, ResponseSize, g.Expect(p.now, &probes[0].Stream, 16*mib).Reason)
-		g.Close(p.now, &probes[0].Stream)
-		p.now += FastTick
-		require.Nil(t, w.Tick(p.now).Resume, "now and then")
-		p.now += Tick
+	tooLarge := func(r *request) {
+		t.Helper()
+		require.Equal(t, ResponseSize, g.Expect(p.now, &r.Stream, 16*mib).Reason)
+		g.Close(p.now, &r.Stream)
+	}
+	lined := func() *request {
+		t.Helper()
 		r := w.Tick(p.now).Resume
 		require.NotNil(t, r)
 		require.Zero(t, r.expects)
 		again, _ := w.Resume(p.now)
 		require.Nil(t, again, "one at a time")
-		probes[0] = r.Host().(*request)
+		require.Empty(t, p.burst(1), "one at a time")
+		return r.Host().(*request)
 	}
-	g.Close(p.now, &probes[0].Stream)
+	came := p.burst(200)
+	require.Len(t, came, 1)
+	for range 8 { // less than a second: there is no other reading
+		tooLarge(came[0])
+		p.now += FastTick
+		require.Nil(t, w.Tick(p.now).Resume, "now and then")
+		p.now += Tick
+		require.Empty(t, p.burst(1), "it is the turn of the line")
+		tooLarge(lined())
+		p.now += Tick
+		require.Nil(t, w.Tick(p.now).Resume, "it is the turn of who comes")
+		came = p.burst(1)
+		require.Len(t, came, 1)
+	}
+	tooLarge(came[0])
+	for range 3 { // and when none comes
+		p.now += 2 * Tick
+		tooLarge(lined())
+	}
 	for begun := p.now; p.now < begun+heavyFor+coldFor; {
 		p.read(190 * mib)
 	}

@@ -23,6 +23,7 @@ type keyed struct {
 	unknown     int64 // what the responses may hold of requests that went when nothing was known of any, and are not answered
 	probing     int64 // what those of its probes may hold, and is not reserved
 	probed      Time  // when the last of them went
+	cameProbed  bool  // it had just come, and was not in line
 	largest     int64 // of its large responses, when it was seen
 	largestSeen Time
 

@@ -549,10 +549,20 @@ const (
 // mayProbe says whether a cold request may go to its upstream without room for what may come of it. Of a key with small responses
 // and large ones nobody can tell whose this is; while large ones fill the memory, small ones get through by this. Each is over when its
 // response's headers have come, so that few are enough for many.
-// Where none was small yet, one goes now and then: most likely its upstream does the work for nothing.
+// Where none was small yet, one goes now and then: most likely its upstream does the work for nothing. By turns it is one in line and one
+// that has just come: behind a burst of large ones, who comes now may well be small, and in line would be found last, at its timeout.
 func (w *Worker) mayProbe(now Time, s *Stream) bool {
-	k := &s.key.Value
-	if k.heavy != 0 && k.lastSmall == 0 && (k.probing > 0 || now-k.probed < Tick) {
+	k, comes := &s.key.Value, s.phase != waiting
+	switch {
+	case k.heavy != 0 && k.lastSmall == 0:
+		every := Tick
+		if k.cameProbed == comes {
+			every *= 2
+		}
+		if k.probing > 0 || now-k.probed < every {
+			return false
+		}
+	case comes && k.queue.Len() > 0:
 		return false
 	}
 	return w.probing == 0 || k.probing+s.cold <= w.account.Floor() && w.probing+s.cold <= w.account.Room()/probeShare
@@ -560,7 +570,7 @@ func (w *Worker) mayProbe(now Time, s *Stream) bool {
 
 func (w *Worker) probe(now Time, s *Stream) {
 	s.probing, s.expects = s.cold, 0
-	s.key.Value.probed = now
+	s.key.Value.probed, s.key.Value.cameProbed = now, s.phase != waiting
 	s.key.Value.probing += s.cold
 	w.probing += s.cold
 }
