@@ -6,8 +6,9 @@
 // What counts are the loads that the model's figures were not taken from. The difference is Σ |model − real| / Σ real over
 // bins of 100 ms, of the memory beyond what Envoy holds without traffic as well as of all; the last column sorts both first.
 //
-// Envoy, clients and upstream share the cores that sim.Example says, and bursts are bound by them: on a machine that
-// something else keeps busy they last up to twice as long, and what is printed is that.
+// Envoy, clients and upstream share the cores that sim.Example says, and bursts are bound by them. How fast those are is measured
+// first, by a load that is not compared, and all times of the model are scaled by that; on a machine that something else keeps
+// busy at times, bursts still last longer at times, and what is printed is that.
 package main
 
 import (
@@ -16,6 +17,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
 	"os"
 	"os/signal"
@@ -60,7 +62,7 @@ func main() {
 
 // loader runs the load of that name for the parent.
 func loader(name string) int {
-	for _, p := range pairs() {
+	for _, p := range append(pairs(), pace()) {
 		if p.name == name {
 			if err := apart.Serve(os.Stdin, os.Stdout, func(addr string) []load.Load { return []load.Load{p.real(addr)} }); err != nil {
 				fmt.Fprintln(os.Stderr, "model:", err)
@@ -87,6 +89,11 @@ func command(args []string, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 
+	settings, err := scaled(ctx, *runs, stdout, stderr)
+	if err != nil {
+		fmt.Fprintln(stderr, "model:", err)
+		return 1
+	}
 	w := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "load\ttuned\treal peak\tmodel peak\treal mean\tmodel mean\tdifference\tof what traffic holds\tregardless of when")
 	code := 0
@@ -94,17 +101,12 @@ func command(args []string, stdout, stderr io.Writer) int {
 		if !strings.Contains(p.name, *only) {
 			continue
 		}
-		var all [][]int64
-		for i := range *runs {
-			fmt.Fprintf(stderr, "%s: run %d of %d\n", p.name, i+1, *runs)
-			series, err := p.measure(ctx, *duration)
-			if err != nil {
-				fmt.Fprintln(stderr, "model:", err)
-				return 1
-			}
-			all = append(all, series)
+		a, err := p.runs(ctx, *runs, *duration, stderr)
+		if err != nil {
+			fmt.Fprintln(stderr, "model:", err)
+			return 1
 		}
-		a, b := median(all), p.simulate(*duration)
+		b := p.simulate(settings, *duration)
 		d := compare(a, b)
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%.1f %%\t%.1f %%\t%.1f %%\n", p.name, map[bool]string{true: "yes", false: "no"}[p.tuned], size(slices.Max(a)), size(slices.Max(b)), size(mean(a)), size(mean(b)), 100*d.all, 100*d.traffic, 100*d.sorted)
 		if *draw {
@@ -162,6 +164,30 @@ func pairs() []pair {
 	}
 }
 
+// pace is a load by which the machine's speed is told.
+func pace() pair {
+	return uploads("100 uploads of 2 MiB, upstream waits 1 s", true, time.Second, &load.Uploads{Count: 100, Size: 2 * mib})
+}
+
+// scaled is sim.Example on cores as fast as those here: of speeds 5 % apart, that at which pace differs least.
+func scaled(ctx context.Context, runs int, stdout, stderr io.Writer) (sim.Settings, error) {
+	const duration = 4 * time.Second
+	p := pace()
+	real, err := p.runs(ctx, runs, duration, stderr)
+	if err != nil {
+		return sim.Settings{}, err
+	}
+	best, least, at := sim.Example(), math.Inf(1), 0.
+	for speed := .25; speed < 8; speed *= 1.05 {
+		s := sim.Example().Scaled(speed)
+		if d := compare(real, p.simulate(s, duration)); d.all < least {
+			best, least, at = s, d.all, speed
+		}
+	}
+	fmt.Fprintf(stdout, "The model's cores are taken to be %.2f times as fast as those that its figures are from: then it differs least at %s, by %.1f %%.\n", at, p.name, 100*least)
+	return best, nil
+}
+
 // uploads is u before an upstream that waits. The model's clients have the sizes that the real ones have, one by one.
 func uploads(name string, tuned bool, wait time.Duration, u *load.Uploads) pair {
 	u.Path = "/upload?delay=" + wait.String()
@@ -189,8 +215,8 @@ func readers(n, http2 int, size int64, chunked bool) []sim.Client {
 	})
 }
 
-func (p pair) simulate(duration time.Duration) []int64 {
-	s := sim.Example()
+// simulate is memory in use over time of the model.
+func (p pair) simulate(s sim.Settings, duration time.Duration) []int64 {
 	if p.buffers > 0 {
 		s.Downstream, s.Upstream = p.buffers, p.buffers
 	}
@@ -203,7 +229,21 @@ func (p pair) simulate(duration time.Duration) []int64 {
 	return series.bins(duration)
 }
 
-// measure is memory in use over time of a real Envoy, without a guard.
+// runs is the median over so many runs of measure.
+func (p pair) runs(ctx context.Context, n int, duration time.Duration, stderr io.Writer) ([]int64, error) {
+	var all [][]int64
+	for i := range n {
+		fmt.Fprintf(stderr, "%s: run %d of %d\n", p.name, i+1, n)
+		series, err := p.measure(ctx, duration)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, series)
+	}
+	return median(all), nil
+}
+
+// measure is the same of a real Envoy, without a guard.
 func (p pair) measure(ctx context.Context, duration time.Duration) ([]int64, error) {
 	// In one process with the load the sampler can go without a sample while a burst begins: see package apart.
 	clients, err := apart.Start(loadCommand, p.name)

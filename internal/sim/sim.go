@@ -130,6 +130,15 @@ func Example() Settings {
 	}
 }
 
+// Scaled is s on cores that are so many times as fast.
+func (s Settings) Scaled(speed float64) Settings {
+	s.PerRequest, s.PerEvent = Time(float64(s.PerRequest)/speed), Time(float64(s.PerEvent)/speed)
+	for _, rate := range []*int64{&s.BytesPerMs, &s.PeerBytesPerMs, &s.FreshPerMs} {
+		*rate = int64(float64(*rate) * speed)
+	}
+	return s
+}
+
 // Defaults is Envoy as most people have it: 1 MiB buffers, 16 MiB windows, 1 s linger.
 func Defaults() Settings {
 	s := Example()
