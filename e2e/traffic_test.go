@@ -3,6 +3,7 @@ package e2e
 import (
 	"bufio"
 	"context"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -10,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -270,6 +272,57 @@ func TestRejectWithoutRoomClosesTheConnection(t *testing.T) {
 	s.counter("highwater_closed_connections_total", 1)
 	s.drained()
 	require.Equal(t, 200, do(t, client(t, false), "GET", s.url("/small"), nil, 0).StatusCode)
+}
+
+// While connections wait to be closed for want of room, new ones that begin with an upload are closed at their first bytes: Envoy never
+// sees a request on them. Else a pass of its event loop reads a buffer of each before any of them is gone.
+func TestUploadsWithoutRoomAreClosedAtTheirFirstBytes(t *testing.T) {
+	const uploads = 100
+	run := func(t *testing.T, exempt bool) (connections, requests float64) {
+		t.Helper()
+		s := start(t, setup{
+			fake: 40 * mib, workers: 1,
+			plugin: func(cfg map[string]any) {
+				section(cfg, "throttle")["timeout"] = "0s"
+				b := section(cfg, "buffers")
+				b["downstream"], b["upstream"], b["linger"] = "1MiB", "1MiB", "1s"
+				if exempt {
+					cfg["exempt"] = []any{map[string]any{"path_prefix": "/nothing-here"}} // who is exempt can't be told at the first bytes
+				}
+			},
+			edit: func(c envoytest.Config) { c.SetBuffers(mib, mib); c.SetLinger(time.Second) },
+		})
+		s.reading(199 * mib)
+		text := upload("content-length: 4194304") + strings.Repeat("x", 2*mib)
+		var clients sync.WaitGroup
+		var hang atomic.Int64
+		for range uploads {
+			c, err := net.Dial("tcp", s.addr)
+			require.NoError(t, err)
+			clients.Go(func() {
+				defer c.Close()
+				_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+				_, _ = io.WriteString(c, text) // fails where the connection is closed meanwhile
+				if _, err := io.ReadAll(c); errors.Is(err, os.ErrDeadlineExceeded) {
+					hang.Add(1)
+				}
+			})
+		}
+		clients.Wait()
+		require.Zero(t, hang.Load(), "each is closed, with an answer or without")
+		stats, err := s.Stats(t.Context(), "http.ingress.downstream")
+		require.NoError(t, err)
+		s.drained()
+		require.Equal(t, 200, do(t, client(t, false), "GET", s.url("/small"), nil, 0).StatusCode)
+		require.Empty(t, envoytest.Faults(s.Logs()))
+		return stats["http.ingress.downstream_cx_total"], stats["http.ingress.downstream_rq_total"]
+	}
+	connections, requests := run(t, false)
+	require.GreaterOrEqual(t, connections, float64(uploads))
+	require.Less(t, requests, connections-10, "some were closed before they were requests")
+	connections, requests = run(t, true)
+	require.GreaterOrEqual(t, connections, float64(uploads))
+	require.Equal(t, connections, requests, "none is, where one might be exempt")
 }
 
 func TestExpectContinueIsRejectedCleanly(t *testing.T) {
