@@ -257,12 +257,17 @@ func (e *envoy) open1() string {
 	if e.byte() < 8 {
 		x.path = "/healthz"
 	}
+	g, w := e.guards[c.worker], e.workers[c.worker]
 	// The first read brings the headers and the beginning of the body.
-	first := min(e.size(16*kib), x.rest())
-	e.data(c, 500+first)
+	first := min(e.size(int64(g.config.Buffers.Downstream)), x.rest())
+	if e.data(c, 500+first) {
+		require.Greater(e.t, first+500, w.account.Share(1)-w.account.Estimate(e.now), "there is no room")
+		e.seen["closed at its first bytes"]++
+		e.closeLink(c)
+		return "closed at its first bytes"
+	}
 	x.sent += first
 
-	g, w := e.guards[c.worker], e.workers[c.worker]
 	v := g.Open(e.now, &x.Stream, x, x.length)
 	e.streams = append(e.streams, x)
 	if v.Action == Admit && x.total() > int64(w.budget.Small) && !x.exempt && !x.inFloor && w.alone != &x.Stream {
@@ -293,13 +298,11 @@ func (x *exchange) rest() int64 {
 }
 
 // data is a read from the connection, which the network filter sees.
-func (e *envoy) data(c *link, n int64) {
+func (e *envoy) data(c *link, n int64) (refused bool) {
 	if !c.http2 {
 		c.unread = 0 // the next request: the response before it has been read
 	}
-	if c.Context != 0 {
-		e.workers[c.worker].Data(e.now, &c.Connection, n)
-	}
+	return c.Context != 0 && e.workers[c.worker].Data(e.now, &c.Connection, n)
 }
 
 // comesUnseen is what a paused client sends within a round trip and no filter sees.
@@ -320,7 +323,7 @@ func (e *envoy) send(x *exchange) {
 			if n > 0 {
 				x.unread += n
 				x.sent += n
-				e.data(x.link, n)
+				require.False(e.t, e.data(x.link, n), "it has a request")
 			}
 		}
 		return
@@ -333,7 +336,7 @@ func (e *envoy) send(x *exchange) {
 		return
 	}
 	if !x.link.http2 {
-		e.data(x.link, n)
+		require.False(e.t, e.data(x.link, n), "it has a request")
 	}
 	x.sent += n
 	e.pass(x, n)
