@@ -278,7 +278,7 @@ func TestRejectWithoutRoomClosesTheConnection(t *testing.T) {
 // sees a request on them. Else a pass of its event loop reads a buffer of each before any of them is gone.
 func TestUploadsWithoutRoomAreClosedAtTheirFirstBytes(t *testing.T) {
 	const uploads = 100
-	run := func(t *testing.T, exempt bool) (connections, requests float64) {
+	run := func(t *testing.T, exempt bool) (connections, requests int) {
 		t.Helper()
 		s := start(t, setup{
 			fake: 40 * mib, workers: 1,
@@ -315,13 +315,13 @@ func TestUploadsWithoutRoomAreClosedAtTheirFirstBytes(t *testing.T) {
 		s.drained()
 		require.Equal(t, 200, do(t, client(t, false), "GET", s.url("/small"), nil, 0).StatusCode)
 		require.Empty(t, envoytest.Faults(s.Logs()))
-		return stats["http.ingress.downstream_cx_total"], stats["http.ingress.downstream_rq_total"]
+		return int(stats["http.ingress.downstream_cx_total"]), int(stats["http.ingress.downstream_rq_total"])
 	}
 	connections, requests := run(t, false)
-	require.GreaterOrEqual(t, connections, float64(uploads))
+	require.GreaterOrEqual(t, connections, uploads)
 	require.Less(t, requests, connections-10, "some were closed before they were requests")
 	connections, requests = run(t, true)
-	require.GreaterOrEqual(t, connections, float64(uploads))
+	require.GreaterOrEqual(t, connections, uploads)
 	require.Equal(t, connections, requests, "none is, where one might be exempt")
 }
 

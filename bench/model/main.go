@@ -173,14 +173,14 @@ func pace() pair {
 func scaled(ctx context.Context, runs int, stdout, stderr io.Writer) (sim.Settings, error) {
 	const duration = 4 * time.Second
 	p := pace()
-	real, err := p.runs(ctx, runs, duration, stderr)
+	curve, err := p.runs(ctx, runs, duration, stderr)
 	if err != nil {
 		return sim.Settings{}, err
 	}
 	best, least, at := sim.Example(), math.Inf(1), 0.
 	for speed := .25; speed < 8; speed *= 1.05 {
 		s := sim.Example().Scaled(speed)
-		if d := compare(real, p.simulate(s, duration)); d.all < least {
+		if d := compare(curve, p.simulate(s, duration)); d.all < least {
 			best, least, at = s, d.all, speed
 		}
 	}
