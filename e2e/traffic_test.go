@@ -247,10 +247,9 @@ func (s *scene) streams(n float64) {
 	require.NoError(s.t, err)
 }
 
-// With Envoy's default buffers a reject would leave megabytes unread: the connection is closed instead, and a client
-// that hangs up between the verdict and that is no harm.
-func TestRejectWithoutRoomClosesTheConnection(t *testing.T) {
-	s := start(t, setup{
+// nobodyWaits, and what is turned away leaves much for long: buffers and delayed_close_timeout are Envoy's defaults.
+func nobodyWaits() setup {
+	return setup{
 		fake: 40 * mib,
 		plugin: func(cfg map[string]any) {
 			section(cfg, "throttle")["timeout"] = "0s"
@@ -258,7 +257,13 @@ func TestRejectWithoutRoomClosesTheConnection(t *testing.T) {
 			b["downstream"], b["upstream"], b["linger"] = "1MiB", "1MiB", "1s"
 		},
 		edit: func(c envoytest.Config) { c.SetBuffers(mib, mib); c.SetLinger(time.Second) },
-	})
+	}
+}
+
+// With Envoy's default buffers a reject would leave megabytes unread: the connection is closed instead, and a client
+// that hangs up between the verdict and that is no harm.
+func TestRejectWithoutRoomClosesTheConnection(t *testing.T) {
+	s := start(t, nobodyWaits())
 	s.reading(199 * mib)
 	for range 20 {
 		s.dial(upload("content-length: 4194304") + strings.Repeat("x", 100_000)).Close()
@@ -280,18 +285,16 @@ func TestUploadsWithoutRoomAreClosedAtTheirFirstBytes(t *testing.T) {
 	const uploads = 100
 	run := func(t *testing.T, exempt bool) (connections, requests int) {
 		t.Helper()
-		s := start(t, setup{
-			fake: 40 * mib, workers: 1,
-			plugin: func(cfg map[string]any) {
-				section(cfg, "throttle")["timeout"] = "0s"
-				b := section(cfg, "buffers")
-				b["downstream"], b["upstream"], b["linger"] = "1MiB", "1MiB", "1s"
-				if exempt {
-					cfg["exempt"] = []any{map[string]any{"path_prefix": "/nothing-here"}} // who is exempt can't be told at the first bytes
-				}
-			},
-			edit: func(c envoytest.Config) { c.SetBuffers(mib, mib); c.SetLinger(time.Second) },
-		})
+		setup := nobodyWaits()
+		setup.workers = 1
+		if exempt {
+			plugin := setup.plugin
+			setup.plugin = func(cfg map[string]any) {
+				plugin(cfg)
+				cfg["exempt"] = []any{map[string]any{"path_prefix": "/nothing-here"}} // who is exempt can't be told at the first bytes
+			}
+		}
+		s := start(t, setup)
 		s.reading(199 * mib)
 		text := upload("content-length: 4194304") + strings.Repeat("x", 2*mib)
 		var clients sync.WaitGroup

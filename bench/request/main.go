@@ -88,11 +88,8 @@ func measure(ctx context.Context, rounds int, turn time.Duration, only, pair str
 	}
 	defer upstream.Close()
 	defer stopAll(all)
-	for _, v := range all {
-		fmt.Fprintf(stderr, "starting Envoy: %s\n", v.name)
-		if err := v.run(ctx, upstream.Addr(), workers); err != nil {
-			return err
-		}
+	if err := startAll(ctx, all, upstream.Addr(), stderr); err != nil {
+		return err
 	}
 	for _, l := range []struct {
 		name string
@@ -115,7 +112,8 @@ func measure(ctx context.Context, rounds int, turn time.Duration, only, pair str
 		figures := make([][]float64, len(all))
 		for round := range rounds {
 			if pair != "" && round > 0 && round%anew == 0 {
-				if err := restart(ctx, all, upstream.Addr()); err != nil {
+				stopAll(all)
+				if err := startAll(ctx, all, upstream.Addr(), io.Discard); err != nil {
 					return err
 				}
 			}
@@ -196,9 +194,9 @@ const (
 	anew = 4
 )
 
-func restart(ctx context.Context, all []*variant, upstream string) error {
-	stopAll(all)
+func startAll(ctx context.Context, all []*variant, upstream string, progress io.Writer) error {
 	for _, v := range all {
+		fmt.Fprintf(progress, "starting Envoy: %s\n", v.name)
 		if err := v.run(ctx, upstream, workers); err != nil {
 			return err
 		}
