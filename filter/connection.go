@@ -97,7 +97,10 @@ func (c *connection) Uploads() bool {
 }
 
 // Source implements guard.Peer.
-func (c *connection) Source() string { return source() }
+func (c *connection) Source() string {
+	address, _ := propertyOf(sourceAddress)
+	return guard.WithoutPort(address)
+}
 
 // connectionID is Envoy's id of the connection that the current context is on: the same in both filters.
 func connectionID() (uint64, bool) {

@@ -79,7 +79,7 @@ func (s *stream) OnHttpResponseHeaders(_ int, end bool) (action types.Action) {
 
 // OnHttpResponseBody implements types.HttpContext.
 func (s *stream) OnHttpResponseBody(n int, end bool) types.Action {
-	if !end && s.Free(int64(n)) { // most chunks: it touches one line of memory
+	if (!end || s.Ends()) && s.Free(int64(n)) { // most chunks: it touches one line of memory
 		return types.ActionContinue
 	}
 	return s.body(budget.Response, n, end)
@@ -182,13 +182,11 @@ func (s *stream) Arrived() *guard.Connection { return s.arrived }
 
 // Connection implements guard.Host.
 func (s *stream) Connection() *guard.Connection {
-	if p := machine.ticking; p != nil {
-		defer p.on(p.id)
-		if !p.on(s.id) {
-			return nil
-		}
+	if !s.reach() {
+		return nil
 	}
 	key, ok := connectionID()
+	leave()
 	if !ok {
 		return nil
 	}
@@ -205,15 +203,13 @@ func (s *stream) Connection() *guard.Connection {
 
 // Describe implements guard.Host.
 func (s *stream) Describe(header string) (l reservoir.Labels) {
-	if p := machine.ticking; p != nil {
-		defer p.on(p.id)
-		if !p.on(s.id) {
-			return l
-		}
+	if !s.reach() {
+		return l
 	}
+	defer leave()
 	l = reservoir.Labels{
-		VirtualHost: strings.Clone(s.VirtualHost()), Route: strings.Clone(s.Route()), Cluster: strings.Clone(s.Cluster()),
-		Source: strings.Clone(s.Source()), Protocol: property("request\x00protocol"),
+		VirtualHost: property(virtualHostName), Route: property(routeName), Cluster: property(clusterName),
+		Source: guard.WithoutPort(property(sourceAddress)), Protocol: property("request\x00protocol"),
 		Method: s.Header(":method"), // Envoy tells it only at the headers, and while they are paused
 	}
 	if header != "" {
@@ -238,20 +234,40 @@ func (s *stream) Header(name string) string {
 }
 
 // VirtualHost implements guard.Host.
-func (s *stream) VirtualHost() string { return name("xds\x00virtual_host_name") }
+func (s *stream) VirtualHost() string { return s.name(virtualHostName) }
 
 // Source implements guard.Host.
-func (s *stream) Source() string { return source() }
-
-func source() string { return guard.WithoutPort(name("source\x00address")) }
+func (s *stream) Source() string { return guard.WithoutPort(s.name(sourceAddress)) }
 
 // Route implements guard.Host.
-func (s *stream) Route() string { return name("xds\x00route_name") }
+func (s *stream) Route() string { return s.name(routeName) }
 
 // Cluster implements guard.Host.
-func (s *stream) Cluster() string { return name("xds\x00cluster_name") }
+func (s *stream) Cluster() string { return s.name(clusterName) }
 
-func name(path string) string {
-	text, _ := propertyOf(path)
+const (
+	virtualHostName = "xds\x00virtual_host_name"
+	routeName       = "xds\x00route_name"
+	clusterName     = "xds\x00cluster_name"
+	sourceAddress   = "source\x00address"
+)
+
+func (s *stream) name(path string) (text string) {
+	if s.reach() {
+		text, _ = propertyOf(path)
+		leave()
+	}
 	return text
+}
+
+// reach makes the stream's context the one that calls of the host are for, in a tick; elsewhere it is. It has to be left again.
+func (s *stream) reach() bool {
+	p := machine.ticking
+	return p == nil || p.on(s.id)
+}
+
+func leave() {
+	if p := machine.ticking; p != nil {
+		p.on(p.id)
+	}
 }

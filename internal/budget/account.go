@@ -42,6 +42,7 @@ type Account struct {
 	streams    Stream    // ring of the live ones
 	hidden     int       // live streams of which not all is told that passes
 	free       []*Stream // of whose responses something may pass unbooked
+	presumed   int       // of them
 	swept      Time
 	joined     bool
 	Rotations  uint64 // for tests and metrics
@@ -219,6 +220,11 @@ func (a *Account) Ask(now Time, n int64, c Claim) Outcome {
 	return a.exchange(now, n, c)
 }
 
+// Calm says that less than half of the room is in use, or may be, as of the last look at the table, and that nobody waits.
+func (a *Account) Calm(now Time) bool {
+	return !a.Stale(now) && a.own.Waiting == 0 && a.others.Waiting == 0 && !a.fuller(.5)
+}
+
 // Cover raises the account's entry if what is fresh and coming has outgrown the lease.
 func (a *Account) Cover(now Time) {
 	if a.own.need() > a.own.Lease || !a.joined {
@@ -261,8 +267,12 @@ func (a *Account) exchange(now Time, n int64, c Claim) Outcome {
 // what is fresh counts a second time, or what other workers could not refuse. With less than a quarter of the room in use a
 // large request is not worth the call of the host.
 func (a *Account) crowded() bool {
-	const crowdedFrom = .25
-	return a.table.Level >= Soft || a.table.Reading+a.others.Lease+a.own.Lease > a.table.share(&a.limits, crowdedFrom)
+	return a.fuller(.25)
+}
+
+// fuller says that more than the share x of the room is in use, or leased.
+func (a *Account) fuller(x float64) bool {
+	return a.table.Level >= Soft || a.table.Reading+a.others.Lease+a.own.Lease > a.table.share(&a.limits, x)
 }
 
 func (a *Account) grants(stale bool, n int64, c Claim) bool {
@@ -488,6 +498,48 @@ func (a *Account) Expect(now Time, s *Stream, d Direction, length, n, credit int
 	}
 }
 
+// Presume reserves for the response of a stream that has just been opened the most that it can hold whatever it is, n bytes, for as
+// long as it is presumed. What passes is booked at ticks, and nothing else has to be. The room has been asked for.
+func (a *Account) Presume(s *Stream, n int64) {
+	a.reserve(s, &s.dir[Response], n)
+	s.presumed = true
+	a.presumed++
+	a.grant(s)
+}
+
+// Foretell notes the headers of a presumed response: its length or Unknown, and what Envoy may hold of it.
+func (a *Account) Foretell(s *Stream, length, most int64) {
+	m := &s.dir[Response]
+	m.expected, m.length, m.cap = true, length, most
+	if length != Unknown {
+		most = min(most, length)
+	}
+	a.unreserve(s, m, max(m.coming-most, 0))
+}
+
+// Doubt ends that a stream is presumed: it is as it was when it was opened, and told of what has passed since. What is known of its
+// response is to be expected, what has passed to be passed, and the end to be noted, again.
+func (a *Account) Doubt(now Time, s *Stream) (passed int64, over bool) {
+	m := &s.dir[Response]
+	a.bookOne(now, s)
+	a.unpresume(s)
+	a.revoke(s)
+	a.unreserve(s, m, m.coming)
+	passed, m.seen = m.seen, 0
+	s.settle(a, now)
+	return passed, s.over
+}
+
+func (a *Account) unpresume(s *Stream) {
+	if s.presumed {
+		s.presumed = false
+		a.presumed--
+	}
+}
+
+// Presumed is how many streams are.
+func (a *Account) Presumed() int { return a.presumed }
+
 // Anticipate reserves n bytes for a response whose headers have not come, or n more than it is entitled to. The room has been
 // asked for.
 func (a *Account) Anticipate(now Time, s *Stream, n int64) {
@@ -532,6 +584,8 @@ func (a *Account) grant(s *Stream) {
 	m := &s.dir[Response]
 	var n int64
 	switch {
+	case s.presumed:
+		n = always
 	case s.small || m.ended:
 	case m.coming > 0:
 		n = min(m.coming, freeMost)
@@ -605,6 +659,9 @@ func (a *Account) pass(now Time, s *Stream, d Direction, n int64) (beyond int64)
 	m.credit -= counted
 	n -= counted
 	k := min(n, m.coming)
+	if s.presumed {
+		k = 0 // all that it can hold stays reserved
+	}
 	a.unreserve(s, m, k)
 	a.addFresh(m.fill(a.gen, n))
 	return n - k
@@ -741,6 +798,7 @@ func (a *Account) Close(now Time, s *Stream) {
 		return
 	}
 	s.live = false
+	a.unpresume(s)
 	if s.dir[Request].unseen || s.dir[Response].unseen {
 		a.hidden--
 	}

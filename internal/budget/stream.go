@@ -83,6 +83,9 @@ type Stream struct {
 	free    int64 // so much of the response may pass before anything is to be booked: first, for most chunks need no more of the stream
 	granted int64 // what free began with
 	at      int   // place in Account.free; 0 = it is not there
+	// Its response may hold all that is reserved for it, for all that is known: see Account.Presume.
+	presumed bool
+	over     bool // and has ended
 
 	prev, next *Stream
 	dir        [2]message
@@ -97,6 +100,15 @@ type Stream struct {
 
 	// What it has added to the sums of its account, so that they can be taken back exactly.
 	likely, bounds, exposure, smallSum int64
+}
+
+// Presumed says whether what the response can hold is reserved for it, and nothing of it is looked at.
+func (s *Stream) Presumed() bool { return s.presumed }
+
+// Ends notes that a presumed response has ended, and says whether that is all there is to do; else it is for Account.End.
+func (s *Stream) Ends() bool {
+	s.over = s.presumed
+	return s.presumed
 }
 
 // Small says whether the stream still counts as small.
@@ -124,6 +136,9 @@ func (s *Stream) unbooked() int64 { return s.granted - s.free }
 
 // Likely is what the stream likely holds, bytes.
 func (s *Stream) Likely() int64 { return s.likely }
+
+// Length is what the headers of the direction have announced, bytes, or Unknown.
+func (s *Stream) Length(d Direction) int64 { return s.dir[d].length }
 
 // Held is the most that the stream can hold of what it has moved in the direction, bytes.
 func (s *Stream) Held(d Direction) int64 {
@@ -178,7 +193,7 @@ func (s *Stream) settle(a *Account, now Time) {
 		}
 	}
 	var smallSum int64
-	if s.small {
+	if s.small && !s.presumed {
 		smallSum = req.coming + res.coming + likely
 	}
 	exposure := req.open() + res.open()
@@ -193,7 +208,7 @@ func (s *Stream) settle(a *Account, now Time) {
 
 // lapse takes back what is reserved and does not come.
 func (s *Stream) lapse(a *Account, now Time) {
-	if s.paused > 0 {
+	if s.paused > 0 || s.presumed {
 		return
 	}
 	late := responseLapse

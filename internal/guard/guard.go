@@ -174,9 +174,13 @@ func (g *Guard) Open(now Time, s *Stream, h Host, length int64) Verdict {
 	if length != 0 && h.Hides(budget.Request) {
 		a.Hide(&s.Stream, budget.Request)
 	}
+	s.exempt = len(g.config.Exempt) > 0 && g.exempts(h)
+	hides := h.Hides(budget.Response)
+	if length == 0 && !hides && g.presumes(now, s) {
+		return Verdict{Action: Admit}
+	}
 	// A request without a body says nothing yet of its size: as long as nobody is held back and no key's responses are
 	// large, whose it is does not matter, and is not asked.
-	hides := h.Hides(budget.Response)
 	if length != 0 || w.largeKeys > 0 || hides || w.pressed() {
 		g.keyOf(now, s)
 	}
@@ -187,8 +191,7 @@ func (g *Guard) Open(now Time, s *Stream, h Host, length int64) Verdict {
 	s.wants = min(n, requestCap)
 	g.foresee(now, s, hides)
 	w.traceOpen(s)
-	if len(g.config.Exempt) > 0 && g.exempts(h) {
-		s.exempt = true
+	if s.exempt {
 		a.Ask(now, s.total(), budget.Forced)
 		return g.admit(now, s, 0)
 	}
@@ -560,6 +563,13 @@ func (g *Guard) Expect(now Time, s *Stream, length int64) Verdict {
 	if s.phase != live {
 		return Verdict{}
 	}
+	if s.Presumed() {
+		if w.account.Calm(now) {
+			g.foretell(s, length)
+			return Verdict{}
+		}
+		g.doubt(now, s)
+	}
 	w.answered(s)
 	s.untold = false
 	if s.Hidden(budget.Request) {
@@ -697,7 +707,7 @@ func (g *Guard) outgrown(now Time, s *Stream, d budget.Direction) Verdict {
 
 // End notes that a message has ended, with its body or with its trailers.
 func (g *Guard) End(now Time, s *Stream, d budget.Direction) {
-	if s.phase == done || s.Ended(d) {
+	if s.phase == done || d == budget.Response && s.Ends() || s.Ended(d) {
 		return
 	}
 	if s.phase == live && s.Lengthless(d) {
@@ -735,6 +745,7 @@ func (g *Guard) Close(now Time, s *Stream) (waited unit.Duration) {
 	case live:
 		if n := s.Held(budget.Response); n > int64(w.budget.Small) {
 			if c := s.host.Arrived(); c != nil && !c.IsClosed {
+				g.keyOf(now, s)
 				w.leave(now, c, n, s.key)
 				w.traceLeave(s, c)
 			}

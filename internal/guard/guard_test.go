@@ -303,9 +303,11 @@ func TestSmallStreamLeavesTheSmallSumWhenItGrows(t *testing.T) {
 	require.Equal(t, Admit, v.Action)
 	require.Equal(t, Admit, p.guards[0].Expect(p.now, &r.Stream, 60*kib).Action)
 	require.Equal(t, 60*kib, p.workers[0].account.Own().Small)
+	p.workers[0].Tick(p.now) // the first of each is judged
 	r2, _ := p.open(0, 0)
 	p.guards[0].Expect(p.now, &r2.Stream, 65*kib)
 	require.Equal(t, 60*kib, p.workers[0].account.Own().Small, "a response of more than small makes it large")
+	p.workers[0].Tick(p.now)
 	r3, _ := p.open(0, 0)
 	p.guards[0].Expect(p.now, &r3.Stream, budget.Unknown)
 	for range 5 {
@@ -1003,13 +1005,23 @@ func TestAnIdleWorkerTicksSeldom(t *testing.T) {
 	r, v := p.open(1, 0)
 	require.Equal(t, Admit, v.Action)
 	require.False(t, p.workers[1].Sleeps)
-	require.Equal(t, []time.Duration{CalmTick, Tick}, run(2*time.Second), "no reading is due that soon")
+	require.Equal(t, []time.Duration{CalmTick, CalmTick}, run(2*time.Second), "nothing presses")
 	upload, v := p.open(1, 10*mib)
 	require.Equal(t, Admit, v.Action)
-	require.Equal(t, []time.Duration{Tick, Tick}, run(2*CalmTick), "one is due each 25 ms")
+	require.Equal(t, []time.Duration{CalmTick, CalmTick}, run(2*CalmTick), "one is due each 100 ms")
+	var more []*request
+	for range 8 {
+		r, v := p.open(1, 10*mib)
+		require.Equal(t, Admit, v.Action)
+		more = append(more, r)
+	}
+	require.Equal(t, []time.Duration{Tick, Tick}, run(2*CalmTick), "more than half of the room may be in use: one is due each 25 ms")
+	for _, r := range more {
+		p.guards[1].Close(p.now, &r.Stream)
+	}
 	p.guards[1].Close(p.now, &upload.Stream)
 	p.guards[1].Close(p.now, &r.Stream)
-	require.Equal(t, []time.Duration{CalmTick, Tick}, run(900*ms), "the next may come soon")
+	require.Equal(t, []time.Duration{CalmTick, CalmTick}, run(900*ms), "the next may come soon")
 	require.Equal(t, idle, run(time.Second))
 
 	p.workers[1].Wake(p.now)

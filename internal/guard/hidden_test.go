@@ -488,6 +488,7 @@ func TestUnbookedBytesTeach(t *testing.T) {
 	p.settle(40 * mib)
 	g := p.guards[0]
 	for range 12 {
+		p.workers[0].Tick(p.now) // of those between two ticks the first is judged
 		r, v := p.open(0, 0)
 		require.Equal(t, Admit, v.Action)
 		require.Equal(t, Admit, g.Expect(p.now, &r.Stream, budget.Unknown).Action)

@@ -100,6 +100,7 @@ func TestARouteOfLargeResponsesIsLargeAtItsHeaders(t *testing.T) {
 	g, w := p.guards[0], p.workers[0]
 	p.settle(40 * mib)
 	download := func() *request {
+		w.Tick(p.now) // of those between two ticks the first is judged
 		r, v := p.from(0, "download", 0)
 		require.Equal(t, Admit, v.Action)
 		return r
@@ -124,6 +125,7 @@ func TestARouteOfLargeResponsesIsLargeAtItsHeaders(t *testing.T) {
 
 	next := download()
 	require.Equal(t, 128*kib, next.Reserved(budget.Response), "the cap of a response")
+	w.Tick(p.now)
 	small, v := p.from(0, "small", 0)
 	require.Equal(t, Admit, v.Action)
 	require.Zero(t, small.Reserved(budget.Response), "another route is small")

@@ -45,6 +45,7 @@ type Worker struct {
 	stirred   bool          // there was something to share out since the last exchange of shares
 	sources   int           // connections that are told apart by their source
 	largeKeys int           // of them, how many have large responses
+	judged    uint64        // the tick since which one was judged that could be presumed
 	cold      []*Stream     // cold requests that went as probes or when nothing was known, and some that were answered since
 	probing   int64         // what their responses may hold and is not reserved
 	residual  []*Connection // with an ended response that may be unread
@@ -329,7 +330,7 @@ type Decision struct {
 const (
 	FastTick = 2 * time.Millisecond   // while somebody waits or is to be closed: one is resumed per tick
 	Tick     = 25 * time.Millisecond  // else
-	CalmTick = 50 * time.Millisecond  // where this one has no request: the one who polls, as long as no reading is due before
+	CalmTick = 50 * time.Millisecond  // where memory is calm, as long as no reading is due before
 	SlowTick = 500 * time.Millisecond // and where this one has had none for calmAfter: the others
 )
 
@@ -356,6 +357,7 @@ func (w *Worker) Tick(now Time) *Actions {
 		w.HostError()
 	}
 	w.polls, a.Polls = polls, polls
+	w.doubtPresumed(now)
 	w.sample(now)
 	w.share(now)
 	if !w.evict(now, a) {
@@ -370,7 +372,7 @@ func (w *Worker) Tick(now Time) *Actions {
 		a.Event, w.idle.event = w.idle.event, ""
 	}
 	a.Next = w.next(now)
-	w.Sleeps = a.Next > Tick
+	w.Sleeps = a.Next > CalmTick
 	return a
 }
 
@@ -383,9 +385,9 @@ func (w *Worker) next(now Time) time.Duration {
 	switch {
 	case w.line.Len() > 0 || len(w.closing) > 0:
 		return FastTick
-	case now-w.active < calmAfter, w.polls && w.every < CalmTick && w.account.Others().Streams > 0:
+	case now-w.active < calmAfter && !w.account.Calm(now), w.polls && w.every < CalmTick && own.Streams+w.account.Others().Streams > 0:
 		return Tick
-	case w.polls:
+	case now-w.active < calmAfter, w.polls:
 		return CalmTick
 	}
 	return SlowTick
@@ -642,11 +644,13 @@ func (w *Worker) leaveLine(s *Stream) {
 }
 
 // A reading costs Envoy as much as two requests. It is worth that where what is only bounded, fresh and coming, is more than 1/32
-// of the limit. Where it is fresh alone, and less than an eighth of what is free under hard, it decides nothing yet, and half as many do:
-// downloads are so. A burst of uploads is coming first, and with half as many readings more of it found no room in line.
+// of the limit. Where memory is calm, or it is fresh alone and less than an eighth of what is free under hard, it decides nothing yet,
+// and a quarter of the readings do: downloads are so. A burst of uploads is coming first, and with half as many more of it found no
+// room in line.
 const (
 	unsureShare   = 32
 	decidingShare = 8
+	undecided     = 4
 )
 
 const askTimeout = 900 * time.Millisecond
@@ -660,10 +664,11 @@ func (w *Worker) schedule(now Time) bool {
 	all := t.Sum()
 	every := Time(w.memory.IdleInterval)
 	switch unsure := all.Fresh + all.Coming; {
-	case all.Waiting > 0, t.Sequence == 0, t.Level >= budget.Hard, all.Coming > w.limits.Limit/unsureShare, unsure > max(w.account.Share(w.limits.Hard)-t.Reading, 0)/decidingShare:
+	case all.Waiting > 0, t.Sequence == 0, t.Level >= budget.Hard,
+		!w.account.Calm(now) && (all.Coming > w.limits.Limit/unsureShare || unsure > max(w.account.Share(w.limits.Hard)-t.Reading, 0)/decidingShare):
 		every = Time(w.memory.Interval)
 	case unsure > w.limits.Limit/unsureShare:
-		every = min(every, 2*Time(w.memory.Interval))
+		every = min(every, undecided*Time(w.memory.Interval))
 	}
 	w.every = every
 	if w.asked != 0 && now-w.asked < every-every/8 { // a tick that comes a little early is the one

@@ -1,0 +1,75 @@
+package guard
+
+import "github.com/highwater-envoy/highwater/internal/budget"
+
+// presumes lets a request without a body in unjudged, where memory is calm: all that its response can hold is reserved for it, so that
+// it does not matter what it is and whose. To judge it takes code and figures that have to come from memory where large bodies
+// have been through the caches since: of what a download of 1 MB costs Envoy that was 4 %, and of what Highwater adds to a GET of 1 kB a
+// third. Of those that come between two ticks the first is judged, so that what is known of the keys stays true; and of those that may be
+// in the next peak's sample it is known what they are. What can't be asked for later is asked now.
+func (g *Guard) presumes(now Time, s *Stream) bool {
+	w, a, b := g.worker, g.worker.account, &g.config.Buffers
+	n := int64(b.Upstream + max(b.Downstream, b.HTTP2Window))
+	if w.judged != w.ticks {
+		w.judged = w.ticks
+		return false
+	}
+	if !a.Calm(now) || w.warm() && w.isSampled(&s.traced, n) || a.Ask(now, n, budget.Full) != budget.Granted {
+		return false
+	}
+	if g.header != "" {
+		g.keyOf(now, s)
+	}
+	a.Presume(&s.Stream, n)
+	w.counts[CountAdmitted]++
+	return true
+}
+
+// foretell notes the headers of a presumed response.
+func (g *Guard) foretell(s *Stream, length int64) {
+	most := int64(g.config.Buffers.Downstream + g.config.Buffers.Upstream)
+	if length == budget.Unknown || length > most {
+		most = g.responseCap(s)
+	}
+	g.worker.account.Foretell(&s.Stream, length, most)
+}
+
+// doubtPresumed judges those that are presumed, where memory is calm no more.
+func (w *Worker) doubtPresumed(now Time) {
+	if w.account.Presumed() == 0 || w.account.Calm(now) {
+		return
+	}
+	w.account.Owners(func(owner any) {
+		if s := owner.(*Stream); s.Presumed() {
+			s.guard.doubt(now, s)
+		}
+	})
+}
+
+// doubt begins to count what the stream's response holds. One that has begun has what it needs: that it was let in unjudged is no reason
+// to break it.
+func (g *Guard) doubt(now Time, s *Stream) {
+	w, a, begun, length := g.worker, g.worker.account, s.Expected(budget.Response), s.Length(budget.Response)
+	passed, over := a.Doubt(now, &s.Stream)
+	if !begun {
+		if w.largeKeys == 0 {
+			return
+		}
+		// Whoever is judged at his request's headers asks for room there if his key's responses are large. It has been promised it.
+		g.keyOf(now, s)
+		if g.foresee(now, s, false); s.expects > 0 {
+			w.noteLarge(now, s.key)
+			a.Enlarge(now, &s.Stream)
+			a.Anticipate(now, &s.Stream, s.expects)
+		}
+		return
+	}
+	exempt := s.exempt
+	s.exempt = true
+	g.expect(now, s, length)
+	g.Grow(now, s, budget.Response, passed)
+	s.exempt = exempt
+	if over {
+		g.End(now, s, budget.Response)
+	}
+}

@@ -1,0 +1,301 @@
+package guard
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/unit"
+)
+
+// presumed opens n requests without a body on a route after one that is judged.
+func (p *process) presumed(route string, n int) (all []*request) {
+	p.t.Helper()
+	judged, v := p.from(0, route, 0)
+	require.Equal(p.t, Admit, v.Action)
+	require.False(p.t, judged.Presumed(), "of those between two ticks the first is judged")
+	p.guards[0].Close(p.now, &judged.Stream)
+	for range n {
+		r, v := p.from(0, route, 0)
+		require.Equal(p.t, Admit, v.Action)
+		require.True(p.t, r.Presumed())
+		all = append(all, r)
+	}
+	return all
+}
+
+// While memory is calm all that a response can hold is reserved for it, and nothing is asked of anybody.
+func TestARequestIsPresumedWhileMemoryIsCalm(t *testing.T) {
+	p := newProcess(t, 1, nil)
+	p.settle(40 * mib)
+	p.now += 25 * ms
+	g, w := p.guards[0], p.workers[0]
+	w.Tick(p.now)
+	coming := w.account.Own().Coming
+	admitted := w.Counts()[CountAdmitted]
+	r := p.presumed("download", 1)[0]
+	require.Equal(t, admitted+2, w.Counts()[CountAdmitted])
+	require.Equal(t, 1, r.hostCalls, "its connection, which is new")
+	require.Equal(t, coming+128*kib, w.account.Own().Coming)
+	require.Zero(t, w.account.Own().Small, "the floor is for those that may be small")
+
+	fresh := w.account.Own().Fresh
+	require.Equal(t, Admit, g.Expect(p.now, &r.Stream, 16*mib).Action)
+	require.Equal(t, Admit, g.Grow(p.now, &r.Stream, budget.Response, mib).Action)
+	require.Equal(t, coming+128*kib, w.account.Own().Coming)
+	require.Equal(t, fresh, w.account.Own().Fresh)
+	require.Equal(t, 128*kib, r.Held(budget.Response))
+	w.Tick(p.now)
+	require.True(t, r.Presumed())
+	require.Equal(t, fresh+128*kib, w.account.Own().Fresh, "a tick books what has passed")
+	require.Equal(t, coming+128*kib, w.account.Own().Coming, "and what it can hold stays reserved")
+	require.Equal(t, 128*kib, w.account.Own().Likely)
+	require.Zero(t, w.account.Own().Small)
+	require.Equal(t, 1, r.hostCalls)
+	for range 30 { // longer than anything else stays reserved
+		p.now += 100 * ms
+		p.read(40 * mib)
+	}
+	require.Equal(t, coming+128*kib, w.account.Own().Coming)
+
+	fresh = w.account.Own().Fresh
+	g.Grow(p.now, &r.Stream, budget.Response, 50*kib)
+	g.End(p.now, &r.Stream, budget.Response)
+	g.Close(p.now, &r.Stream)
+	require.Equal(t, fresh+50*kib, w.account.Own().Fresh, "what passed since the last tick")
+	require.Equal(t, coming, w.account.Own().Coming)
+	require.Zero(t, w.account.Presumed())
+	require.Zero(t, w.account.Own().Exposure)
+	require.Equal(t, 2, r.hostCalls, "what it leaves on its connection is its route's")
+	require.Positive(t, w.account.Own().Likely)
+}
+
+// Once its headers have come no more is reserved than is announced.
+func TestAPresumedResponseReservesWhatItAnnounces(t *testing.T) {
+	p := newProcess(t, 1, func(c *Config) { c.Buffers.HTTP2Window = unit.MiB })
+	p.settle(40 * mib)
+	g, w := p.guards[0], p.workers[0]
+	all := p.presumed("any", 5)
+	const most = 64*kib + mib
+	require.Equal(t, 5*most, w.account.Own().Coming, "which protocol it has is not asked: a window is more than the listener's buffer")
+	all[4].http2 = true
+	for i, c := range []struct{ length, reserved int64 }{
+		{0, 0},
+		{1000, 1000},
+		{mib, 128 * kib},               // HTTP/1
+		{budget.Unknown, 128 * kib},    // HTTP/1
+		{budget.Unknown, 64*kib + mib}, // HTTP/2
+	} {
+		require.Equal(t, Admit, g.Expect(p.now, &all[i].Stream, c.length).Action)
+		require.Equal(t, c.reserved, all[i].Reserved(budget.Response), i)
+	}
+	g.Grow(p.now, &all[4].Stream, budget.Response, 3*mib)
+	require.Equal(t, 64*kib+mib, all[4].Held(budget.Response))
+	for _, r := range all {
+		g.End(p.now, &r.Stream, budget.Response)
+		g.Close(p.now, &r.Stream)
+	}
+	require.Zero(t, w.account.Own().Coming)
+	require.False(t, w.keys.Other.Value.responses.Learned(), "whose it is was not asked: it teaches nobody")
+}
+
+// With half of the room in use nobody is presumed, and those who are have to tell what they are. None of them is broken.
+func TestPresumedRequestsAreDoubtedWhenMemoryIsCalmNoMore(t *testing.T) {
+	p := newProcess(t, 1, nil)
+	p.settle(40 * mib)
+	g, w := p.guards[0], p.workers[0]
+	all := p.presumed("download", 5)
+	large, small, unknown, ended := all[0], all[1], all[2], all[3]
+	g.Expect(p.now, &large.Stream, 16*mib)
+	g.Grow(p.now, &large.Stream, budget.Response, mib)
+	g.End(p.now, &large.Stream, budget.Request)
+	g.Expect(p.now, &small.Stream, 10*kib)
+	g.Grow(p.now, &small.Stream, budget.Response, kib)
+	g.Expect(p.now, &unknown.Stream, budget.Unknown)
+	g.Grow(p.now, &unknown.Stream, budget.Response, mib)
+	g.Expect(p.now, &ended.Stream, 20*kib)
+	g.Grow(p.now, &ended.Stream, budget.Response, 20*kib)
+	g.End(p.now, &ended.Stream, budget.Response)
+	for range 7 {
+		p.from(0, "upload", 12*mib)
+	}
+	require.False(t, w.account.Calm(p.now))
+	judged, v := p.from(0, "download", 0)
+	require.Equal(t, Admit, v.Action)
+	require.False(t, judged.Presumed())
+	g.Close(p.now, &judged.Stream)
+	require.Equal(t, 5, w.account.Presumed())
+
+	p.now += 25 * ms
+	p.workers[0].Tick(p.now)
+	require.Zero(t, w.account.Presumed())
+	require.Equal(t, "download", large.key.Name.Value, "who has it is asked for in a tick")
+	require.False(t, large.Small())
+	require.False(t, large.Ended(budget.Response))
+	require.Zero(t, large.Reserved(budget.Response), "all that it can hold has passed")
+	require.Equal(t, 128*kib, large.Held(budget.Response))
+	require.Equal(t, mib, large.Seen(budget.Response))
+	require.True(t, small.Small())
+	require.Equal(t, 9*kib, small.Reserved(budget.Response))
+	require.Equal(t, mib, unknown.Seen(budget.Response))
+	require.False(t, unknown.Small())
+	require.True(t, ended.Ended(budget.Response))
+	require.Zero(t, ended.Reserved(budget.Response))
+	require.Zero(t, all[4].Reserved(budget.Response), "its response has not come, and may be small")
+	require.Equal(t, 1, all[4].hostCalls, "no route's are large: whose it is does not matter yet")
+	require.False(t, all[4].Free(1), "what comes of it is booked at once")
+	require.Equal(t, 10*kib+20*kib, w.account.Own().Small, "what is still to come of the one, and what the other has ended with")
+
+	p.settle(200*mib - kib) // no room is left
+	require.Equal(t, Admit, g.Grow(p.now, &large.Stream, budget.Response, mib).Action, "it goes on")
+	require.Equal(t, Admit, g.Grow(p.now, &unknown.Stream, budget.Response, mib).Action)
+	require.Equal(t, Answer, g.Expect(p.now, &all[4].Stream, 16*mib).Action, "a response that comes now is judged")
+	for _, r := range all {
+		g.Close(p.now, &r.Stream)
+	}
+}
+
+// One who asks for something on a route of large responses would have got room for that at his request's headers. He keeps it.
+func TestAPresumedRequestOnALargeRouteKeepsItsRoom(t *testing.T) {
+	p := newProcess(t, 1, nil)
+	p.settle(40 * mib)
+	g, w := p.guards[0], p.workers[0]
+	for range 10 {
+		r, _ := p.from(0, "download", 0)
+		g.Expect(p.now, &r.Stream, 16*mib)
+		g.Close(p.now, &r.Stream)
+		p.now += 25 * ms
+		w.Tick(p.now)
+	}
+	p.now += heavyFor
+	p.settle(40 * mib)
+	large := p.presumed("download", 3)
+	small, _ := p.from(0, "small", 0)
+	require.True(t, small.Presumed())
+	for range 8 {
+		p.from(0, "upload", 12*mib)
+	}
+	p.now += 25 * ms
+	w.Tick(p.now)
+	require.Zero(t, w.account.Presumed())
+	for _, r := range large {
+		require.Equal(t, "download", r.key.Name.Value)
+		require.Equal(t, 128*kib, r.Reserved(budget.Response))
+		require.False(t, r.Small())
+		require.Equal(t, p.now, r.key.Value.lastLarge)
+	}
+	require.Zero(t, small.Reserved(budget.Response))
+	require.True(t, small.Small())
+}
+
+// As long as somebody waits, on whatever worker, memory is not calm.
+func TestNobodyIsPresumedWhileOthersWait(t *testing.T) {
+	p := newProcess(t, 2, nil)
+	p.settle(40 * mib)
+	var admitted []*request
+	waiting := 0
+	for waiting < 20 {
+		if r, v := p.from(1, "upload", 12*mib); v.Action == Admit {
+			admitted = append(admitted, r)
+		} else {
+			require.Equal(t, Wait, v.Action)
+			waiting++
+		}
+	}
+	for _, r := range admitted {
+		p.guards[1].Close(p.now, &r.Stream)
+	}
+	p.now += FastTick
+	for _, i := range []int{1, 0} { // it tells the other
+		p.workers[i].Tick(p.now)
+		for range 2 {
+			r, v := p.from(i, "any", 0)
+			require.Equal(t, Admit, v.Action)
+			require.False(t, r.Presumed(), i)
+		}
+	}
+}
+
+// A response whose headers come when memory is calm no more is judged there, before a tick has looked.
+func TestAPresumedResponseIsJudgedAtItsHeaders(t *testing.T) {
+	p := newProcess(t, 1, nil)
+	p.settle(40 * mib)
+	g, w := p.guards[0], p.workers[0]
+	r := p.presumed("download", 1)[0]
+	for range 8 {
+		p.from(0, "upload", 12*mib)
+	}
+	require.False(t, w.account.Calm(p.now))
+	require.Equal(t, Admit, g.Expect(p.now, &r.Stream, 16*mib).Action)
+	require.False(t, r.Presumed())
+	require.Equal(t, "download", r.key.Name.Value)
+	require.Equal(t, 128*kib, r.Reserved(budget.Response))
+}
+
+// What can't be asked for later is asked at the request's headers.
+func TestWhatAPresumedRequestIsAskedFor(t *testing.T) {
+	p := newProcess(t, 1, func(c *Config) {
+		c.Fairness.By = "header:x-tenant"
+		c.Exempt = []Exempt{{PathPrefix: "/health"}}
+	})
+	p.settle(40 * mib)
+	g := p.guards[0]
+	open := func() *request {
+		r := &request{tenant: "acme", path: "/health"}
+		require.Equal(t, Admit, g.Open(p.now, &r.Stream, r, 0).Action)
+		return r
+	}
+	open()
+	r := open()
+	require.True(t, r.Presumed())
+	require.Equal(t, "acme", r.key.Name.Value)
+	require.True(t, r.exempt)
+	require.Equal(t, 2, r.hostCalls)
+}
+
+// One that may be in the next peak's sample is judged, so that its method is known.
+func TestWhoMayBeInAPeakIsNotPresumed(t *testing.T) {
+	p := newProcess(t, 1, func(c *Config) { c.Trace.Floor = unit.MiB })
+	p.settle(40 * mib)
+	p.settle(60 * mib)
+	w := p.workers[0]
+	require.True(t, w.warm())
+	require.True(t, w.account.Calm(p.now))
+	presumed := 0
+	const n = 200
+	for range n {
+		r, _ := p.from(0, "any", 0)
+		if r.Presumed() {
+			presumed++
+			require.False(t, w.isSampled(&r.traced, 128*kib))
+		} else {
+			p.guards[0].Close(p.now, &r.Stream)
+		}
+	}
+	require.Greater(t, presumed, n/3)
+	require.Less(t, presumed, n-n/10)
+}
+
+// A body of the request, hidden responses: what is not known to hold no more than that is not presumed.
+func TestWhoIsNotPresumed(t *testing.T) {
+	p := newProcess(t, 1, nil)
+	p.settle(40 * mib)
+	p.presumed("any", 1)
+	for name, r := range map[string]*request{
+		"hidden":           {hides: [2]bool{budget.Response: true}},
+		"request's hidden": {hides: [2]bool{true, true}},
+	} {
+		p.guards[0].Open(p.now, &r.Stream, r, 0)
+		require.False(t, r.Presumed(), name)
+	}
+	upload, _ := p.open(0, kib)
+	require.False(t, upload.Presumed())
+	chunked, _ := p.open(0, budget.Unknown)
+	require.False(t, chunked.Presumed())
+	p.now += 1500 * ms
+	p.workers[0].Tick(p.now)
+	p.open(0, 0)
+	r, _ := p.open(0, 0)
+	require.False(t, r.Presumed(), "there is no reading")
+}
