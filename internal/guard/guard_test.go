@@ -1008,14 +1008,14 @@ func TestAnIdleWorkerTicksSeldom(t *testing.T) {
 	require.Equal(t, []time.Duration{CalmTick, CalmTick}, run(2*time.Second), "nothing presses")
 	upload, v := p.open(1, 10*mib)
 	require.Equal(t, Admit, v.Action)
-	require.Equal(t, []time.Duration{CalmTick, CalmTick}, run(2*CalmTick), "one is due each 100 ms")
+	require.Equal(t, []time.Duration{Tick, CalmTick}, run(2*CalmTick), "one is due each 25 ms")
 	var more []*request
 	for range 8 {
 		r, v := p.open(1, 10*mib)
 		require.Equal(t, Admit, v.Action)
 		more = append(more, r)
 	}
-	require.Equal(t, []time.Duration{Tick, Tick}, run(2*CalmTick), "more than half of the room may be in use: one is due each 25 ms")
+	require.Equal(t, []time.Duration{Tick, Tick}, run(2*CalmTick), "more than half of the room may be in use")
 	for _, r := range more {
 		p.guards[1].Close(p.now, &r.Stream)
 	}

@@ -644,13 +644,11 @@ func (w *Worker) leaveLine(s *Stream) {
 }
 
 // A reading costs Envoy as much as two requests. It is worth that where what is only bounded, fresh and coming, is more than 1/32
-// of the limit. Where memory is calm, or it is fresh alone and less than an eighth of what is free under hard, it decides nothing yet,
-// and a quarter of the readings do: downloads are so. A burst of uploads is coming first, and with half as many more of it found no
-// room in line.
+// of the limit. Where it is fresh alone, and less than an eighth of what is free under hard, it decides nothing yet, and half as many do:
+// downloads are so. A burst of uploads is coming first, and with half as many readings more of it found no room in line.
 const (
 	unsureShare   = 32
 	decidingShare = 8
-	undecided     = 4
 )
 
 const askTimeout = 900 * time.Millisecond
@@ -664,11 +662,10 @@ func (w *Worker) schedule(now Time) bool {
 	all := t.Sum()
 	every := Time(w.memory.IdleInterval)
 	switch unsure := all.Fresh + all.Coming; {
-	case all.Waiting > 0, t.Sequence == 0, t.Level >= budget.Hard,
-		!w.account.Calm(now) && (all.Coming > w.limits.Limit/unsureShare || unsure > max(w.account.Share(w.limits.Hard)-t.Reading, 0)/decidingShare):
+	case all.Waiting > 0, t.Sequence == 0, t.Level >= budget.Hard, all.Coming > w.limits.Limit/unsureShare, unsure > max(w.account.Share(w.limits.Hard)-t.Reading, 0)/decidingShare:
 		every = Time(w.memory.Interval)
 	case unsure > w.limits.Limit/unsureShare:
-		every = min(every, undecided*Time(w.memory.Interval))
+		every = min(every, 2*Time(w.memory.Interval))
 	}
 	w.every = every
 	if w.asked != 0 && now-w.asked < every-every/8 { // a tick that comes a little early is the one
