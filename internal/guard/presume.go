@@ -4,9 +4,9 @@ import "github.com/highwater-envoy/highwater/internal/budget"
 
 // presumes lets a request without a body in unjudged, where memory is calm: all that its response can hold is reserved for it, so that
 // it does not matter what it is and whose. To judge it takes code and figures that have to come from memory where large bodies
-// have been through the caches since: of what a download of 1 MB costs Envoy that was 4 %, and of what Highwater adds to a GET of 1 kB a
-// third. Of those that come between two ticks the first is judged, so that what is known of the keys stays true; and of those that may be
-// in the next peak's sample it is known what they are. What can't be asked for later is asked now.
+// have been through the caches since: of what a download of 1 MB costs Envoy that was 3 %, and of what Highwater adds to a GET of 1 kB a
+// third. Of those that come between two ticks the first is judged, so that what is known of the keys stays true; and where a peak may
+// come all are, so that it tells what they were. What can't be asked for later is asked now.
 func (g *Guard) presumes(now Time, s *Stream) bool {
 	w, a, b := g.worker, g.worker.account, &g.config.Buffers
 	n := int64(b.Upstream + max(b.Downstream, b.HTTP2Window))
@@ -14,7 +14,7 @@ func (g *Guard) presumes(now Time, s *Stream) bool {
 		w.judged = w.ticks
 		return false
 	}
-	if !a.Calm(now) || w.warm() && w.isSampled(&s.traced, n) || a.Ask(now, n, budget.Full) != budget.Granted {
+	if !a.Calm(now) || w.warm() || a.Ask(now, n, budget.Full) != budget.Granted {
 		return false
 	}
 	if g.header != "" {

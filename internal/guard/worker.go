@@ -330,7 +330,7 @@ type Decision struct {
 const (
 	FastTick = 2 * time.Millisecond   // while somebody waits or is to be closed: one is resumed per tick
 	Tick     = 25 * time.Millisecond  // else
-	CalmTick = 50 * time.Millisecond  // where memory is calm, as long as no reading is due before
+	CalmTick = 50 * time.Millisecond  // where this one has no request: the one who polls, as long as no reading is due before
 	SlowTick = 500 * time.Millisecond // and where this one has had none for calmAfter: the others
 )
 
@@ -372,7 +372,7 @@ func (w *Worker) Tick(now Time) *Actions {
 		a.Event, w.idle.event = w.idle.event, ""
 	}
 	a.Next = w.next(now)
-	w.Sleeps = a.Next > CalmTick
+	w.Sleeps = a.Next > Tick
 	return a
 }
 
@@ -385,9 +385,9 @@ func (w *Worker) next(now Time) time.Duration {
 	switch {
 	case w.line.Len() > 0 || len(w.closing) > 0:
 		return FastTick
-	case now-w.active < calmAfter && !w.account.Calm(now), w.polls && w.every < CalmTick && own.Streams+w.account.Others().Streams > 0:
+	case now-w.active < calmAfter, w.polls && w.every < CalmTick && w.account.Others().Streams > 0:
 		return Tick
-	case now-w.active < calmAfter, w.polls:
+	case w.polls:
 		return CalmTick
 	}
 	return SlowTick

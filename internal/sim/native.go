@@ -78,8 +78,8 @@ func (p peer) Uploads() bool { return !p.http2 }
 // NewNative returns the guard on so many workers.
 func NewNative(p Proxy, c guard.Config, workers int) (*Native, error) {
 	n := &Native{proxy: p, streams: map[*guard.Stream]*Stream{}, conns: map[uint32]*Conn{}}
-	for range workers {
-		w, err := guard.NewWorker(&n.store, rand.New(rand.NewPCG(uint64(p.Now()), 0)).Float64) // as the plugin has it
+	for i := range workers {
+		w, err := guard.NewWorker(&n.store, rand.New(rand.NewPCG(1, uint64(i))).Float64)
 		if err != nil {
 			return nil, err
 		}
