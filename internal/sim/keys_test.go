@@ -60,7 +60,7 @@ func TestEvictsHardlyMoreThanIsTooMuch(t *testing.T) {
 			told := s
 			told.StreamWindow, told.Downstream, told.Upstream = s.StreamWindow/8, s.Downstream/8, s.Upstream/8
 			random := rand.New(rand.NewPCG(seed, 7))
-			readers := Repeat(40+random.IntN(40), time.Duration(random.IntN(20_000))*time.Microsecond, Client{
+			readers := Repeat(20+random.IntN(40), time.Duration(random.IntN(10_000))*time.Microsecond, Client{
 				Class: "stalled", Worker: -1, Calls: 1, KeepCalls: true, MakeCall: fixed(Call{Response: 32 * mib, ReadRate: kib}),
 			})
 			for i := range readers {
