@@ -267,6 +267,15 @@ func (g *Guard) responseCap(s *Stream) int64 {
 	return int64(b.Upstream + b.Downstream)
 }
 
+// mayHold is what Envoy may hold of a response of so many bytes, or of Unknown. Which protocol it has is asked only where it matters.
+func (g *Guard) mayHold(s *Stream, length int64) int64 {
+	most := int64(g.config.Buffers.Upstream + g.config.Buffers.Downstream)
+	if length == budget.Unknown || length > most {
+		return g.responseCap(s)
+	}
+	return most
+}
+
 func (g *Guard) exempts(h Host) bool {
 	for i := range g.config.Exempt {
 		switch e := &g.config.Exempt[i]; {
@@ -565,7 +574,7 @@ func (g *Guard) Expect(now Time, s *Stream, length int64) Verdict {
 	}
 	if s.Presumed() {
 		if w.account.Calm(now) {
-			g.foretell(s, length)
+			w.account.Foretell(&s.Stream, length, g.mayHold(s, length))
 			return Verdict{}
 		}
 		g.doubt(now, s)
@@ -585,9 +594,8 @@ func (g *Guard) expect(now Time, s *Stream, length int64) Verdict {
 		a.End(now, &s.Stream, budget.Response)
 		return Verdict{}
 	}
-	limit := int64(g.config.Buffers.Upstream + g.config.Buffers.Downstream)
-	if length == budget.Unknown || length > limit {
-		limit = g.responseCap(s)
+	limit := g.mayHold(s, length)
+	if limit != s.Cap(budget.Response) {
 		a.SetCap(now, &s.Stream, budget.Response, limit)
 	}
 	if s.host.Hides(budget.Response) {

@@ -25,15 +25,6 @@ func (g *Guard) presumes(now Time, s *Stream) bool {
 	return true
 }
 
-// foretell notes the headers of a presumed response.
-func (g *Guard) foretell(s *Stream, length int64) {
-	most := int64(g.config.Buffers.Downstream + g.config.Buffers.Upstream)
-	if length == budget.Unknown || length > most {
-		most = g.responseCap(s)
-	}
-	g.worker.account.Foretell(&s.Stream, length, most)
-}
-
 // doubtPresumed judges those that are presumed, where memory is calm no more.
 func (w *Worker) doubtPresumed(now Time) {
 	if w.account.Presumed() == 0 || w.account.Calm(now) {
