@@ -504,6 +504,7 @@ func (a *Account) Presume(s *Stream, n int64) {
 	a.reserve(s, &s.dir[Response], n)
 	s.presumed = true
 	a.presumed++
+	a.own.Presumed += n
 	a.grant(s)
 }
 
@@ -514,7 +515,9 @@ func (a *Account) Foretell(s *Stream, length, most int64) {
 	if length != Unknown {
 		most = min(most, length)
 	}
-	a.unreserve(s, m, max(m.coming-most, 0))
+	more := max(m.coming-most, 0)
+	a.unreserve(s, m, more)
+	a.own.Presumed -= more
 }
 
 // Doubt ends that a stream is presumed: it is as it was when it was opened, and told of what has passed since. What is known of its
@@ -534,6 +537,7 @@ func (a *Account) unpresume(s *Stream) {
 	if s.presumed {
 		s.presumed = false
 		a.presumed--
+		a.own.Presumed -= s.dir[Response].coming
 	}
 }
 

@@ -43,6 +43,7 @@ type Entry struct {
 	Lease        int64 // what the worker may come to hold fresh and coming without asking again
 	Fresh        int64
 	Coming       int64
+	Presumed     int64 // of it, what is reserved for responses that nobody looks at: see Account.Presume
 	Passed       int64 // all that was ever fresh: a running total
 	Small        int64 // coming and likely held of small streams
 	Likely       int64 // likely held by its live streams
@@ -72,11 +73,11 @@ func (e *Entry) counts() int64 { return max(e.Lease, e.need()) }
 const deadAfter = 2 * time.Second
 
 const (
-	tableMagic  = 0x48573033 // "HW03": a changed layout needs a new one
+	tableMagic  = 0x48573034 // "HW04": a changed layout needs a new one
 	markFields  = 10
 	headFields  = 13 + markFields
 	headerBytes = 4 + 4 + headFields*8
-	entryFields = 21
+	entryFields = 22
 	entryBytes  = 8 + entryFields*8
 	maxEntries  = 4096
 )
@@ -117,7 +118,7 @@ func (e *Entry) fields() [entryFields]*int64 {
 	return [entryFields]*int64{
 		(*int64)(&e.Beat), &e.Lease, &e.Fresh, &e.Coming, &e.Passed, &e.Small, &e.Likely, &e.Bounds, &e.Exposure,
 		&e.Leaving, &e.Evicted, &e.Left, &e.Held, (*int64)(&e.WaitingSince), &e.Waiting, &e.Streams, &e.Connections, &e.VM,
-		&e.Wanted, &e.Rate, &e.ConnectionLease,
+		&e.Wanted, &e.Rate, &e.ConnectionLease, &e.Presumed,
 	}
 }
 
@@ -199,6 +200,7 @@ func (t *Table) sum(without uint32) Entry {
 		s.Lease += e.counts()
 		s.Fresh += e.Fresh
 		s.Coming += e.Coming
+		s.Presumed += e.Presumed
 		s.Passed += e.Passed
 		s.Small += e.Small
 		s.Likely += e.Likely

@@ -290,3 +290,29 @@ func TestWhoIsNotPresumed(t *testing.T) {
 	r, _ := p.open(0, 0)
 	require.False(t, r.Presumed(), "there is no reading")
 }
+
+// What is reserved for those that wait for their upstream is nothing that a reading could tell more of: many that are quiet cost no more
+// readings than none.
+func TestPresumedRequestsAskForNoReadings(t *testing.T) {
+	p := newProcess(t, 1, nil)
+	p.settle(40 * mib)
+	readings := func() (n int) {
+		for range 40 { // a second
+			p.now += 25 * ms
+			if a := p.workers[0].Tick(p.now); a.Ask {
+				n++
+				p.workers[0].Observe(p.now, Reading{InUse: 40 * mib}, nil)
+			}
+		}
+		return n
+	}
+	idle := readings()
+	for _, r := range p.presumed("quiet", 200) {
+		require.Equal(t, 128*kib, r.Reserved(budget.Response))
+	}
+	readings() // their existence is fresh at first
+	require.Equal(t, int64(200), p.workers[0].account.Own().Streams)
+	require.Equal(t, idle, readings())
+	p.from(0, "upload", 12*mib)
+	require.Greater(t, readings(), 4*idle)
+}

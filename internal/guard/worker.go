@@ -645,7 +645,8 @@ func (w *Worker) leaveLine(s *Stream) {
 
 // A reading costs Envoy as much as two requests. It is worth that where what is only bounded, fresh and coming, is more than 1/32
 // of the limit. Where it is fresh alone, and less than an eighth of what is free under hard, it decides nothing yet, and half as many do:
-// downloads are so. A burst of uploads is coming first, and with half as many readings more of it found no room in line.
+// downloads are so. A burst of uploads is coming first, and with half as many readings more of it found no room in line. What is
+// reserved for presumed responses is left out: it may never come, and what has come is fresh.
 const (
 	unsureShare   = 32
 	decidingShare = 8
@@ -661,8 +662,9 @@ func (w *Worker) schedule(now Time) bool {
 	t := w.account.Table()
 	all := t.Sum()
 	every := Time(w.memory.IdleInterval)
-	switch unsure := all.Fresh + all.Coming; {
-	case all.Waiting > 0, t.Sequence == 0, t.Level >= budget.Hard, all.Coming > w.limits.Limit/unsureShare, unsure > max(w.account.Share(w.limits.Hard)-t.Reading, 0)/decidingShare:
+	coming := all.Coming - all.Presumed
+	switch unsure := all.Fresh + coming; {
+	case all.Waiting > 0, t.Sequence == 0, t.Level >= budget.Hard, coming > w.limits.Limit/unsureShare, unsure > max(w.account.Share(w.limits.Hard)-t.Reading, 0)/decidingShare:
 		every = Time(w.memory.Interval)
 	case unsure > w.limits.Limit/unsureShare:
 		every = min(every, 2*Time(w.memory.Interval))
