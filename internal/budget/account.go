@@ -42,7 +42,6 @@ type Account struct {
 	streams    Stream    // ring of the live ones
 	hidden     int       // live streams of which not all is told that passes
 	free       []*Stream // of whose responses something may pass unbooked
-	presumed   int       // of them
 	swept      Time
 	joined     bool
 	Rotations  uint64 // for tests and metrics
@@ -503,7 +502,7 @@ func (a *Account) Expect(now Time, s *Stream, d Direction, length, n, credit int
 func (a *Account) Presume(s *Stream, n int64) {
 	a.reserve(s, &s.dir[Response], n)
 	s.presumed = true
-	a.presumed++
+	a.own.PresumedStreams++
 	a.own.Presumed += n
 	a.grant(s)
 }
@@ -536,13 +535,10 @@ func (a *Account) Doubt(now Time, s *Stream) (passed int64, over bool) {
 func (a *Account) unpresume(s *Stream) {
 	if s.presumed {
 		s.presumed = false
-		a.presumed--
+		a.own.PresumedStreams--
 		a.own.Presumed -= s.dir[Response].coming
 	}
 }
-
-// Presumed is how many streams are.
-func (a *Account) Presumed() int { return a.presumed }
 
 // Anticipate reserves n bytes for a response whose headers have not come, or n more than it is entitled to. The room has been
 // asked for.

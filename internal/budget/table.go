@@ -58,8 +58,10 @@ type Entry struct {
 	Wanted       int64 // what they wait for
 	Rate         int64 // bytes/s that it admits while somebody waits: the mean of the last 5 s of that
 	Streams      int64
-	Connections  int64
-	VM           int64 // memory of the worker's virtual machine; it is outside every reading
+	// PresumedStreams is how many of them are presumed.
+	PresumedStreams int64
+	Connections     int64
+	VM              int64 // memory of the worker's virtual machine; it is outside every reading
 	// ConnectionLease is how many connections the worker may have open without asking again; 0 without a limit.
 	ConnectionLease int64
 }
@@ -77,7 +79,7 @@ const (
 	markFields  = 10
 	headFields  = 13 + markFields
 	headerBytes = 4 + 4 + headFields*8
-	entryFields = 22
+	entryFields = 23
 	entryBytes  = 8 + entryFields*8
 	maxEntries  = 4096
 )
@@ -118,7 +120,7 @@ func (e *Entry) fields() [entryFields]*int64 {
 	return [entryFields]*int64{
 		(*int64)(&e.Beat), &e.Lease, &e.Fresh, &e.Coming, &e.Passed, &e.Small, &e.Likely, &e.Bounds, &e.Exposure,
 		&e.Leaving, &e.Evicted, &e.Left, &e.Held, (*int64)(&e.WaitingSince), &e.Waiting, &e.Streams, &e.Connections, &e.VM,
-		&e.Wanted, &e.Rate, &e.ConnectionLease, &e.Presumed,
+		&e.Wanted, &e.Rate, &e.ConnectionLease, &e.Presumed, &e.PresumedStreams,
 	}
 }
 
@@ -201,6 +203,7 @@ func (t *Table) sum(without uint32) Entry {
 		s.Fresh += e.Fresh
 		s.Coming += e.Coming
 		s.Presumed += e.Presumed
+		s.PresumedStreams += e.PresumedStreams
 		s.Passed += e.Passed
 		s.Small += e.Small
 		s.Likely += e.Likely

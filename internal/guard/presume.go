@@ -27,7 +27,7 @@ func (g *Guard) presumes(now Time, s *Stream) bool {
 
 // doubtPresumed judges those that are presumed, where memory is calm no more.
 func (w *Worker) doubtPresumed(now Time) {
-	if w.account.Presumed() == 0 || w.account.Calm(now) {
+	if w.account.Own().PresumedStreams == 0 || w.account.Calm(now) {
 		return
 	}
 	w.account.Owners(func(owner any) {

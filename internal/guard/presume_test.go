@@ -46,6 +46,8 @@ func TestARequestIsPresumedWhileMemoryIsCalm(t *testing.T) {
 	require.Equal(t, coming+128*kib, w.account.Own().Coming)
 	require.Equal(t, fresh, w.account.Own().Fresh)
 	require.Equal(t, 128*kib, r.Held(budget.Response))
+	p.now += 25 * ms
+	w.Tick(p.now) // every other one passes
 	w.Tick(p.now)
 	require.True(t, r.Presumed())
 	require.Equal(t, fresh+128*kib, w.account.Own().Fresh, "a tick books what has passed")
@@ -65,7 +67,7 @@ func TestARequestIsPresumedWhileMemoryIsCalm(t *testing.T) {
 	g.Close(p.now, &r.Stream)
 	require.Equal(t, fresh+50*kib, w.account.Own().Fresh, "what passed since the last tick")
 	require.Equal(t, coming, w.account.Own().Coming)
-	require.Zero(t, w.account.Presumed())
+	require.Zero(t, w.account.Own().PresumedStreams)
 	require.Zero(t, w.account.Own().Exposure)
 	require.Equal(t, 2, r.hostCalls, "what it leaves on its connection is its route's")
 	require.Positive(t, w.account.Own().Likely)
@@ -125,11 +127,11 @@ func TestPresumedRequestsAreDoubtedWhenMemoryIsCalmNoMore(t *testing.T) {
 	require.Equal(t, Admit, v.Action)
 	require.False(t, judged.Presumed())
 	g.Close(p.now, &judged.Stream)
-	require.Equal(t, 5, w.account.Presumed())
+	require.EqualValues(t, 5, w.account.Own().PresumedStreams)
 
 	p.now += 25 * ms
 	p.workers[0].Tick(p.now)
-	require.Zero(t, w.account.Presumed())
+	require.Zero(t, w.account.Own().PresumedStreams)
 	require.Equal(t, "download", large.key.Name.Value, "who has it is asked for in a tick")
 	require.False(t, large.Small())
 	require.False(t, large.Ended(budget.Response))
@@ -178,7 +180,7 @@ func TestAPresumedRequestOnALargeRouteKeepsItsRoom(t *testing.T) {
 	}
 	p.now += 25 * ms
 	w.Tick(p.now)
-	require.Zero(t, w.account.Presumed())
+	require.Zero(t, w.account.Own().PresumedStreams)
 	for _, r := range large {
 		require.Equal(t, "download", r.key.Name.Value)
 		require.Equal(t, 128*kib, r.Reserved(budget.Response))
@@ -315,4 +317,81 @@ func TestPresumedRequestsAskForNoReadings(t *testing.T) {
 	require.Equal(t, idle, readings())
 	p.from(0, "upload", 12*mib)
 	require.Greater(t, readings(), 4*idle)
+}
+
+// Nobody has to know what those are at once that are presumed: half of the ticks do. Where anybody else is in flight, or memory is calm no
+// more, all do.
+func TestEveryOtherTickPassesWhileAllArePresumed(t *testing.T) {
+	p := newProcess(t, 1, nil)
+	p.settle(40 * mib)
+	g, w := p.guards[0], p.workers[0]
+	ticks := func() uint64 {
+		before := w.ticks
+		for range 10 {
+			p.now += 25 * ms
+			a := w.Tick(p.now)
+			require.True(t, a.Polls)
+			require.Equal(t, Tick, a.Next)
+			if a.Ask {
+				w.Observe(p.now, Reading{InUse: 40 * mib}, nil)
+			}
+		}
+		return w.ticks - before
+	}
+	all := p.presumed("any", 2)
+	require.Equal(t, uint64(5), ticks())
+	judged, _ := p.from(0, "any", 0)
+	require.False(t, judged.Presumed())
+	require.Equal(t, uint64(10), ticks())
+	g.Close(p.now, &judged.Stream)
+	require.Equal(t, uint64(5), ticks())
+	before := w.ticks
+	w.asking, w.asked = p.now, p.now
+	w.Observe(p.now, Reading{InUse: 120 * mib}, nil)
+	require.True(t, all[0].Presumed())
+	require.False(t, w.account.Calm(p.now))
+	for i := range uint64(2) {
+		w.Tick(p.now)
+		require.Equal(t, before+1+i, w.ticks)
+	}
+	require.False(t, all[0].Presumed())
+}
+
+// What presumed responses bring is in no reading yet, but decides nothing as long as memory is calm: where hardly anybody else is in flight
+// few readings do.
+func TestDownloadsAskForFewReadings(t *testing.T) {
+	p := newProcess(t, 1, nil)
+	p.settle(40 * mib)
+	g, w := p.guards[0], p.workers[0]
+	readings := func(downloads int) (n int) {
+		for range 40 { // a second
+			for range downloads {
+				r, _ := p.from(0, "download", 0)
+				g.Expect(p.now, &r.Stream, mib)
+				g.Grow(p.now, &r.Stream, budget.Response, mib)
+				g.End(p.now, &r.Stream, budget.Response)
+				g.Close(p.now, &r.Stream)
+			}
+			p.now += 25 * ms
+			if a := w.Tick(p.now); a.Ask {
+				n++
+				w.Observe(p.now, Reading{InUse: 40 * mib}, nil)
+			}
+		}
+		return n
+	}
+	p.presumed("quiet", 1)
+	// 1/32 of the limit is 6.25 MiB. Twelve downloads in each tick are 6 MiB from one reading to the next, and those before it count too.
+	require.InDelta(t, 10, readings(12), 1)
+	require.InDelta(t, 10, readings(28), 1)
+	one, _ := p.from(0, "upload", 100*kib) // may be the one that is judged
+	require.InDelta(t, 10, readings(12), 1)
+	two, _ := p.from(0, "upload", 100*kib)
+	require.InDelta(t, 20, readings(12), 1)
+	require.InDelta(t, 40, readings(80), 1, "an eighth of what is free")
+	g.Close(p.now, &one.Stream)
+	g.Close(p.now, &two.Stream)
+	readings(1)
+	require.InDelta(t, 10, readings(28), 1)
+	require.Greater(t, readings(200), 22, "half of the room is in use")
 }

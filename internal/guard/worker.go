@@ -38,6 +38,7 @@ type Worker struct {
 	linger    Time      // how long that may still be there
 	hungry    []candidate
 	ticks     uint64
+	rested    bool // the last tick was none
 	active    Time // when it last had something to do
 	Sleeps    bool // the next tick comes late: Wake it, where a connection or a request begins or bytes come
 	keys      *fairness.Keys[keyed]
@@ -341,6 +342,10 @@ const calmAfter = time.Second
 func (w *Worker) Tick(now Time) *Actions {
 	a := &w.actions
 	*a = Actions{Rejected: a.Rejected[:0], Close: a.Close[:0], Cut: a.Cut[:0], Idle: a.Idle[:0]}
+	if w.rests(now) {
+		a.Polls, a.Next = w.polls, Tick
+		return a
+	}
 	w.ticks++
 	w.left.expire(now)
 	w.leaving.expire(now)
@@ -374,6 +379,14 @@ func (w *Worker) Tick(now Time) *Actions {
 	a.Next = w.next(now)
 	w.Sleeps = a.Next > Tick
 	return a
+}
+
+// rests lets every other tick pass while memory is calm and all in flight are presumed: nothing is known of them, and nobody has to know
+// more than what they have leased.
+func (w *Worker) rests(now Time) bool {
+	own := w.account.Own()
+	w.rested = !w.rested && own.PresumedStreams > 0 && own.PresumedStreams == own.Streams && w.account.Calm(now)
+	return w.rested
 }
 
 // next is when the next tick is due.
@@ -646,7 +659,8 @@ func (w *Worker) leaveLine(s *Stream) {
 // A reading costs Envoy as much as two requests. It is worth that where what is only bounded, fresh and coming, is more than 1/32
 // of the limit. Where it is fresh alone, and less than an eighth of what is free under hard, it decides nothing yet, and half as many do:
 // downloads are so. A burst of uploads is coming first, and with half as many readings more of it found no room in line. What is
-// reserved for presumed responses is left out: it may never come, and what has come is fresh.
+// reserved for presumed responses is left out: it may never come, and what has come is fresh. And where nobody else is in flight,
+// but for the one that each worker judges, half as many do again: as long as memory is calm they decide nothing.
 const (
 	unsureShare   = 32
 	decidingShare = 8
@@ -662,12 +676,15 @@ func (w *Worker) schedule(now Time) bool {
 	t := w.account.Table()
 	all := t.Sum()
 	every := Time(w.memory.IdleInterval)
-	coming := all.Coming - all.Presumed
+	coming, deciding, often := all.Coming-all.Presumed, max(w.account.Share(w.limits.Hard)-t.Reading, 0)/decidingShare, 2*Time(w.memory.Interval)
+	if all.Streams-all.PresumedStreams <= int64(len(t.Entries)) && w.account.Calm(now) {
+		deciding, often = w.limits.Limit, 2*often
+	}
 	switch unsure := all.Fresh + coming; {
-	case all.Waiting > 0, t.Sequence == 0, t.Level >= budget.Hard, coming > w.limits.Limit/unsureShare, unsure > max(w.account.Share(w.limits.Hard)-t.Reading, 0)/decidingShare:
+	case all.Waiting > 0, t.Sequence == 0, t.Level >= budget.Hard, coming > w.limits.Limit/unsureShare, unsure > deciding:
 		every = Time(w.memory.Interval)
 	case unsure > w.limits.Limit/unsureShare:
-		every = min(every, 2*Time(w.memory.Interval))
+		every = min(every, often)
 	}
 	w.every = every
 	if w.asked != 0 && now-w.asked < every-every/8 { // a tick that comes a little early is the one
