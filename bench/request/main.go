@@ -228,7 +228,13 @@ func stopAll(all []*variant) {
 
 // run starts the variant's Envoy.
 func (v *variant) run(ctx context.Context, upstream string, workers int) (err error) {
-	v.envoy, err = envoytest.Start(ctx, envoytest.Options{Edit: v.edit, Wasm: v.wasm, Upstream: upstream, Concurrency: workers})
+	edit := func(c envoytest.Config) {
+		v.edit(c)
+		for _, l := range c.Listeners() { // else one worker has three connections of four in one turn and half of them in the next
+			l["connection_balance_config"] = map[string]any{"exact_balance": map[string]any{}}
+		}
+	}
+	v.envoy, err = envoytest.Start(ctx, envoytest.Options{Edit: edit, Wasm: v.wasm, Upstream: upstream, Concurrency: workers})
 	if err != nil {
 		return fmt.Errorf("%s: %w", v.name, err)
 	}
