@@ -380,6 +380,9 @@ func TestDownloadsAskForFewReadings(t *testing.T) {
 		}
 		return n
 	}
+	lone, _ := p.from(0, "upload", 100*kib)
+	require.InDelta(t, 20, readings(12), 1, "nobody in flight is presumed")
+	g.Close(p.now, &lone.Stream)
 	p.presumed("quiet", 1)
 	// 1/32 of the limit is 6.25 MiB. Twelve downloads in each tick are 6 MiB from one reading to the next, and those before it count too.
 	require.InDelta(t, 10, readings(12), 1)

@@ -677,7 +677,7 @@ func (w *Worker) schedule(now Time) bool {
 	all := t.Sum()
 	every := Time(w.memory.IdleInterval)
 	coming, deciding, often := all.Coming-all.Presumed, max(w.account.Share(w.limits.Hard)-t.Reading, 0)/decidingShare, 2*Time(w.memory.Interval)
-	if all.Streams-all.PresumedStreams <= int64(len(t.Entries)) && w.account.Calm(now) {
+	if judged := all.Streams - all.PresumedStreams; all.PresumedStreams > 0 && judged <= int64(len(t.Entries)) && w.account.Calm(now) {
 		deciding, often = w.limits.Limit, 2*often
 	}
 	switch unsure := all.Fresh + coming; {
