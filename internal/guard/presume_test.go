@@ -293,21 +293,25 @@ func TestWhoIsNotPresumed(t *testing.T) {
 	require.False(t, r.Presumed(), "there is no reading")
 }
 
+// readings is how many are asked for in a second whose ticks each come after do.
+func (p *process) readings(do func()) (n int) {
+	for range 40 {
+		do()
+		p.now += 25 * ms
+		if a := p.workers[0].Tick(p.now); a.Ask {
+			n++
+			p.workers[0].Observe(p.now, Reading{InUse: 40 * mib}, nil)
+		}
+	}
+	return n
+}
+
 // What is reserved for those that wait for their upstream is nothing that a reading could tell more of: many that are quiet cost no more
 // readings than none.
 func TestPresumedRequestsAskForNoReadings(t *testing.T) {
 	p := newProcess(t, 1, nil)
 	p.settle(40 * mib)
-	readings := func() (n int) {
-		for range 40 { // a second
-			p.now += 25 * ms
-			if a := p.workers[0].Tick(p.now); a.Ask {
-				n++
-				p.workers[0].Observe(p.now, Reading{InUse: 40 * mib}, nil)
-			}
-		}
-		return n
-	}
+	readings := func() int { return p.readings(func() {}) }
 	idle := readings()
 	for _, r := range p.presumed("quiet", 200) {
 		require.Equal(t, 128*kib, r.Reserved(budget.Response))
@@ -362,9 +366,9 @@ func TestEveryOtherTickPassesWhileAllArePresumed(t *testing.T) {
 func TestDownloadsAskForFewReadings(t *testing.T) {
 	p := newProcess(t, 1, nil)
 	p.settle(40 * mib)
-	g, w := p.guards[0], p.workers[0]
-	readings := func(downloads int) (n int) {
-		for range 40 { // a second
+	g := p.guards[0]
+	readings := func(downloads int) int {
+		return p.readings(func() {
 			for range downloads {
 				r, _ := p.from(0, "download", 0)
 				g.Expect(p.now, &r.Stream, mib)
@@ -372,13 +376,7 @@ func TestDownloadsAskForFewReadings(t *testing.T) {
 				g.End(p.now, &r.Stream, budget.Response)
 				g.Close(p.now, &r.Stream)
 			}
-			p.now += 25 * ms
-			if a := w.Tick(p.now); a.Ask {
-				n++
-				w.Observe(p.now, Reading{InUse: 40 * mib}, nil)
-			}
-		}
-		return n
+		})
 	}
 	lone, _ := p.from(0, "upload", 100*kib)
 	require.InDelta(t, 20, readings(12), 1, "nobody in flight is presumed")

@@ -659,8 +659,8 @@ func (w *Worker) leaveLine(s *Stream) {
 // A reading costs Envoy as much as two requests. It is worth that where what is only bounded, fresh and coming, is more than 1/32
 // of the limit. Where it is fresh alone, and less than an eighth of what is free under hard, it decides nothing yet, and half as many do:
 // downloads are so. A burst of uploads is coming first, and with half as many readings more of it found no room in line. What is
-// reserved for presumed responses is left out: it may never come, and what has come is fresh. And where nobody else is in flight,
-// but for the one that each worker judges, half as many do again: as long as memory is calm they decide nothing.
+// reserved for presumed responses is left out: it may never come, and what has come is fresh. And where those are all that
+// is in flight, but for the one that each worker judges, half as many do again: as long as memory is calm they decide nothing.
 const (
 	unsureShare   = 32
 	decidingShare = 8
