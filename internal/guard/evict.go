@@ -140,8 +140,7 @@ func (w *Worker) evictStream(now Time, a *Actions, s *Stream) bool {
 	} else {
 		v.RetryAfter = s.guard.retryAfter(now, s.total())
 	}
-	s.phase = rejected
-	w.account.End(now, &s.Stream, budget.Request)
+	s.guard.cutOff(now, s)
 	w.account.End(now, &s.Stream, budget.Response)
 	a.Rejected = append(a.Rejected, Decision{s, v})
 	return true

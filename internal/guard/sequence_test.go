@@ -53,6 +53,7 @@ type exchange struct {
 	held     [2]int64
 	response int64 // announced, or budget.Unknown
 	headers  bool  // of the response have come
+	finished bool  // the request has passed whole
 	over     bool  // answered, reset or closing: nothing moves any more
 }
 
@@ -158,6 +159,7 @@ func (e *envoy) step(op byte) string {
 	case 5:
 		return e.each("end of request", func(x *exchange) {
 			if !x.over && !x.Waiting() && x.length == budget.Unknown {
+				x.finished = true
 				e.guards[x.link.worker].End(e.now, &x.Stream, budget.Request)
 			}
 		})
@@ -355,27 +357,28 @@ func (e *envoy) pass(x *exchange, n int64) {
 		return
 	}
 	if x.rest() == 0 {
+		x.finished = true
 		e.guards[x.link.worker].End(e.now, &x.Stream, budget.Request)
 	}
 }
 
-// rejected is a stream that was answered, or whose connection will be closed.
+// rejected is a stream that was answered or reset, or whose connection will be closed.
 func (e *envoy) rejected(x *exchange, v Verdict) {
 	x.over = true
-	switch v.Action {
-	case Answer:
-		if !x.Ended(budget.Request) || x.phase == rejected {
-			// What it leaves unread goes with the stream on HTTP/2, and lingers with the connection on HTTP/1.
-			n := min(max(min(x.pauseCost, x.Cap(budget.Request)-x.held[budget.Request]), x.unread), x.pauseCost)
-			if x.unread = 0; x.link.http2 {
-				x.unread = n
-				break
-			}
-			e.linger = append(e.linger, lingering{x.link, e.now + Time(x.guard.config.Buffers.Linger), n})
-		}
-	case Close, Reset:
-	default:
-		e.t.Fatalf("%v", v)
+	if v.Action == Close {
+		return
+	}
+	require.NotEqual(e.t, Admit, v.Action)
+	// What comes of an unfinished request, a round trip long, goes with the stream on HTTP/2, and lingers with the connection on HTTP/1.
+	var n int64
+	if !x.finished {
+		most := min(x.guard.pauseCap(&x.Stream), x.unread+x.rest())
+		n = min(max(most-x.held[budget.Request], x.unread), most)
+	}
+	if x.unread = 0; x.link.http2 {
+		x.unread = n
+	} else if n > 0 {
+		e.linger = append(e.linger, lingering{x.link, e.now + Time(x.guard.config.Buffers.Linger), n})
 	}
 }
 
@@ -401,7 +404,7 @@ func (e *envoy) respond(x *exchange) {
 	if v.Action != Admit {
 		require.Equal(e.t, Answer, v.Action)
 		e.seen["response rejected"]++
-		x.over = true
+		e.rejected(x, v)
 	}
 }
 
@@ -418,7 +421,7 @@ func (e *envoy) serve(x *exchange) {
 	if v.Action != Admit {
 		require.Equal(e.t, Reset, v.Action)
 		e.seen["response reset"]++
-		x.over = true
+		e.rejected(x, v)
 		return
 	}
 	if x.Seen(budget.Response) == x.response || n == 1 && x.response == budget.Unknown {
