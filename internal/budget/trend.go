@@ -43,11 +43,11 @@ type trend struct {
 
 	// Surprise: the growth of the reading over eight readings against all that passed meanwhile. Over one reading
 	// alone it would mostly be false, because the table lags by a tick.
-	ring    [surpriseReadings + 2]sample
-	n       int // samples in the ring
-	pending sample
-	answer  Time // when the pending sample's reading was answered; 0 = none is pending
-	last    Time // when the last reading came
+	ring    [surpriseReadings + 3]sample
+	n       int       // samples in the ring
+	pending [2]sample // not judged yet, the oldest first: where readings come as fast as workers publish there is always one
+	waiting int       // how many are pending
+	last    Time      // when the last reading came
 	kept    int64
 	keptAt  Time
 	futile  futility
@@ -55,7 +55,11 @@ type trend struct {
 	overAt  Time // when the last of them came
 }
 
-type sample struct{ reading, passed int64 }
+// sample is a reading and what all had passed when it was judged, bytes.
+type sample struct {
+	reading, passed         int64
+	asked, answered, judged Time
+}
 
 const (
 	surpriseReadings = 8
@@ -85,7 +89,10 @@ func (r *trend) observe(now Time, t *Table, l *Limits) {
 		r.n = 0 // at the start and after a gap there is nothing to compare with
 	}
 	r.last = now
-	r.pending, r.answer = sample{reading: t.Reading}, now
+	if r.waiting < len(r.pending) {
+		r.pending[r.waiting] = sample{reading: t.Reading, asked: t.Asked, answered: now}
+		r.waiting++
+	}
 	t.Surprise = r.decayed(now)
 	estimate := t.Reading + all.Fresh + all.Coming
 	t.Level = t.Level.next(l, t.load(l, estimate), t.Reading > l.Limit)
@@ -127,38 +134,49 @@ func (r *trend) evict(now Time, t *Table, l *Limits, leaving int64) {
 	}
 }
 
-// settle judges the pending reading once every live worker has published after its answer: only then is all that
+// settle judges the pending readings once every live worker has published after their answers: only then is all that
 // the reading may hold in the totals. One that has no requests and publishes seldom has nothing to add.
 func (r *trend) settle(now Time, t *Table) {
-	if r.answer == 0 {
-		return
+	for r.waiting > 0 && r.published(t, r.pending[0].answered) {
+		r.judge(now, r.pending[0], t)
+		r.pending[0] = r.pending[1]
+		r.waiting--
 	}
-	var passed int64
+}
+
+func (r *trend) published(t *Table, at Time) bool {
 	for i := range t.Entries {
-		if e := &t.Entries[i]; e.Beat <= r.answer && (e.Streams > 0 || e.Fresh > 0 || r.answer-e.Beat < sleepsAfter) {
-			return
+		if e := &t.Entries[i]; e.Beat < at && (e.Streams > 0 || e.Fresh > 0 || at-e.Beat < sleepsAfter) {
+			return false
 		}
-		passed += t.Entries[i].Passed
 	}
-	r.answer = 0
-	r.pending.passed = passed
-	if r.n > 0 && passed < r.ring[r.n-1].passed {
+	return true
+}
+
+func (r *trend) judge(now Time, last sample, t *Table) {
+	last.judged = now
+	for i := range t.Entries {
+		last.passed += t.Entries[i].Passed
+	}
+	if r.n > 0 && last.passed < r.ring[r.n-1].passed {
 		r.n = 0 // a worker has gone, and its total with it
 	}
 	if r.n == len(r.ring) {
 		copy(r.ring[:], r.ring[1:])
 		r.n--
 	}
-	r.ring[r.n] = r.pending
+	r.ring[r.n] = last
 	r.n++
-	if r.n < len(r.ring) {
-		return
-	}
+	first := r.n - 1 - surpriseReadings
 	// What passed between an answer and its judgement is in that reading's total but not in the reading itself. So the
-	// total to begin with is the one judged before the first reading was asked for: else each burst would be a surprise.
-	last := r.ring[r.n-1]
-	if s := (last.reading - r.ring[1].reading) - (last.passed - r.ring[0].passed); s > r.decayed(now) {
-		r.kept, r.keptAt = s, now
+	// total to begin with is one judged before the first reading was asked for: else each burst would be a surprise.
+	for i := first - 1; i >= 0; i-- {
+		if before := &r.ring[i]; before.judged <= r.ring[first].asked {
+			if s := (last.reading - r.ring[first].reading) - (last.passed - before.passed); s > r.decayed(now) {
+				r.kept, r.keptAt = s, now
+			}
+			return
+		}
 	}
 }
 
