@@ -111,7 +111,7 @@ func TestWebSocket(t *testing.T) {
 	s.streams(1)
 	s.quiet()
 	s.gauge("highwater_exposure_bytes", 16*mib+128<<10) // the caps: whole_request, and two buffers for the response
-	s.reading(full - 12*mib) // it has to find room for what it sends also where the jump is a surprise
+	s.reading(full - 12*mib)                            // what it sends has room there, also where the jump is a surprise
 	for range 100 {
 		echo(c)
 	}

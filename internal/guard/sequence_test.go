@@ -683,7 +683,7 @@ func TestEstimateIsNeverBelowTheTruth(t *testing.T) {
 	for _, workers := range []int{1, 2, 8} {
 		for i, s := range settings {
 			t.Run(fmt.Sprintf("%d workers, %s", workers, s.name), func(t *testing.T) {
-				for seed := range uint64(6) {
+				for seed := range uint64(20) {
 					e := newEnvoy(t, workers, s.edit, random(100*seed+uint64(10*i+workers), 6000))
 					e.run()
 					for name, n := range e.seen {
