@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"sync"
 	"testing"
@@ -58,6 +59,115 @@ func TestEvict(t *testing.T) {
 		require.Empty(t, envoytest.Faults(s.Logs()))
 		s.drained(c.CloseIdleConnections)
 	})
+}
+
+// Who is ended in mid-upload, with all buffers full and a client that sends on, has his answer, and leaves nothing in Envoy, also while
+// his connection lingers: other than who is rejected at his headers, of whom all that has come with them stays.
+func TestWhoIsEndedInMidUploadLeavesNothing(t *testing.T) {
+	const uploads, linger = 20, 10 * time.Second
+	defaults := nobodyWaits()
+	for _, c := range []struct {
+		reason  string
+		reading int64
+		answers bool
+	}{
+		{"evicted", 4 << 30, false},   // all of them at once
+		{"response", 199 * mib, true}, // there is no room for it
+	} {
+		t.Run(c.reason, func(t *testing.T) {
+			upstream := listenDeaf(t)
+			s := start(t, setup{
+				workers: 1, fake: 40 * mib, upstream: upstream.Addr().String(),
+				plugin: func(cfg map[string]any) {
+					defaults.plugin(cfg)
+					section(cfg, "buffers")["linger"], section(cfg, "buffers")["whole_request"] = linger.String(), 0
+					cfg["evict"] = !c.answers
+				},
+				edit: func(c envoytest.Config) {
+					defaults.edit(c)
+					c.SetLinger(linger)
+				},
+			})
+			allocated := func() int64 {
+				m, err := s.Memory(t.Context())
+				require.NoError(t, err)
+				return m.Allocated
+			}
+			before := allocated()
+			var clients []net.Conn
+			for range uploads {
+				client := s.dial(upload("content-length: 16777216", "/sink"))
+				clients = append(clients, client)
+				go func() { _, _ = client.Write(make([]byte, large)) }()
+			}
+			s.streams(uploads)
+			require.Eventually(t, func() bool { return allocated() > before+uploads*mib }, 20*time.Second, 10*time.Millisecond, "its buffers are full")
+			held := allocated() - before
+
+			s.memory.inUse.Store(c.reading)
+			if c.answers {
+				s.reading(c.reading)
+				upstream.answer("HTTP/1.1 200 OK\r\ncontent-length: 16777216\r\n\r\n")
+			}
+			s.counter("highwater_rejected_total.reason."+c.reason, uploads)
+			s.streams(0)
+			s.gauge("highwater_connections", uploads) // they linger
+			for end := time.Now().Add(2 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+				require.Less(t, allocated(), before+held/8)
+			}
+			for _, c := range clients {
+				require.NoError(t, c.SetReadDeadline(time.Now().Add(10*time.Second)))
+				answer := make([]byte, len("HTTP/1.1 503"))
+				_, err := io.ReadFull(c, answer)
+				require.NoError(t, err)
+				require.Equal(t, "HTTP/1.1 503", string(answer))
+			}
+			require.Empty(t, envoytest.Faults(s.Logs()))
+		})
+	}
+}
+
+// deaf is an upstream that reads nothing.
+type deaf struct {
+	net.Listener
+	mu    sync.Mutex
+	conns []net.Conn
+}
+
+func listenDeaf(t *testing.T) *deaf {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	d := &deaf{Listener: l}
+	t.Cleanup(func() {
+		l.Close()
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		for _, c := range d.conns {
+			c.Close()
+		}
+	})
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			d.mu.Lock()
+			d.conns = append(d.conns, c)
+			d.mu.Unlock()
+		}
+	}()
+	return d
+}
+
+// answer begins the response of each.
+func (d *deaf) answer(text string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, c := range d.conns {
+		_, _ = io.WriteString(c, text)
+	}
 }
 
 // phases are what a request can be in when it is ended: each begins one, and returns when it waits in line, is being sent or has

@@ -140,7 +140,8 @@ func (w *Worker) evictStream(now Time, a *Actions, s *Stream) bool {
 	} else {
 		v.RetryAfter = s.guard.retryAfter(now, s.total())
 	}
-	s.guard.cutOff(now, s)
+	s.phase = rejected
+	w.account.End(now, &s.Stream, budget.Request)
 	w.account.End(now, &s.Stream, budget.Response)
 	a.Rejected = append(a.Rejected, Decision{s, v})
 	return true

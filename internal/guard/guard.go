@@ -522,21 +522,6 @@ func (g *Guard) turnAway(now Time, s *Stream, reason Reason) Verdict {
 	return v
 }
 
-// cutOff ends the request of a stream that Envoy will answer or reset. What it leaves unread if it is unfinished is a reject's cost; there
-// is no other way here to keep it low: who has begun gets his answer.
-func (g *Guard) cutOff(now Time, s *Stream) {
-	w, cost := g.worker, g.cost(s)
-	s.phase, s.pauseCost = rejected, cost
-	if cost > 0 {
-		if !s.isHTTP2() {
-			w.left.add(now, Time(g.config.Buffers.Linger), cost)
-		}
-		w.account.Pause(now, &s.Stream, cost, cost)
-	}
-	w.account.End(now, &s.Stream, budget.Request)
-	w.account.Cover(now)
-}
-
 // toldShare: those who are told to come back get an eighth of what is admitted. The others come without being told, and
 // clients that are served come at once: they take it all. The line can't tell the two apart, so that of those who come
 // back with n others for each of them n/(n+1) are admitted.
@@ -641,7 +626,7 @@ func (g *Guard) expect(now Time, s *Stream, length int64) Verdict {
 		w.counts[CountRejected+int(ResponseSize)-1]++
 		w.counts[CountRejectedResponses]++
 		if g.config.Mode != Observe {
-			g.cutOff(now, s)
+			s.phase = rejected
 			a.End(now, &s.Stream, budget.Response)
 			return Verdict{Action: Answer, Reason: ResponseSize, RetryAfter: g.retryAfter(now, n)}
 		}
@@ -723,7 +708,7 @@ func (g *Guard) outgrown(now Time, s *Stream, d budget.Direction) Verdict {
 	if g.config.Mode == Observe {
 		return Verdict{}
 	}
-	g.cutOff(now, s)
+	s.phase = rejected
 	w.account.End(now, &s.Stream, d)
 	return Verdict{Action: Reset, Reason: Growth}
 }

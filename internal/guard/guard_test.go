@@ -490,29 +490,6 @@ func TestRejectsCostMemory(t *testing.T) {
 }
 
 // What rejects leave may hold an eighth of the room, of all workers together, for as long as it lingers.
-// Who is evicted in mid-upload leaves as much unread as who is rejected.
-func TestEvictedUploadsCostMemory(t *testing.T) {
-	for _, http2 := range []bool{false, true} {
-		p := newProcess(t, 1, nil)
-		p.settle(40 * mib)
-		w, g := p.workers[0], p.guards[0]
-		r := &request{http2: http2, connected: p.connection(0)}
-		require.Equal(t, Admit, g.Open(p.now, &r.Stream, r, 4*mib).Action)
-		require.Equal(t, Admit, g.Grow(p.now, &r.Stream, budget.Request, mib).Action)
-		p.settle(41 * mib)
-		require.Zero(t, w.account.Own().Fresh)
-
-		require.True(t, w.evictStream(p.now, &Actions{}, &r.Stream))
-		require.Equal(t, g.pauseCap(&r.Stream), w.account.Own().Fresh)
-		require.Zero(t, w.account.Own().Coming)
-		if http2 { // it goes with the stream
-			require.Zero(t, w.left.sum)
-		} else {
-			require.Equal(t, g.pauseCap(&r.Stream), w.left.sum)
-		}
-	}
-}
-
 func TestLeftoversOfAllWorkers(t *testing.T) {
 	p := newProcess(t, 2, func(c *Config) {
 		c.Buffers.Downstream, c.Buffers.HTTP2Window, c.Buffers.WholeRequest = unit.MiB, unit.MiB, unit.GiB
