@@ -43,7 +43,7 @@ type trend struct {
 
 	// Surprise: the growth of the reading over eight readings against all that passed meanwhile. Over one reading
 	// alone it would mostly be false, because the table lags by a tick.
-	ring    [surpriseReadings + 3]sample
+	ring    [surpriseReadings + 4]sample
 	n       int       // samples in the ring
 	pending [2]sample // not judged yet, the oldest first: where readings come as fast as workers publish there is always one
 	waiting int       // how many are pending
@@ -77,9 +77,12 @@ func newTrend() trend {
 // observe takes a reading into the table.
 func (r *trend) observe(now Time, t *Table, l *Limits) {
 	all := t.Sum()
-	if t.Sequence > 0 && r.last == 0 && t.Base > 0 {
+	if t.Sequence > 0 && r.last == 0 {
 		// This VM has only just taken over: what the one before it had found is all it knows.
-		r.bases.add(now, t.Base)
+		r.kept, r.keptAt = t.Surprise, now
+		if t.Base > 0 {
+			r.bases.add(now, t.Base)
+		}
 	}
 	r.bases.add(now, max(t.Reading-all.Likely, min(t.Base, t.Reading)))
 	r.lows.add(now, t.Reading)
@@ -146,7 +149,7 @@ func (r *trend) settle(now Time, t *Table) {
 
 func (r *trend) published(t *Table, at Time) bool {
 	for i := range t.Entries {
-		if e := &t.Entries[i]; e.Beat < at && (e.Streams > 0 || e.Fresh > 0 || at-e.Beat < sleepsAfter) {
+		if e := &t.Entries[i]; e.Beat <= at && (e.Streams > 0 || e.Fresh > 0 || at-e.Beat < sleepsAfter) {
 			return false
 		}
 	}

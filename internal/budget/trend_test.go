@@ -240,6 +240,69 @@ func TestSurprise(t *testing.T) {
 		}
 		require.InEpsilon(t, 16*mib, b.stored().Surprise, .01)
 	})
+	t.Run("not what is told at the next tick only", func(t *testing.T) {
+		b := open(t, 1)
+		a := b.accounts[0]
+		b.join()
+		b.readings(20, 40*mib)
+		var all []*Stream
+		for range 64 {
+			s := b.stream(a)
+			a.Enlarge(b.now, s)
+			a.Expect(b.now, s, Response, mib, mib, 0)
+			all = append(all, s)
+		}
+		a.Cover(b.now)
+		b.tick(24 * ms)
+		asked := b.now
+		for _, s := range all {
+			require.True(t, s.Free(256*kib))
+		}
+		b.now += 3 * ms
+		_, _, err := a.Observe(b.now, asked, 56*mib)
+		require.NoError(t, err)
+		b.tick(22 * ms)
+		b.readings(20, 56*mib)
+		require.Zero(t, b.stored().Surprise)
+	})
+	t.Run("also with answers that take longer than a tick, and workers that sleep", func(t *testing.T) {
+		b := open(t, 16)
+		b.join()
+		var asked, due Time
+		for i := range 40 * 4 {
+			b.now += 25 * ms
+			for j, a := range b.accounts {
+				if j == 0 || i%20 == j {
+					_, err := a.Tick(b.now)
+					require.NoError(t, err)
+				}
+			}
+			if due == 0 {
+				asked, due = b.now, b.now+55*ms
+			}
+			if b.now+25*ms > due {
+				at := b.now
+				b.now = due
+				_, _, err := b.accounts[0].Observe(due, asked, []int64{40 * mib, 56 * mib}[min(i/80, 1)])
+				require.NoError(t, err)
+				b.now, due = at, 0
+			}
+		}
+		require.InEpsilon(t, 16*mib, b.stored().Surprise, .1)
+	})
+	t.Run("it outlives the VM that found it", func(t *testing.T) {
+		b := open(t, 2)
+		b.join()
+		run(b, phase{12, 40 * mib, 0}, phase{2, 56 * mib, 0})
+		found := b.stored().Surprise
+		require.Positive(t, found)
+		b.accounts = b.accounts[1:]
+		for range 20 { // the slot is free after 250 ms
+			b.tick(25 * ms)
+		}
+		b.read(b.now, 56*mib)
+		require.InEpsilon(t, found, b.stored().Surprise, .05)
+	})
 	t.Run("not what passed between a question and the judgement of the reading before it", func(t *testing.T) {
 		b := open(t, 2)
 		b.join()
