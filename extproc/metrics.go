@@ -9,7 +9,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"google.golang.org/grpc/codes"
 
-	"github.com/highwater-envoy/highwater/internal/grpcstream"
 	"github.com/highwater-envoy/highwater/internal/guard"
 )
 
@@ -36,6 +35,8 @@ type counts struct {
 	bad    [numBad]atomic.Int64
 	faults atomic.Int64
 	wait   prometheus.Histogram
+
+	started, open, received, sent atomic.Int64 // streams, and messages
 }
 
 func (c *counts) init() {
@@ -116,47 +117,45 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	}
 }
 
-// grpcMetrics are those that gRPC servers of Go commonly have, of ours.
-type grpcMetrics struct {
-	handled *prometheus.CounterVec
-	server  *grpcstream.Server
-}
+// grpcMetrics are those that gRPC servers of Go commonly have.
+type grpcMetrics struct{ *GRPC }
 
-func newGRPCMetrics(s *grpcstream.Server) *grpcMetrics {
-	m := &grpcMetrics{server: s, handled: prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "grpc_server_handled_total", Help: "streams that have ended, by method and status",
-	}, []string{"grpc_method", "grpc_code"})}
-	s.Handled = func(path string, code codes.Code) {
-		m.handled.WithLabelValues(path[strings.LastIndexByte(path, '/')+1:], code.String()).Inc()
-	}
-	return m
-}
+// Describe implements prometheus.Collector.
+func (grpcMetrics) Describe(chan<- *prometheus.Desc) {}
 
-func (m *grpcMetrics) Describe(chan<- *prometheus.Desc) {}
+var handledDesc = prometheus.NewDesc("grpc_server_handled_total", "streams and calls that have ended, by method and status", []string{"grpc_method", "grpc_code"}, nil)
 
-func (m *grpcMetrics) Collect(out chan<- prometheus.Metric) {
-	stats := m.server.Stats()
+// Collect implements prometheus.Collector.
+func (m grpcMetrics) Collect(out chan<- prometheus.Metric) {
+	counts := &m.server.counts
 	for _, v := range []struct {
 		name, help string
 		kind       prometheus.ValueType
 		n          int64
 	}{
-		{"grpc_server_started_total", "streams that have begun", prometheus.CounterValue, stats.Started.Load()},
-		{"grpc_server_msg_received_total", "messages that have come", prometheus.CounterValue, stats.Received.Load()},
-		{"grpc_server_msg_sent_total", "messages that were sent", prometheus.CounterValue, stats.Sent.Load()},
-		{"grpc_server_streams", "streams that are open", prometheus.GaugeValue, stats.Streams.Load()},
-		{"grpc_server_connections", "connections that are open", prometheus.GaugeValue, stats.Connections.Load()},
-		{"grpc_server_broken_connections_total", "connections ended for breaking the protocol", prometheus.CounterValue, stats.BrokenConnections.Load()},
+		{"grpc_server_started_total", "streams and calls that have begun", prometheus.CounterValue, counts.started.Load()},
+		{"grpc_server_msg_received_total", "messages that have come on streams", prometheus.CounterValue, counts.received.Load()},
+		{"grpc_server_msg_sent_total", "messages that were sent on streams", prometheus.CounterValue, counts.sent.Load()},
+		{"grpc_server_streams", "streams that are open", prometheus.GaugeValue, counts.open.Load()},
+		{"grpc_server_connections", "connections that are open", prometheus.GaugeValue, m.connections.Load()},
+		{"highwater_ext_proc_unanswered_bytes", "what peers have sent and have had no answer to, with what it costs beside", prometheus.GaugeValue, m.backlog.Held()},
+		{"grpc_server_broken_connections_total", "connections that were closed for what their peer did", prometheus.CounterValue, m.broken.Load()},
 	} {
 		out <- prometheus.MustNewConstMetric(prometheus.NewDesc(v.name, v.help, nil, nil), v.kind, float64(v.n))
 	}
-	m.handled.Collect(out)
+	for method, byCode := range m.handled {
+		for code := range byCode {
+			if n := byCode[code].Load(); n > 0 {
+				out <- prometheus.MustNewConstMetric(handledDesc, prometheus.CounterValue, float64(n), methodName(method), codes.Code(code).String())
+			}
+		}
+	}
 }
 
-// Registry is a registry of its own with all metrics of the process: the policy's, gRPC's and Go's. The gRPC server must not serve yet.
-func (s *Server) Registry(g *grpcstream.Server) *prometheus.Registry {
+// Registry is a registry of its own with all metrics of the process: the policy's, gRPC's and Go's.
+func (s *Server) Registry(g *GRPC) *prometheus.Registry {
 	r := prometheus.NewRegistry()
-	r.MustRegister(collector{s}, newGRPCMetrics(g), s.counts.wait,
+	r.MustRegister(collector{s}, grpcMetrics{g}, s.counts.wait,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return r
 }

@@ -13,10 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
-
 	"github.com/highwater-envoy/highwater/internal/budget"
-	"github.com/highwater-envoy/highwater/internal/grpcstream"
 	"github.com/highwater-envoy/highwater/internal/guard"
 )
 
@@ -34,6 +31,7 @@ type Server struct {
 	counts          counts
 	modes           modes
 	once            onces
+	orders          sync.WaitGroup // that are being carried out
 
 	mu struct { // guards the policy: neither worker nor guards are safe for concurrent use
 		sync.Mutex
@@ -41,7 +39,7 @@ type Server struct {
 		guard       *guard.Guard
 		observing   *guard.Guard // for filters in observability mode, which can't carry a verdict out
 		connections map[uint64]*guard.Connection
-		streams     map[*stream]struct{} // that wait
+		streams     map[*stream]struct{} // all that there are
 		reader      Reader
 		draining    bool
 		asked       time.Time // when the last reading came
@@ -60,17 +58,9 @@ func New(c guard.Config, reader Reader, log *slog.Logger) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.mu.worker, s.mu.reader, s.mu.connections = worker, reader, map[uint64]*guard.Connection{}
+	s.mu.worker, s.mu.reader, s.mu.connections, s.mu.streams = worker, reader, map[uint64]*guard.Connection{}, map[*stream]struct{}{}
 	s.use(c)
 	return s, nil
-}
-
-// ServiceName is the gRPC service that the server is.
-var ServiceName = extprocv3.ExternalProcessor_ServiceDesc.ServiceName
-
-// Methods are what the server answers by gRPC.
-func (s *Server) Methods() map[string]grpcstream.Method {
-	return map[string]grpcstream.Method{extprocv3.ExternalProcessor_Process_FullMethodName: s.process}
 }
 
 // now is the time since an origin, by the monotonic clock.
@@ -107,8 +97,9 @@ func (s *Server) use(c guard.Config) (changed string) {
 	return changed
 }
 
-// Run lets the policy's time pass until ctx is done.
+// Run lets the policy's time pass until ctx is done. The streams must have ended by then: an order may wait for one that does not.
 func (s *Server) Run(ctx context.Context) {
+	defer s.orders.Wait()
 	timer := time.NewTimer(guard.Tick)
 	defer timer.Stop()
 	due := time.Now().Add(guard.Tick)
@@ -130,7 +121,7 @@ func (s *Server) Run(ctx context.Context) {
 				ask.Ask(s.observe)
 			}
 			for _, o := range orders {
-				o.carryOut()
+				s.orders.Go(o.carryOut) // it may have to wait for the peer
 			}
 			clear(orders)
 			due = time.Now().Add(next)
@@ -146,6 +137,7 @@ type order struct {
 }
 
 func (o order) carryOut() {
+	defer o.stream.server.survive("an order")
 	if o.verdict.Waited > 0 {
 		o.stream.server.counts.wait.Observe(float64(o.verdict.Waited.Milliseconds()))
 	}
@@ -238,27 +230,44 @@ func (s *Server) Ready() error {
 	return nil
 }
 
-// Drain lets everyone in who waits, and whoever still comes, so that the streams can be closed with OK: their requests go on without
-// us.
+// Drain lets in everyone who waits, and whoever still comes, and has each stream end with OK as soon as that does no harm: the requests
+// go on without us.
 func (s *Server) Drain() {
-	var waiting []*stream
+	var all []*stream
 	s.do(func(guard.Time) {
 		s.mu.draining = true
 		for st := range s.mu.streams {
-			waiting = append(waiting, st)
+			all = append(all, st)
 		}
 	})
-	for _, st := range waiting {
-		st.resume(guard.Verdict{})
+	for _, st := range all {
+		s.orders.Go(func() {
+			defer s.survive("the end of a stream")
+			st.resume(guard.Verdict{})
+			st.leave()
+		})
 	}
+}
+
+// join notes a stream that begins.
+func (s *Server) join(st *stream) {
+	s.do(func(guard.Time) {
+		s.mu.streams[st] = struct{}{}
+		st.leaving = s.mu.draining
+	})
 }
 
 // survive ends a fault of ours where it began: it is logged and counted, and the traffic goes on.
 func (s *Server) survive(in string) {
 	if fault := recover(); fault != nil {
-		s.counts.faults.Add(1)
-		s.log.Error("a fault of ours; traffic goes on", "in", in, "fault", fmt.Sprint(fault), "stack", string(debug.Stack()))
+		s.faulted(in, fault)
 	}
+}
+
+// faulted counts and logs a fault of ours that was survived.
+func (s *Server) faulted(in string, fault any) {
+	s.counts.faults.Add(1)
+	s.log.Error("a fault of ours; traffic goes on", "in", in, "fault", fmt.Sprint(fault), "stack", string(debug.Stack()))
 }
 
 // modes are what the filter was seen to do with the modes that it is answered.

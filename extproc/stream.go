@@ -1,7 +1,10 @@
 package extproc
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"io"
 	"math"
 	"strings"
 	"sync"
@@ -10,39 +13,46 @@ import (
 	filterv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
-	"github.com/highwater-envoy/highwater/internal/grpcstream"
 	"github.com/highwater-envoy/highwater/internal/guard"
 	"github.com/highwater-envoy/highwater/internal/reservoir"
 )
 
-// stream is one HTTP stream. What the policy knows of it is guarded by the server's lock, which is taken with mu held or without,
-// and never the other way round.
+// stream is one HTTP stream, and the gRPC stream on which Envoy tells of it.
+//
+// Two goroutines may send on it: its own, which takes the messages (process), and that of an order, which lets a held request go on or
+// evicts it. mu has one of them at a time, and a send may block for as long as the peer gives no window. The server's lock is taken
+// with mu held or without, and never the other way round; so whoever holds it only notes the orders.
 type stream struct {
 	guard.Stream
 	server *Server
 	guard  *guard.Guard
-	grpc   sender
+	out    sender
+	cancel context.CancelFunc // ends the wait for the next message, and a send that blocks
 
 	mu       sync.Mutex // guards what is below: what has come and what is answered
-	pending  [][]byte   // came while the answer to the headers was held
+	pending  []*message // came while the answer to the headers was held
 	held     bool
-	over     bool // it has had its last answer
-	gRPC     bool // the client speaks it
+	over     bool           // nothing more is sent: it has had its last answer
+	end      *status.Status // with which it ends; nil = the peer has yet to end it
+	gRPC     bool           // the client speaks it
 	upgrades bool
 	modes    [2]filterv3.ProcessingMode_BodySendMode
 	asked    [2]bool // for the body, by an answer, because its length is not known
 	came     [2]bool // some of the body has
 	headers  [2]bool // these have
-	ended    [2]bool // all of it has, or there is none
+	bodiless [2]bool // the headers say that there is no body
+	ended    [2]bool // all of it has come
 	leaving  bool    // the server ends: the stream is to be closed as soon as that does no harm
 
 	// With the server's lock held.
-	open, closed, waits bool
+	open, closed bool
 	told
 }
 
@@ -53,81 +63,114 @@ type told struct {
 	connection                                                  uint64 // Envoy's id; 0 = not told
 }
 
-var (
-	_ grpcstream.Handler = (*stream)(nil)
-	_ grpcstream.Leaver  = (*stream)(nil)
-	_ guard.Host         = (*stream)(nil)
-)
+var _ guard.Host = (*stream)(nil)
 
-// sender is a stream of gRPC. Its methods are safe for concurrent use and never block.
+// sender sends an answer. It may block until the peer has room for it.
 type sender interface {
-	Send(message []byte)
-	Finish(code codes.Code, message string)
+	SendMsg(answer any) error
 }
-
-func (s *Server) process(g *grpcstream.Stream) grpcstream.Handler {
-	return &stream{server: s, grpc: g}
-}
-
-// requests are used again: each holds what was in the one before until then.
-var requests = sync.Pool{New: func() any { return &extprocv3.ProcessingRequest{} }}
 
 const (
-	maxHeaders = 1 << 20 // bytes: Envoy takes 60 KiB of a client, unless told otherwise
+	maxName    = 1 << 10 // bytes of an attribute that are kept: Envoy's names are shorter
 	maxKey     = 256     // bytes of a header that tells requests apart: more of it does not count
 	maxPending = 4 << 20 // bytes that come while the answer to the headers is held
 )
 
-// Message implements grpcstream.Handler.
-func (s *stream) Message(data []byte) {
+// process is the life of a stream: it takes one message after the other until the peer has sent the last, or until the stream ends.
+func (s *Server) process(_ any, g grpc.ServerStream) error {
+	st := &stream{server: s, out: g, cancel: canceller(g.Context())}
+	s.join(st)
+	defer st.close()
+	for {
+		m := messages.Get().(*message)
+		if err := g.RecvMsg(m); err != nil {
+			m.free()
+			return st.result(err)
+		}
+		s.counts.received.Add(1)
+		if st.take(m) {
+			return st.result(nil)
+		}
+	}
+}
+
+// result is how the stream ends, with what the next message failed with, if it did.
+func (s *stream) result(err error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch code := status.Code(err); {
+	case s.end != nil:
+		return s.end.Err()
+	case errors.Is(err, io.EOF), code == codes.Canceled: // both are how requests end
+		return nil
+	case code == codes.ResourceExhausted:
+		s.server.counts.bad[badSize].Add(1)
+	default:
+		s.server.counts.bad[badMessage].Add(1)
+	}
+	return err
+}
+
+// take takes a message, and says that the stream is to end.
+func (s *stream) take(m *message) (end bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.held {
-		// Only with send_body_without_waiting_for_header_response, and its answer is due behind that to the headers.
-		n := len(data)
-		for _, p := range s.pending {
-			n += len(p)
-		}
-		if n > maxPending {
-			s.fail(badOrder, codes.ResourceExhausted, "more than %d bytes came before the request headers were answered", maxPending)
-			return
-		}
-		s.pending = append(s.pending, append([]byte(nil), data...))
-		return
+		s.keep(m)
+	} else {
+		s.judge(m)
+		m.free()
 	}
-	s.take(data)
+	return s.end != nil
 }
 
-// take takes a message, with mu held.
-func (s *stream) take(data []byte) {
+// keep keeps a message for when the request goes on, with mu held. There is one only with send_body_without_waiting_for_header_response,
+// and its answer is due behind that to the headers.
+func (s *stream) keep(m *message) {
+	n := m.size
+	for _, p := range s.pending {
+		n += p.size
+	}
+	if n > maxPending {
+		s.fail(badSize, codes.ResourceExhausted, "more than %d bytes came before the request headers were answered", maxPending)
+		m.free()
+		return
+	}
+	s.pending = append(s.pending, m)
+}
+
+// judge has the policy judge a message, and answers it, with mu held.
+func (s *stream) judge(m *message) {
 	if s.over {
 		return
 	}
 	defer func() {
 		if fault := recover(); fault != nil {
-			defer s.server.survive("a message")
+			s.server.faulted("a message", fault)
 			s.finish(codes.Internal, "a fault of highwater's")
-			panic(fault) // for survive, which tells
 		}
 	}()
-	r := requests.Get().(*extprocv3.ProcessingRequest)
-	defer requests.Put(r)
-	if err := proto.Unmarshal(data, r); err != nil {
-		s.fail(badMessage, codes.InvalidArgument, "not a ProcessingRequest: %v", err)
+	switch {
+	case errors.Is(m.err, errTooLarge):
+		s.fail(badSize, codes.ResourceExhausted, "%v", m.err)
+		return
+	case m.err != nil:
+		s.fail(badMessage, codes.InvalidArgument, "not a ProcessingRequest: %v", m.err)
 		return
 	}
+	r := &m.request
 	if c := r.GetProtocolConfig(); c != nil {
 		s.modes = [2]filterv3.ProcessingMode_BodySendMode{c.GetRequestBodyMode(), c.GetResponseBodyMode()}
 	}
-	switch m := r.GetRequest().(type) {
+	switch of := r.GetRequest().(type) {
 	case *extprocv3.ProcessingRequest_RequestHeaders:
-		s.requestHeaders(r, m.RequestHeaders, len(data))
+		s.requestHeaders(r, of.RequestHeaders)
 	case *extprocv3.ProcessingRequest_ResponseHeaders:
-		s.responseHeaders(m.ResponseHeaders, len(data))
+		s.responseHeaders(of.ResponseHeaders)
 	case *extprocv3.ProcessingRequest_RequestBody:
-		s.body(budget.Request, m.RequestBody)
+		s.body(budget.Request, of.RequestBody)
 	case *extprocv3.ProcessingRequest_ResponseBody:
-		s.body(budget.Response, m.ResponseBody)
+		s.body(budget.Response, of.ResponseBody)
 	case *extprocv3.ProcessingRequest_RequestTrailers:
 		s.trailers(budget.Request)
 	case *extprocv3.ProcessingRequest_ResponseTrailers:
@@ -135,29 +178,43 @@ func (s *stream) take(data []byte) {
 	default:
 		s.fail(badUnknown, codes.InvalidArgument, "the message is none that is known: neither headers nor body nor trailers of a request or a response")
 	}
+	s.left()
 }
 
 // begins says that the headers of a direction may come now, and are some; else the stream is refused.
-func (s *stream) begins(d budget.Direction, h *extprocv3.HttpHeaders, size int) bool {
+func (s *stream) begins(d budget.Direction, h *extprocv3.HttpHeaders) bool {
 	name := [...]string{"request_headers", "response_headers"}[d]
 	switch {
 	case s.headers[d]:
 		s.fail(badTwice, codes.InvalidArgument, "%s came twice", name)
 	case d == budget.Request && (s.headers[budget.Response] || s.came[budget.Response]):
 		s.fail(badOrder, codes.InvalidArgument, "%s came behind those of the response", name)
-	case size > maxHeaders:
-		s.fail(badSize, codes.ResourceExhausted, "the headers are %d bytes, more than %d", size, maxHeaders)
 	case len(h.GetHeaders().GetHeaders()) == 0:
 		s.fail(badHeaders, codes.InvalidArgument, "%s has no headers", name)
 	default:
 		s.headers[d] = true
+		s.ended[d] = h.GetEndOfStream()
 		return true
 	}
 	return false
 }
 
-func (s *stream) requestHeaders(r *extprocv3.ProcessingRequest, h *extprocv3.HttpHeaders, size int) {
-	if !s.begins(budget.Request, h, size) {
+// goesOn says that more of a direction may come now, else the stream is refused. what is "body" or "trailers".
+func (s *stream) goesOn(d budget.Direction, what string) bool {
+	name := [...]string{"request", "response"}[d]
+	switch {
+	case d == budget.Request && !s.headers[d] && !s.headers[budget.Response]:
+		s.fail(badOrder, codes.InvalidArgument, "%s_%s came before request_headers: set request_header_mode: SEND", name, what)
+	case s.ended[d]:
+		s.fail(badOrder, codes.InvalidArgument, "%s_%s came behind the end of the %s", name, what, name)
+	default:
+		return true
+	}
+	return false
+}
+
+func (s *stream) requestHeaders(r *extprocv3.ProcessingRequest, h *extprocv3.HttpHeaders) {
+	if !s.begins(budget.Request, h) {
 		return
 	}
 	if err := s.attributes(r); err != nil {
@@ -165,7 +222,7 @@ func (s *stream) requestHeaders(r *extprocv3.ProcessingRequest, h *extprocv3.Htt
 		return
 	}
 	length := s.readRequest(h)
-	s.ended[budget.Request] = length == 0
+	s.bodiless[budget.Request] = length == 0
 	if length == budget.Unknown {
 		s.ask(budget.Request)
 	}
@@ -192,15 +249,11 @@ func (s *stream) requestHeaders(r *extprocv3.ProcessingRequest, h *extprocv3.Htt
 			s.guard = srv.mu.observing
 		}
 		if by := s.guard.KeyHeader(); by != "" {
-			s.header = headerValue(h, by)
-			s.header = strings.Clone(s.header[:min(len(s.header), maxKey)])
+			s.header = clip(headerValue(h, by), maxKey)
 		}
 		s.open = true
 		v = s.guard.Open(now, &s.Stream, s, length)
 		s.path = "" // nobody asks for it again, and it may be long
-		if v.Action == guard.Wait {
-			srv.waits(s, true)
-		}
 	})
 	if r.GetObservabilityMode() {
 		srv.once.observability.Do(func() {
@@ -226,7 +279,7 @@ func (s *stream) readRequest(h *extprocv3.HttpHeaders) (length int64) {
 		case ":path":
 			s.path = value(f)
 		case ":method":
-			s.method = value(f)
+			s.method = clip(value(f), maxKey)
 			s.upgrades = s.upgrades || s.method == "CONNECT"
 		case "upgrade":
 			s.upgrades = true
@@ -242,8 +295,8 @@ func (s *stream) readRequest(h *extprocv3.HttpHeaders) (length int64) {
 	return length
 }
 
-func (s *stream) responseHeaders(h *extprocv3.HttpHeaders, size int) {
-	if !s.begins(budget.Response, h, size) {
+func (s *stream) responseHeaders(h *extprocv3.HttpHeaders) {
+	if !s.begins(budget.Response, h) {
 		return
 	}
 	length := budget.Unknown
@@ -255,7 +308,7 @@ func (s *stream) responseHeaders(h *extprocv3.HttpHeaders, size int) {
 	if h.GetEndOfStream() {
 		length = 0
 	}
-	s.ended[budget.Response] = length == 0
+	s.bodiless[budget.Response] = length == 0
 	s.server.responseTold()
 	s.missed(budget.Request)
 	if length == budget.Unknown {
@@ -275,11 +328,10 @@ func (s *stream) expect(length int64) (v guard.Verdict) {
 }
 
 func (s *stream) body(d budget.Direction, b *extprocv3.HttpBody) {
-	switch {
-	case d == budget.Request && !s.headers[d] && !s.headers[budget.Response]:
-		s.fail(badOrder, codes.InvalidArgument, "request_body came before request_headers: set request_header_mode: SEND")
+	if !s.goesOn(d, "body") {
 		return
-	case d == budget.Response && !s.headers[d] && !s.came[d]:
+	}
+	if d == budget.Response && !s.headers[d] && !s.came[d] {
 		if v := s.expect(budget.Unknown); v.Action != guard.Admit { // response_header_mode is SKIP
 			s.judged(v, nil)
 			return
@@ -301,14 +353,12 @@ func (s *stream) body(d budget.Direction, b *extprocv3.HttpBody) {
 			s.guard.End(now, &s.Stream, d)
 		}
 	})
-	s.ended[d] = s.ended[d] || b.GetEndOfStream()
+	s.ended[d] = b.GetEndOfStream()
 	s.judged(v, s.passBody(d, b))
-	s.left()
 }
 
 func (s *stream) trailers(d budget.Direction) {
-	if d == budget.Request && !s.headers[d] && !s.headers[budget.Response] {
-		s.fail(badOrder, codes.InvalidArgument, "request_trailers came before request_headers: set request_header_mode: SEND")
+	if !s.goesOn(d, "trailers") {
 		return
 	}
 	s.server.do(func(now guard.Time) {
@@ -317,13 +367,19 @@ func (s *stream) trailers(d budget.Direction) {
 		}
 	})
 	s.ended[d] = true
-	s.grpc.Send(passTrailers[d])
-	s.left()
+	s.send(passTrailers[d])
 }
 
-// Leave implements grpcstream.Leaver. Closed with OK between two pieces of a body, Envoy's filter never lets the rest of it go: the
+// send sends an answer, with mu held. Where it fails the stream is gone, which its own goroutine is told too.
+func (s *stream) send(a answer) {
+	if s.out.SendMsg(a) == nil {
+		s.server.counts.sent.Add(1)
+	}
+}
+
+// leave has the stream end because the server does, as soon as that does no harm. Closed with OK between two pieces of a body, Envoy's filter never lets the rest of it go: the
 // request hangs (seen in 1.40). So it is closed behind the last piece.
-func (s *stream) Leave() {
+func (s *stream) leave() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.leaving = true
@@ -336,7 +392,7 @@ func (s *stream) left() {
 		return
 	}
 	for d := range s.modes {
-		if (s.asked[d] || s.modes[d] != filterv3.ProcessingMode_NONE) && s.headers[d] && !s.ended[d] {
+		if (s.asked[d] || s.modes[d] != filterv3.ProcessingMode_NONE) && s.headers[d] && !s.ended[d] && !s.bodiless[d] {
 			return
 		}
 	}
@@ -357,12 +413,12 @@ func (s *stream) missed(d budget.Direction) {
 }
 
 // judged answers a message that was let pass with pass, or carries the verdict out.
-func (s *stream) judged(v guard.Verdict, pass []byte) {
+func (s *stream) judged(v guard.Verdict, pass answer) {
 	if v.Action != guard.Admit {
 		s.refuse(v)
 		return
 	}
-	s.grpc.Send(pass)
+	s.send(pass)
 }
 
 // refuse answers in place of the upstream, or, when a response has begun, has Envoy end it.
@@ -371,27 +427,27 @@ func (s *stream) refuse(v guard.Verdict) {
 		return
 	}
 	s.over, s.held, s.pending = true, false, nil
-	s.grpc.Send(s.immediate(v))
+	s.send(s.immediate(v))
 }
 
 // resume lets a request go on that was held.
 func (s *stream) resume(v guard.Verdict) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.server.do(func(guard.Time) { s.server.waits(s, false) })
 	if s.over || !s.held {
 		return
 	}
 	s.held = false
 	if v.Waited > 0 {
-		s.grpc.Send(s.passWaited(v))
+		s.send(s.passWaited(v))
 	} else {
-		s.grpc.Send(s.passHeaders(budget.Request))
+		s.send(s.passHeaders(budget.Request))
 	}
 	pending := s.pending
 	s.pending = nil
 	for _, p := range pending {
-		s.take(p)
+		s.judge(p)
+		p.free()
 	}
 	s.left()
 }
@@ -400,23 +456,7 @@ func (s *stream) resume(v guard.Verdict) {
 func (s *stream) reject(v guard.Verdict) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.server.do(func(guard.Time) { s.server.waits(s, false) })
 	s.refuse(v)
-}
-
-// waits notes that a stream waits, or no longer, with the server's lock held.
-func (s *Server) waits(st *stream, waits bool) {
-	switch {
-	case waits == st.waits:
-	case waits:
-		if s.mu.streams == nil {
-			s.mu.streams = map[*stream]struct{}{}
-		}
-		s.mu.streams[st] = struct{}{}
-	default:
-		delete(s.mu.streams, st)
-	}
-	st.waits = waits
 }
 
 // fail ends the stream of a filter that breaks the protocol. What becomes of the request its failure_mode_allow says.
@@ -427,28 +467,30 @@ func (s *stream) fail(kind bad, code codes.Code, format string, args ...any) {
 	s.finish(code, text)
 }
 
+// finish has the stream end with a status, with mu held. The first counts.
 func (s *stream) finish(code codes.Code, text string) {
-	s.over = true
-	s.grpc.Finish(code, text)
+	if s.end == nil {
+		s.over, s.held, s.pending, s.end = true, false, nil, status.New(code, text)
+		s.cancel()
+	}
 }
 
-// End implements grpcstream.Handler: the HTTP stream has ended.
-func (s *stream) End() { s.grpc.Finish(codes.OK, "") }
-
-// Closed implements grpcstream.Handler.
-func (s *stream) Closed() {
-	defer s.server.survive("the end of a stream")
-	if s.mu.TryLock() { // else it ends because of a message, and nothing was missed
+// close ends what the policy knows of the stream, however it ended. It is called once, by its own goroutine.
+func (s *stream) close() {
+	s.cancel() // an order that is at sending has to stop
+	s.mu.Lock()
+	if s.end == nil { // else it ends because of a message, or of us, and nothing was missed
 		s.missed(budget.Response)
 		if s.headers[budget.Request] && !s.headers[budget.Response] && !s.came[budget.Response] && !s.over && !s.held {
 			s.server.responseUntold()
 		}
-		s.mu.Unlock()
 	}
+	s.over, s.held, s.pending = true, false, nil
+	s.mu.Unlock()
 	var waited float64
 	s.server.do(func(now guard.Time) {
+		delete(s.server.mu.streams, s)
 		s.closed = true
-		s.server.waits(s, false)
 		if !s.open {
 			return
 		}
@@ -464,10 +506,10 @@ func (s *stream) Closed() {
 
 // The answers that let a message pass. They are always the same.
 var (
-	passHeaders  [2][]byte
-	passAsking   [2][2][2][]byte // and asks for bodies in pieces: by the headers' direction, and whether the request's and the response's are
-	passBodies   [2][]byte
-	passTrailers = [2][]byte{
+	passHeaders  [2]answer
+	passAsking   [2][2][2]answer // and asks for bodies in pieces: by the headers' direction, and whether the request's and the response's are
+	passBodies   [2]answer
+	passTrailers = [2]answer{
 		marshal(&extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_RequestTrailers{RequestTrailers: &extprocv3.TrailersResponse{}}}),
 		marshal(&extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_ResponseTrailers{ResponseTrailers: &extprocv3.TrailersResponse{}}}),
 	}
@@ -506,7 +548,7 @@ func (s *stream) streamed() (m [2]bool) {
 	return m
 }
 
-func marshal(m *extprocv3.ProcessingResponse) []byte {
+func marshal(m *extprocv3.ProcessingResponse) answer {
 	out, err := proto.Marshal(m)
 	if err != nil {
 		panic(err) // only of text that is not UTF-8, and there is none
@@ -534,7 +576,7 @@ func bodyAnswer(d budget.Direction, echo *extprocv3.HttpBody) *extprocv3.Process
 	return &extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_ResponseBody{ResponseBody: b}}
 }
 
-func (s *stream) passHeaders(d budget.Direction) []byte {
+func (s *stream) passHeaders(d budget.Direction) answer {
 	if !s.asked[d] {
 		return passHeaders[d]
 	}
@@ -553,7 +595,7 @@ func index(b bool) int {
 const verdictNamespace = "highwater"
 
 // passWaited is passHeaders of one who has waited, and tells that.
-func (s *stream) passWaited(v guard.Verdict) []byte {
+func (s *stream) passWaited(v guard.Verdict) answer {
 	var mode *filterv3.ProcessingMode
 	if s.asked[budget.Request] {
 		m := s.streamed()
@@ -566,7 +608,7 @@ func (s *stream) passWaited(v guard.Verdict) []byte {
 	return marshal(m)
 }
 
-func (s *stream) passBody(d budget.Direction, b *extprocv3.HttpBody) []byte {
+func (s *stream) passBody(d budget.Direction, b *extprocv3.HttpBody) answer {
 	if mode := s.modes[d]; mode == filterv3.ProcessingMode_FULL_DUPLEX_STREAMED || mode == filterv3.ProcessingMode_GRPC {
 		return marshal(bodyAnswer(d, b)) // in these modes what is not sent back is gone
 	}
@@ -574,7 +616,7 @@ func (s *stream) passBody(d budget.Direction, b *extprocv3.HttpBody) []byte {
 }
 
 // immediate is the answer in place of the upstream.
-func (s *stream) immediate(v guard.Verdict) []byte {
+func (s *stream) immediate(v guard.Verdict) answer {
 	r := &s.guard.Config().Reject
 	headers, body := r.Answer(v, s.gRPC)
 	m := &extprocv3.ImmediateResponse{
@@ -607,6 +649,14 @@ func value(h *corev3.HeaderValue) string {
 		return string(h.GetRawValue())
 	}
 	return h.GetValue()
+}
+
+// clip is a text of at most so many bytes, which does not keep the rest in memory.
+func clip(text string, most int) string {
+	if len(text) <= most {
+		return text
+	}
+	return strings.Clone(text[:most])
 }
 
 func headerValue(h *extprocv3.HttpHeaders, name string) string {
@@ -648,7 +698,7 @@ func (s *stream) attributes(r *extprocv3.ProcessingRequest) error {
 			if !ok {
 				return fmt.Errorf("attribute %s is not text", name)
 			}
-			*into = text.StringValue
+			*into = clip(text.StringValue, maxName)
 		}
 	}
 	return nil

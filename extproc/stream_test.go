@@ -19,11 +19,11 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 
-	"github.com/highwater-envoy/highwater/internal/grpcstream"
 	"github.com/highwater-envoy/highwater/internal/guard"
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
@@ -84,49 +84,51 @@ func until(tb testing.TB, ok func() bool) {
 	require.Eventually(tb, ok, 10*time.Second, time.Millisecond)
 }
 
-// client is a stream's other end.
+// client is a stream's other end, without gRPC between: grpc_test.go has the wire.
 type client struct {
 	t       testing.TB
-	h       grpcstream.Handler
+	stream  *stream
 	answers chan *extprocv3.ProcessingResponse
-	mu      sync.Mutex
-	ended   bool
-	code    codes.Code
-	text    string
 }
 
-func (c *client) Send(data []byte) {
+// SendMsg implements sender.
+func (c *client) SendMsg(v any) error {
 	m := &extprocv3.ProcessingResponse{}
-	require.NoError(c.t, proto.Unmarshal(data, m))
+	require.NoError(c.t, proto.Unmarshal(v.(answer), m))
 	c.answers <- m
+	return nil
 }
 
-func (c *client) Finish(code codes.Code, text string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if !c.ended {
-		c.ended, c.code, c.text = true, code, text
-	}
-}
-
+// status is what the stream is ended with, if it is.
 func (c *client) status() (bool, codes.Code, string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.ended, c.code, c.text
+	c.stream.mu.Lock()
+	defer c.stream.mu.Unlock()
+	return c.stream.end != nil, c.stream.end.Code(), c.stream.end.Message()
 }
 
 func (s *Server) dial(tb testing.TB) *client {
 	tb.Helper()
 	c := &client{t: tb, answers: make(chan *extprocv3.ProcessingResponse, 1000)}
-	c.h = &stream{server: s, grpc: c}
+	c.stream = &stream{server: s, out: c, cancel: func() {}}
+	s.join(c.stream)
 	return c
 }
+
+// message has the stream take what came, as its goroutine would.
+func (c *client) message(data []byte) {
+	c.t.Helper()
+	m := messages.Get().(*message)
+	require.NoError(c.t, newCodec().Unmarshal(mem.BufferSlice{mem.SliceBuffer(data)}, m))
+	c.stream.take(m)
+}
+
+func (c *client) close() { c.stream.close() }
 
 func (c *client) say(m *extprocv3.ProcessingRequest) {
 	c.t.Helper()
 	data, err := proto.Marshal(m)
 	require.NoError(c.t, err)
-	c.h.Message(data)
+	c.message(data)
 }
 
 // heard is the next answer.
@@ -222,11 +224,8 @@ func TestLifeOfARequest(t *testing.T) {
 	require.NotNil(t, c.heard().GetResponseHeaders())
 	require.Less(t, s.gauge("coming_bytes"), int64(1000000), "who is answered has sent all")
 	require.GreaterOrEqual(t, s.gauge("fresh_bytes"), int64(1000000), "and that may be in no reading yet")
-	c.h.End()
-	ended, code, _ := c.status()
-	require.True(t, ended)
-	require.Equal(t, codes.OK, code)
-	c.h.Closed()
+	require.NoError(t, c.stream.result(io.EOF), "a request that ends, ends with OK")
+	c.close()
 	c.silent()
 	s.drained(t)
 	require.Equal(t, int64(1), s.counter("admitted_total"))
@@ -249,7 +248,7 @@ func TestWhatIsNotSeenLapses(t *testing.T) {
 		likely += k.Likely
 	}
 	require.Equal(t, int64(4000000+128<<10), likely, "someone does not read: it holds what it can")
-	c.h.Closed()
+	c.close()
 	s.drained(t)
 }
 
@@ -276,7 +275,7 @@ func TestMessagesWithoutALengthAreAskedFor(t *testing.T) {
 	require.NotNil(t, c.heard().GetResponseBody())
 	c.say(responseTrailers())
 	require.NotNil(t, c.heard().GetResponseTrailers())
-	c.h.Closed()
+	c.close()
 	s.drained(t)
 
 	// An upgrade is no body to be held up by answers.
@@ -286,7 +285,7 @@ func TestMessagesWithoutALengthAreAskedFor(t *testing.T) {
 		require.Nil(t, c.heard().GetModeOverride())
 		c.say(response(false))
 		require.Nil(t, c.heard().GetModeOverride())
-		c.h.Closed()
+		c.close()
 	}
 }
 
@@ -302,14 +301,14 @@ func TestOverridesThatAreIgnored(t *testing.T) {
 		}
 		c.say(response(true))
 		c.heard()
-		c.h.Closed()
+		c.close()
 	}
 	require.Equal(t, enoughMissed, asked)
 	c := s.dial(t)
 	c.say(request(false))
 	c.heard()
 	require.Positive(t, s.gauge("coming_bytes"))
-	c.h.Closed()
+	c.close()
 	s.drained(t)
 }
 
@@ -322,7 +321,7 @@ func TestResponsesThatAreNotTold(t *testing.T) {
 		c := s.dial(t)
 		c.say(request(true))
 		require.NotNil(t, c.heard().GetRequestHeaders())
-		c.h.Closed()
+		c.close()
 	}
 	s.drained(t)
 	upload := s.dial(t)
@@ -334,8 +333,8 @@ func TestResponsesThatAreNotTold(t *testing.T) {
 	get.heard()
 	until(t, func() bool { return s.gauge("coming_bytes") == 0 })
 	require.Equal(t, int64(1000000+2*response128), s.gauge("exposure_bytes"))
-	upload.h.Closed()
-	get.h.Closed()
+	upload.close()
+	get.close()
 	s.drained(t)
 
 	// Where they do not fit, requests wait, and none goes upstream for an answer that would be refused.
@@ -348,7 +347,7 @@ func TestResponsesThatAreNotTold(t *testing.T) {
 	require.Positive(t, s.gauge("waiting"))
 	require.LessOrEqual(t, s.gauge("coming_bytes"), int64(200*mib))
 	for _, c := range held {
-		c.h.Closed()
+		c.close()
 	}
 	s.drained(t)
 
@@ -357,8 +356,8 @@ func TestResponsesThatAreNotTold(t *testing.T) {
 	told.heard()
 	told.say(response(true))
 	told.heard()
-	told.h.Closed()
-	require.False(t, told.h.(*stream).Untold())
+	told.close()
+	require.False(t, told.stream.Untold())
 }
 
 func TestOtherModes(t *testing.T) {
@@ -387,21 +386,21 @@ func TestOtherModes(t *testing.T) {
 			require.True(t, echo.GetEndOfStream())
 		}
 		require.GreaterOrEqual(t, s.gauge("fresh_bytes"), int64(100_000), "%v: it is counted", mode)
-		c.h.Closed()
+		c.close()
 		s.drained(t)
 	}
 	// Another filter's answer, before ours: there was no request.
 	c := s.dial(t)
 	c.say(response(false, "content-length", "5"))
 	require.NotNil(t, c.heard().GetResponseHeaders())
-	c.h.Closed()
+	c.close()
 	// response_header_mode: SKIP with bodies.
 	c = s.dial(t)
 	c.say(request(true))
 	c.heard()
 	c.say(responseBody(100_000, true))
 	require.NotNil(t, c.heard().GetResponseBody())
-	c.h.Closed()
+	c.close()
 	s.drained(t)
 }
 
@@ -420,13 +419,13 @@ func TestWaiting(t *testing.T) {
 	small := s.dial(t)
 	small.say(request(true))
 	require.NotNil(t, small.heard().GetRequestHeaders(), "small ones pass")
-	small.h.Closed()
+	small.close()
 	readings.set(50 * mib)
 	m := c.heard()
 	require.NotNil(t, m.GetRequestHeaders())
 	verdict := m.GetDynamicMetadata().GetFields()["highwater"].GetStructValue().GetFields()["verdict"].GetStringValue()
 	require.Contains(t, verdict, "admitted waited=")
-	c.h.Closed()
+	c.close()
 	s.drained(t)
 
 	full()
@@ -441,13 +440,13 @@ func TestWaiting(t *testing.T) {
 	require.NotEmpty(t, mutation(im, "retry-after"))
 	c.say(requestBody(1000, true)) // what it had sent before it knew
 	c.silent()
-	c.h.Closed()
+	c.close()
 
 	// A client that goes away while it waits, and one that speaks gRPC.
 	c = s.dial(t)
 	c.say(request(false, "content-length", "16000000"))
 	until(t, func() bool { return s.gauge("waiting") == 1 })
-	c.h.Closed()
+	c.close()
 	require.Zero(t, s.gauge("waiting"))
 	c = s.dial(t)
 	c.say(request(false, "content-length", "16000000", "content-type", "application/grpc+proto"))
@@ -455,7 +454,7 @@ func TestWaiting(t *testing.T) {
 	require.EqualValues(t, 8, im.GetGrpcStatus().GetStatus())
 	require.NotEmpty(t, mutation(im, "grpc-retry-pushback-ms"))
 	require.Contains(t, string(im.GetBody()), "timeout")
-	c.h.Closed()
+	c.close()
 	readings.set(40 * mib)
 	s.drained(t)
 	require.Empty(t, s.mu.connections, "nothing is kept of a connection that nobody waits on")
@@ -487,7 +486,7 @@ func TestBodyThatDoesNotWait(t *testing.T) {
 	require.NotNil(t, c.heard().GetRequestHeaders())
 	require.NotNil(t, c.heard().GetRequestBody())
 	require.NotNil(t, c.heard().GetRequestBody())
-	c.h.Closed()
+	c.close()
 
 	readings.set(178 * mib)
 	until(t, func() bool { return s.gauge("in_use_bytes") == 178*mib })
@@ -499,7 +498,7 @@ func TestBodyThatDoesNotWait(t *testing.T) {
 	ended, code, text := c.status()
 	require.True(t, ended)
 	require.Equal(t, codes.ResourceExhausted, code, text)
-	c.h.Closed()
+	c.close()
 	readings.set(40 * mib)
 	s.drained(t)
 }
@@ -517,7 +516,7 @@ func TestEvict(t *testing.T) {
 	for _, c := range []*client{waits, reads} {
 		im := c.heard().GetImmediateResponse()
 		require.Equal(t, "evicted", mutation(im, "x-highwater-reason"))
-		c.h.Closed()
+		c.close()
 	}
 	readings.set(40 * mib)
 	s.drained(t)
@@ -535,7 +534,7 @@ func TestObservability(t *testing.T) {
 	c.say(r)
 	require.NotNil(t, c.heard().GetRequestHeaders())
 	require.Positive(t, s.counter("throttled_total")+s.counter("rejected_total.reason.too_large"))
-	c.h.Closed()
+	c.close()
 }
 
 func TestBadStreams(t *testing.T) {
@@ -579,18 +578,18 @@ func TestBadStreams(t *testing.T) {
 			require.Equal(t, c.code, code, text)
 			require.NotEmpty(t, text)
 			require.Equal(t, before+1, s.counts.bad[c.kind].Load())
-			peer.h.Closed()
+			peer.close()
 			s.drained(t)
 		})
 	}
 	// Of a oneof case that is not known here, and what is no message at all.
 	for _, data := range [][]byte{protowire.AppendBytes(protowire.AppendTag(nil, 99, protowire.BytesType), []byte("x")), {0xff, 0xff}} {
 		c := s.dial(t)
-		c.h.Message(data)
+		c.message(data)
 		ended, code, _ := c.status()
 		require.True(t, ended)
 		require.Equal(t, codes.InvalidArgument, code)
-		c.h.Closed()
+		c.close()
 	}
 	require.Zero(t, s.counts.faults.Load())
 }
@@ -618,20 +617,19 @@ func FuzzStream(f *testing.F) {
 		for _, i := range order {
 			switch {
 			case i == 255:
-				c.h.Message(raw)
+				c.message(raw)
 				said++
 			case i >= 250:
 				readings.set(levels[int(i)%len(levels)])
 			default:
-				c.h.Message(all[int(i)%len(all)])
+				c.message(all[int(i)%len(all)])
 				said++
 			}
 			if len(c.answers) > 900 {
 				break
 			}
 		}
-		c.h.End()
-		c.h.Closed()
+		c.close()
 		require.LessOrEqual(t, len(c.answers), said+1, "and one that ends it")
 		require.Zero(t, s.counts.faults.Load())
 		for _, name := range []string{"streams", "coming_bytes", "waiting", "exposure_bytes"} {
@@ -655,8 +653,7 @@ func TestReloadAndReady(t *testing.T) {
 
 func TestAdmin(t *testing.T) {
 	s, _ := serve(t, 40*mib, func(c *guard.Config) { c.Fairness.By = "header:x-tenant" })
-	g := &grpcstream.Server{Methods: s.Methods()}
-	web := httptest.NewServer(s.Admin(s.Registry(g), func() any { return map[string]int{"x": 1} }))
+	web := httptest.NewServer(s.Admin(s.Registry(NewGRPC(s, nil)), func() any { return map[string]int{"x": 1} }))
 	defer web.Close()
 	defer http.DefaultClient.CloseIdleConnections()
 	get := func(path string) (int, string) {
@@ -670,7 +667,7 @@ func TestAdmin(t *testing.T) {
 	c := s.dial(t)
 	c.say(request(false, "content-length", "5", "x-tenant", "a\xffb\"c"))
 	c.heard()
-	defer c.h.Closed()
+	defer c.close()
 	other := s.dial(t)
 	other.say(&extprocv3.ProcessingRequest{})
 	for path, want := range map[string]string{"/healthz": "ok", "/readyz": "ready", "/status": `"x": 1`, "/": "/metrics"} {
@@ -697,7 +694,7 @@ func TestWhoHoldsTheMemory(t *testing.T) {
 		c.Fairness.By = "header:x-tenant"
 		c.Buffers.WholeRequest = 16 * unit.MiB
 	})
-	web := httptest.NewServer(s.Admin(s.Registry(&grpcstream.Server{Methods: s.Methods()}), nil))
+	web := httptest.NewServer(s.Admin(s.Registry(NewGRPC(s, nil)), nil))
 	defer web.Close()
 	defer http.DefaultClient.CloseIdleConnections()
 	get := func(path string, status int) []byte {
@@ -713,7 +710,7 @@ func TestWhoHoldsTheMemory(t *testing.T) {
 	c := s.dial(t)
 	c.say(request(false, "content-length", "8388608", "x-tenant", "noisy"))
 	c.heard()
-	defer c.h.Closed()
+	defer c.close()
 	readings.set(46 * mib)
 	until(t, func() bool { return s.gauge("in_use_bytes") == 46*mib })
 	require.Contains(t, string(get("/current", 200)), `"noisy"`)
@@ -738,8 +735,8 @@ func TestDrainLetsThoseInWhoWait(t *testing.T) {
 	late := s.dial(t)
 	late.say(request(false, "content-length", "16000000"))
 	require.NotNil(t, late.heard().GetRequestHeaders())
-	late.h.Closed()
-	c.h.Closed()
+	late.close()
+	c.close()
 	require.Zero(t, s.gauge("streams"))
 }
 
@@ -771,7 +768,7 @@ func TestHammer(t *testing.T) {
 					case <-time.After(time.Duration(j%30) * time.Millisecond):
 					}
 				}
-				c.h.Closed()
+				c.close()
 			}
 		})
 	}

@@ -30,9 +30,9 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/highwater-envoy/highwater/bench/internal/figures"
-	"github.com/highwater-envoy/highwater/bench/internal/process"
 	"github.com/highwater-envoy/highwater/internal/envoytest"
 	"github.com/highwater-envoy/highwater/internal/load"
+	"github.com/highwater-envoy/highwater/internal/process"
 )
 
 const noopCommand = "noop"

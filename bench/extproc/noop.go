@@ -7,9 +7,11 @@ import (
 
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	"google.golang.org/grpc"
+
+	"github.com/highwater-envoy/highwater/extproc"
 )
 
-// noop is the ext_proc server that most people would write: grpc-go, and each message is let pass.
+// noop is the ext_proc server that most people would write, with the settings of ours: each message is let pass.
 type noop struct {
 	extprocv3.UnimplementedExternalProcessorServer
 }
@@ -41,7 +43,7 @@ func serveNoop() error {
 	if err != nil {
 		return err
 	}
-	s := grpc.NewServer(grpc.MaxConcurrentStreams(1 << 20))
+	s := grpc.NewServer(extproc.Settings()...)
 	extprocv3.RegisterExternalProcessorServer(s, noop{})
 	fmt.Println(l.Addr())
 	go func() {

@@ -23,10 +23,10 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/highwater-envoy/highwater/bench/internal/process"
 	"github.com/highwater-envoy/highwater/internal/envoybin"
 	"github.com/highwater-envoy/highwater/internal/envoytest"
 	"github.com/highwater-envoy/highwater/internal/load"
+	"github.com/highwater-envoy/highwater/internal/process"
 )
 
 const (

@@ -16,8 +16,8 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/highwater-envoy/highwater/bench/internal/process"
 	"github.com/highwater-envoy/highwater/internal/envoytest"
+	"github.com/highwater-envoy/highwater/internal/process"
 )
 
 // memory prints what the filter costs in memory and at the start, and what connections and streams hold in an Envoy

@@ -22,9 +22,9 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc/credentials"
 
 	"github.com/highwater-envoy/highwater/extproc"
-	"github.com/highwater-envoy/highwater/internal/grpcstream"
 	"github.com/highwater-envoy/highwater/internal/guard"
 	"github.com/highwater-envoy/highwater/internal/observer"
 )
@@ -152,11 +152,7 @@ func serveUntil(ctx context.Context, o settings, hangup <-chan os.Signal, log *s
 		return err
 	}
 	limit.Store(a.server)
-	health := &grpcstream.Health{Services: []string{extproc.ServiceName}}
-	g := &grpcstream.Server{Methods: a.server.Methods(), MaxMessage: 16 << 20, Log: log, TLS: secured}
-	for path, method := range health.Methods() {
-		g.Methods[path] = method
-	}
+	g := extproc.NewGRPC(a.server, secured)
 	registry := a.server.Registry(g)
 	registry.MustRegister(figures{a})
 	mux := a.server.Admin(registry, func() any { return a.watching().Status() })
@@ -183,7 +179,7 @@ func serveUntil(ctx context.Context, o settings, hangup <-chan os.Signal, log *s
 	a.start(watch)
 	running.Go(func() { a.server.Run(policy) })
 	running.Go(func() {
-		if err := g.Serve(grpcListener); !errors.Is(err, grpcstream.ErrServerClosed) {
+		if err := g.Serve(grpcListener); err != nil {
 			failed <- fmt.Errorf("-grpc: %w", err)
 		}
 	})
@@ -199,12 +195,10 @@ func serveUntil(ctx context.Context, o settings, hangup <-chan os.Signal, log *s
 		log.Info("ready", "grpc", address(grpcListener), "limit", config.guard.Budget.Limit.String())
 	}
 
-	err = a.follow(ctx, o.config, config, hangup, failed, health)
+	err = a.follow(ctx, o.config, config, hangup, failed, g)
 	log.Info("stopping: requests that wait go on, and Envoy without us")
-	health.SetServing(false)
 	within, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopWithin)
 	defer cancel()
-	a.server.Drain()
 	g.Shutdown(within)
 	stopPolicy()
 	if admin.Shutdown(within) != nil {
@@ -216,7 +210,7 @@ func serveUntil(ctx context.Context, o settings, hangup <-chan os.Signal, log *s
 }
 
 // follow reads the configuration again when it is told to, or when the file has changed, until ctx ends or something fails.
-func (a *app) follow(ctx context.Context, file string, config served, hangup <-chan os.Signal, failed <-chan error, health *grpcstream.Health) error {
+func (a *app) follow(ctx context.Context, file string, config served, hangup <-chan os.Signal, failed <-chan error, g *extproc.GRPC) error {
 	look := time.NewTicker(500 * time.Millisecond)
 	defer look.Stop()
 	for {
@@ -229,7 +223,7 @@ func (a *app) follow(ctx context.Context, file string, config served, hangup <-c
 		case <-hangup:
 			told = true
 		case <-look.C:
-			health.SetServing(a.server.Ready() == nil)
+			g.SetServing(a.server.Ready() == nil)
 		}
 		text, err := os.ReadFile(file)
 		switch {
@@ -348,7 +342,7 @@ func address(l net.Listener) string {
 }
 
 // tls is what the flags say of it, nil = none.
-func (o *settings) tls() (*tls.Config, error) {
+func (o *settings) tls() (credentials.TransportCredentials, error) {
 	if o.cert == "" && o.key == "" {
 		if o.clientCAs != "" {
 			return nil, errors.New("-tls-client-ca: needs -tls-cert and -tls-key")
@@ -380,5 +374,5 @@ func (o *settings) tls() (*tls.Config, error) {
 		}
 		c.ClientAuth = tls.RequireAndVerifyClientCert
 	}
-	return c, nil
+	return credentials.NewTLS(c), nil
 }
