@@ -2,7 +2,6 @@ package extproc
 
 import (
 	"context"
-	"fmt"
 	"net"
 	"slices"
 	"strings"
@@ -19,7 +18,6 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
-	"google.golang.org/grpc/tap"
 
 	"github.com/highwater-envoy/highwater/internal/backlog"
 	"github.com/highwater-envoy/highwater/internal/quiet"
@@ -86,7 +84,7 @@ func NewGRPC(s *Server, secured credentials.TransportCredentials) *GRPC {
 	}
 	g.SetServing(false)
 	g.grpc = grpc.NewServer(append(Settings(),
-		grpc.Creds(handshake{secured, g}), grpc.ForceServerCodecV2(newCodec()), grpc.InTapHandle(endable), grpc.WaitForHandlers(true),
+		grpc.Creds(handshake{secured, g}), grpc.ForceServerCodecV2(newCodec()), grpc.WaitForHandlers(true),
 		grpc.UnaryInterceptor(g.call), grpc.StreamInterceptor(g.stream),
 		grpc.UnknownServiceHandler(func(any, grpc.ServerStream) error {
 			return status.Error(codes.Unimplemented, "there is no such method here: it is "+ServiceName+" and gRPC health")
@@ -174,21 +172,30 @@ func (g *GRPC) ended(method string, err *error) {
 // methodName is the last part of a method's path.
 func methodName(path string) string { return path[strings.LastIndexByte(path, '/')+1:] }
 
-// endable has a stream's context end by itself: whoever waits for the next message then is told, which gRPC offers no call for.
-func endable(ctx context.Context, _ *tap.Info) (context.Context, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	return context.WithValue(ctx, cancelKey{}, cancel), nil
-}
-
-type cancelKey struct{}
-
-func canceller(ctx context.Context) context.CancelFunc {
-	cancel, ok := ctx.Value(cancelKey{}).(context.CancelFunc)
-	if !ok {
-		panic(fmt.Sprintf("%T has no canceller: the server was made without endable", ctx))
+// wireStream is a stream that can be ended while its goroutine waits for the next message.
+type wireStream struct {
+	grpc.ServerStream
+	transport interface {
+		WriteStatus(st *status.Status) error
 	}
-	return cancel
 }
+
+// onWire returns the stream as one that can be ended. grpc-go has no call for that: a handler ends its stream by returning, and the one
+// that waits in RecvMsg can't; ended by its context, the peer is told CANCELLED. A second goroutine for each stream would cost a fifth
+// more memory. What is behind a ServerTransportStream has the method, and TestShutdown would see if it had it no more.
+func onWire(g grpc.ServerStream) (wireStream, error) {
+	st := wireStream{ServerStream: g}
+	var ok bool
+	if st.transport, ok = grpc.ServerTransportStreamFromContext(g.Context()).(interface {
+		WriteStatus(st *status.Status) error
+	}); !ok {
+		return st, status.Error(codes.Internal, "this grpc-go can't end a stream that waits")
+	}
+	return st, nil
+}
+
+// finish ends the stream with a status. What it waits for then fails, and only the first status counts.
+func (s wireStream) finish(with *status.Status) { _ = s.transport.WriteStatus(with) }
 
 // limited is a listener with so many connections at most. Beyond that one has to go: the oldest that never had a request, so that a flood
 // of connections that say nothing drives out itself; else the oldest without one, which Envoy soon makes anew; else the newest.

@@ -1,7 +1,6 @@
 package extproc
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -34,7 +33,6 @@ type stream struct {
 	server *Server
 	guard  *guard.Guard
 	out    sender
-	cancel context.CancelFunc // ends the wait for the next message, and a send that blocks
 
 	mu       sync.Mutex // guards what is below: what has come and what is answered
 	pending  []*message // came while the answer to the headers was held
@@ -65,9 +63,10 @@ type told struct {
 
 var _ guard.Host = (*stream)(nil)
 
-// sender sends an answer. It may block until the peer has room for it.
+// sender is the way back to the peer.
 type sender interface {
-	SendMsg(answer any) error
+	SendMsg(answer any) error   // may block until the peer has room for it, or until finish
+	finish(with *status.Status) // may be called at any time; the first counts, and what waits fails
 }
 
 const (
@@ -78,35 +77,41 @@ const (
 
 // process is the life of a stream: it takes one message after the other until the peer has sent the last, or until the stream ends.
 func (s *Server) process(_ any, g grpc.ServerStream) error {
-	st := &stream{server: s, out: g, cancel: canceller(g.Context())}
+	out, err := onWire(g)
+	if err != nil {
+		return err
+	}
+	st := &stream{server: s, out: out}
 	s.join(st)
 	defer st.close()
-	for {
+	for end := false; !end; {
 		m := messages.Get().(*message)
-		if err := g.RecvMsg(m); err != nil {
+		if err = g.RecvMsg(m); err != nil {
 			m.free()
-			return st.result(err)
+			break
 		}
 		s.counts.received.Add(1)
-		if st.take(m) {
-			return st.result(nil)
-		}
+		end = st.take(m)
 	}
+	err = s.outcome(err)
+	out.finish(status.Convert(err)) // if nothing has: an order that is at sending has to stop
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.end != nil {
+		return st.end.Err()
+	}
+	return err
 }
 
-// result is how the stream ends, with what the next message failed with, if it did.
-func (s *stream) result(err error) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+// outcome is the status of a stream whose next message failed so; nil: there was none that failed.
+func (s *Server) outcome(err error) error {
 	switch code := status.Code(err); {
-	case s.end != nil:
-		return s.end.Err()
-	case errors.Is(err, io.EOF), code == codes.Canceled: // both are how requests end
+	case err == nil, errors.Is(err, io.EOF), code == codes.Canceled: // both are how requests end
 		return nil
 	case code == codes.ResourceExhausted:
-		s.server.counts.bad[badSize].Add(1)
-	default:
-		s.server.counts.bad[badMessage].Add(1)
+		s.counts.bad[badSize].Add(1)
+	case code == codes.Internal, code == codes.Unimplemented: // what gRPC says of what it can't read
+		s.counts.bad[badMessage].Add(1)
 	}
 	return err
 }
@@ -471,13 +476,12 @@ func (s *stream) fail(kind bad, code codes.Code, format string, args ...any) {
 func (s *stream) finish(code codes.Code, text string) {
 	if s.end == nil {
 		s.over, s.held, s.pending, s.end = true, false, nil, status.New(code, text)
-		s.cancel()
+		s.out.finish(s.end)
 	}
 }
 
 // close ends what the policy knows of the stream, however it ended. It is called once, by its own goroutine.
 func (s *stream) close() {
-	s.cancel() // an order that is at sending has to stop
 	s.mu.Lock()
 	if s.end == nil { // else it ends because of a message, or of us, and nothing was missed
 		s.missed(budget.Response)

@@ -20,6 +20,7 @@ import (
 	"go.uber.org/goleak"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
@@ -99,6 +100,9 @@ func (c *client) SendMsg(v any) error {
 	return nil
 }
 
+// finish implements sender.
+func (c *client) finish(*status.Status) {}
+
 // status is what the stream is ended with, if it is.
 func (c *client) status() (bool, codes.Code, string) {
 	c.stream.mu.Lock()
@@ -109,7 +113,7 @@ func (c *client) status() (bool, codes.Code, string) {
 func (s *Server) dial(tb testing.TB) *client {
 	tb.Helper()
 	c := &client{t: tb, answers: make(chan *extprocv3.ProcessingResponse, 1000)}
-	c.stream = &stream{server: s, out: c, cancel: func() {}}
+	c.stream = &stream{server: s, out: c}
 	s.join(c.stream)
 	return c
 }
@@ -224,7 +228,7 @@ func TestLifeOfARequest(t *testing.T) {
 	require.NotNil(t, c.heard().GetResponseHeaders())
 	require.Less(t, s.gauge("coming_bytes"), int64(1000000), "who is answered has sent all")
 	require.GreaterOrEqual(t, s.gauge("fresh_bytes"), int64(1000000), "and that may be in no reading yet")
-	require.NoError(t, c.stream.result(io.EOF), "a request that ends, ends with OK")
+	require.NoError(t, s.outcome(io.EOF), "a request that ends, ends with OK")
 	c.close()
 	c.silent()
 	s.drained(t)

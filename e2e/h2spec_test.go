@@ -1,0 +1,95 @@
+package e2e
+
+import (
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"github.com/summerwind/h2spec/config"
+	"github.com/summerwind/h2spec/generic"
+	"github.com/summerwind/h2spec/hpack"
+	"github.com/summerwind/h2spec/http2"
+	"github.com/summerwind/h2spec/spec"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+
+	"github.com/highwater-envoy/highwater/internal/envoytest"
+)
+
+// h2spec tries a server's HTTP/2 and returns what it failed, and how many cases there were.
+func h2spec(t *testing.T, address string) (failed map[string]bool, cases int) {
+	t.Helper()
+	host, port, err := net.SplitHostPort(address)
+	require.NoError(t, err)
+	n, err := strconv.Atoi(port)
+	require.NoError(t, err)
+	quiet, err := os.Create(filepath.Join(t.TempDir(), "h2spec.log")) // it prints what it does, hundreds of lines
+	require.NoError(t, err)
+	defer quiet.Close()
+	stdout := os.Stdout
+	os.Stdout = quiet
+	defer func() { os.Stdout = stdout }()
+	c := &config.Config{Host: host, Port: n, Path: "/grpc.health.v1.Health/Check", Timeout: 500 * time.Millisecond, MaxHeaderLen: 4000}
+	failed = map[string]bool{}
+	var count func(g *spec.TestGroup)
+	count = func(g *spec.TestGroup) {
+		for _, tc := range g.Tests {
+			if tc.Result == nil {
+				continue
+			}
+			if cases++; tc.Result.Failed {
+				failed[g.ID()+" "+tc.Desc] = true
+			}
+		}
+		for _, sub := range g.Groups {
+			count(sub)
+		}
+	}
+	for _, g := range []*spec.TestGroup{generic.Spec(), http2.Spec(), hpack.Spec()} {
+		g.Test(c)
+		count(g)
+	}
+	return failed, cases
+}
+
+// What h2spec fails on the gRPC port is what it fails on a bare server of grpc-go.
+func TestHTTP2Conformance(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	bare := grpc.NewServer(grpc.MaxConcurrentStreams(100)) // without a limit one case is left out
+	healthpb.RegisterHealthServer(bare, health.NewServer())
+	var running sync.WaitGroup
+	running.Go(func() { _ = bare.Serve(l) })
+	defer running.Wait()
+	defer bare.Stop()
+	theirs, cases := h2spec(t, l.Addr().String())
+	require.Greater(t, cases, 100)
+
+	s := start(t, setup{face: envoytest.ExtProc, workers: 1})
+	ours, same := h2spec(t, s.Server().GRPC)
+	require.Equal(t, cases, same)
+	t.Logf("of %d cases a bare server fails %d, this one %d", cases, len(theirs), len(ours))
+	alone := func(all map[string]bool) (names []string) {
+		for name := range all {
+			if !theirs[name] {
+				names = append(names, name)
+			}
+		}
+		return names
+	}
+	if len(alone(ours)) > 0 { // a busy machine may answer too late, once
+		again, _ := h2spec(t, s.Server().GRPC)
+		for name := range ours {
+			if !again[name] {
+				delete(ours, name)
+			}
+		}
+	}
+	require.Empty(t, alone(ours), "what fails here alone")
+}
