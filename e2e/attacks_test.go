@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/binary"
@@ -37,6 +38,13 @@ type hostile struct {
 	id   uint32      // of the next stream
 	ids  []uint32    // of requests
 	deaf atomic.Bool // nothing more is read
+
+	windows struct { // that the server has given
+		sync.Mutex
+		conn    int
+		initial int            // of each stream
+		of      map[uint32]int // beyond that; negative = used
+	}
 }
 
 const processPath = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
@@ -58,14 +66,71 @@ func dialHostile(ctx context.Context, address string, settings ...http2.Setting)
 	h := &hostile{Conn: c, fr: http2.NewFramer(c, c), id: 1}
 	h.enc = hpack.NewEncoder(&h.buf)
 	_, _ = io.WriteString(c, http2.ClientPreface)
-	go func() { // what comes is thrown away
-		for buf := make([]byte, 64<<10); !h.deaf.Load(); {
-			if _, err := c.Read(buf); err != nil {
+	h.windows.of = map[uint32]int{}
+	go h.listen()
+	return h, h.fr.WriteSettings(settings...)
+}
+
+// listen takes what comes, and keeps the windows.
+func (h *hostile) listen() {
+	h.windows.Lock()
+	h.windows.conn, h.windows.initial = 65535, 65535
+	h.windows.Unlock()
+	fr := http2.NewFramer(nil, bufio.NewReaderSize(h.Conn, 64<<10))
+	for !h.deaf.Load() {
+		f, err := fr.ReadFrame()
+		if err != nil {
+			return
+		}
+		h.windows.Lock()
+		switch f := f.(type) {
+		case *http2.SettingsFrame:
+			if v, ok := f.Value(http2.SettingInitialWindowSize); ok {
+				h.windows.initial = int(v)
+			}
+		case *http2.WindowUpdateFrame:
+			if f.StreamID == 0 {
+				h.windows.conn += int(f.Increment)
+			} else {
+				h.windows.of[f.StreamID] += int(f.Increment)
+			}
+		}
+		h.windows.Unlock()
+	}
+}
+
+// fits says whether the windows let n bytes through, and takes them.
+func (h *hostile) fits(id uint32, n int) bool {
+	w := &h.windows
+	w.Lock()
+	defer w.Unlock()
+	if n > w.conn || n > w.initial+w.of[id] {
+		return false
+	}
+	w.conn -= n
+	w.of[id] -= n
+	return true
+}
+
+// send writes as much of the data on each stream as the windows let through, again and again until it ends, and returns when the
+// connection is gone or ctx is done. next is the next piece for a stream; nil = it has no more.
+func (h *hostile) send(ctx context.Context, ids []uint32, next func(i int) []byte) {
+	for ctx.Err() == nil {
+		some := false
+		for i, id := range ids {
+			piece := next(i)
+			if piece == nil || !h.fits(id, len(piece)) {
+				continue
+			}
+			some = true
+			if h.fr.WriteData(id, false, piece) != nil {
 				return
 			}
 		}
-	}()
-	return h, h.fr.WriteSettings(settings...)
+		if !some {
+			load.Sleep(ctx, 5*time.Millisecond)
+		}
+	}
 }
 
 // request opens a stream as Envoy does for a request, whose body it sends without being asked.
@@ -125,30 +190,36 @@ func begun(ctx context.Context, h *hostile, streams, message, frame int) {
 		}
 		ids = append(ids, id)
 	}
-	// Nobody looks at the windows here: the server gives each stream one as large as its message, when it has seen the length.
-	load.Sleep(ctx, 200*time.Millisecond)
-	piece := make([]byte, frame)
-	for left := message - 1 - frame; left > 0; left -= frame {
-		for _, id := range ids {
-			if h.fr.WriteData(id, false, piece) != nil {
-				return
-			}
-		}
+	piece, left := make([]byte, frame), make([]int, streams)
+	for i := range left {
+		left[i] = message - 1
 	}
-	<-ctx.Done()
+	h.send(ctx, ids, func(i int) []byte {
+		if left[i] < frame {
+			return nil
+		}
+		left[i] -= frame
+		return piece
+	})
 }
 
 // unread sends bodies of that size on all of its streams, and never takes an answer.
 func unread(ctx context.Context, h *hostile, size int) {
 	body := framed(pieceOf(size))
-	for sent := 0; sent+len(body) < 60<<10; sent += len(body) { // beyond a stream's window the server ends it
-		for _, id := range h.ids {
-			if h.fr.WriteData(id, false, body) != nil {
-				return
-			}
+	h.send(ctx, h.ids, func(int) []byte { return body })
+}
+
+// flood writes the same frames over and over, up to so many bytes.
+func (h *hostile) flood(ctx context.Context, most int, frames func(fr *http2.Framer)) {
+	var block bytes.Buffer
+	for fr := http2.NewFramer(&block, nil); block.Len() < 64<<10; {
+		frames(fr)
+	}
+	for ; most > 0 && ctx.Err() == nil; most -= block.Len() {
+		if _, err := h.Write(block.Bytes()[:min(block.Len(), most)]); err != nil {
+			return
 		}
 	}
-	<-ctx.Done()
 }
 
 func attacks() []attack {
@@ -173,28 +244,20 @@ func attacks() []attack {
 		{name: "8,000 streams with an unfinished message", do: func(ctx context.Context, h *hostile) { begun(ctx, h, 8000, 100<<10, 16<<10) }},
 		{name: "60 unfinished messages in frames of 16 bytes", do: func(ctx context.Context, h *hostile) { begun(ctx, h, 60, 1<<20, 16) }},
 		{name: "328 kB of SETTINGS beside 8,000 streams", streams: 8000, cpu: 4 * time.Second, do: func(ctx context.Context, h *hostile) {
-			for i := range uint32(328_000 / 15) {
-				if h.fr.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1000 + i%2}) != nil {
-					return
-				}
-			}
+			size := uint32(0)
+			h.flood(ctx, 328_000, func(fr *http2.Framer) {
+				size = 1 - size
+				_ = fr.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: size})
+			})
 			<-ctx.Done()
 		}},
 		{name: "65 kB of WINDOW_UPDATE beside 5,000 blocked streams", streams: 5000, cpu: 4 * time.Second, do: func(ctx context.Context, h *hostile) {
-			for range 5000 {
-				if h.fr.WriteWindowUpdate(0, 1) != nil {
-					return
-				}
-			}
+			h.flood(ctx, 65_000, func(fr *http2.Framer) { _ = fr.WriteWindowUpdate(0, 1) })
 			<-ctx.Done()
 		}},
-		{name: "400 MB of PINGs, and nothing is read", do: func(_ context.Context, h *hostile) {
+		{name: "400 MB of PINGs, and nothing is read", do: func(ctx context.Context, h *hostile) {
 			h.deaf.Store(true)
-			for range 400_000_000 / 17 {
-				if h.fr.WritePing(false, [8]byte{}) != nil {
-					return
-				}
-			}
+			h.flood(ctx, 400_000_000, func(fr *http2.Framer) { _ = fr.WritePing(false, [8]byte{}) })
 		}},
 		{name: "40,000 streams that are reset at once", do: func(_ context.Context, h *hostile) {
 			for range 40_000 {

@@ -345,3 +345,37 @@ func TestServerSoak(t *testing.T) {
 	require.Zero(t, metric("highwater_ext_proc_faults_total"))
 	require.Zero(t, metric(`highwater_ext_proc_bad_streams_total{reason="out_of_order"}`))
 }
+
+// With Envoy's default buffers and windows, what has come of an upload without a length while it waited reaches the server in one
+// message, of megabytes. It is no reason to end the stream.
+func TestServerTakesWhatCameWhileAnUploadWaited(t *testing.T) {
+	for _, http2 := range []bool{false, true} {
+		t.Run(map[bool]string{false: "HTTP/1", true: "HTTP/2"}[http2], func(t *testing.T) {
+			s := start(t, setup{face: envoytest.ExtProc, workers: 1, fake: 40 * mib, plugin: func(cfg map[string]any) {
+				section(cfg, "throttle")["timeout"] = "10s"
+				cfg["buffers"] = map[string]any{}
+			}, edit: func(c envoytest.Config) {
+				c.SetBuffers(mib, mib)
+				c.SetHTTP2(16*mib, 24*mib, 100)
+				c.SetExtProc(func(filter map[string]any) { filter["message_timeout"], filter["failure_mode_allow"] = "15s", false })
+			}})
+			upload := func() int { return do(t, client(t, http2), "POST", s.url("/upload"), zeros(8*mib), -1).StatusCode }
+			require.Equal(t, 200, upload()) // so that it is known to be large
+			s.reading(190 * mib)
+			var status int
+			var running sync.WaitGroup
+			running.Go(func() { status = upload() })
+			s.gauge("highwater_waiting", 1)
+			load.Sleep(t.Context(), 300*time.Millisecond) // for what comes meanwhile
+			s.memory.inUse.Store(40 * mib)
+			running.Wait()
+			require.Equal(t, 200, status)
+			res, err := http.Get("http://" + s.Server().HTTP + "/metrics")
+			require.NoError(t, err)
+			defer res.Body.Close()
+			text, err := io.ReadAll(res.Body)
+			require.NoError(t, err)
+			require.Contains(t, string(text), `highwater_ext_proc_bad_streams_total{reason="too_large"} 0`)
+		})
+	}
+}
