@@ -291,7 +291,7 @@ func TestUploadsWithoutRoomAreClosedAtTheirFirstBytes(t *testing.T) {
 			plugin := setup.plugin
 			setup.plugin = func(cfg map[string]any) {
 				plugin(cfg)
-				cfg["exempt"] = []any{map[string]any{"path_prefix": "/nothing-here"}} // who is exempt can't be told at the first bytes
+				cfg["exempt"] = []any{map[string]any{"route": "nobody"}} // who is exempt can't be told at the first bytes
 			}
 		}
 		s := start(t, setup)

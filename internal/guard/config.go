@@ -114,11 +114,19 @@ func (f *Fairness) validate(check func(ok bool, format string, args ...any)) {
 }
 
 // Exempt names requests that are never held back. Exactly one field is set.
+//
+// Route and cluster are decided by the operator's own routing: what goes there is exempt whatever its size. A path is what the
+// client says. So PathPrefix and GRPCService exempt a request only while it and its response have each announced, and brought, at
+// most budget.small; from then on it is judged, and evicted, like the others.
 type Exempt struct {
+	// PathPrefix matches whole segments: /healthz matches /healthz, /healthz/x and /healthz?q, and not /healthzzz. One that ends
+	// with a slash matches what begins with it. The query is no part of the path. A path that some upstream may take for another
+	// one matches nothing: with segments of dots, backslashes, encoded slashes, backslashes or percent signs, or what is not
+	// printable ASCII.
 	PathPrefix  string `json:"path_prefix,omitempty"`
 	Route       string `json:"route,omitempty"`
 	Cluster     string `json:"cluster,omitempty"`
-	GRPCService string `json:"grpc_service,omitempty"` // package.Service
+	GRPCService string `json:"grpc_service,omitempty"` // package.Service: all of its methods, as /package.Service/ would
 }
 
 // Throttle bounds the waiting line. All workers of a process share it.
@@ -275,15 +283,8 @@ func (c *Config) Validate() error {
 		check(f.v <= 16*unit.MiB, "costs.%s: %v must be at most 16MiB", f.key, f.v)
 	}
 	c.Fairness.validate(check)
-	for i, e := range c.Exempt {
-		set := 0
-		for _, s := range []string{e.PathPrefix, e.Route, e.Cluster, e.GRPCService} {
-			if s != "" {
-				set++
-			}
-		}
-		check(set == 1, "exempt[%d]: must have exactly one of path_prefix, route, cluster, grpc_service, and it must not be empty", i)
-		check(e.PathPrefix == "" || strings.HasPrefix(e.PathPrefix, "/"), "exempt[%d].path_prefix: %q must begin with /", i, e.PathPrefix)
+	for i := range c.Exempt {
+		c.Exempt[i].validate(fmt.Sprintf("exempt[%d]", i), check)
 	}
 	check(c.Throttle.Queue >= 0 && c.Throttle.Queue <= 1<<20, "throttle.queue: %d must be from 0 to %d", c.Throttle.Queue, 1<<20)
 	check(c.Throttle.Timeout <= unit.Duration(5*time.Minute), "throttle.timeout: %v must be at most 5m", c.Throttle.Timeout)
