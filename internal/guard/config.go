@@ -71,8 +71,10 @@ type Costs struct {
 
 // Fairness says by what requests are told apart, so that who fills the memory waits, and not everybody.
 type Fairness struct {
-	By      string             `json:"by"`      // none | route | cluster | virtual_host | source | header:<name>
-	Weights map[string]float64 `json:"weights"` // by name of the key; one that is not named weighs 1
+	By string `json:"by"` // none | route | cluster | virtual_host | source | header:<name>
+	// Weights are by name of the key; one that is not named weighs 1. At most 64 keys are told apart. Those that are named have their
+	// places among them, whatever names clients make up; so no more than 48 may be.
+	Weights map[string]float64 `json:"weights"`
 }
 
 const (
@@ -103,6 +105,8 @@ func (f *Fairness) validate(check func(ok bool, format string, args ...any)) {
 			"fairness.by: %q must be none, route, cluster, virtual_host, source or header:<name>", f.By)
 	}
 	check(f.By != byNone || len(f.Weights) == 0, "fairness.weights: there are no keys to weigh where fairness.by is none; say by what requests are told apart, such as route")
+	check(len(f.Weights) <= fairness.MaxNamed, "fairness.weights: %d names are more than %d: of %d keys that are told apart some must be left for all "+
+		"that have no name here; name those that matter most", len(f.Weights), fairness.MaxNamed, fairness.MaxKeys)
 	sum := 0.0
 	for _, name := range slices.Sorted(maps.Keys(f.Weights)) {
 		weight := f.Weights[name]

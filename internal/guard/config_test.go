@@ -129,6 +129,15 @@ func with(path, value string) string {
 	return `{"budget": {"limit": "512MiB"}, ` + text[1:]
 }
 
+// weights are those of so many names.
+func weights(n int) string {
+	var list []string
+	for i := range n {
+		list = append(list, fmt.Sprintf(`"tenant%d": 1`, i))
+	}
+	return "{" + strings.Join(list, ", ") + "}"
+}
+
 // Each mistake gives one line, which begins with the key and says what to change.
 func TestEachMistakeIsOneLine(t *testing.T) {
 	for _, c := range []struct{ path, value, want string }{
@@ -146,6 +155,7 @@ func TestEachMistakeIsOneLine(t *testing.T) {
 		{"fairness.by", `"header:"`, `fairness.by: "header:" must name a header behind "header:", such as header:x-tenant`},
 		{"fairness.by", `"header:x tenant"`, `fairness.by: "header:x tenant" must name a header behind "header:", such as header:x-tenant`},
 		{"fairness", `{"by": "none", "weights": {"a": 1}}`, "fairness.weights: there are no keys to weigh where fairness.by is none; say by what requests are told apart, such as route"},
+		{"fairness.weights", weights(49), "fairness.weights: 49 names are more than 48: of 64 keys that are told apart some must be left for all that have no name here; name those that matter most"},
 		{"fairness.weights", `{"a": 0, "b": 0}`, "fairness.weights: they sum to 0: give at least one key a weight above 0"},
 		{"fairness.weights", `{"a": -1, "b": 2}`, "fairness.weights.a: -1 must be from 0 to 1e+06"},
 		{"fairness.weights", `{"a": 1, "a": 2}`, "fairness.weights.a: is there twice"},

@@ -6,6 +6,7 @@ package guard
 
 import (
 	"math"
+	"slices"
 	"strings"
 	"time"
 
@@ -48,7 +49,16 @@ func New(c Config, w *Worker) (g *Guard, changed string) {
 			k.Weight = c.Fairness.weight(k.Name)
 		}
 	}
+	w.guards = append(w.guards, g)
+	w.keepPlaces()
 	return g, w.Use(&c)
+}
+
+// Retire says that no more requests come to the guard: its configuration has gone. Those that are there go on.
+func (g *Guard) Retire() {
+	w := g.worker
+	w.guards = slices.DeleteFunc(w.guards, func(other *Guard) bool { return other == g })
+	w.keepPlaces()
 }
 
 // Config is the guard's configuration.

@@ -64,6 +64,17 @@ func (g *Guard) setKey(now Time, s *Stream) {
 	}
 }
 
+// keepPlaces has the keys that the guards' weights name keep their places, whatever names clients make up.
+func (w *Worker) keepPlaces() {
+	names := map[fairness.Name]bool{}
+	for _, g := range w.guards {
+		for name := range g.config.Fairness.Weights {
+			names[fairness.Name{By: g.config.Fairness.By, Value: name}] = true
+		}
+	}
+	w.keys.Name(names)
+}
+
 func (g *Guard) named(now Time, name fairness.Name) *key {
 	if len(name.Value) > maxName {
 		name.Value = name.Value[:maxName]
@@ -231,7 +242,7 @@ func (w *Worker) addTotal(now Time, k *key) {
 	v := &k.Value
 	t := fairness.Total{
 		ID: k.ID, Weight: k.Weight, Use: v.use(), Small: v.Small, Likely: v.Likely, Waits: v.queue.Bytes() + v.turned, Most: v.most, Open: v.open,
-		Large: v.lastLarge != 0 && now-v.lastLarge < largeFor,
+		Large: v.lastLarge != 0 && now-v.lastLarge < largeFor, Named: k.Named(),
 	}
 	if t.Use > 0 || t.Waits > 0 || t.Large || k.Refs > 0 {
 		w.shares.own = append(w.shares.own, t)
