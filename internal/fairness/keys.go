@@ -198,21 +198,25 @@ func AppendTotals(buf []byte, now time.Duration, totals []Total) []byte {
 	return buf
 }
 
+// maxTotal is more than a key can have in one worker, and so little that those of thousands of workers can be added up.
+const maxTotal = 1 << 48
+
 // DecodeTotals appends the totals that value holds to buf, and says as of when they are. The error wraps ErrTotals.
 func DecodeTotals(value []byte, buf []Total) (totals []Total, at time.Duration, err error) {
 	le := binary.LittleEndian
 	if len(value) < headerBytes || le.Uint32(value) != totalsMagic {
 		return buf, 0, fmt.Errorf("%w: %d bytes with another beginning", ErrTotals, len(value))
 	}
-	n := int(le.Uint32(value[4:]))
+	n := int(min(le.Uint32(value[4:]), MaxKeys+2)) // compared before it is an int, which may have 32 bits
 	if n > MaxKeys+1 || len(value) != headerBytes+n*totalBytes {
 		return buf, 0, fmt.Errorf("%w: %d bytes for %d keys", ErrTotals, len(value), n)
 	}
 	for i := range n {
 		at := func(f int) uint64 { return le.Uint64(value[headerBytes+i*totalBytes+8*f:]) }
+		size := func(f int) int64 { return max(min(int64(at(f)), maxTotal), 0) }
 		t := Total{
-			ID: at(0), Weight: math.Float64frombits(at(1)), Use: int64(at(2)), Small: int64(at(3)), Likely: int64(at(4)),
-			Waits: int64(at(5)), Most: int64(at(6)), Open: int64(at(7)), Large: at(8)&flagLarge != 0, Named: at(8)&flagNamed != 0,
+			ID: at(0), Weight: math.Float64frombits(at(1)), Use: size(2), Small: size(3), Likely: size(4),
+			Waits: size(5), Most: size(6), Open: size(7), Large: at(8)&flagLarge != 0, Named: at(8)&flagNamed != 0,
 		}
 		if !(t.Weight >= 0 && t.Weight <= MaxWeight) {
 			return buf, 0, fmt.Errorf("%w: weight %v", ErrTotals, t.Weight)

@@ -1,7 +1,9 @@
 package fairness
 
 import (
+	"encoding/binary"
 	"fmt"
+	"math"
 	"testing"
 	"time"
 
@@ -149,6 +151,40 @@ func TestTotalsSurviveTheirEncoding(t *testing.T) {
 		_, _, err := DecodeTotals(value[:n], nil)
 		require.ErrorIs(t, err, ErrTotals)
 	}
+}
+
+// What no worker can have is not added up as it is.
+func TestTotalsAreBounded(t *testing.T) {
+	const most = math.MaxInt64
+	value := AppendTotals(nil, time.Hour, []Total{
+		{ID: 1, Weight: MaxWeight, Use: most, Small: most, Likely: most, Waits: most, Most: most, Open: most},
+		{ID: 2, Weight: 1, Use: math.MinInt64, Small: -1, Likely: -1, Waits: -1, Most: -1, Open: -1},
+	})
+	got, _, err := DecodeTotals(value, nil)
+	require.NoError(t, err)
+	require.Equal(t, []Total{
+		{ID: 1, Weight: MaxWeight, Use: maxTotal, Small: maxTotal, Likely: maxTotal, Waits: maxTotal, Most: maxTotal, Open: maxTotal}, {ID: 2, Weight: 1},
+	}, got)
+	for _, weight := range []float64{-1, math.NaN(), math.Inf(1), 2 * MaxWeight} {
+		_, _, err := DecodeTotals(AppendTotals(nil, 0, []Total{{ID: 1, Weight: weight}}), nil)
+		require.ErrorIs(t, err, ErrTotals)
+	}
+	binary.LittleEndian.PutUint32(value[4:], math.MaxUint32)
+	_, _, err = DecodeTotals(value, nil)
+	require.ErrorIs(t, err, ErrTotals)
+	binary.LittleEndian.PutUint32(value[4:], 1<<31)
+	_, _, err = DecodeTotals(value[:headerBytes], nil)
+	require.ErrorIs(t, err, ErrTotals)
+
+	var many []Total
+	for range 4096 {
+		all, _, err := DecodeTotals(AppendTotals(nil, 0, []Total{{ID: 7, Weight: 1, Use: most, Waits: most}}), nil)
+		require.NoError(t, err)
+		many = append(many, all...)
+	}
+	sum := Merge(many)[0]
+	require.Equal(t, int64(4096*maxTotal), sum.Use)
+	require.Positive(t, sum.Use+sum.Waits)
 }
 
 func TestMergeAddsUp(t *testing.T) {

@@ -254,7 +254,7 @@ func (c *Config) Validate() error {
 	check(b.Limit != unit.Limit{}, "budget.limit: required: the memory that Envoy may use, such as 512MiB")
 	limit := b.Limit.Bytes // 0 = a share of what is not known yet
 	check(limit == 0 || limit >= 32*unit.MiB, "budget.limit: %v must be at least 32MiB: an idle Envoy uses some 10MiB", limit)
-	check(limit < budget.Unlimited, "budget.limit: %v is larger than any memory", limit)
+	check(limit < budget.Unlimited, "budget.limit: %v must be below %v: no memory is so large", limit, unit.Bytes(budget.Unlimited))
 	check(b.Limit.Share <= 1, "budget.limit: %v must be at most 100%% of the container's limit", b.Limit)
 	check(b.Hard > 0 && b.Hard <= 1, "budget.hard: %v must be above 0%% and at most 100%%", b.Hard)
 	check(b.Soft > 0 && b.Soft < b.Hard, "budget.soft: %v must be above 0%% and below budget.hard (%v)", b.Soft, b.Hard)

@@ -262,8 +262,8 @@ func (w *Worker) addOther(now Time, store budget.Store, id uint32) {
 	n := len(x.totals)
 	totals, at, err := fairness.DecodeTotals(value, x.totals)
 	switch {
-	case err != nil, now-at > sharesFor:
-		x.totals = totals[:n] // of another version of us, or of a time that is over
+	case err != nil, at < now-sharesFor, at > now+budget.Ahead:
+		x.totals = totals[:n] // of another version of us, or of a time that is over, or of none that there was
 	default:
 		x.totals = totals
 		if id < w.account.ID() {

@@ -193,6 +193,46 @@ func TestDecodeRefuses(t *testing.T) {
 	require.False(t, ok)
 }
 
+// What no process can hold is not added up with what others do.
+func TestDecodeRefusesWhatCannotBe(t *testing.T) {
+	var e Encoder
+	decode := func(edit func(s *Snapshot)) error {
+		s := snapshot(2, func(i int) string { return fmt.Sprint(i) })
+		edit(&s)
+		_, err := Decode(e.Append(nil, &s))
+		return err
+	}
+	for name, edit := range map[string]func(s *Snapshot, v int64){
+		"limit":        func(s *Snapshot, v int64) { s.Limit = v },
+		"in use":       func(s *Snapshot, v int64) { s.InUse = v },
+		"allocated":    func(s *Snapshot, v int64) { s.Allocated = v },
+		"base":         func(s *Snapshot, v int64) { s.Base = v },
+		"streams":      func(s *Snapshot, v int64) { s.Totals.Streams = v },
+		"connections":  func(s *Snapshot, v int64) { s.Totals.Connections = v },
+		"likely":       func(s *Snapshot, v int64) { s.Totals.Likely = v },
+		"bound":        func(s *Snapshot, v int64) { s.Totals.Bound = v },
+		"phases":       func(s *Snapshot, v int64) { s.Totals.Phases[Waiting] = v },
+		"phase bounds": func(s *Snapshot, v int64) { s.Totals.PhaseBounds[Downloading] = v },
+		"request":      func(s *Snapshot, v int64) { s.Samples[1].Request = v },
+		"response":     func(s *Snapshot, v int64) { s.Samples[1].Response = v },
+		"held":         func(s *Snapshot, v int64) { s.Samples[1].Likely = v },
+		"reach":        func(s *Snapshot, v int64) { s.Samples[1].Reach = v },
+	} {
+		require.NoError(t, decode(func(s *Snapshot) { edit(s, maxSize) }), name)
+		for _, v := range []int64{maxSize + 1, math.MaxInt64, math.MinInt64} {
+			require.ErrorIs(t, decode(func(s *Snapshot) { edit(s, v) }), ErrSnapshot, name)
+		}
+	}
+	require.NoError(t, decode(func(s *Snapshot) { s.At, s.Samples[0].Age = -maxTime, maxTime }))
+	require.ErrorIs(t, decode(func(s *Snapshot) { s.At = maxTime + 1 }), ErrSnapshot)
+	require.ErrorIs(t, decode(func(s *Snapshot) { s.Samples[0].Age = maxTime + 1 }), ErrSnapshot)
+	for _, gap := range []float64{0, -1, math.NaN(), math.Inf(1), 1e31} {
+		require.ErrorIs(t, decode(func(s *Snapshot) { s.Gap = gap }), ErrSnapshot, "%v", gap)
+	}
+	require.NoError(t, decode(func(s *Snapshot) { s.Gap = maxGap }))
+	require.False(t, math.IsInf(Weight(1, maxGap), 0))
+}
+
 func FuzzDecode(f *testing.F) {
 	var e Encoder
 	for _, n := range []int{0, 1, 5} {
