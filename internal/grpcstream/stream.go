@@ -60,10 +60,11 @@ func (s *Stream) receive(data []byte) {
 		data = s.partial
 	}
 	for len(data) >= 5 {
-		n := int(binary.BigEndian.Uint32(data[1:5]))
+		size := binary.BigEndian.Uint32(data[1:5])
+		n := int(size)
 		switch {
-		case n > most:
-			s.Finish(codes.ResourceExhausted, fmt.Sprintf("a message of %d bytes is more than %d", n, most))
+		case uint64(size) > uint64(most): // an int may have 32 bits, and be negative then
+			s.Finish(codes.ResourceExhausted, fmt.Sprintf("a message of %d bytes is more than %d", size, most))
 			s.partial = nil
 			return
 		case data[0] != 0:

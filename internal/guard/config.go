@@ -185,7 +185,7 @@ func (t *Trace) rules() reservoir.Rules {
 
 const (
 	maxCapacity = 4096
-	maxKeep     = 64
+	maxKeep     = reservoir.MaxKeep
 	maxPath     = 256
 )
 

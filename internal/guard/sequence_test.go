@@ -599,6 +599,9 @@ func (e *envoy) check() {
 		for d := budget.Request; d <= budget.Response; d++ {
 			coming[i] += x.Reserved(d)
 			bounds[i] += x.Held(d)
+			if small := int64(e.workers[i].budget.Small); x.exempt == whileSmall && !x.Presumed() && x.phase == live && x.Seen(d)-x.Unbooked() > small {
+				e.fail("exempt by its path, and not small: %d bytes of %d", x.Seen(d), small)
+			}
 		}
 	}
 	for i, w := range e.workers {
