@@ -170,14 +170,14 @@ func TestExemptAtTheHeaders(t *testing.T) {
 		{request{cluster: "c", path: "/healthz"}, 4 * mib, always},
 		{request{route: "q"}, 4 * mib, judged},
 	} {
-		v := g.Open(p.now, &c.request.Stream, &c.request, c.length)
-		require.Equal(t, c.want, c.request.exempt, "%+v", c.request)
+		v := g.Open(p.now, &c.Stream, &c.request, c.length)
+		require.Equal(t, c.want, c.exempt, "%+v", c.request)
 		if c.want != judged {
 			require.Equal(t, Admit, v.Action)
 		} else if c.length > small {
 			require.Equal(t, Answer, v.Action)
 		}
-		g.Close(p.now, &c.request.Stream)
+		g.Close(p.now, &c.Stream)
 	}
 	require.Zero(t, p.workers[0].account.Own().Coming)
 }

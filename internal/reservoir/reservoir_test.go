@@ -71,8 +71,18 @@ func TestGapIsTheSmallestWithRoom(t *testing.T) {
 func TestMarksThatCannotBe(t *testing.T) {
 	require.True(t, (&Marks{Slot: MaxKeep + 1, HighSlot: MaxKeep + 1, Height: maxSize, High: maxSize, Low: -maxSize}).Valid())
 	for _, m := range []Marks{
-		{Epoch: -1}, {Episode: -1}, {Height: -1}, {Height: math.MaxInt64}, {High: math.MaxInt64}, {Low: math.MaxInt64}, {Low: math.MinInt64},
-		{Slot: -1}, {Slot: MaxKeep + 2}, {Slot: 1 << 32}, {HighSlot: -1}, {HighSlot: MaxKeep + 2},
+		{Epoch: -1},
+		{Episode: -1},
+		{Height: -1},
+		{Height: math.MaxInt64},
+		{High: math.MaxInt64},
+		{Low: math.MaxInt64},
+		{Low: math.MinInt64},
+		{Slot: -1},
+		{Slot: MaxKeep + 2},
+		{Slot: 1 << 32},
+		{HighSlot: -1},
+		{HighSlot: MaxKeep + 2},
 	} {
 		require.False(t, m.Valid(), "%+v", m)
 	}
