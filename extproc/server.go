@@ -92,6 +92,11 @@ func (s *Server) Limit() (limit int64) {
 func (s *Server) use(c guard.Config) (changed string) {
 	observing := c
 	observing.Mode = guard.Observe
+	for _, old := range [...]*guard.Guard{s.mu.guard, s.mu.observing} {
+		if old != nil {
+			old.Retire()
+		}
+	}
 	s.mu.guard, changed = guard.New(c, s.mu.worker)
 	s.mu.observing, _ = guard.New(observing, s.mu.worker)
 	return changed

@@ -783,3 +783,33 @@ func TestHammer(t *testing.T) {
 	s.drained(t)
 	require.Zero(t, s.counts.faults.Load())
 }
+
+// A path exempts what is small, and no other path is taken for it.
+func TestExemptPaths(t *testing.T) {
+	s, _ := serve(t, 230*mib, func(c *guard.Config) {
+		c.Throttle.Timeout = 0
+		c.Exempt = []guard.Exempt{{PathPrefix: "/healthz"}}
+	})
+	says := func(m ...*extprocv3.ProcessingRequest) (last *extprocv3.ProcessingResponse) {
+		t.Helper()
+		c := s.dial(t)
+		defer c.h.Closed()
+		for _, m := range m {
+			c.say(m)
+			last = c.heard()
+		}
+		return last
+	}
+	const large = "16000000"
+	for _, path := range []string{"/healthz", "/healthzzz", "/healthz/../upload", "/healthz%2f..%2fupload", "/healthz/x"} {
+		require.NotNil(t, says(request(false, ":path", path, "content-length", large)).GetImmediateResponse(), path)
+	}
+	require.NotNil(t, says(request(false, ":path", "/healthz?x", "content-length", "60000")).GetRequestHeaders())
+	get := request(true, ":path", "/healthz/x")
+	require.NotNil(t, says(get, response(false, "content-length", "60000")).GetResponseHeaders())
+	require.NotNil(t, says(get, response(false, "content-length", large)).GetImmediateResponse(), "its response is large")
+	chunked := request(false, ":path", "/healthz")
+	require.NotNil(t, says(chunked, requestBody(60_000, false)).GetRequestBody())
+	require.NotNil(t, says(chunked, requestBody(60_000, false), requestBody(60_000, false)).GetImmediateResponse(), "it has grown")
+	s.drained(t)
+}

@@ -92,7 +92,7 @@ func (table) NextID() (uint32, error) {
 		if len(value) == 4 {
 			id = binary.LittleEndian.Uint32(value)
 		}
-		id++
+		id = max(id+1, 1) // 0 is nobody
 		if err := swap(idsKey, binary.LittleEndian.AppendUint32(nil, id), cas); err == nil {
 			return id, nil
 		} else if !errors.Is(err, budget.ErrConflict) {

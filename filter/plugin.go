@@ -147,6 +147,9 @@ func (p *plugin) OnPluginDone() bool {
 	if machine.pacer == p {
 		machine.pacer = nil
 	}
+	if p.guard != nil {
+		p.guard.Retire()
+	}
 	return true
 }
 

@@ -336,6 +336,9 @@ func (a *Account) load(now Time) error {
 		a.table = Table{Entries: a.table.Entries[:0]} // of another version of us, or garbage: begin anew
 	}
 	a.version = version
+	a.table.mend(now)
+	// Where a table begins anew, so do the numbers of its readings: what was done for one of before is nothing for those to come.
+	a.own.Evicted = min(a.own.Evicted, int64(a.table.Sequence))
 	a.limits = a.set.of(a.table.Container)
 	a.dropped = a.table.drop(now) || a.dropped
 	a.others = a.table.sum(a.id)

@@ -135,8 +135,8 @@ func (t *Table) Decode(value []byte) error {
 	if len(value) < headerBytes || le.Uint32(value) != tableMagic {
 		return fmt.Errorf("%w: %d bytes with another beginning", ErrTable, len(value))
 	}
-	n := int(le.Uint32(value[4:]))
-	if n > maxEntries || len(value) != headerBytes+n*entryBytes {
+	// Compared before it is an int, which may have 32 bits.
+	if n := le.Uint32(value[4:]); n > maxEntries || len(value) != headerBytes+int(n)*entryBytes {
 		return fmt.Errorf("%w: %d bytes for %d workers", ErrTable, len(value), n)
 	}
 	at := func(i int) uint64 { return le.Uint64(value[8+8*i:]) }
@@ -157,17 +157,70 @@ func (t *Table) Decode(value []byte) error {
 	return nil
 }
 
-// drop removes the entries of workers that no longer beat.
+const (
+	// Ahead is how much later than now a time may be that another worker has written: between ticks a worker's now is that of its
+	// last one, and that may be late. What lies further ahead is no time of this machine.
+	Ahead = 10 * time.Second
+	// maxBooked is how far ahead places may be taken: the longest delay that a client is told.
+	maxBooked = time.Hour + Ahead
+	// maxSize is more than any reading, bytes, and maxSum than all that the workers can have together: sums of both overflow nothing.
+	maxSize = 4 * Unlimited
+	maxSum  = 1 << 60
+)
+
+// mend takes out of the table what can't be: times that lie in the future, and sizes that no memory has. Else they would count as
+// the latest for ever. What is taken for a reading then is none, and the poller's place is free.
+func (t *Table) mend(now Time) {
+	if !happened(t.Asked, now) || !possible(t.Reading) {
+		t.Reading, t.Asked = 0, min(0, now-2*staleAfter)
+	}
+	if !happened(t.PollerBeat, now) {
+		t.Poller, t.PollerBeat = 0, 0
+	}
+	if t.Booked < 0 || t.Booked > now+maxBooked {
+		t.Booked = 0
+	}
+	for _, size := range [...]*int64{&t.Low, &t.Base, &t.Surprise, &t.Evict, &t.Container} {
+		if !possible(*size) {
+			*size = 0
+		}
+	}
+	if t.Sequence > maxSum {
+		t.Sequence = 0
+	}
+	t.EvictSequence = min(t.EvictSequence, t.Sequence)
+}
+
+// happened says whether it can have been that time: a negative one is of no machine.
+func happened(at, now Time) bool { return at >= 0 && at <= now+Ahead }
+
+func possible(size int64) bool { return size >= 0 && size <= maxSize }
+
+// drop removes the entries of workers that no longer beat, and those that no worker can have written.
 func (t *Table) drop(now Time) (dropped bool) {
-	live := t.Entries[:0]
-	for _, e := range t.Entries {
-		if now-e.Beat <= deadAfter {
-			live = append(live, e)
+	live, most := t.Entries[:0], int64(maxSum/max(len(t.Entries), 1))
+	for i := range t.Entries {
+		if e := &t.Entries[i]; happened(e.Beat, now) && e.Beat >= now-deadAfter && e.within(most) {
+			live = append(live, *e)
 		}
 	}
 	dropped = len(live) < len(t.Entries)
 	t.Entries = live
 	return dropped
+}
+
+// within says that no size or number of the entry is larger than most. Of a running total, a reading's number and a time none is.
+func (e *Entry) within(most int64) bool {
+	for _, v := range e.fields() {
+		switch v {
+		case (*int64)(&e.Beat), (*int64)(&e.WaitingSince), &e.Passed, &e.Evicted:
+			continue
+		}
+		if *v > most || *v < -most {
+			return false
+		}
+	}
+	return true
 }
 
 func (t *Table) has(id uint32) bool {

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"reflect"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -106,6 +107,22 @@ func FuzzDecode(f *testing.F) {
 		f.Add(numbered(n).Append(nil))
 	}
 	f.Add((&Table{Level: Over}).Append(nil)[:20])
+	for _, v := range []int64{math.MaxInt64, math.MinInt64, maxSize, maxSum / 2, int64(time.Hour), int64(time.Hour + Ahead), -1} {
+		all := &Table{
+			Reading: v, Asked: Time(v), Sequence: uint64(v), Low: v, Base: v, Surprise: v, Poller: 9, PollerBeat: Time(v), Booked: Time(v), Evict: v,
+			EvictSequence: uint64(v), Container: v, Entries: make([]Entry, 2),
+		}
+		for i := range all.Entries {
+			all.Entries[i].ID = uint32(i + 8)
+			for _, field := range all.Entries[i].fields() {
+				*field = v
+			}
+			all.Entries[i].Beat = time.Hour
+		}
+		f.Add(all.Append(nil))
+		all.Entries[0].Beat = Time(v)
+		f.Add(all.Append(nil))
+	}
 	f.Fuzz(func(t *testing.T, value []byte) {
 		var table, again Table
 		if err := table.Decode(value); err != nil {
@@ -130,13 +147,26 @@ func FuzzDecode(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		a.Ask(0, mib, Large)
-		a.Ask(0, mib, Floor)
-		a.Ask(0, mib, Forced)
-		_, _ = a.Tick(ms)
-		_, _, _ = a.Observe(2*ms, ms, 40*mib)
-		_, _ = a.Tick(3 * ms)
-		a.Estimate(4 * ms)
+		now := time.Hour
+		a.Ask(now, mib, Large)
+		a.Ask(now, mib, Floor)
+		a.Ask(now, mib, Forced)
+		// And when those of whom it tells are dead, it goes by its own readings alone.
+		polls := false
+		for end := now + Ahead + deadAfter + time.Second; now < end; now += 200 * ms {
+			polls, _ = a.Tick(now)
+			if _, _, err := a.Observe(now+ms, now, 40*mib); err != nil {
+				t.Fatal(err)
+			}
+		}
+		switch at := a.Table(); {
+		case !polls, a.Stale(now), at.Reading != 40*mib, at.Base > 40*mib, at.Low != 40*mib:
+			t.Fatalf("%x: polls %v, stale %v, %+v", value, polls, a.Stale(now), at)
+		case len(at.Entries) != 1, a.Others() != Entry{}:
+			t.Fatalf("%x: dead workers stay: %+v", value, at.Entries)
+		case a.Estimate(now) != 40*mib:
+			t.Fatalf("%x: the estimate is %d", value, a.Estimate(now))
+		}
 	})
 }
 

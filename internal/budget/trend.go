@@ -79,7 +79,7 @@ func (r *trend) observe(now Time, t *Table, l *Limits) {
 	all := t.Sum()
 	if t.Sequence > 0 && r.last == 0 {
 		// This VM has only just taken over: what the one before it had found is all it knows.
-		r.kept, r.keptAt = t.Surprise, now
+		r.kept, r.keptAt = min(t.Surprise, l.Limit), now
 		if t.Base > 0 {
 			r.bases.add(now, t.Base)
 		}

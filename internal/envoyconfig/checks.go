@@ -65,7 +65,24 @@ func (c *checker) filter(f filter) {
 			c.warn(f.at, "forward_rules: %s does not reach the server: %s; %s", h.name, h.without, write)
 		}
 	}
+	c.source(f)
 	c.service(f.at, f.config)
+}
+
+// source is about whether a client's address is its own. Without use_remote_address Envoy takes it from X-Forwarded-For, which the client
+// may have written. An operator who has another extension find it out has thought of that, and Envoy refuses both together.
+func (c *checker) source(f filter) {
+	if c.config.Fairness.By != "source" || f.hcm == nil {
+		return
+	}
+	if remote, _ := get(f.hcm, "use_remote_address"); remote == true {
+		return
+	}
+	if list, _ := get(f.hcm, "original_ip_detection_extensions"); list != nil {
+		return
+	}
+	c.warn(f.at, "use_remote_address: not true in the HttpConnectionManager: fairness.by is source, and the source is what a client writes "+
+		"into X-Forwarded-For; write use_remote_address: true, and behind proxies that are trusted xff_num_trusted_hops: how many they are")
 }
 
 // unanswered is what becomes of requests of which the server says nothing.

@@ -133,6 +133,7 @@ type filter struct {
 	name   string
 	config *filterv3.ExternalProcessor // nil where it can't be read
 	wrong  []string                    // what is no configuration of such a filter
+	hcm    map[string]any              // the HttpConnectionManager that it is in; nil = it is in none
 }
 
 // named says whether it is most likely for this server. Its address doesn't: -grpc may be any.
@@ -145,11 +146,11 @@ const kind = "envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor"
 
 // filters finds every ext_proc filter, wherever it is: one may be inside of another filter's configuration.
 func filters(root any) (found []filter) {
-	walk(root, nil, "", func(at []string, name string, m map[string]any) {
-		if url, _ := m[anyType].(string); url[strings.LastIndexByte(url, '/')+1:] != kind {
+	walk(root, place{}, func(in place, m map[string]any) {
+		if typeOf(m) != kind {
 			return
 		}
-		f := filter{at: oneLine(strings.Join(at, ": ")), name: name, config: &filterv3.ExternalProcessor{}}
+		f := filter{at: oneLine(strings.Join(in.at, ": ")), name: in.name, config: &filterv3.ExternalProcessor{}, hcm: in.hcm}
 		if f.at == "" {
 			f.at = "ext_proc filter"
 		}
@@ -162,29 +163,47 @@ func filters(root any) (found []filter) {
 	return found
 }
 
-// walk visits every object with the places on the way to it, and with the last name there.
-func walk(v any, at []string, name string, visit func(at []string, name string, m map[string]any)) {
+// typeOf is what an Any holds; empty where it is none.
+func typeOf(m map[string]any) string {
+	url, _ := m[anyType].(string)
+	return url[strings.LastIndexByte(url, '/')+1:]
+}
+
+const managerKind = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
+
+// place is where something is.
+type place struct {
+	at   []string       // the places on the way to it
+	name string         // the last name there
+	hcm  map[string]any // the HttpConnectionManager around it; nil = there is none
+}
+
+// walk visits every object with its place.
+func walk(v any, in place, visit func(in place, m map[string]any)) {
 	m, ok := v.(map[string]any)
 	if !ok {
 		return
 	}
-	visit(at, name, m)
+	visit(in, m)
+	if typeOf(m) == managerKind {
+		in.hcm = m
+	}
 	for _, key := range slices.Sorted(maps.Keys(m)) {
 		list, ok := m[key].([]any)
 		if !ok {
-			place := at
+			below := in
 			if key == "default_filter_chain" || key == "defaultFilterChain" {
-				place = append(at, key)
+				below.at = append(in.at, key)
 			}
-			walk(m[key], place, name, visit)
+			walk(m[key], below, visit)
 			continue
 		}
 		for i, e := range list {
-			place, name := at, name
+			below := in
 			if p, n := placeOf(key, i, len(list), e); p != "" {
-				place, name = append(at, p), n
+				below.at, below.name = append(in.at, p), n
 			}
-			walk(e, place, name, visit)
+			walk(e, below, visit)
 		}
 	}
 }

@@ -62,6 +62,9 @@ func TestFindings(t *testing.T) {
 		observe = "processing_mode:\n"
 		noH2    = "error: " + cluster + "typed_extension_protocol_options: not set to HTTP/2, which gRPC needs: the server is never reached, and requests go on unguarded (failure_mode_allow); " +
 			`write envoy.extensions.upstreams.http.v3.HttpProtocolOptions: {"@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions, explicit_http_config: {http2_protocol_options: {}}}`
+		manager = "          codec_type: AUTO\n"
+		forged  = "warning: use_remote_address: not true in the HttpConnectionManager: fairness.by is source, and the source is what a client writes into X-Forwarded-For; " +
+			"write use_remote_address: true, and behind proxies that are trusted xff_num_trusted_hops: how many they are"
 		alike    = "all requests count as one, and not as fairness.by says"
 		trailed  = "processing_mode.response_trailer_mode: not SEND: Envoy ends the stream to the server behind the response's headers, so that downloads are not covered and cannot be evicted; write SEND"
 		through  = "forward_rules: content-length does not reach the server: no length is known, and each message is forecast; "
@@ -147,8 +150,20 @@ func TestFindings(t *testing.T) {
 		}},
 		{"by cluster", "", "", by("cluster"), []string{"warning: request_attributes: lacks xds.cluster_name: " + alike + " (cluster); add it"}},
 		{"by virtual host", "", "", by("virtual_host"), []string{"warning: request_attributes: lacks xds.virtual_host_name: " + alike + " (virtual_host); add it"}},
-		{"by source", "", "", by("source"), []string{"warning: request_attributes: lacks source.address: " + alike + " (source); add it"}},
-		{"by source, which is there", attrs, "request_attributes: [source.address, request.protocol, connection.id]", by("source"), nil},
+		{"by source", "", "", by("source"), []string{"warning: request_attributes: lacks source.address: " + alike + " (source); add it", forged}},
+		{"by source, which is there", attrs, "request_attributes: [source.address, request.protocol, connection.id]", by("source"), []string{forged}},
+		{"by source, which is Envoy's", manager, manager + "          use_remote_address: true\n", by("source"), []string{
+			"warning: request_attributes: lacks source.address: " + alike + " (source); add it",
+		}},
+		{"by source, as Envoy writes it", manager, manager + "          useRemoteAddress: true\n", by("source"), []string{
+			"warning: request_attributes: lacks source.address: " + alike + " (source); add it",
+		}},
+		{"by source, which is the client's", manager, manager + "          use_remote_address: false\n", by("source"), []string{
+			"warning: request_attributes: lacks source.address: " + alike + " (source); add it", forged,
+		}},
+		{"by source, which is found otherwise", manager, manager + "          original_ip_detection_extensions: [{name: x}]\n", by("source"), []string{
+			"warning: request_attributes: lacks source.address: " + alike + " (source); add it",
+		}},
 		{"no protocol", attrs, "request_attributes: [xds.route_name, connection.id]", nil, []string{
 			"warning: request_attributes: lacks request.protocol: every request is taken for HTTP/2, which can hold more; add it",
 		}},

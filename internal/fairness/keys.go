@@ -14,6 +14,9 @@ import (
 // MaxKeys is how many keys are told apart. What comes beyond is one key more: the other.
 const MaxKeys = 64
 
+// MaxNamed is for how many named keys a place is kept, whoever else comes. The rest is always there for the others.
+const MaxNamed = 48
+
 // reuseAfter is how long a key that has nothing any more keeps its place.
 const reuseAfter = time.Second
 
@@ -39,15 +42,22 @@ type Key[T any] struct {
 	Value  T
 	Refs   int // how many streams and connections refer to it
 
-	used time.Duration
+	used  time.Duration
+	named bool
 }
 
-// Keys are the keys of one worker. However many names come, it holds MaxKeys of them. Make it with NewKeys.
+// Named says whether a place is kept for it: see Keys.Name.
+func (k *Key[T]) Named() bool { return k.named }
+
+// Keys are the keys of one worker. However many names come, it holds MaxKeys of them, and those that were named before find a
+// place among them. Make it with NewKeys.
 type Keys[T any] struct {
-	Other Key[T] // those that have no place of their own
-	all   []*Key[T]
-	names map[Name]*Key[T]
-	last  *Key[T] // that was asked for
+	Other  Key[T] // those that have no place of their own
+	all    []*Key[T]
+	names  map[Name]*Key[T]
+	last   *Key[T] // that was asked for
+	named  map[Name]bool
+	madeUp int // of all, how many are not named
 }
 
 // NewKeys returns an empty table.
@@ -58,9 +68,20 @@ func NewKeys[T any]() *Keys[T] {
 // All are the keys that have a place, without the other.
 func (k *Keys[T]) All() []*Key[T] { return k.all }
 
+// Name keeps places for the keys of these names, in place of those that it was told before: as many as MaxNamed. The names that
+// clients make up have the rest.
+func (k *Keys[T]) Name(names map[Name]bool) {
+	k.named, k.madeUp = names, 0
+	for _, key := range k.all {
+		if key.named = names[key.Name]; !key.named {
+			k.madeUp++
+		}
+	}
+}
+
 // Get returns the key of that name. A new one takes a free place, else that of the key that has had nothing for the
 // longest time, at least a second; it has the weight that weigh returns, and a clone of the name. Where there is no place it is the
-// other.
+// other. One that is named takes the place of one that is not and has nothing, for however long.
 func (k *Keys[T]) Get(now time.Duration, name Name, weigh func(Name) float64) *Key[T] {
 	if k.last == nil || k.last.Name != name {
 		k.last = k.find(now, name, weigh)
@@ -73,26 +94,40 @@ func (k *Keys[T]) find(now time.Duration, name Name, weigh func(Name) float64) *
 	if key := k.names[name]; key != nil {
 		return key
 	}
-	key := &Key[T]{}
-	if len(k.all) < MaxKeys {
-		k.all = append(k.all, key)
-	} else {
-		free := -1
-		for i, old := range k.all {
-			if old.Refs == 0 && now-old.used >= reuseAfter && (free < 0 || old.used < k.all[free].used) {
-				free = i
-			}
-		}
-		if free < 0 {
+	named, place := k.named[name], len(k.all)
+	if place == MaxKeys || !named && k.madeUp >= MaxKeys-min(len(k.named), MaxNamed) {
+		if place = k.idle(now, named); place < 0 {
 			return &k.Other
 		}
-		delete(k.names, k.all[free].Name)
-		k.all[free] = key
+		delete(k.names, k.all[place].Name)
+		if !k.all[place].named {
+			k.madeUp--
+		}
+	} else {
+		k.all = append(k.all, nil)
+	}
+	if !named {
+		k.madeUp++
 	}
 	name.Value = strings.Clone(name.Value)
-	*key = Key[T]{Name: name, ID: name.id(), Weight: weigh(name)}
+	key := &Key[T]{Name: name, ID: name.id(), Weight: weigh(name), named: named}
+	k.all[place] = key
 	k.names[name] = key
 	return key
+}
+
+// idle is the place of a key that has nothing and may go: the one that was used least lately of those without a name, and, for one
+// that is named, else of those with one. It is -1 where there is none.
+func (k *Keys[T]) idle(now time.Duration, forNamed bool) int {
+	free := -1
+	for i, old := range k.all {
+		switch {
+		case old.Refs > 0, old.named && !forNamed, now-old.used < reuseAfter && (old.named || !forNamed):
+		case free < 0, old.named == k.all[free].named && old.used < k.all[free].used, !old.named && k.all[free].named:
+			free = i
+		}
+	}
+	return free
 }
 
 // Total is what a key has in one worker, or in all of them, bytes.
@@ -106,6 +141,7 @@ type Total struct {
 	Most   int64 // what one of its streams likely holds at most, while memory is over the limit
 	Open   int64 // connections, where they are told apart
 	Large  bool  // it has had large requests lately
+	Named  bool  // a place is kept for it
 }
 
 func (t *Total) add(o *Total) {
@@ -116,13 +152,25 @@ func (t *Total) add(o *Total) {
 	t.Most = max(t.Most, o.Most)
 	t.Open += o.Open
 	t.Large = t.Large || o.Large
+	t.Named = t.Named || o.Named
 	t.Weight = max(t.Weight, o.Weight)
 }
 
+// less says that the other's place is the better kept.
+func (t *Total) less(o *Total) bool {
+	if t.Named != o.Named {
+		return o.Named
+	}
+	return t.Use+t.Waits < o.Use+o.Waits
+}
+
 const (
-	totalsMagic = 0x48574b33 // "HWK3": a changed layout needs a new one
+	totalsMagic = 0x48574b34 // "HWK4": a changed layout needs a new one
 	totalBytes  = 9 * 8
 	headerBytes = 4 + 4 + 8
+
+	flagLarge = 1 << 0
+	flagNamed = 1 << 1
 )
 
 // ErrTotals is wrapped by errors of DecodeTotals: the value is not what AppendTotals of this version wrote.
@@ -136,16 +184,22 @@ func AppendTotals(buf []byte, now time.Duration, totals []Total) []byte {
 	buf = le.AppendUint64(buf, uint64(now))
 	for i := range totals {
 		t := &totals[i]
-		large := uint64(0)
+		flags := uint64(0)
 		if t.Large {
-			large = 1
+			flags |= flagLarge
 		}
-		for _, v := range [...]uint64{t.ID, math.Float64bits(t.Weight), uint64(t.Use), uint64(t.Small), uint64(t.Likely), uint64(t.Waits), uint64(t.Most), uint64(t.Open), large} {
+		if t.Named {
+			flags |= flagNamed
+		}
+		for _, v := range [...]uint64{t.ID, math.Float64bits(t.Weight), uint64(t.Use), uint64(t.Small), uint64(t.Likely), uint64(t.Waits), uint64(t.Most), uint64(t.Open), flags} {
 			buf = le.AppendUint64(buf, v)
 		}
 	}
 	return buf
 }
+
+// maxTotal is more than a key can have in one worker, and so little that those of thousands of workers can be added up.
+const maxTotal = 1 << 48
 
 // DecodeTotals appends the totals that value holds to buf, and says as of when they are. The error wraps ErrTotals.
 func DecodeTotals(value []byte, buf []Total) (totals []Total, at time.Duration, err error) {
@@ -153,15 +207,16 @@ func DecodeTotals(value []byte, buf []Total) (totals []Total, at time.Duration, 
 	if len(value) < headerBytes || le.Uint32(value) != totalsMagic {
 		return buf, 0, fmt.Errorf("%w: %d bytes with another beginning", ErrTotals, len(value))
 	}
-	n := int(le.Uint32(value[4:]))
+	n := int(min(le.Uint32(value[4:]), MaxKeys+2)) // compared before it is an int, which may have 32 bits
 	if n > MaxKeys+1 || len(value) != headerBytes+n*totalBytes {
 		return buf, 0, fmt.Errorf("%w: %d bytes for %d keys", ErrTotals, len(value), n)
 	}
 	for i := range n {
 		at := func(f int) uint64 { return le.Uint64(value[headerBytes+i*totalBytes+8*f:]) }
+		size := func(f int) int64 { return max(min(int64(at(f)), maxTotal), 0) }
 		t := Total{
-			ID: at(0), Weight: math.Float64frombits(at(1)), Use: int64(at(2)), Small: int64(at(3)), Likely: int64(at(4)),
-			Waits: int64(at(5)), Most: int64(at(6)), Open: int64(at(7)), Large: at(8) != 0,
+			ID: at(0), Weight: math.Float64frombits(at(1)), Use: size(2), Small: size(3), Likely: size(4),
+			Waits: size(5), Most: size(6), Open: size(7), Large: at(8)&flagLarge != 0, Named: at(8)&flagNamed != 0,
 		}
 		if !(t.Weight >= 0 && t.Weight <= MaxWeight) {
 			return buf, 0, fmt.Errorf("%w: weight %v", ErrTotals, t.Weight)
@@ -175,7 +230,7 @@ func DecodeTotals(value []byte, buf []Total) (totals []Total, at time.Duration, 
 const MaxWeight = 1e6
 
 // Merge adds up the totals of the same keys, in place, and sorts them by id. Beyond MaxKeys those that have least are
-// added to the other.
+// added to the other, those without a name first.
 func Merge(totals []Total) []Total {
 	slices.SortFunc(totals, func(a, b Total) int { return cmp.Compare(a.ID, b.ID) })
 	merged := totals[:0]
@@ -189,7 +244,7 @@ func Merge(totals []Total) []Total {
 	for len(merged) > MaxKeys+1 {
 		least := -1
 		for i, t := range merged {
-			if t.ID != 0 && (least < 0 || t.Use+t.Waits < merged[least].Use+merged[least].Waits) {
+			if t.ID != 0 && (least < 0 || t.less(&merged[least])) {
 				least = i
 			}
 		}

@@ -52,6 +52,14 @@ func sorted(demands []Demand, order []uint8) []uint8 {
 	return order
 }
 
+// atMost is f as an integer from 0 to most. Where f is none (NaN) it is most.
+func atMost(most int64, f float64) int64 {
+	if !(f < float64(most)) {
+		return most
+	}
+	return min(int64(max(f, 0)), most)
+}
+
 // Shares sets each share to what that key would have of the capacity if it wanted all there is and the others what they
 // want: what an idle key does not want is the others' at once. There are at most MaxKeys+2 demands, and as many shares.
 func Shares(capacity int64, demands []Demand, shares []int64) {
@@ -59,10 +67,11 @@ func Shares(capacity int64, demands []Demand, shares []int64) {
 	order := sorted(demands, buf[:0])
 	for i, d := range demands {
 		if d.Weight > 0 {
-			shares[i] = int64(d.Weight * level(capacity, demands, order, i))
+			// Beside a weight that is a million times as large, or more, a small one is lost in a sum of both: then level may be anything.
+			shares[i] = atMost(max(capacity, 0), d.Weight*level(capacity, demands, order, i))
 			continue
 		}
-		left := capacity
+		left := max(capacity, 0)
 		for j := range demands {
 			if j != i {
 				left -= min(demands[j].Bytes, left)
@@ -84,7 +93,7 @@ func Cuts(keep int64, demands []Demand, cuts []int64) {
 			if d.Weight == 0 {
 				most = 0
 			}
-			cuts[i] = d.Bytes - int64(most)
+			cuts[i] = d.Bytes - atMost(d.Bytes, most)
 		}
 	}
 }

@@ -89,3 +89,31 @@ func TestSharesAllocateNothing(t *testing.T) {
 	}
 	require.Zero(t, testing.AllocsPerRun(10, func() { Shares(1000, demands, parts); Cuts(1000, demands, parts) }))
 }
+
+// Whatever the weights and the figures, a share is between nothing and all there is, and a cut between nothing and all that is had.
+func FuzzShares(f *testing.F) {
+	f.Add(uint64(1), int64(100))
+	f.Add(uint64(2), int64(math.MaxInt64))
+	f.Add(uint64(3), int64(math.MinInt64))
+	f.Fuzz(func(t *testing.T, seed uint64, capacity int64) {
+		rng := rand.New(rand.NewPCG(seed, 0))
+		weights := []float64{0, 1, 2, .5, 1e-300, math.SmallestNonzeroFloat64, 1e-9, MaxWeight, rng.Float64()}
+		figures := []int64{0, 1, 100, 1 << 20, 1 << 48, math.MaxInt64, rng.Int64()}
+		demands := make([]Demand, 1+rng.IntN(MaxKeys+1))
+		for i := range demands {
+			demands[i] = Demand{weights[rng.IntN(len(weights))], figures[rng.IntN(len(figures))]}
+		}
+		got := shares(capacity, demands...)
+		for i, share := range got {
+			if share < 0 || share > max(capacity, 0) {
+				t.Fatalf("%d of %d: %v has %d", i, capacity, demands, share)
+			}
+		}
+		Cuts(capacity, demands, got)
+		for i, cut := range got {
+			if cut < 0 || cut > demands[i].Bytes {
+				t.Fatalf("%d of %d: %v gives up %d", i, capacity, demands, cut)
+			}
+		}
+	})
+}

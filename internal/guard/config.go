@@ -71,8 +71,10 @@ type Costs struct {
 
 // Fairness says by what requests are told apart, so that who fills the memory waits, and not everybody.
 type Fairness struct {
-	By      string             `json:"by"`      // none | route | cluster | virtual_host | source | header:<name>
-	Weights map[string]float64 `json:"weights"` // by name of the key; one that is not named weighs 1
+	By string `json:"by"` // none | route | cluster | virtual_host | source | header:<name>
+	// Weights are by name of the key; one that is not named weighs 1. At most 64 keys are told apart. Those that are named have their
+	// places among them, whatever names clients make up; so no more than 48 may be.
+	Weights map[string]float64 `json:"weights"`
 }
 
 const (
@@ -103,6 +105,8 @@ func (f *Fairness) validate(check func(ok bool, format string, args ...any)) {
 			"fairness.by: %q must be none, route, cluster, virtual_host, source or header:<name>", f.By)
 	}
 	check(f.By != byNone || len(f.Weights) == 0, "fairness.weights: there are no keys to weigh where fairness.by is none; say by what requests are told apart, such as route")
+	check(len(f.Weights) <= fairness.MaxNamed, "fairness.weights: %d names are more than %d: of %d keys that are told apart some must be left for all "+
+		"that have no name here; name those that matter most", len(f.Weights), fairness.MaxNamed, fairness.MaxKeys)
 	sum := 0.0
 	for _, name := range slices.Sorted(maps.Keys(f.Weights)) {
 		weight := f.Weights[name]
@@ -114,11 +118,19 @@ func (f *Fairness) validate(check func(ok bool, format string, args ...any)) {
 }
 
 // Exempt names requests that are never held back. Exactly one field is set.
+//
+// Route and cluster are decided by the operator's own routing: what goes there is exempt whatever its size. A path is what the
+// client says. So PathPrefix and GRPCService exempt a request only while it and its response have each announced, and brought, at
+// most budget.small; from then on it is judged, and evicted, like the others.
 type Exempt struct {
+	// PathPrefix matches whole segments: /healthz matches /healthz, /healthz/x and /healthz?q, and not /healthzzz. One that ends
+	// with a slash matches what begins with it. The query is no part of the path. A path that some upstream may take for another
+	// one matches nothing: with segments of dots, backslashes, encoded slashes, backslashes or percent signs, or what is not
+	// printable ASCII.
 	PathPrefix  string `json:"path_prefix,omitempty"`
 	Route       string `json:"route,omitempty"`
 	Cluster     string `json:"cluster,omitempty"`
-	GRPCService string `json:"grpc_service,omitempty"` // package.Service
+	GRPCService string `json:"grpc_service,omitempty"` // package.Service: all of its methods, as /package.Service/ would
 }
 
 // Throttle bounds the waiting line. All workers of a process share it.
@@ -173,7 +185,7 @@ func (t *Trace) rules() reservoir.Rules {
 
 const (
 	maxCapacity = 4096
-	maxKeep     = 64
+	maxKeep     = reservoir.MaxKeep
 	maxPath     = 256
 )
 
@@ -242,7 +254,7 @@ func (c *Config) Validate() error {
 	check(b.Limit != unit.Limit{}, "budget.limit: required: the memory that Envoy may use, such as 512MiB")
 	limit := b.Limit.Bytes // 0 = a share of what is not known yet
 	check(limit == 0 || limit >= 32*unit.MiB, "budget.limit: %v must be at least 32MiB: an idle Envoy uses some 10MiB", limit)
-	check(limit < budget.Unlimited, "budget.limit: %v is larger than any memory", limit)
+	check(limit < budget.Unlimited, "budget.limit: %v must be below %v: no memory is so large", limit, unit.Bytes(budget.Unlimited))
 	check(b.Limit.Share <= 1, "budget.limit: %v must be at most 100%% of the container's limit", b.Limit)
 	check(b.Hard > 0 && b.Hard <= 1, "budget.hard: %v must be above 0%% and at most 100%%", b.Hard)
 	check(b.Soft > 0 && b.Soft < b.Hard, "budget.soft: %v must be above 0%% and below budget.hard (%v)", b.Soft, b.Hard)
@@ -275,15 +287,8 @@ func (c *Config) Validate() error {
 		check(f.v <= 16*unit.MiB, "costs.%s: %v must be at most 16MiB", f.key, f.v)
 	}
 	c.Fairness.validate(check)
-	for i, e := range c.Exempt {
-		set := 0
-		for _, s := range []string{e.PathPrefix, e.Route, e.Cluster, e.GRPCService} {
-			if s != "" {
-				set++
-			}
-		}
-		check(set == 1, "exempt[%d]: must have exactly one of path_prefix, route, cluster, grpc_service, and it must not be empty", i)
-		check(e.PathPrefix == "" || strings.HasPrefix(e.PathPrefix, "/"), "exempt[%d].path_prefix: %q must begin with /", i, e.PathPrefix)
+	for i := range c.Exempt {
+		c.Exempt[i].validate(fmt.Sprintf("exempt[%d]", i), check)
 	}
 	check(c.Throttle.Queue >= 0 && c.Throttle.Queue <= 1<<20, "throttle.queue: %d must be from 0 to %d", c.Throttle.Queue, 1<<20)
 	check(c.Throttle.Timeout <= unit.Duration(5*time.Minute), "throttle.timeout: %v must be at most 5m", c.Throttle.Timeout)

@@ -129,6 +129,15 @@ func with(path, value string) string {
 	return `{"budget": {"limit": "512MiB"}, ` + text[1:]
 }
 
+// weights are those of so many names.
+func weights(n int) string {
+	var list []string
+	for i := range n {
+		list = append(list, fmt.Sprintf(`"tenant%d": 1`, i))
+	}
+	return "{" + strings.Join(list, ", ") + "}"
+}
+
 // Each mistake gives one line, which begins with the key and says what to change.
 func TestEachMistakeIsOneLine(t *testing.T) {
 	for _, c := range []struct{ path, value, want string }{
@@ -146,6 +155,7 @@ func TestEachMistakeIsOneLine(t *testing.T) {
 		{"fairness.by", `"header:"`, `fairness.by: "header:" must name a header behind "header:", such as header:x-tenant`},
 		{"fairness.by", `"header:x tenant"`, `fairness.by: "header:x tenant" must name a header behind "header:", such as header:x-tenant`},
 		{"fairness", `{"by": "none", "weights": {"a": 1}}`, "fairness.weights: there are no keys to weigh where fairness.by is none; say by what requests are told apart, such as route"},
+		{"fairness.weights", weights(49), "fairness.weights: 49 names are more than 48: of 64 keys that are told apart some must be left for all that have no name here; name those that matter most"},
 		{"fairness.weights", `{"a": 0, "b": 0}`, "fairness.weights: they sum to 0: give at least one key a weight above 0"},
 		{"fairness.weights", `{"a": -1, "b": 2}`, "fairness.weights.a: -1 must be from 0 to 1e+06"},
 		{"fairness.weights", `{"a": 1, "a": 2}`, "fairness.weights.a: is there twice"},
@@ -208,6 +218,22 @@ func TestEachMistakeIsOneLine(t *testing.T) {
 		{"exempt", `[{"route": ""}]`, "exempt[0]: must have exactly one of path_prefix, route, cluster, grpc_service, and it must not be empty"},
 		{"exempt", `[{"route": "r"}, {"route": "r", "cluster": "c"}]`, "exempt[1]: must have exactly one of path_prefix, route, cluster, grpc_service, and it must not be empty"},
 		{"exempt", `[{"path_prefix": "healthz"}]`, `exempt[0].path_prefix: "healthz" must begin with /`},
+		{"exempt", `[{"path_prefix": "/healthz/.."}]`, `exempt[0].path_prefix: "/healthz/.." can match nothing, because a path is never exempt that has segments of dots, backslashes, encoded slashes, backslashes or percent signs, or what is not printable ASCII; write one without, such as /healthz`},
+		{"exempt", `[{"path_prefix": "/a/./b"}]`, `exempt[0].path_prefix: "/a/./b" can match nothing, because a path is never exempt that has segments of dots, backslashes, encoded slashes, backslashes or percent signs, or what is not printable ASCII; write one without, such as /healthz`},
+		{"exempt", `[{"path_prefix": "/a/%2E%2e"}]`, `exempt[0].path_prefix: "/a/%2E%2e" can match nothing, because a path is never exempt that has segments of dots, backslashes, encoded slashes, backslashes or percent signs, or what is not printable ASCII; write one without, such as /healthz`},
+		{"exempt", `[{"path_prefix": "/a%2fb"}]`, `exempt[0].path_prefix: "/a%2fb" can match nothing, because a path is never exempt that has segments of dots, backslashes, encoded slashes, backslashes or percent signs, or what is not printable ASCII; write one without, such as /healthz`},
+		{"exempt", `[{"path_prefix": "/a%5Cb"}]`, `exempt[0].path_prefix: "/a%5Cb" can match nothing, because a path is never exempt that has segments of dots, backslashes, encoded slashes, backslashes or percent signs, or what is not printable ASCII; write one without, such as /healthz`},
+		{"exempt", `[{"path_prefix": "/a%252f"}]`, `exempt[0].path_prefix: "/a%252f" can match nothing, because a path is never exempt that has segments of dots, backslashes, encoded slashes, backslashes or percent signs, or what is not printable ASCII; write one without, such as /healthz`},
+		{"exempt", `[{"path_prefix": "/a%"}]`, `exempt[0].path_prefix: "/a%" can match nothing, because a path is never exempt that has segments of dots, backslashes, encoded slashes, backslashes or percent signs, or what is not printable ASCII; write one without, such as /healthz`},
+		{"exempt", `[{"path_prefix": "/é"}]`, `exempt[0].path_prefix: "/é" can match nothing, because a path is never exempt that has segments of dots, backslashes, encoded slashes, backslashes or percent signs, or what is not printable ASCII; write one without, such as /healthz`},
+		{"exempt", `[{"path_prefix": "/a\\b"}]`, `exempt[0].path_prefix: "/a\\b" can match nothing, because a path is never exempt that has segments of dots, backslashes, encoded slashes, backslashes or percent signs, or what is not printable ASCII; write one without, such as /healthz`},
+		{"exempt", `[{"path_prefix": "/a?b"}]`, `exempt[0].path_prefix: "/a?b" must end before the query: write the path alone, such as /healthz`},
+		{"exempt", `[{"path_prefix": "/a#b"}]`, `exempt[0].path_prefix: "/a#b" must end before the query: write the path alone, such as /healthz`},
+		{"exempt", `[{"grpc_service": "/pkg.Service"}]`, `exempt[0].grpc_service: "/pkg.Service" can match nothing; write package.Service, without slashes and methods`},
+		{"exempt", `[{"grpc_service": "pkg.Service/Method"}]`, `exempt[0].grpc_service: "pkg.Service/Method" can match nothing; write package.Service, without slashes and methods`},
+		{"exempt", `[{"grpc_service": "pkg.Service?x"}]`, `exempt[0].grpc_service: "pkg.Service?x" can match nothing; write package.Service, without slashes and methods`},
+		{"exempt", `[{"grpc_service": ".."}]`, `exempt[0].grpc_service: ".." can match nothing; write package.Service, without slashes and methods`},
+		{"exempt", `[{"grpc_service": "pkg\u0000"}]`, `exempt[0].grpc_service: "pkg\x00" can match nothing; write package.Service, without slashes and methods`},
 		{"throttle.queue", `-1`, "throttle.queue: -1 must be from 0 to 1048576"},
 		{"throttle.queue", `1048577`, "throttle.queue: 1048577 must be from 0 to 1048576"},
 		{"throttle.timeout", `"301s"`, "throttle.timeout: 5m1s must be at most 5m"},

@@ -37,7 +37,7 @@ func (g *Guard) OpenConnection(now Time, c *Connection, p Peer) (admitted bool) 
 		w.stirred = true
 	}
 	c.observed = g.config.Mode == Observe
-	if !c.observed && len(g.config.Exempt) == 0 { // whose requests are never turned away is not known at their first bytes
+	if !c.observed && !g.mayExempt(burden) { // whose requests are never turned away is not known at their first bytes
 		c.silent = p
 	}
 	w.account.OpenConnection(&c.Connection, cost)

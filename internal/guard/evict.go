@@ -61,7 +61,7 @@ func (w *Worker) evict(now Time, a *Actions) (ended bool) {
 func (w *Worker) candidates(do func(k *key, c candidate)) {
 	w.account.Owners(func(owner any) {
 		// What has ended is out of reach: Envoy ignores a local reply then, and the rest stays with the connection.
-		if s, ok := owner.(*Stream); ok && s.phase == live && !s.exempt && !s.marked && s.Likely() > 0 && !s.Ended(budget.Response) {
+		if s, ok := owner.(*Stream); ok && s.phase == live && s.exempt == judged && !s.marked && s.Likely() > 0 && !s.Ended(budget.Response) {
 			do(s.key, candidate{stream: s, likely: s.Likely()})
 		}
 	})

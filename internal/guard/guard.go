@@ -6,6 +6,7 @@ package guard
 
 import (
 	"math"
+	"slices"
 	"strings"
 	"time"
 
@@ -21,12 +22,14 @@ type Guard struct {
 	worker *Worker
 	by     func(Host) string // tells requests apart; nil = they are not
 	header string            // if it is one by which they are
+
+	exemptions exemptions
 }
 
 // New returns a guard on the worker, whose shared figures it sets to those of the configuration. The configuration
 // must be valid. Streams of guards that were there before go on.
 func New(c Config, w *Worker) (g *Guard, changed string) {
-	g = &Guard{config: c, worker: w}
+	g = &Guard{config: c, worker: w, exemptions: exemptionsOf(c.Exempt)}
 	switch by := c.Fairness.By; by {
 	case byNone:
 	case byRoute:
@@ -46,7 +49,16 @@ func New(c Config, w *Worker) (g *Guard, changed string) {
 			k.Weight = c.Fairness.weight(k.Name)
 		}
 	}
+	w.guards = append(w.guards, g)
+	w.keepPlaces()
 	return g, w.Use(&c)
+}
+
+// Retire says that no more requests come to the guard: its configuration has gone. Those that are there go on.
+func (g *Guard) Retire() {
+	w := g.worker
+	w.guards = slices.DeleteFunc(w.guards, func(other *Guard) bool { return other == g })
+	w.keepPlaces()
 }
 
 // Config is the guard's configuration.
@@ -111,7 +123,7 @@ type Stream struct {
 	probing    int64 // of what is cold, what is not reserved: see Worker.mayProbe
 	unknown    int64 // of what is cold, what is in its key's sum
 	admitted   Time
-	exempt     bool
+	exempt     exemption
 	untold     bool // nothing will be told of its response
 	http2      bool
 	asked      bool // http2 is known
@@ -174,7 +186,7 @@ func (g *Guard) Open(now Time, s *Stream, h Host, length int64) Verdict {
 	if length != 0 && h.Hides(budget.Request) {
 		a.Hide(&s.Stream, budget.Request)
 	}
-	s.exempt = len(g.config.Exempt) > 0 && g.exempts(h)
+	s.exempt = g.exempts(h, length)
 	hides := h.Hides(budget.Response)
 	if length == 0 && !hides && g.presumes(now, s) {
 		return Verdict{Action: Admit}
@@ -190,8 +202,14 @@ func (g *Guard) Open(now Time, s *Stream, h Host, length int64) Verdict {
 	}
 	s.wants = min(n, requestCap)
 	g.foresee(now, s, hides)
+	if small := int64(w.budget.Small); s.exempt == whileSmall {
+		s.wants = min(s.wants, small) // with more it is judged
+		if !hides {
+			s.expects = min(s.expects, small)
+		}
+	}
 	w.traceOpen(s)
-	if s.exempt {
+	if s.exempt != judged {
 		a.Ask(now, s.total(), budget.Forced)
 		return g.admit(now, s, 0)
 	}
@@ -276,30 +294,6 @@ func (g *Guard) mayHold(s *Stream, length int64) int64 {
 	return most
 }
 
-func (g *Guard) exempts(h Host) bool {
-	for i := range g.config.Exempt {
-		switch e := &g.config.Exempt[i]; {
-		case e.PathPrefix != "":
-			if strings.HasPrefix(h.Path(), e.PathPrefix) {
-				return true
-			}
-		case e.Route != "":
-			if h.Route() == e.Route {
-				return true
-			}
-		case e.Cluster != "":
-			if h.Cluster() == e.Cluster {
-				return true
-			}
-		default:
-			if rest, ok := strings.CutPrefix(h.Path(), "/"+e.GRPCService); ok && strings.HasPrefix(rest, "/") {
-				return true
-			}
-		}
-	}
-	return false
-}
-
 // admit reserves what the request wants.
 func (g *Guard) admit(now Time, s *Stream, credit int64) Verdict {
 	w, a := g.worker, g.worker.account
@@ -317,7 +311,7 @@ func (g *Guard) admit(now Time, s *Stream, credit int64) Verdict {
 		a.Expect(now, &s.Stream, budget.Request, s.length, s.wants-credit, credit)
 	}
 	if s.untold {
-		g.expect(now, s, math.MaxInt64) // it is taken for as much as the buffers hold
+		g.expect(now, s, math.MaxInt64, false) // it is taken for as much as the buffers hold
 	}
 	a.Cover(now)
 	if w.line.Len() > 0 || a.Others().Waiting > 0 {
@@ -584,10 +578,11 @@ func (g *Guard) Expect(now Time, s *Stream, length int64) Verdict {
 	if s.Hidden(budget.Request) {
 		w.account.End(now, &s.Stream, budget.Request) // who is answered has most likely sent all
 	}
-	return g.expect(now, s, length)
+	return g.expect(now, s, length, false)
 }
 
-func (g *Guard) expect(now Time, s *Stream, length int64) Verdict {
+// expect is Expect of one that is not presumed. Who is entitled to its response is not rejected for it.
+func (g *Guard) expect(now Time, s *Stream, length int64, entitled bool) Verdict {
 	w, a := g.worker, g.worker.account
 	if length == 0 {
 		w.teach(now, s, 0)
@@ -608,11 +603,15 @@ func (g *Guard) expect(now Time, s *Stream, length int64) Verdict {
 		n = g.keyOf(now, s).Value.forecasts[budget.Response].Bytes()
 	}
 	n = min(n, limit)
+	if length == budget.Unknown && s.exempt == whileSmall && !s.Hidden(budget.Response) {
+		n = min(n, int64(w.budget.Small)) // with more it is judged
+	}
 	claim := budget.Forced // a small response always passes
 	if n > int64(w.budget.Small) {
 		w.noteLarge(now, g.keyOf(now, s))
 		a.Enlarge(now, &s.Stream)
-		if !s.exempt && !s.untold {
+		s.outgrows()
+		if s.exempt == judged && !s.untold && !entitled {
 			// Its upstream has done the work: it may have what lies under hard even if its key has more than its share.
 			claim = max(w.largeClaim(s.key, 0), budget.Large)
 		}
@@ -648,23 +647,30 @@ func (g *Guard) Grow(now Time, s *Stream, d budget.Direction, n int64) Verdict {
 	if s.phase != live || n == 0 || d == budget.Response && s.Free(n) {
 		return Verdict{}
 	}
-	v := g.grow(now, s, d, n)
+	return g.pass(now, s, d, n, false)
+}
+
+// pass is Grow with what there is to book. Who is entitled to what passes is not rejected for it.
+func (g *Guard) pass(now Time, s *Stream, d budget.Direction, n int64, entitled bool) Verdict {
+	v := g.grow(now, s, d, n, entitled)
 	if d == budget.Response && s.ahead > 0 && v.Action == Admit {
 		g.firstPiece(now, s)
 	}
 	return v
 }
 
-func (g *Guard) grow(now Time, s *Stream, d budget.Direction, n int64) Verdict {
+func (g *Guard) grow(now Time, s *Stream, d budget.Direction, n int64, entitled bool) Verdict {
 	w, a := g.worker, g.worker.account
 	beyond := a.Pass(now, &s.Stream, d, n)
-	if s.Small() && s.Seen(d) > int64(w.budget.Small) && !s.inFloor {
+	large := s.Seen(d) > int64(w.budget.Small)
+	if large && s.Small() && !s.inFloor {
 		a.Enlarge(now, &s.Stream)
 	}
-	if beyond == 0 && !s.Beyond(d) {
+	lost := large && s.outgrows()
+	if beyond == 0 && !s.Beyond(d) && !lost {
 		return Verdict{}
 	}
-	v := Verdict{}
+	v, free := Verdict{}, entitled || s.exempt != judged
 	switch {
 	case s.Beyond(d):
 		more := max(min(2*s.Seen(d), s.Cap(d))-min(s.Seen(d), s.Cap(d))-s.Reserved(d), 0)
@@ -672,12 +678,12 @@ func (g *Guard) grow(now Time, s *Stream, d budget.Direction, n int64) Verdict {
 			// Who passes his forecast teaches it at once: slow readers never complete.
 			w.learn(now, g.keyOf(now, s), d, min(2*s.Seen(d), s.Cap(d)))
 		}
-		if s.exempt || more == 0 && beyond == 0 || a.Ask(now, more, budget.Full) != budget.Denied {
+		if free || more == 0 && beyond == 0 || a.Ask(now, more, budget.Full) != budget.Denied {
 			a.Reserve(now, &s.Stream, d, more)
 		} else if beyond > 0 { // else all that has passed was reserved
 			v = g.outgrown(now, s, d)
 		}
-	case d == budget.Request && s.Lapsed(d) && !s.exempt && a.Ask(now, 0, budget.Full) == budget.Denied:
+	case (lost || d == budget.Request && s.Lapsed(d)) && !free && a.Ask(now, 0, budget.Full) == budget.Denied:
 		v = g.outgrown(now, s, d)
 	}
 	a.Cover(now)

@@ -1,7 +1,6 @@
 package guard
 
 import (
-	"math"
 	"strconv"
 	"strings"
 
@@ -37,18 +36,21 @@ func (r *Reject) Answer(v Verdict, grpc bool) (headers [][2]string, body string)
 // IsGRPC says whether a message of this content-type is one of gRPC.
 func IsGRPC(contentType string) bool { return strings.HasPrefix(contentType, "application/grpc") }
 
-// ContentLength is what a content-length announces, bytes; budget.Unknown where there is none, or it is no length (RFC 9110, 8.6:
-// digits alone). strconv reads what numbers may be like elsewhere, at ten times the code.
+// maxLength is the longest message that is told apart: a longer one has no room either, and what is reckoned with it must not overflow.
+const maxLength = budget.Unlimited
+
+// ContentLength is what a content-length announces, bytes, and no more than maxLength; budget.Unknown where there is none, or it is
+// no length (RFC 9110, 8.6: digits alone). strconv reads what numbers may be like elsewhere, at ten times the code.
 func ContentLength(text string) (n int64) {
 	if text == "" {
 		return budget.Unknown
 	}
 	for i := range len(text) {
 		digit := int64(text[i]) - '0'
-		if digit < 0 || digit > 9 || n > (math.MaxInt64-digit)/10 {
+		if digit < 0 || digit > 9 {
 			return budget.Unknown
 		}
-		n = 10*n + digit
+		n = min(10*n+digit, maxLength)
 	}
 	return n
 }

@@ -1,6 +1,7 @@
 package guard
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -33,8 +34,12 @@ func TestAnswer(t *testing.T) {
 
 func TestContentLength(t *testing.T) {
 	for text, want := range map[string]int64{
-		"0": 0, "5": 5, "9223372036854775807": 1<<63 - 1,
-		"": budget.Unknown, "-1": budget.Unknown, "5, 5": budget.Unknown, "9223372036854775808": budget.Unknown,
+		"0": 0, "5": 5, "007": 7, "1125899906842623": 1<<50 - 1, "1125899906842624": 1 << 50,
+		"": budget.Unknown, "-1": budget.Unknown, "+1": budget.Unknown, " 1": budget.Unknown, "5, 5": budget.Unknown, "5x": budget.Unknown,
+		"\xb2": budget.Unknown,
+		// More than any memory is as long as that, and not a message whose length is not known.
+		"1125899906842625": 1 << 50, "9223372036854775807": 1 << 50, "9223372036854775808": 1 << 50, "18446744073709551616": 1 << 50,
+		strings.Repeat("9", 1000): 1 << 50, strings.Repeat("9", 1000) + "x": budget.Unknown,
 	} {
 		require.Equal(t, want, ContentLength(text), text)
 	}

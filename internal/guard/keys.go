@@ -64,6 +64,17 @@ func (g *Guard) setKey(now Time, s *Stream) {
 	}
 }
 
+// keepPlaces has the keys that the guards' weights name keep their places, whatever names clients make up.
+func (w *Worker) keepPlaces() {
+	names := map[fairness.Name]bool{}
+	for _, g := range w.guards {
+		for name := range g.config.Fairness.Weights {
+			names[fairness.Name{By: g.config.Fairness.By, Value: name}] = true
+		}
+	}
+	w.keys.Name(names)
+}
+
 func (g *Guard) named(now Time, name fairness.Name) *key {
 	if len(name.Value) > maxName {
 		name.Value = name.Value[:maxName]
@@ -231,7 +242,7 @@ func (w *Worker) addTotal(now Time, k *key) {
 	v := &k.Value
 	t := fairness.Total{
 		ID: k.ID, Weight: k.Weight, Use: v.use(), Small: v.Small, Likely: v.Likely, Waits: v.queue.Bytes() + v.turned, Most: v.most, Open: v.open,
-		Large: v.lastLarge != 0 && now-v.lastLarge < largeFor,
+		Large: v.lastLarge != 0 && now-v.lastLarge < largeFor, Named: k.Named(),
 	}
 	if t.Use > 0 || t.Waits > 0 || t.Large || k.Refs > 0 {
 		w.shares.own = append(w.shares.own, t)
@@ -251,8 +262,8 @@ func (w *Worker) addOther(now Time, store budget.Store, id uint32) {
 	n := len(x.totals)
 	totals, at, err := fairness.DecodeTotals(value, x.totals)
 	switch {
-	case err != nil, now-at > sharesFor:
-		x.totals = totals[:n] // of another version of us, or of a time that is over
+	case err != nil, at < now-sharesFor, at > now+budget.Ahead:
+		x.totals = totals[:n] // of another version of us, or of a time that is over, or of none that there was
 	default:
 		x.totals = totals
 		if id < w.account.ID() {

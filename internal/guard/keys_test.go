@@ -270,3 +270,72 @@ func TestAConnectionIsCutAloneInItsTick(t *testing.T) {
 	w.ticks++
 	require.True(t, w.evictStream(p.now, &Actions{}, &r.Stream))
 }
+
+// Made-up tenants, each with something in flight on each of three workers, don't make a named one one of them.
+func TestNamedTenantsKeepTheirPlaces(t *testing.T) {
+	p := newProcess(t, 3, func(c *Config) {
+		c.Fairness.By = "header:x-tenant"
+		c.Fairness.Weights = map[string]float64{"gold": 4, "silver": 2}
+	})
+	p.settle(40 * mib)
+	open := func(worker int, tenant string, length int64) *request {
+		r := &request{connected: p.connection(worker), tenant: tenant}
+		p.guards[worker].Open(p.now, &r.Stream, r, length)
+		return r
+	}
+	for i := range 200 {
+		for worker := range 3 {
+			open(worker, fmt.Sprint(worker, "made-up", i), 100*kib)
+		}
+		p.now += 25 * ms
+		for _, w := range p.workers {
+			w.Tick(p.now)
+		}
+	}
+	r := open(1, "gold", kib)
+	require.Equal(t, "gold", r.key.Name.Value)
+	require.InDelta(t, 4, r.key.Weight, 0)
+	for _, w := range p.workers {
+		w.exchangeShares(p.now)
+	}
+	for i, w := range p.workers {
+		w.exchangeShares(p.now)
+		require.Len(t, w.shares.totals, fairness.MaxKeys+1)
+		at := fairness.Find(w.shares.totals, r.key.ID)
+		total := w.shares.totals[at]
+		require.Equal(t, r.key.ID, total.ID, "worker %d knows it by itself", i)
+		require.True(t, total.Named)
+		require.Equal(t, kib, total.Use)
+		require.InDelta(t, 4, total.Weight, 0)
+	}
+}
+
+// Which names keep their places is told by all configurations that requests come to, and by none that has gone.
+func TestPlacesAreKeptForLiveConfigurations(t *testing.T) {
+	p := newProcess(t, 1, nil)
+	g, w := p.guards[0], p.workers[0]
+	config := func(by string, names ...string) *Guard {
+		c := g.config
+		c.Fairness = Fairness{By: by, Weights: map[string]float64{}}
+		for _, name := range names {
+			c.Fairness.Weights[name] = 2
+		}
+		other, _ := New(c, w)
+		return other
+	}
+	named := func(by, value string) bool {
+		return w.keys.Get(p.now, fairness.Name{By: by, Value: value}, g.config.Fairness.weight).Named()
+	}
+	tenants, routes := config("header:x-tenant", "gold"), config(byRoute, "upload")
+	require.True(t, named("header:x-tenant", "gold"))
+	require.True(t, named(byRoute, "upload"))
+	require.False(t, named(byRoute, "gold"))
+	config("header:x-tenant", "silver")
+	tenants.Retire()
+	require.False(t, named("header:x-tenant", "gold"))
+	require.True(t, named("header:x-tenant", "silver"))
+	routes.Retire()
+	require.False(t, named(byRoute, "upload"))
+	g.Retire()
+	require.Len(t, w.guards, 1)
+}

@@ -55,11 +55,10 @@ func (g *Guard) doubt(now Time, s *Stream) {
 		}
 		return
 	}
-	exempt := s.exempt
-	s.exempt = true
-	g.expect(now, s, length)
-	g.Grow(now, s, budget.Response, passed)
-	s.exempt = exempt
+	g.expect(now, s, length, true)
+	if passed > 0 {
+		g.pass(now, s, budget.Response, passed, true)
+	}
 	if over {
 		g.End(now, s, budget.Response)
 	}

@@ -252,7 +252,7 @@ func TestWhatAPresumedRequestIsAskedFor(t *testing.T) {
 	r := open()
 	require.True(t, r.Presumed())
 	require.Equal(t, "acme", r.key.Name.Value)
-	require.True(t, r.exempt)
+	require.Equal(t, whileSmall, r.exempt)
 	require.Equal(t, 2, r.hostCalls)
 }
 

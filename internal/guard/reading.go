@@ -3,6 +3,8 @@ package guard
 import (
 	"encoding/json"
 	"fmt"
+
+	"github.com/highwater-envoy/highwater/internal/budget"
 )
 
 // Reading is what an allocator says of itself, and its container, bytes. Figures that nobody told are 0.
@@ -23,7 +25,7 @@ type Reading struct {
 }
 
 // maxReading: more is no memory, and sums of it could overflow into something that looks possible.
-const maxReading = 1 << 60
+const maxReading = budget.Unlimited
 
 // ParseReading reads the answer of Envoy's /memory, or of the companion's, which tells more. All numbers are JSON strings.
 func ParseReading(text []byte) (Reading, error) {
@@ -46,7 +48,7 @@ func ParseReading(text []byte) (Reading, error) {
 	}
 	// Each is checked by itself, because differences of nonsense can overflow into something that looks possible.
 	heap, unmapped, free := *m.HeapSize, m.PageheapUnmapped, m.PageheapFree
-	if heap <= 0 || heap > maxReading || unmapped < 0 || unmapped > heap || free < 0 || free >= heap-unmapped || *m.Allocated < 0 {
+	if heap <= 0 || heap > maxReading || unmapped < 0 || unmapped > heap || free < 0 || free >= heap-unmapped || !possible(*m.Allocated) {
 		return Reading{}, fmt.Errorf("not a possible answer of /memory: heap_size %d, pageheap_unmapped %d, pageheap_free %d, allocated %d",
 			heap, unmapped, free, *m.Allocated)
 	}
@@ -57,7 +59,7 @@ func ParseReading(text []byte) (Reading, error) {
 		InUse: heap - unmapped - free, Allocated: *m.Allocated, Free: free, Mapped: heap - unmapped,
 		Resident: m.Resident, WorkingSet: m.WorkingSet, Sock: m.Sock,
 	}
-	if m.Limit != nil {
+	if m.Limit != nil && *m.Limit < maxReading { // a container that may have more than any memory has no limit
 		r.Limit = *m.Limit
 	}
 	r.InUse += max(r.Resident-r.Mapped, 0) + r.Sock

@@ -90,6 +90,8 @@ func TestParseReadingRefuses(t *testing.T) {
 		"negative working set": `{"allocated": "5", "heap_size": "10", "working_set": "-1"}`,
 		"resident overflows":   `{"allocated": "5", "heap_size": "10", "resident": "9223372036854775807", "sock": "9223372036854775807"}`,
 		"a heap beyond memory": `{"allocated": "5", "heap_size": "9223372036854775807"}`,
+		"allocated overflows":  `{"allocated": "9223372036854775807", "heap_size": "10"}`,
+		"a heap of a PiB more": `{"allocated": "5", "heap_size": "1125899906842625"}`,
 		"two answers":          `{"allocated": "5", "heap_size": "10"}{"allocated": "5", "heap_size": "10"}`,
 	} {
 		got, err := ParseReading([]byte(text))
@@ -133,7 +135,7 @@ func TestHugeConfigurationsAreRefusedShortly(t *testing.T) {
 	many := `{"budget": {"limit": "9223372036854775807"}, "exempt": [1` + strings.Repeat(",1", 100_000) + `]}`
 	_, err := Parse([]byte(many))
 	require.ErrorContains(t, err, "exempt: 100001 entries are more than 256")
-	require.ErrorContains(t, err, "budget.limit: 9223372036854775807 is larger than any memory")
+	require.ErrorContains(t, err, "budget.limit: 9223372036854775807 must be below 1024TiB: no memory is so large")
 	var unknown strings.Builder
 	for i := range 1000 {
 		fmt.Fprintf(&unknown, `"k%d": 1, `, i)

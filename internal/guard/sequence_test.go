@@ -272,7 +272,7 @@ func (e *envoy) open1() string {
 
 	v := g.Open(e.now, &x.Stream, x, x.length)
 	e.streams = append(e.streams, x)
-	if v.Action == Admit && x.total() > int64(w.budget.Small) && !x.exempt && !x.inFloor && w.alone != &x.Stream {
+	if v.Action == Admit && x.total() > int64(w.budget.Small) && x.exempt == judged && !x.inFloor && w.alone != &x.Stream {
 		e.admitted(w)
 	}
 	e.seen["open "+v.String()[:7]+" "+v.Reason.String()]++
@@ -398,7 +398,7 @@ func (e *envoy) respond(x *exchange) {
 	w := e.workers[x.link.worker]
 	had := x.Reserved(budget.Response) // at its request's headers
 	v := e.guards[x.link.worker].Expect(e.now, &x.Stream, x.response)
-	if v.Action == Admit && x.Reserved(budget.Response) > had && x.Reserved(budget.Response) > int64(w.budget.Small) && !x.exempt && w.alone != &x.Stream && !x.inFloor && !w.account.Table().Futile {
+	if v.Action == Admit && x.Reserved(budget.Response) > had && x.Reserved(budget.Response) > int64(w.budget.Small) && x.exempt == judged && w.alone != &x.Stream && !x.inFloor && !w.account.Table().Futile {
 		e.admitted(w)
 	}
 	if v.Action != Admit {
@@ -599,6 +599,9 @@ func (e *envoy) check() {
 		for d := budget.Request; d <= budget.Response; d++ {
 			coming[i] += x.Reserved(d)
 			bounds[i] += x.Held(d)
+			if small := int64(e.workers[i].budget.Small); x.exempt == whileSmall && !x.Presumed() && x.phase == live && x.Seen(d)-x.Unbooked() > small {
+				e.fail("exempt by its path, and not small: %d bytes of %d", x.Seen(d), small)
+			}
 		}
 	}
 	for i, w := range e.workers {

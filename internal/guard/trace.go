@@ -302,7 +302,9 @@ func (w *Worker) keep(slot int, episode, epoch int64) {
 func (w *Worker) Look(now Time) {
 	err := w.account.Change(now, func(t *budget.Table) {
 		m := w.marks(t)
-		m.Looked = max(now, m.Looked)
+		if m.Looked < now || m.Looked > now+budget.Ahead { // one that is ahead for ever would be the last
+			m.Looked = now
+		}
 		t.Marks = m.Fields()
 	})
 	if err != nil {

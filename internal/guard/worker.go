@@ -42,6 +42,7 @@ type Worker struct {
 	active    Time // when it last had something to do
 	Sleeps    bool // the next tick comes late: Wake it, where a connection or a request begins or bytes come
 	keys      *fairness.Keys[keyed]
+	guards    []*Guard // that requests come to
 	shares    shares
 	stirred   bool          // there was something to share out since the last exchange of shares
 	sources   int           // connections that are told apart by their source

@@ -247,6 +247,17 @@ func FuzzProfile(f *testing.F) {
 	var e reservoir.Encoder
 	for _, s := range example().Snapshots {
 		f.Add(e.Append(nil, &s), "upload")
+		for _, most := range []int64{1 << 50, -1 << 50} { // all that a snapshot may tell
+			s.Limit, s.InUse, s.Allocated, s.Base, s.At = most, most, most, -most, time.Duration(most<<10)
+			s.Totals.Streams, s.Totals.Likely, s.Totals.Bound = most, most, -most
+			for i := range s.Samples {
+				x := &s.Samples[i]
+				x.Age, x.Request, x.Response, x.Likely, x.Reach = 1<<60, 1<<50, 1<<50, 0, 1<<50
+			}
+			f.Add(e.Append(nil, &s), "upload")
+			s.Gap = 1 << 100
+			f.Add(e.Append(nil, &s), "upload")
+		}
 	}
 	f.Fuzz(func(t *testing.T, value []byte, name string) {
 		s, err := reservoir.Decode(value)

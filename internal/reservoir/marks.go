@@ -1,9 +1,6 @@
 package reservoir
 
-import (
-	"math"
-	"sort"
-)
+import "sort"
 
 // Rules say when memory in use is at a new high-water mark.
 type Rules struct {
@@ -90,9 +87,18 @@ func (m *Marks) nextSlot(r *Rules) int64 {
 	return slot
 }
 
+// MaxKeep is how many episodes can be kept, beside the highest of all. The store has a place for each.
+const MaxKeep = 64
+
 // Valid says whether they can be marks: what is read from a table may be anything.
 func (m *Marks) Valid() bool {
-	return m.Epoch >= 0 && m.Episode >= 0 && m.Height >= 0 && m.Slot >= 0 && m.Slot <= math.MaxInt32 && m.HighSlot >= 0 && m.HighSlot <= math.MaxInt32
+	for _, slot := range [...]int64{m.Slot, m.HighSlot} {
+		if slot < 0 || slot > MaxKeep+1 {
+			return false
+		}
+	}
+	const most = 4 * maxSize // a reading is of the heap, and of what is beside it
+	return m.Epoch >= 0 && m.Episode >= 0 && m.Height >= 0 && m.Height <= most && m.High <= most && m.Low >= -most && m.Low <= most
 }
 
 // Peak is one episode's highest mark, or the samples as of now: what the workers froze for it.

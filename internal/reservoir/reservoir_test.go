@@ -68,6 +68,26 @@ func TestGapIsTheSmallestWithRoom(t *testing.T) {
 	require.InDelta(t, math.Ldexp(1, maxOctaves), c.Gap(0), 0)
 }
 
+func TestMarksThatCannotBe(t *testing.T) {
+	require.True(t, (&Marks{Slot: MaxKeep + 1, HighSlot: MaxKeep + 1, Height: maxSize, High: maxSize, Low: -maxSize}).Valid())
+	for _, m := range []Marks{
+		{Epoch: -1},
+		{Episode: -1},
+		{Height: -1},
+		{Height: math.MaxInt64},
+		{High: math.MaxInt64},
+		{Low: math.MaxInt64},
+		{Low: math.MinInt64},
+		{Slot: -1},
+		{Slot: MaxKeep + 2},
+		{Slot: 1 << 32},
+		{HighSlot: -1},
+		{HighSlot: MaxKeep + 2},
+	} {
+		require.False(t, m.Valid(), "%+v", m)
+	}
+}
+
 func TestMarks(t *testing.T) {
 	r := Rules{Step: .05, Floor: 8 << 20, Keep: 2}
 	var m Marks
@@ -191,6 +211,46 @@ func TestDecodeRefuses(t *testing.T) {
 	require.ErrorIs(t, err, ErrSnapshot, "another version")
 	_, ok := AtOf(buf)
 	require.False(t, ok)
+}
+
+// What no process can hold is not added up with what others do.
+func TestDecodeRefusesWhatCannotBe(t *testing.T) {
+	var e Encoder
+	decode := func(edit func(s *Snapshot)) error {
+		s := snapshot(2, func(i int) string { return fmt.Sprint(i) })
+		edit(&s)
+		_, err := Decode(e.Append(nil, &s))
+		return err
+	}
+	for name, edit := range map[string]func(s *Snapshot, v int64){
+		"limit":        func(s *Snapshot, v int64) { s.Limit = v },
+		"in use":       func(s *Snapshot, v int64) { s.InUse = v },
+		"allocated":    func(s *Snapshot, v int64) { s.Allocated = v },
+		"base":         func(s *Snapshot, v int64) { s.Base = v },
+		"streams":      func(s *Snapshot, v int64) { s.Totals.Streams = v },
+		"connections":  func(s *Snapshot, v int64) { s.Totals.Connections = v },
+		"likely":       func(s *Snapshot, v int64) { s.Totals.Likely = v },
+		"bound":        func(s *Snapshot, v int64) { s.Totals.Bound = v },
+		"phases":       func(s *Snapshot, v int64) { s.Totals.Phases[Waiting] = v },
+		"phase bounds": func(s *Snapshot, v int64) { s.Totals.PhaseBounds[Downloading] = v },
+		"request":      func(s *Snapshot, v int64) { s.Samples[1].Request = v },
+		"response":     func(s *Snapshot, v int64) { s.Samples[1].Response = v },
+		"held":         func(s *Snapshot, v int64) { s.Samples[1].Likely = v },
+		"reach":        func(s *Snapshot, v int64) { s.Samples[1].Reach = v },
+	} {
+		require.NoError(t, decode(func(s *Snapshot) { edit(s, maxSize) }), name)
+		for _, v := range []int64{maxSize + 1, math.MaxInt64, math.MinInt64} {
+			require.ErrorIs(t, decode(func(s *Snapshot) { edit(s, v) }), ErrSnapshot, name)
+		}
+	}
+	require.NoError(t, decode(func(s *Snapshot) { s.At, s.Samples[0].Age = -maxTime, maxTime }))
+	require.ErrorIs(t, decode(func(s *Snapshot) { s.At = maxTime + 1 }), ErrSnapshot)
+	require.ErrorIs(t, decode(func(s *Snapshot) { s.Samples[0].Age = maxTime + 1 }), ErrSnapshot)
+	for _, gap := range []float64{0, -1, math.NaN(), math.Inf(1), 1e31} {
+		require.ErrorIs(t, decode(func(s *Snapshot) { s.Gap = gap }), ErrSnapshot, "%v", gap)
+	}
+	require.NoError(t, decode(func(s *Snapshot) { s.Gap = maxGap }))
+	require.False(t, math.IsInf(Weight(1, maxGap), 0))
 }
 
 func FuzzDecode(f *testing.F) {

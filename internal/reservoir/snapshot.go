@@ -210,8 +210,16 @@ func Decode(value []byte) (Snapshot, error) {
 	s.setHead(fields)
 	r := reader{rest: value[headBytes:]}
 	n := r.number()
-	if n > uint64(len(r.rest))/sampleBytes || !(s.Gap > 0) || math.IsInf(s.Gap, 0) {
+	if n > uint64(len(r.rest))/sampleBytes || !(s.Gap > 0 && s.Gap <= maxGap) {
 		return Snapshot{}, fmt.Errorf("%w: %d samples in %d bytes, gap %v", ErrSnapshot, n, len(r.rest), s.Gap)
+	}
+	for _, v := range s.sizes() {
+		if v < -maxSize || v > maxSize {
+			return Snapshot{}, fmt.Errorf("%w: %d is no size", ErrSnapshot, v)
+		}
+	}
+	if s.At < -maxTime || s.At > maxTime {
+		return Snapshot{}, fmt.Errorf("%w: %d is no time", ErrSnapshot, s.At)
 	}
 	s.Samples = make([]Sample, n)
 	var texts []string
@@ -224,6 +232,21 @@ func Decode(value []byte) (Snapshot, error) {
 		return Snapshot{}, fmt.Errorf("%w: cut short, or something follows", ErrSnapshot)
 	}
 	return s, nil
+}
+
+const (
+	// maxSize is more than a process can hold, bytes, and maxTime longer than any machine lives: what is added up of sizes, or of the
+	// difference of two times, overflows nothing.
+	maxSize      = 1 << 50
+	maxTime Time = 1 << 60
+	// maxGap is more than any Count finds: with it the weight of one byte is no infinity.
+	maxGap = 1 << 100
+)
+
+// sizes are all of the head that are added up with those of other workers, or held against each other.
+func (s *Snapshot) sizes() []int64 {
+	h := s.head()
+	return append(h[10:], s.Limit, s.InUse, s.Allocated, s.Base)
 }
 
 // sampleBytes is the least that a sample takes.
@@ -277,7 +300,11 @@ func (r *reader) sample(x *Sample, texts *[]string) {
 	phase := r.bytes(1)
 	var sizes [5]int64
 	for i := range sizes {
-		if v := r.number(); v > math.MaxInt64 {
+		most := uint64(maxSize)
+		if i == 0 {
+			most = uint64(maxTime)
+		}
+		if v := r.number(); v > most {
 			r.fail()
 		} else {
 			sizes[i] = int64(v)
