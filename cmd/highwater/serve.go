@@ -254,7 +254,8 @@ func (a *app) reload(file string, text []byte, old served) served {
 		return refused(err)
 	}
 	watch := a.watching()
-	if m := config.guard.Memory; config.observer != old.observer || m.URL != old.guard.Memory.URL || m.Path != old.guard.Memory.Path {
+	m, was := config.guard.Memory, old.guard.Memory
+	if config.observer != old.observer || m.URL != was.URL || m.Path != was.Path || m.Interval != was.Interval {
 		var p atomic.Pointer[extproc.Server]
 		p.Store(a.server)
 		if watch, err = a.newObserver(config, &p); err != nil {
@@ -269,7 +270,7 @@ func (a *app) reload(file string, text []byte, old served) served {
 
 func (a *app) newObserver(c served, server *atomic.Pointer[extproc.Server]) (*observer.Observer, error) {
 	return observer.New(observer.Options{
-		Config: c.observer, URL: c.guard.Memory.URL, Path: c.guard.Memory.Path, Log: a.log,
+		Config: c.observer, URL: c.guard.Memory.URL, Path: c.guard.Memory.Path, Interval: time.Duration(c.guard.Memory.Interval), Log: a.log,
 		Limit: func() int64 {
 			if s := server.Load(); s != nil {
 				return s.Limit()

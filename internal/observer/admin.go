@@ -16,9 +16,10 @@ import (
 type admin struct {
 	client  *http.Client
 	base    string
+	least   time.Duration // between two questions
 	longest time.Duration // between two tries, however often it failed
 
-	// Guarded by whoever may ask: see Observer.turn.
+	// Of the one goroutine that asks.
 	next    time.Time // not before
 	failed  int       // times in a row
 	failure error     // the last of them; nil = the last one was answered
@@ -59,16 +60,16 @@ const (
 // rests says how long the admin is to be left alone.
 func (a *admin) rests(now time.Time) time.Duration { return a.next.Sub(now) }
 
-// asked notes how long an answer took, and sets the pace: one that is slow is given as long again to do something else, one
-// that fails is tried less and less often.
-func (a *admin) asked(now time.Time, took time.Duration, err error) {
+// asked notes when a question was asked and how long its answer took, and sets the pace: one that is slow is given as long again to do
+// something else, one that fails is tried less and less often.
+func (a *admin) asked(at time.Time, took time.Duration, err error) {
 	a.failure = err
 	if err == nil {
 		a.failed = 0
-		a.next = now.Add(min(took, longestRest))
+		a.next = at.Add(max(a.least, took+min(took, longestRest)))
 		return
 	}
-	a.next = now.Add(min(firstRetry<<min(a.failed, 20), a.longest))
+	a.next = at.Add(took + min(firstRetry<<min(a.failed, 20), a.longest))
 	a.failed++
 }
 

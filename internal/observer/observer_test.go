@@ -233,7 +233,7 @@ func TestReading(t *testing.T) {
 	require.Zero(t, w.log.count("WARN"))
 }
 
-// Each call of the handler asks Envoy: what it answers is never older than the call.
+// Whoever asks: what is answered was asked for after the call.
 func TestMemoryIsNeverFromACache(t *testing.T) {
 	e := newEnvoy(t)
 	w := newWatch(t, Options{URL: e.URL})
@@ -270,6 +270,74 @@ func TestAskIsNotAnsweredByWhatWasAskedBefore(t *testing.T) {
 	require.Equal(t, int64(2*mib), <-got)
 	require.Equal(t, int64(2*mib), <-got, "both get the same")
 }
+
+// However many ask, Envoy is asked once in an interval, and the answer to each was asked for after the question: what had passed by then is
+// in it. Those who give up cost the others nothing.
+func TestManyAskAtOnce(t *testing.T) {
+	const clients, interval = 300, 25 * time.Millisecond
+	e := newEnvoy(t)
+	e.set(func(w http.ResponseWriter, r *http.Request) {
+		at := time.Since(epoch).Microseconds() // it tells when it was asked, and many ask before they hear it
+		time.Sleep(5 * time.Millisecond)
+		memory(at+mib, 0)(w, r)
+	})
+	w := newWatch(t, Options{URL: e.URL, Interval: interval})
+	w.until("a reading", func(s Status) bool { return s.Fresh })
+	web := httptest.NewServer(w.Memory())
+	defer web.Close()
+	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: clients}}
+	defer client.CloseIdleConnections()
+
+	var answers, early, failed atomic.Int64
+	told := func(asked time.Time, r guard.Reading, err error) {
+		answers.Add(1)
+		if err != nil {
+			failed.Add(1)
+		} else if r.Mapped-mib < asked.Sub(epoch).Microseconds() {
+			early.Add(1)
+		}
+	}
+	begin, before := time.Now(), e.asked.Load()
+	var running sync.WaitGroup
+	for i := range clients {
+		running.Go(func() {
+			for n := i; time.Since(begin) < 2*time.Second; n++ {
+				ctx, cancel := context.WithCancel(context.Background())
+				if n%10 == 0 {
+					time.AfterFunc(3*time.Millisecond, cancel)
+				}
+				req, _ := http.NewRequestWithContext(ctx, http.MethodGet, web.URL, nil)
+				asked := time.Now()
+				if res, err := client.Do(req); err == nil {
+					text, err := io.ReadAll(res.Body)
+					res.Body.Close()
+					if err == nil {
+						r, err := guard.ParseReading(text)
+						told(asked, r, err)
+					}
+				}
+				cancel()
+			}
+		})
+	}
+	running.Go(func() { // the server's own guard is one of them
+		for time.Since(begin) < 2*time.Second {
+			asked := time.Now()
+			r, err := w.ask()
+			told(asked, r, err)
+		}
+	})
+	running.Wait()
+	questions, most := e.asked.Load()-before, int64(time.Since(begin)/interval)+1
+	t.Logf("%d answers from %d questions in %v", answers.Load(), questions, time.Since(begin).Round(time.Millisecond))
+	require.LessOrEqual(t, questions, most)
+	require.Greater(t, answers.Load(), 10*questions)
+	require.Zero(t, early.Load(), "answers that were asked for before their question")
+	require.Zero(t, failed.Load())
+}
+
+// epoch is when the tests began.
+var epoch = time.Now()
 
 // Whatever admin does: one line in the log, a counter, no reading, and well again when it is.
 func TestAdminMisbehaves(t *testing.T) {
@@ -426,13 +494,13 @@ func TestBackOff(t *testing.T) {
 
 // A pace is set by how long an answer takes: one that takes 40 ms is asked for at most each 80.
 func TestPace(t *testing.T) {
-	a := admin{longest: time.Second}
+	a := admin{least: 25 * time.Millisecond, longest: time.Second}
 	now := time.Now()
 	require.LessOrEqual(t, a.rests(now), time.Duration(0))
 	a.asked(now, 40*time.Millisecond, nil)
-	require.Equal(t, 40*time.Millisecond, a.rests(now))
+	require.Equal(t, 80*time.Millisecond, a.rests(now))
 	a.asked(now, 10*time.Second, nil)
-	require.Equal(t, longestRest, a.rests(now))
+	require.Equal(t, 10*time.Second+longestRest, a.rests(now))
 	for i, want := range []int64{100, 200, 400, 800, 1000, 1000} {
 		a.asked(now, 0, errors.New("down"))
 		require.Equal(t, want, a.rests(now).Milliseconds(), i)
@@ -441,7 +509,7 @@ func TestPace(t *testing.T) {
 	a.asked(now, 0, errors.New("down"))
 	require.Equal(t, time.Second, a.rests(now), "however long")
 	a.asked(now, time.Millisecond, nil)
-	require.Equal(t, time.Millisecond, a.rests(now))
+	require.Equal(t, 25*time.Millisecond, a.rests(now), "from question to question")
 }
 
 func TestUnixSocket(t *testing.T) {
