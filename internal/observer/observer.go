@@ -68,6 +68,9 @@ func New(o Options) (*Observer, error) {
 	if err := o.Validate(); err != nil {
 		return nil, err
 	}
+	if err := o.Release.writable(); err != nil {
+		return nil, err
+	}
 	if o.Path == "" {
 		o.Path = "/memory"
 	}

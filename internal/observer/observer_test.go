@@ -718,6 +718,10 @@ func TestConfig(t *testing.T) {
 	require.EqualError(t, c.Validate(), `release.pulse_file: "/run/x" must not be release.pressure_file: to give pages back would cut timeouts too`)
 	_, err := New(Options{Config: c, URL: "http://127.0.0.1:1"})
 	require.Error(t, err)
+	c.Release.PulseFile = "/run/x.new"
+	require.EqualError(t, c.Validate(), `release.pulse_file: "/run/x.new" must not be release.pressure_file with .new behind: that is written first, and then renamed`)
+	c.Release.PressureFile = "/"
+	require.ErrorContains(t, c.Validate(), `release.pressure_file: "/" must be an absolute path`)
 }
 
 // The metrics' names, kinds and help are complete, and what is not known is left out.
@@ -751,7 +755,8 @@ func TestFilesThatCanNotBeWritten(t *testing.T) {
 	config.Release.PressureFile, config.Release.PulseFile = filepath.Join(dir, "pressure"), filepath.Join(dir, "pulse")
 	w := newWatch(t, Options{URL: e.URL, Config: config})
 	s := w.until("it fails twice", func(s Status) bool { return s.Failures["pressure_file"] >= 2 && s.Failures["pulse_file"] >= 2 })
-	require.Contains(t, s.Failing["pressure_file"], "the directory must exist and be writable: open "+config.Release.PressureFile+".new: no such file or directory")
+	require.Contains(t, s.Failing["pressure_file"], config.Release.PressureFile+" can't be written, its directory must exist and be writable: ")
+	require.Contains(t, s.Failing["pressure_file"], "no such file or directory")
 	require.Equal(t, 1, w.log.count("Envoy does not get to know of the pressure"))
 	require.Equal(t, 1, w.log.count("free pages are not given back on demand"))
 	require.True(t, s.Fresh)
@@ -767,7 +772,7 @@ func TestFilesThatCanNotBeWritten(t *testing.T) {
 	config.Release.PressureFile, config.Release.PulseFile = "/sys/pressure", ""
 	w = newWatch(t, Options{URL: e.URL, Config: config})
 	s = w.until("it fails", func(s Status) bool { return s.Failures["pressure_file"] >= 2 })
-	require.Contains(t, s.Failing["pressure_file"], "the directory must exist and be writable: open /sys/pressure.new: ")
+	require.Contains(t, s.Failing["pressure_file"], "/sys/pressure can't be written, its directory must exist and be writable: ")
 	require.Zero(t, s.Failures["pulse_file"], "there is none")
 	require.Equal(t, 1, w.log.count("Envoy does not get to know of the pressure"))
 }
