@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
 	"strings"
 	"time"
@@ -20,6 +21,7 @@ type admin struct {
 	longest time.Duration // between two tries, however often it failed
 
 	// Of the one goroutine that asks.
+	at      net.Addr  // who was connected to last; nil = nobody yet
 	next    time.Time // not before
 	failed  int       // times in a row
 	failure error     // the last of them; nil = the last one was answered
@@ -75,6 +77,7 @@ func (a *admin) asked(at time.Time, took time.Duration, err error) {
 
 // get returns the body of the answer, at most so many bytes. The error says what Envoy did, and what may help.
 func (a *admin) get(ctx context.Context, path string, most int64) ([]byte, error) {
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(c httptrace.GotConnInfo) { a.at = c.Conn.RemoteAddr() }})
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, a.base+path, nil)
 	if err != nil {
 		return nil, err

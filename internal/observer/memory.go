@@ -17,6 +17,8 @@ const (
 	// askTimeout is less than guard's, so that who asks hears why.
 	askTimeout = 800 * time.Millisecond
 	maxMemory  = 64 << 10
+	// reconnect: in a hot restart the Envoy that goes answers on connections that it has, and only new ones come to its successor.
+	reconnect = 5 * time.Second
 )
 
 // read asks Envoy for its memory and looks at its process and container: the answer in Envoy's form with what was seen in it, and
@@ -25,6 +27,10 @@ func (o *Observer) read(ctx context.Context, told bool) (text []byte, r guard.Re
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	asked := time.Now()
+	if asked.Sub(o.connected) >= reconnect {
+		o.connected = asked
+		o.admin.client.CloseIdleConnections()
+	}
 	text, err = o.admin.get(ctx, o.options.Path, maxMemory)
 	if err == nil {
 		_, err = guard.ParseReading(text)
@@ -35,7 +41,7 @@ func (o *Observer) read(ctx context.Context, told bool) (text []byte, r guard.Re
 	}
 	o.admin.asked(asked, took, err)
 	// Whatever admin does: where it hangs, the container is all that can be seen.
-	f, failures := o.target.look(asked)
+	f, failures := o.target.look(asked, o.admin.at)
 	if err == nil {
 		if text, err = compose(text, f); err == nil {
 			r, err = guard.ParseReading(text)
@@ -43,6 +49,9 @@ func (o *Observer) read(ctx context.Context, told bool) (text []byte, r guard.Re
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if f.pid != 0 && f.pid != o.mu.figures.pid {
+		o.log.Info("Envoy's process is known", "pid", f.pid, "by", f.how)
+	}
 	o.mu.figures = f
 	o.note(FaultProcess, failures.process)
 	o.note(FaultCgroup, failures.cgroup)

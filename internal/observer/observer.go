@@ -44,6 +44,8 @@ type Observer struct {
 	target  target
 	wake    chan struct{}
 
+	connected time.Time // when connections to admin were last made anew, of the one goroutine that asks
+
 	mu struct {
 		sync.Mutex
 		next     *round // the question that has not been asked yet

@@ -28,7 +28,13 @@ import (
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if socket := os.Getenv(pretendVariable); socket != "" {
+		fmt.Fprintln(os.Stderr, pretending(socket))
+		os.Exit(1)
+	}
+	goleak.VerifyTestMain(m)
+}
 
 const (
 	mib    = 1 << 20
@@ -97,6 +103,18 @@ func (f *files) Open(name string) (fs.File, error) {
 	f.RLock()
 	defer f.RUnlock()
 	return f.m.Open(name)
+}
+
+func (f *files) ReadLink(name string) (string, error) {
+	f.RLock()
+	defer f.RUnlock()
+	return f.m.ReadLink(name)
+}
+
+func (f *files) Lstat(name string) (fs.FileInfo, error) {
+	f.RLock()
+	defer f.RUnlock()
+	return f.m.Lstat(name)
 }
 
 func (f *files) set(name, text string) {
@@ -594,22 +612,6 @@ func TestProcessIsReplaced(t *testing.T) {
 	s := w.until("the new one is found", func(s Status) bool { return s.PID == 9 })
 	require.Equal(t, int64(133124<<10), s.Resident)
 	require.Equal(t, 1, w.log.count("memory outside of Envoy's heap is not known"))
-}
-
-func TestFindEnvoy(t *testing.T) {
-	m := machine()
-	pid, err := findEnvoy(m)
-	require.NoError(t, err)
-	require.Equal(t, 7, pid)
-	m["proc/8/comm"] = &fstest.MapFile{Data: []byte("envoy\n")}
-	_, err = findEnvoy(m)
-	require.EqualError(t, err, "there are several Envoys here, [7 8]: set envoy.pid")
-	delete(m, "proc/7/comm")
-	delete(m, "proc/8/comm")
-	_, err = findEnvoy(m)
-	require.EqualError(t, err, "no process here is called envoy: set envoy.pid, or let them share their processes")
-	_, err = findEnvoy(fstest.MapFS{})
-	require.ErrorIs(t, err, fs.ErrNotExist)
 }
 
 // Without an Envoy in sight its own figures are missing, and one setting helps: the directory of its cgroup.
