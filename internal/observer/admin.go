@@ -32,7 +32,7 @@ func newClient(address string) (*http.Client, string, error) {
 	transport := &http.Transport{
 		Proxy: nil, // whatever the environment says: it is on this machine
 		// Few, for admin is one thread's work. They time out, so that nothing is left behind that was asked after the end of Run.
-		MaxConnsPerHost: 2, IdleConnTimeout: 5 * time.Second, DisableCompression: true, MaxResponseHeaderBytes: 64 << 10,
+		MaxConnsPerHost: 2, IdleConnTimeout: 5 * time.Second, DisableCompression: true, MaxResponseHeaderBytes: 16 << 10,
 	}
 	client := &http.Client{
 		Transport:     transport,
@@ -104,6 +104,25 @@ func (a *admin) get(ctx context.Context, path string, most int64) ([]byte, error
 	}
 	return body, nil
 }
+
+// maxError is how much of an error is kept: who answers in Envoy's place can have much of what it says quoted in one.
+const maxError = 400
+
+// brief is the error with a text that is not too long, in UTF-8.
+func brief(err error) error {
+	if err == nil || len(err.Error()) <= maxError {
+		return err
+	}
+	return briefError{err}
+}
+
+type briefError struct{ error }
+
+func (e briefError) Error() string {
+	return strings.ToValidUTF8(e.error.Error()[:maxError], "\uFFFD") + "..."
+}
+
+func (e briefError) Unwrap() error { return e.error }
 
 // explain says what a deadline is.
 func explain(err error) error {

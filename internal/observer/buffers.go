@@ -63,7 +63,7 @@ func (o *Observer) askBuffers(ctx context.Context) (Buffered, error) {
 	defer cancel()
 	text, err := o.stats.get(ctx, statsPath, maxStats)
 	if err != nil {
-		return Buffered{}, err
+		return Buffered{}, brief(err)
 	}
 	return parseBuffers(text)
 }

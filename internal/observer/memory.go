@@ -35,6 +35,7 @@ func (o *Observer) read(ctx context.Context, told bool) (text []byte, r guard.Re
 	if err == nil {
 		_, err = guard.ParseReading(text)
 	}
+	err = brief(err)
 	took := time.Since(asked)
 	if ctx.Err() == context.Canceled {
 		return nil, r, ctx.Err() // it is not Envoy's fault

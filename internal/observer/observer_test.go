@@ -2,6 +2,7 @@ package observer
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
 	"encoding/json"
 	"errors"
@@ -150,6 +151,13 @@ func (l *lines) Write(p []byte) (int, error) {
 }
 
 func textLog(l *lines) *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
+
+// Len is how long it is.
+func (l *lines) Len() int {
+	l.Lock()
+	defer l.Unlock()
+	return l.Buffer.Len()
+}
 
 // count is how many lines have the text.
 func (l *lines) count(text string) (n int) {
@@ -357,6 +365,16 @@ func TestManyAskAtOnce(t *testing.T) {
 // epoch is when the tests began.
 var epoch = time.Now()
 
+// raw answers with just this text.
+func raw(text string) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		if c, _, err := w.(http.Hijacker).Hijack(); err == nil {
+			_, _ = io.WriteString(c, text)
+			c.Close()
+		}
+	}
+}
+
 // Whatever admin does: one line in the log, a counter, no reading, and well again when it is.
 func TestAdminMisbehaves(t *testing.T) {
 	hang := make(chan struct{})
@@ -386,6 +404,28 @@ func TestAdminMisbehaves(t *testing.T) {
 			_, _ = io.WriteString(w, "{")
 		}, "broke off"},
 		"it just closes": {func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, "EOF"},
+		"a header without end": {func(w http.ResponseWriter, _ *http.Request) {
+			for i := range 2000 {
+				w.Header().Set(fmt.Sprintf("x-%d", i), strings.Repeat("y", 20))
+			}
+		}, "server response headers exceeded 16384 bytes"},
+		"no HTTP, and much of it": {raw(strings.Repeat("\xff\x00nonsense ", 1000) + "\r\n\r\n"), "malformed HTTP"},
+		"hints without end":       {raw(strings.Repeat("HTTP/1.1 103 Early Hints\r\nx: y\r\n\r\n", 5000)), "header"},
+		"a long reason":           {raw("HTTP/1.1 500 " + strings.Repeat("why ", 2000) + "\r\nContent-Length: 0\r\n\r\n"), "answers 500 why why"},
+		"a long number":           {text(200, `{"allocated": "`+strings.Repeat("9", 60_000)+`", "heap_size": "10"}`), "not the answer of /memory"},
+		"compressed": {func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Encoding", "gzip")
+			z := gzip.NewWriter(w)
+			_, _ = z.Write(bytes.Repeat([]byte(" "), 64<<20))
+			_ = z.Close()
+		}, "not the answer of /memory"},
+		"a body without end": {func(w http.ResponseWriter, r *http.Request) {
+			for r.Context().Err() == nil {
+				if _, err := w.Write(make([]byte, 64<<10)); err != nil {
+					return
+				}
+			}
+		}, "more than 65536 bytes"},
 		"drop after drop": {func(w http.ResponseWriter, r *http.Request) {
 			for r.Context().Err() == nil {
 				_, _ = io.WriteString(w, " ")
@@ -412,6 +452,8 @@ func TestAdminMisbehaves(t *testing.T) {
 			w.Memory().ServeHTTP(res, httptest.NewRequest(http.MethodGet, "/memory", nil))
 			require.Equal(t, http.StatusBadGateway, res.Code)
 			require.Contains(t, res.Body.String(), c.want)
+			require.Less(t, res.Body.Len(), 1000, "what is quoted is bounded")
+			require.Less(t, w.log.Len(), 5000)
 
 			e.set(memory(100*mib, 0))
 			w.until("it is well", func(s Status) bool { return s.Fresh && s.Failing["memory"] == "" })
