@@ -42,7 +42,7 @@ func New(h http.Handler, address string, hosts []string, log *slog.Logger) *http
 	guests := newGuests(maxConnections, warnings)
 	return &http.Server{
 		Handler:           &door{next: h, hosts: append(slices.Clone(hosts), hostOf(address)), log: warnings},
-		ReadHeaderTimeout: headerTimeout, ReadTimeout: headerTimeout, WriteTimeout: writeTimeout, IdleTimeout: idleTimeout,
+		ReadHeaderTimeout: headerTimeout, ReadTimeout: writeTimeout, WriteTimeout: writeTimeout, IdleTimeout: idleTimeout,
 		MaxHeaderBytes: maxHeader, ConnState: guests.moved, ErrorLog: warnings.Standard(),
 	}
 }
