@@ -24,13 +24,13 @@ func ownDir(t *testing.T, mode fs.FileMode, below ...string) string {
 // What others left at the file's name or at that of the next one is replaced, and neither followed, opened nor waited for.
 func TestFileTakesThePlaceOfWhatIsThere(t *testing.T) {
 	precious := filepath.Join(t.TempDir(), "precious")
-	plant := map[string]func(t *testing.T, at string){
-		"nothing":       func(*testing.T, string) {},
-		"a file":        func(t *testing.T, at string) { require.NoError(t, os.WriteFile(at, []byte("0.99 and more"), 0o600)) },
-		"a link":        func(t *testing.T, at string) { require.NoError(t, os.Symlink(precious, at)) },
-		"a hard link":   func(t *testing.T, at string) { require.NoError(t, os.Link(precious, at)) },
-		"a broken link": func(t *testing.T, at string) { require.NoError(t, os.Symlink(precious+".none", at)) },
-		"a pipe":        func(t *testing.T, at string) { require.NoError(t, syscall.Mkfifo(at, 0o666)) },
+	plant := map[string]func(at string) error{
+		"nothing":       func(string) error { return nil },
+		"a file":        func(at string) error { return os.WriteFile(at, []byte("0.99 and more"), 0o600) },
+		"a link":        func(at string) error { return os.Symlink(precious, at) },
+		"a hard link":   func(at string) error { return os.Link(precious, at) },
+		"a broken link": func(at string) error { return os.Symlink(precious+".none", at) },
+		"a pipe":        func(at string) error { return syscall.Mkfifo(at, 0o666) },
 	}
 	for name, put := range plant {
 		for _, behind := range []string{"", ".new"} {
@@ -38,7 +38,7 @@ func TestFileTakesThePlaceOfWhatIsThere(t *testing.T) {
 				require.NoError(t, os.WriteFile(precious, []byte("precious"), 0o600))
 				dir := ownDir(t, 0o755)
 				file := filepath.Join(dir, "pressure")
-				put(t, file+behind)
+				require.NoError(t, put(file+behind))
 				done := make(chan error, 1)
 				go func() { done <- replace(file, "0.50") }()
 				select {
