@@ -416,7 +416,7 @@ func TestAdminMisbehaves(t *testing.T) {
 		"compressed": {func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Encoding", "gzip")
 			z := gzip.NewWriter(w)
-			_, _ = z.Write(bytes.Repeat([]byte(" "), 64<<20))
+			_, _ = z.Write(bytes.Repeat([]byte(" "), 1<<20))
 			_ = z.Close()
 		}, "not the answer of /memory"},
 		"a body without end": {func(w http.ResponseWriter, r *http.Request) {
