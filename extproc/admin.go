@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/highwater-envoy/highwater/internal/adminhttp"
 	"github.com/highwater-envoy/highwater/internal/guard"
 	"github.com/highwater-envoy/highwater/internal/peak"
 )
@@ -31,8 +32,11 @@ func (s *Server) Admin(registry *prometheus.Registry, observer func() any) *http
 		}
 		fmt.Fprint(w, "ready\n")
 	})
-	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError}))
-	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
+	// Who asks costs the policy next to nothing, however many there are.
+	mux.Handle("GET /metrics", adminhttp.Share(promhttp.HandlerFor(registry, promhttp.HandlerOpts{
+		ErrorHandling: promhttp.ContinueOnError, DisableCompression: true, // it would cost more than the bytes of a local connection
+	})))
+	mux.Handle("GET /status", adminhttp.Share(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("content-type", "application/json")
 		e := json.NewEncoder(w)
 		e.SetIndent("", "  ")
@@ -41,16 +45,18 @@ func (s *Server) Admin(registry *prometheus.Registry, observer func() any) *http
 			status.Observer = observer()
 		}
 		_ = e.Encode(status)
-	})
-	for path, question := range map[string]string{"/peaks": "peaks", "/current": "current", "/debug/pprof/highwater": "pprof"} {
-		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, r *http.Request) {
+	})))
+	about := func(question string) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			a := s.explain(r.Context(), question+"?"+r.URL.RawQuery)
 			w.Header().Set("content-type", a.ContentType)
-			w.Header().Set("x-content-type-options", "nosniff")
 			w.WriteHeader(a.Status)
 			_, _ = w.Write(a.Body)
 		})
 	}
+	mux.Handle("GET /peaks", adminhttp.Share(about("peaks")))
+	mux.Handle("GET /current", adminhttp.Share(about("current")))
+	mux.Handle("GET /debug/pprof/highwater", adminhttp.InTurn(about("pprof")))
 	return mux
 }
 
@@ -71,8 +77,13 @@ func (s *Server) explain(ctx context.Context, question string) (a peak.Answer) {
 	return a
 }
 
+// lookTimeout is how long a tick is waited for. There is none when the server is ending: then what there is does.
+const lookTimeout = 2 * time.Second
+
 // look has the sample as of now frozen, and waits for that: it takes a tick.
 func (s *Server) look(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
 	var since guard.Time
 	s.do(func(now guard.Time) {
 		since = now

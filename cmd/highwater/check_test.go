@@ -35,7 +35,7 @@ func TestCheckOfTheServers(t *testing.T) {
 	var out, errs bytes.Buffer
 	require.Equal(t, 0, run([]string{"check", serverExample}, nil, &out, &errs), errs.String())
 	require.Contains(t, out.String(), "url: http://127.0.0.1:9901\n")
-	require.Contains(t, out.String(), "pulse_file: /tmp/highwater/pulse\n")
+	require.Contains(t, out.String(), "pulse_file: /run/highwater/pulse\n")
 	printed := out.String()
 	out.Reset()
 	require.Equal(t, 0, run([]string{"check", "-"}, strings.NewReader(printed), &out, &errs), errs.String())

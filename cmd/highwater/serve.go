@@ -25,13 +25,14 @@ import (
 	"google.golang.org/grpc/credentials"
 
 	"github.com/highwater-envoy/highwater/extproc"
+	"github.com/highwater-envoy/highwater/internal/adminhttp"
 	"github.com/highwater-envoy/highwater/internal/guard"
 	"github.com/highwater-envoy/highwater/internal/observer"
 )
 
 const serveUsage = `highwater serve: the guard beside Envoy, for its ext_proc filter
 
-  highwater serve -config FILE [-grpc 127.0.0.1:9002 | unix:PATH] [-http 127.0.0.1:9003]
+  highwater serve -config FILE [-grpc 127.0.0.1:9002 | unix:PATH] [-http 127.0.0.1:9003] [-http-hosts NAMES]
 
 SIGTERM ends it: requests that wait go on, and Envoy goes on without it. SIGHUP, or a change of FILE, has the
 configuration read again; one that is wrong is refused, and the old one stays.
@@ -44,6 +45,7 @@ const stopWithin = 7 * time.Second
 // settings are the flags of serve.
 type settings struct {
 	config, grpc, http   string
+	hosts                []string
 	cert, key, clientCAs string
 	level                slog.Level
 }
@@ -59,6 +61,10 @@ func serve(args []string, stderr io.Writer) int {
 	flags.StringVar(&o.config, "config", "", "the configuration, YAML or JSON")
 	flags.StringVar(&o.grpc, "grpc", "127.0.0.1:9002", "where Envoy's ext_proc filter finds it: host:port, or unix:PATH")
 	flags.StringVar(&o.http, "http", "127.0.0.1:9003", "where /metrics, /status and the like are answered; empty: nowhere")
+	flags.Func("http-hosts", "`names` with commas between them that HTTP requests may be for, beside localhost and the address of -http", func(list string) (err error) {
+		o.hosts, err = adminhttp.Hosts(list)
+		return err
+	})
 	flags.StringVar(&o.cert, "tls-cert", "", "certificate of the gRPC server, PEM")
 	flags.StringVar(&o.key, "tls-key", "", "and its key")
 	flags.StringVar(&o.clientCAs, "tls-client-ca", "", "only clients with a certificate of one of these authorities, PEM")
@@ -183,10 +189,10 @@ func serveUntil(ctx context.Context, o settings, hangup <-chan os.Signal, log *s
 			failed <- fmt.Errorf("-grpc: %w", err)
 		}
 	})
-	admin := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn)}
+	admin := adminhttp.New(mux, o.http, o.hosts, log)
 	if httpListener != nil {
 		running.Go(func() {
-			if err := admin.Serve(httpListener); !errors.Is(err, http.ErrServerClosed) {
+			if err := admin.Serve(adminhttp.Bounded(httpListener)); !errors.Is(err, http.ErrServerClosed) {
 				failed <- fmt.Errorf("-http: %w", err)
 			}
 		})
@@ -248,7 +254,8 @@ func (a *app) reload(file string, text []byte, old served) served {
 		return refused(err)
 	}
 	watch := a.watching()
-	if m := config.guard.Memory; config.observer != old.observer || m.URL != old.guard.Memory.URL || m.Path != old.guard.Memory.Path {
+	m, was := config.guard.Memory, old.guard.Memory
+	if config.observer != old.observer || m.URL != was.URL || m.Path != was.Path || m.Interval != was.Interval {
 		var p atomic.Pointer[extproc.Server]
 		p.Store(a.server)
 		if watch, err = a.newObserver(config, &p); err != nil {
@@ -263,7 +270,7 @@ func (a *app) reload(file string, text []byte, old served) served {
 
 func (a *app) newObserver(c served, server *atomic.Pointer[extproc.Server]) (*observer.Observer, error) {
 	return observer.New(observer.Options{
-		Config: c.observer, URL: c.guard.Memory.URL, Path: c.guard.Memory.Path, Log: a.log,
+		Config: c.observer, URL: c.guard.Memory.URL, Path: c.guard.Memory.Path, Interval: time.Duration(c.guard.Memory.Interval), Log: a.log,
 		Limit: func() int64 {
 			if s := server.Load(); s != nil {
 				return s.Limit()

@@ -32,7 +32,15 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// asMain has this test's own program be highwater, for tests that need a process of its own.
+const asMain = "HIGHWATER_TEST_AS_MAIN"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asMain) != "" {
+		os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+	}
+	goleak.VerifyTestMain(m)
+}
 
 func TestServeRefuses(t *testing.T) {
 	dir := t.TempDir()
@@ -59,6 +67,7 @@ func TestServeRefuses(t *testing.T) {
 		{[]string{"-config", file("budget: {limit: 200MiB}\ndebug: {path: /highwater}\n")}, 1, "debug.path: \"/highwater\" must be empty here"},
 		{[]string{"-config", file(good), "-grpc", "nowhere:x"}, 1, "-grpc"},
 		{[]string{"-config", file(good), "-grpc", "127.0.0.1:0", "-http", "nowhere:x"}, 1, "-http"},
+		{[]string{"-config", file(good), "-http-hosts", "a:5"}, 2, "without ports"},
 		{[]string{"-config", file(good), "-tls-cert", "x"}, 1, "-tls-cert and -tls-key"},
 		{[]string{"-config", file(good), "-tls-client-ca", "x"}, 1, "-tls-client-ca"},
 		{[]string{"-config", file(good), "-log-level", "loud"}, 2, "log-level"},

@@ -2,8 +2,6 @@ package observer
 
 import (
 	"context"
-	"fmt"
-	"os"
 	"strconv"
 	"time"
 
@@ -114,32 +112,4 @@ func (o *Observer) heap(now time.Time) heap {
 		h.share = float64(r.InUse+r.Free) / float64(o.mu.limit)
 	}
 	return h
-}
-
-// valueFile is a file of one of Envoy's injected_resource monitors. Envoy sees it change only when another file is renamed to it.
-type valueFile struct {
-	path  string
-	text  string    // what is in it; empty = nothing of ours
-	tried time.Time // when writing last failed; zero = it did not
-}
-
-const tryAgain = time.Second
-
-func (f *valueFile) due(now time.Time, text string) bool {
-	return f.text != text && (f.tried.IsZero() || now.Sub(f.tried) >= tryAgain)
-}
-
-func (f *valueFile) set(now time.Time, text string) error {
-	// One name, so that a crash leaves one file behind. Envoy may run as another user, who must be able to read it.
-	next := f.path + ".new"
-	err := os.WriteFile(next, []byte(text), 0o644)
-	if err == nil {
-		err = os.Rename(next, f.path)
-	}
-	if err != nil {
-		f.tried = now
-		return fmt.Errorf("the directory must exist and be writable: %w", err)
-	}
-	f.text, f.tried = text, time.Time{}
-	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
 	"strings"
 	"time"
@@ -16,9 +17,11 @@ import (
 type admin struct {
 	client  *http.Client
 	base    string
+	least   time.Duration // between two questions
 	longest time.Duration // between two tries, however often it failed
 
-	// Guarded by whoever may ask: see Observer.turn.
+	// Of the one goroutine that asks.
+	at      net.Addr  // who was connected to last; nil = nobody yet
 	next    time.Time // not before
 	failed  int       // times in a row
 	failure error     // the last of them; nil = the last one was answered
@@ -29,7 +32,7 @@ func newClient(address string) (*http.Client, string, error) {
 	transport := &http.Transport{
 		Proxy: nil, // whatever the environment says: it is on this machine
 		// Few, for admin is one thread's work. They time out, so that nothing is left behind that was asked after the end of Run.
-		MaxConnsPerHost: 2, IdleConnTimeout: 5 * time.Second, DisableCompression: true, MaxResponseHeaderBytes: 64 << 10,
+		MaxConnsPerHost: 2, IdleConnTimeout: 5 * time.Second, DisableCompression: true, MaxResponseHeaderBytes: 16 << 10,
 	}
 	client := &http.Client{
 		Transport:     transport,
@@ -59,21 +62,22 @@ const (
 // rests says how long the admin is to be left alone.
 func (a *admin) rests(now time.Time) time.Duration { return a.next.Sub(now) }
 
-// asked notes how long an answer took, and sets the pace: one that is slow is given as long again to do something else, one
-// that fails is tried less and less often.
-func (a *admin) asked(now time.Time, took time.Duration, err error) {
+// asked notes when a question was asked and how long its answer took, and sets the pace: one that is slow is given as long again to do
+// something else, one that fails is tried less and less often.
+func (a *admin) asked(at time.Time, took time.Duration, err error) {
 	a.failure = err
 	if err == nil {
 		a.failed = 0
-		a.next = now.Add(min(took, longestRest))
+		a.next = at.Add(max(a.least, took+min(took, longestRest)))
 		return
 	}
-	a.next = now.Add(min(firstRetry<<min(a.failed, 20), a.longest))
+	a.next = at.Add(took + min(firstRetry<<min(a.failed, 20), a.longest))
 	a.failed++
 }
 
 // get returns the body of the answer, at most so many bytes. The error says what Envoy did, and what may help.
 func (a *admin) get(ctx context.Context, path string, most int64) ([]byte, error) {
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(c httptrace.GotConnInfo) { a.at = c.Conn.RemoteAddr() }})
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, a.base+path, nil)
 	if err != nil {
 		return nil, err
@@ -100,6 +104,25 @@ func (a *admin) get(ctx context.Context, path string, most int64) ([]byte, error
 	}
 	return body, nil
 }
+
+// maxError is how much of an error is kept: who answers in Envoy's place can have much of what it says quoted in one.
+const maxError = 400
+
+// brief is the error with a text that is not too long, in UTF-8.
+func brief(err error) error {
+	if err == nil || len(err.Error()) <= maxError {
+		return err
+	}
+	return briefError{err}
+}
+
+type briefError struct{ error }
+
+func (e briefError) Error() string {
+	return strings.ToValidUTF8(e.error.Error()[:maxError], "\uFFFD") + "..."
+}
+
+func (e briefError) Unwrap() error { return e.error }
 
 // explain says what a deadline is.
 func explain(err error) error {

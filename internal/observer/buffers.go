@@ -45,7 +45,7 @@ func (o *Observer) pollBuffers(ctx context.Context) {
 			return
 		}
 		took := time.Since(now)
-		o.stats.asked(time.Now(), took, err)
+		o.stats.asked(now, took, err)
 		o.mu.Lock()
 		o.mu.buffered = b // without an answer nothing is known
 		o.note(FaultBuffers, err)
@@ -63,7 +63,7 @@ func (o *Observer) askBuffers(ctx context.Context) (Buffered, error) {
 	defer cancel()
 	text, err := o.stats.get(ctx, statsPath, maxStats)
 	if err != nil {
-		return Buffered{}, err
+		return Buffered{}, brief(err)
 	}
 	return parseBuffers(text)
 }

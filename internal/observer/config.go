@@ -22,9 +22,17 @@ type Release struct {
 	// Interval: else after so long, where there are more than Keep. 0 = never for that.
 	Interval unit.Duration `json:"interval"`
 	Keep     unit.Bytes    `json:"keep"`
-	// PressureFile and PulseFile are what Envoy's injected_resource monitors read; empty = none. The directory must be there.
+	// PressureFile and PulseFile are what Envoy's injected_resource monitors read; empty = none. Only this user and root may be able to
+	// write to their directory and to those above it.
 	PressureFile string `json:"pressure_file"`
 	PulseFile    string `json:"pulse_file"`
+}
+
+// valuePath is where a file is to be written, with its key.
+type valuePath struct{ key, path string }
+
+func (r *Release) files() [2]valuePath {
+	return [2]valuePath{{"pressure_file", r.PressureFile}, {"pulse_file", r.PulseFile}}
 }
 
 // Envoy says which process is observed.
@@ -50,10 +58,16 @@ func (c *Config) Validate() error {
 	check(r.Threshold >= 0 && r.Threshold <= 1, "release.threshold: %v must be from 0%% (never) to 100%%", r.Threshold)
 	check(r.Interval == 0 || r.Interval >= unit.Duration(time.Second) && r.Interval <= unit.Duration(24*time.Hour), "release.interval: %v must be 0 (never) or from 1s to 24h", r.Interval)
 	check(r.Keep <= unit.TiB, "release.keep: %v must be at most 1TiB", r.Keep)
-	for _, f := range []struct{ key, file string }{{"pressure_file", r.PressureFile}, {"pulse_file", r.PulseFile}} {
-		check(f.file == "" || path.IsAbs(f.file) && path.Clean(f.file) == f.file, "release.%s: %q must be an absolute path without . and .., as in Envoy's injected_resource monitor", f.key, f.file)
+	for _, f := range r.files() {
+		check(f.path == "" || path.IsAbs(f.path) && path.Clean(f.path) == f.path && f.path != "/",
+			"release.%s: %q must be an absolute path without . and .., as in Envoy's injected_resource monitor", f.key, f.path)
 	}
 	check(r.PulseFile == "" || r.PulseFile != r.PressureFile, "release.pulse_file: %q must not be release.pressure_file: to give pages back would cut timeouts too", r.PulseFile)
+	for i, f := range r.files() {
+		other := r.files()[1-i]
+		check(f.path == "" || f.path != other.path+next, "release.%s: %q must not be release.%s with %s behind: that is written first, and then renamed",
+			f.key, f.path, other.key, next)
+	}
 	e := &c.Envoy
 	check(e.PID >= 0 && e.PID <= 1<<22, "envoy.pid: %d must be from 0 (found by itself) to %d", e.PID, 1<<22)
 	check(e.Cgroup == "" || path.IsAbs(e.Cgroup), "envoy.cgroup: %q must be an absolute path, such as /sys/fs/cgroup/envoy", e.Cgroup)

@@ -271,6 +271,6 @@ func BenchmarkRead(b *testing.B) {
 func BenchmarkLook(b *testing.B) {
 	t := target{root: os.DirFS("/"), config: Envoy{PID: os.Getpid()}}
 	for b.Loop() {
-		t.look(time.Time{}.Add(time.Hour))
+		t.look(time.Time{}.Add(time.Hour), nil)
 	}
 }

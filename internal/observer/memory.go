@@ -17,6 +17,8 @@ const (
 	// askTimeout is less than guard's, so that who asks hears why.
 	askTimeout = 800 * time.Millisecond
 	maxMemory  = 64 << 10
+	// reconnect: in a hot restart the Envoy that goes answers on connections that it has, and only new ones come to its successor.
+	reconnect = 5 * time.Second
 )
 
 // read asks Envoy for its memory and looks at its process and container: the answer in Envoy's form with what was seen in it, and
@@ -24,35 +26,23 @@ const (
 func (o *Observer) read(ctx context.Context, told bool) (text []byte, r guard.Reading, err error) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	select { // one at a time
-	case o.turn <- struct{}{}:
-		defer func() { <-o.turn }()
-	case <-ctx.Done():
-		return nil, r, fmt.Errorf("admin is busy with other questions: %w", ctx.Err())
-	}
-	rest := o.admin.rests(time.Now())
-	if rest > 0 && o.admin.failure != nil {
-		return nil, r, o.admin.failure
-	}
-	if rest > 0 {
-		select {
-		case <-time.After(rest):
-		case <-ctx.Done():
-			return nil, r, ctx.Err()
-		}
-	}
 	asked := time.Now()
+	if asked.Sub(o.connected) >= reconnect {
+		o.connected = asked
+		o.admin.client.CloseIdleConnections()
+	}
 	text, err = o.admin.get(ctx, o.options.Path, maxMemory)
 	if err == nil {
 		_, err = guard.ParseReading(text)
 	}
+	err = brief(err)
 	took := time.Since(asked)
 	if ctx.Err() == context.Canceled {
 		return nil, r, ctx.Err() // it is not Envoy's fault
 	}
-	o.admin.asked(time.Now(), took, err)
+	o.admin.asked(asked, took, err)
 	// Whatever admin does: where it hangs, the container is all that can be seen.
-	f, failures := o.target.look(asked)
+	f, failures := o.target.look(asked, o.admin.at)
 	if err == nil {
 		if text, err = compose(text, f); err == nil {
 			r, err = guard.ParseReading(text)
@@ -60,6 +50,9 @@ func (o *Observer) read(ctx context.Context, told bool) (text []byte, r guard.Re
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if f.pid != 0 && f.pid != o.mu.figures.pid {
+		o.log.Info("Envoy's process is known", "pid", f.pid, "by", f.how)
+	}
 	o.mu.figures = f
 	o.note(FaultProcess, failures.process)
 	o.note(FaultCgroup, failures.cgroup)
@@ -106,11 +99,11 @@ func compose(text []byte, f figures) ([]byte, error) {
 		set("working_set", c.WorkingSet)
 		set("sock", c.Sock)
 	}
-	return append(out, "\n}"...), nil
+	return append(out, "\n}\n"...), nil
 }
 
 // Memory answers as Envoy's /memory does, with limit, resident, working_set and sock beside, as far as they are known: a filter
-// may take its readings from here. Each call asks Envoy; nothing is answered from what was seen before.
+// may take its readings from here. What it answers was asked for after the call, in one question with all who wait.
 func (o *Observer) Memory() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodGet && r.Method != http.MethodHead {
@@ -118,13 +111,19 @@ func (o *Observer) Memory() http.Handler {
 			http.Error(w, "only GET and HEAD", http.StatusMethodNotAllowed)
 			return
 		}
-		text, _, err := o.read(r.Context(), false)
+		question := o.join(nil)
+		select {
+		case <-question.done:
+		case <-r.Context().Done():
+			return
+		}
 		w.Header().Set("Cache-Control", "no-store")
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusBadGateway)
+		if question.err != nil {
+			http.Error(w, question.err.Error(), http.StatusBadGateway)
 			return
 		}
 		w.Header().Set("Content-Type", "application/json")
-		_, _ = w.Write(append(text, '\n'))
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		_, _ = w.Write(question.text)
 	})
 }

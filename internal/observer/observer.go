@@ -23,6 +23,8 @@ type Options struct {
 	URL  string // of Envoy's admin interface: http://127.0.0.1:9901, or unix:/run/envoy/admin.sock
 	Path string // where it answers as /memory does; empty = /memory
 
+	// Interval is the least time between two questions for memory, whoever asks how often; 0 = as the guard's default.
+	Interval time.Duration
 	// Limit is the budget's limit in force, bytes; 0 = not known. nil = there is no budget. It is called from the observer's
 	// goroutines.
 	Limit func() int64
@@ -39,13 +41,14 @@ type Observer struct {
 	log     *slog.Logger
 	admin   *admin
 	stats   *admin // with a pace of its own
-	turn    chan struct{}
 	target  target
 	wake    chan struct{}
 
+	connected time.Time // when connections to admin were last made anew, of the one goroutine that asks
+
 	mu struct {
 		sync.Mutex
-		pending  []func(guard.Reading, error)
+		next     *round // the question that has not been asked yet
 		stopped  bool
 		reading  guard.Reading
 		asked    time.Time // when the reading was; zero = there was none yet
@@ -67,11 +70,17 @@ func New(o Options) (*Observer, error) {
 	if err := o.Validate(); err != nil {
 		return nil, err
 	}
+	if err := o.Release.writable(); err != nil {
+		return nil, err
+	}
 	if o.Path == "" {
 		o.Path = "/memory"
 	}
 	if o.Root == nil {
 		o.Root = os.DirFS("/")
+	}
+	if o.Interval == 0 {
+		o.Interval = time.Duration(guard.Default().Memory.Interval)
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -83,12 +92,14 @@ func New(o Options) (*Observer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("memory.url: %w", err)
 	}
-	return &Observer{
-		options: o, log: o.Log, turn: make(chan struct{}, 1), wake: make(chan struct{}, 1),
-		admin:  &admin{client: client, base: base, longest: time.Second},
+	w := &Observer{
+		options: o, log: o.Log, wake: make(chan struct{}, 1),
+		admin:  &admin{client: client, base: base, least: o.Interval, longest: time.Second},
 		stats:  &admin{client: client, base: base, longest: 30 * time.Second},
 		target: target{root: o.Root, config: o.Envoy},
-	}, nil
+	}
+	w.mu.next = newRound()
+	return w, nil
 }
 
 // idleInterval is how often memory is asked for where nobody calls Ask.
@@ -103,35 +114,63 @@ func (o *Observer) Run(ctx context.Context) {
 	loops.Wait()
 	o.mu.Lock()
 	o.mu.stopped = true
-	pending := o.mu.pending
-	o.mu.pending = nil
+	last := o.mu.next
 	o.mu.Unlock()
-	for _, answer := range pending {
-		answer(guard.Reading{}, ErrStopped)
-	}
+	last.end(nil, guard.Reading{}, ErrStopped)
 	o.admin.client.CloseIdleConnections()
+}
+
+// round is one question for memory, and all who wait for its answer. Whoever comes while a question is under way joins the next one:
+// the answer that is on its way may have been made before they came, and would not have in it what had passed by then. So however many
+// ask, Envoy's main thread is asked once in an interval, and who only waits for done costs the round nothing.
+type round struct {
+	done chan struct{} // closed when what follows is there
+
+	text    []byte
+	reading guard.Reading
+	err     error
+
+	answers []func(guard.Reading, error) // guarded by Observer.mu until the question is asked
+}
+
+func newRound() *round { return &round{done: make(chan struct{})} }
+
+func (r *round) end(text []byte, reading guard.Reading, err error) {
+	r.text, r.reading, r.err = text, reading, err
+	close(r.done)
+	for _, answer := range r.answers {
+		answer(reading, err)
+	}
+}
+
+// join returns the next question, which is asked soon, and adds an answer to it, if it is not nil. After the end of Run it is one that
+// was answered with ErrStopped.
+func (o *Observer) join(answer func(guard.Reading, error)) *round {
+	o.mu.Lock()
+	r, stopped := o.mu.next, o.mu.stopped
+	if !stopped {
+		if answer != nil {
+			r.answers = append(r.answers, answer)
+		}
+		select {
+		case o.wake <- struct{}{}:
+		default:
+		}
+	}
+	o.mu.Unlock()
+	if stopped && answer != nil {
+		<-r.done
+		answer(r.reading, r.err)
+	}
+	return r
 }
 
 // Ask asks for a reading and returns at once. answer is called once, soon, with the reading or why there is none; all that had
 // passed when Ask was called is in it. Asked again before the answer, both get the next one. After failures Envoy is asked less often, and
 // answer is called at once with the last failure.
-func (o *Observer) Ask(answer func(guard.Reading, error)) {
-	o.mu.Lock()
-	stopped := o.mu.stopped
-	if !stopped {
-		o.mu.pending = append(o.mu.pending, answer)
-	}
-	o.mu.Unlock()
-	if stopped {
-		answer(guard.Reading{}, ErrStopped)
-		return
-	}
-	select {
-	case o.wake <- struct{}{}:
-	default:
-	}
-}
+func (o *Observer) Ask(answer func(guard.Reading, error)) { o.join(answer) }
 
+// poll asks the questions, one after the other, with the pause between them that admin is to have.
 func (o *Observer) poll(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -142,17 +181,42 @@ func (o *Observer) poll(ctx context.Context) {
 		case <-o.wake:
 		case <-timer.C:
 		}
-		o.mu.Lock()
-		answers := o.mu.pending
-		o.mu.pending = nil
-		o.mu.Unlock()
-		_, r, err := o.read(ctx, len(answers) > 0)
-		if ctx.Err() != nil {
-			err = ErrStopped
+		failing := o.admin.rests(time.Now()) > 0 && o.admin.failure != nil // who asks is told at once
+		if !failing && !sleep(ctx, o.admin.rests(time.Now())) {
+			return
 		}
-		for _, answer := range answers {
-			answer(r, err)
+		o.mu.Lock()
+		r := o.mu.next
+		o.mu.next = newRound()
+		select { // who woke us since is in the round
+		case <-o.wake:
+		default:
+		}
+		o.mu.Unlock()
+		if failing {
+			r.end(nil, guard.Reading{}, o.admin.failure)
+		} else {
+			text, reading, err := o.read(ctx, len(r.answers) > 0)
+			if ctx.Err() != nil {
+				text, reading, err = nil, guard.Reading{}, ErrStopped
+			}
+			r.end(text, reading, err)
 		}
 		timer.Reset(idleInterval)
+	}
+}
+
+// sleep returns false if the context ends before.
+func sleep(ctx context.Context, d time.Duration) bool {
+	if d <= 0 {
+		return ctx.Err() == nil
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
 	}
 }

@@ -2,6 +2,7 @@ package observer
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
 	"encoding/json"
 	"errors"
@@ -28,7 +29,13 @@ import (
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if socket := os.Getenv(pretendVariable); socket != "" {
+		fmt.Fprintln(os.Stderr, pretending(socket))
+		os.Exit(1)
+	}
+	goleak.VerifyTestMain(m)
+}
 
 const (
 	mib    = 1 << 20
@@ -99,6 +106,18 @@ func (f *files) Open(name string) (fs.File, error) {
 	return f.m.Open(name)
 }
 
+func (f *files) ReadLink(name string) (string, error) {
+	f.RLock()
+	defer f.RUnlock()
+	return f.m.ReadLink(name)
+}
+
+func (f *files) Lstat(name string) (fs.FileInfo, error) {
+	f.RLock()
+	defer f.RUnlock()
+	return f.m.Lstat(name)
+}
+
 func (f *files) set(name, text string) {
 	f.Lock()
 	defer f.Unlock()
@@ -132,6 +151,13 @@ func (l *lines) Write(p []byte) (int, error) {
 }
 
 func textLog(l *lines) *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
+
+// Len is how long it is.
+func (l *lines) Len() int {
+	l.Lock()
+	defer l.Unlock()
+	return l.Buffer.Len()
+}
 
 // count is how many lines have the text.
 func (l *lines) count(text string) (n int) {
@@ -233,7 +259,7 @@ func TestReading(t *testing.T) {
 	require.Zero(t, w.log.count("WARN"))
 }
 
-// Each call of the handler asks Envoy: what it answers is never older than the call.
+// Whoever asks: what is answered was asked for after the call.
 func TestMemoryIsNeverFromACache(t *testing.T) {
 	e := newEnvoy(t)
 	w := newWatch(t, Options{URL: e.URL})
@@ -271,6 +297,84 @@ func TestAskIsNotAnsweredByWhatWasAskedBefore(t *testing.T) {
 	require.Equal(t, int64(2*mib), <-got, "both get the same")
 }
 
+// However many ask, Envoy is asked once in an interval, and the answer to each was asked for after the question: what had passed by then is
+// in it. Those who give up cost the others nothing.
+func TestManyAskAtOnce(t *testing.T) {
+	const clients, interval = 300, 25 * time.Millisecond
+	e := newEnvoy(t)
+	e.set(func(w http.ResponseWriter, r *http.Request) {
+		at := time.Since(epoch).Microseconds() // it tells when it was asked, and many ask before they hear it
+		time.Sleep(5 * time.Millisecond)
+		memory(at+mib, 0)(w, r)
+	})
+	w := newWatch(t, Options{URL: e.URL, Interval: interval})
+	w.until("a reading", func(s Status) bool { return s.Fresh })
+	web := httptest.NewServer(w.Memory())
+	defer web.Close()
+	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: clients}}
+	defer client.CloseIdleConnections()
+
+	var answers, early, failed atomic.Int64
+	told := func(asked time.Time, r guard.Reading, err error) {
+		answers.Add(1)
+		if err != nil {
+			failed.Add(1)
+		} else if r.Mapped-mib < asked.Sub(epoch).Microseconds() {
+			early.Add(1)
+		}
+	}
+	begin, before := time.Now(), e.asked.Load()
+	var running sync.WaitGroup
+	for i := range clients {
+		running.Go(func() {
+			for n := i; time.Since(begin) < 2*time.Second; n++ {
+				ctx, cancel := context.WithCancel(context.Background())
+				if n%10 == 0 {
+					time.AfterFunc(3*time.Millisecond, cancel)
+				}
+				req, _ := http.NewRequestWithContext(ctx, http.MethodGet, web.URL, nil)
+				asked := time.Now()
+				if res, err := client.Do(req); err == nil {
+					text, err := io.ReadAll(res.Body)
+					res.Body.Close()
+					if err == nil {
+						r, err := guard.ParseReading(text)
+						told(asked, r, err)
+					}
+				}
+				cancel()
+			}
+		})
+	}
+	running.Go(func() { // the server's own guard is one of them
+		for time.Since(begin) < 2*time.Second {
+			asked := time.Now()
+			r, err := w.ask()
+			told(asked, r, err)
+		}
+	})
+	running.Wait()
+	questions, most := e.asked.Load()-before, int64(time.Since(begin)/interval)+1
+	t.Logf("%d answers from %d questions in %v", answers.Load(), questions, time.Since(begin).Round(time.Millisecond))
+	require.LessOrEqual(t, questions, most)
+	require.Greater(t, answers.Load(), 10*questions)
+	require.Zero(t, early.Load(), "answers that were asked for before their question")
+	require.Zero(t, failed.Load())
+}
+
+// epoch is when the tests began.
+var epoch = time.Now()
+
+// raw answers with just this text.
+func raw(text string) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		if c, _, err := w.(http.Hijacker).Hijack(); err == nil {
+			_, _ = io.WriteString(c, text)
+			c.Close()
+		}
+	}
+}
+
 // Whatever admin does: one line in the log, a counter, no reading, and well again when it is.
 func TestAdminMisbehaves(t *testing.T) {
 	hang := make(chan struct{})
@@ -300,6 +404,28 @@ func TestAdminMisbehaves(t *testing.T) {
 			_, _ = io.WriteString(w, "{")
 		}, "broke off"},
 		"it just closes": {func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, "EOF"},
+		"a header without end": {func(w http.ResponseWriter, _ *http.Request) {
+			for i := range 2000 {
+				w.Header().Set(fmt.Sprintf("x-%d", i), strings.Repeat("y", 20))
+			}
+		}, "server response headers exceeded 16384 bytes"},
+		"no HTTP, and much of it": {raw(strings.Repeat("\xff\x00nonsense ", 1000) + "\r\n\r\n"), "malformed HTTP"},
+		"hints without end":       {raw(strings.Repeat("HTTP/1.1 103 Early Hints\r\nx: y\r\n\r\n", 5000)), "header"},
+		"a long reason":           {raw("HTTP/1.1 500 " + strings.Repeat("why ", 2000) + "\r\nContent-Length: 0\r\n\r\n"), "answers 500 why why"},
+		"a long number":           {text(200, `{"allocated": "`+strings.Repeat("9", 60_000)+`", "heap_size": "10"}`), "not the answer of /memory"},
+		"compressed": {func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Encoding", "gzip")
+			z := gzip.NewWriter(w)
+			_, _ = z.Write(bytes.Repeat([]byte(" "), 1<<20))
+			_ = z.Close()
+		}, "not the answer of /memory"},
+		"a body without end": {func(w http.ResponseWriter, r *http.Request) {
+			for r.Context().Err() == nil {
+				if _, err := w.Write(make([]byte, 64<<10)); err != nil {
+					return
+				}
+			}
+		}, "more than 65536 bytes"},
 		"drop after drop": {func(w http.ResponseWriter, r *http.Request) {
 			for r.Context().Err() == nil {
 				_, _ = io.WriteString(w, " ")
@@ -326,6 +452,8 @@ func TestAdminMisbehaves(t *testing.T) {
 			w.Memory().ServeHTTP(res, httptest.NewRequest(http.MethodGet, "/memory", nil))
 			require.Equal(t, http.StatusBadGateway, res.Code)
 			require.Contains(t, res.Body.String(), c.want)
+			require.Less(t, res.Body.Len(), 1000, "what is quoted is bounded")
+			require.Less(t, w.log.Len(), 5000)
 
 			e.set(memory(100*mib, 0))
 			w.until("it is well", func(s Status) bool { return s.Fresh && s.Failing["memory"] == "" })
@@ -426,13 +554,13 @@ func TestBackOff(t *testing.T) {
 
 // A pace is set by how long an answer takes: one that takes 40 ms is asked for at most each 80.
 func TestPace(t *testing.T) {
-	a := admin{longest: time.Second}
+	a := admin{least: 25 * time.Millisecond, longest: time.Second}
 	now := time.Now()
 	require.LessOrEqual(t, a.rests(now), time.Duration(0))
 	a.asked(now, 40*time.Millisecond, nil)
-	require.Equal(t, 40*time.Millisecond, a.rests(now))
+	require.Equal(t, 80*time.Millisecond, a.rests(now))
 	a.asked(now, 10*time.Second, nil)
-	require.Equal(t, longestRest, a.rests(now))
+	require.Equal(t, 10*time.Second+longestRest, a.rests(now))
 	for i, want := range []int64{100, 200, 400, 800, 1000, 1000} {
 		a.asked(now, 0, errors.New("down"))
 		require.Equal(t, want, a.rests(now).Milliseconds(), i)
@@ -441,7 +569,7 @@ func TestPace(t *testing.T) {
 	a.asked(now, 0, errors.New("down"))
 	require.Equal(t, time.Second, a.rests(now), "however long")
 	a.asked(now, time.Millisecond, nil)
-	require.Equal(t, time.Millisecond, a.rests(now))
+	require.Equal(t, 25*time.Millisecond, a.rests(now), "from question to question")
 }
 
 func TestUnixSocket(t *testing.T) {
@@ -526,22 +654,6 @@ func TestProcessIsReplaced(t *testing.T) {
 	s := w.until("the new one is found", func(s Status) bool { return s.PID == 9 })
 	require.Equal(t, int64(133124<<10), s.Resident)
 	require.Equal(t, 1, w.log.count("memory outside of Envoy's heap is not known"))
-}
-
-func TestFindEnvoy(t *testing.T) {
-	m := machine()
-	pid, err := findEnvoy(m)
-	require.NoError(t, err)
-	require.Equal(t, 7, pid)
-	m["proc/8/comm"] = &fstest.MapFile{Data: []byte("envoy\n")}
-	_, err = findEnvoy(m)
-	require.EqualError(t, err, "there are several Envoys here, [7 8]: set envoy.pid")
-	delete(m, "proc/7/comm")
-	delete(m, "proc/8/comm")
-	_, err = findEnvoy(m)
-	require.EqualError(t, err, "no process here is called envoy: set envoy.pid, or let them share their processes")
-	_, err = findEnvoy(fstest.MapFS{})
-	require.ErrorIs(t, err, fs.ErrNotExist)
 }
 
 // Without an Envoy in sight its own figures are missing, and one setting helps: the directory of its cgroup.
@@ -650,6 +762,10 @@ func TestConfig(t *testing.T) {
 	require.EqualError(t, c.Validate(), `release.pulse_file: "/run/x" must not be release.pressure_file: to give pages back would cut timeouts too`)
 	_, err := New(Options{Config: c, URL: "http://127.0.0.1:1"})
 	require.Error(t, err)
+	c.Release.PulseFile = "/run/x.new"
+	require.EqualError(t, c.Validate(), `release.pulse_file: "/run/x.new" must not be release.pressure_file with .new behind: that is written first, and then renamed`)
+	c.Release.PressureFile = "/"
+	require.ErrorContains(t, c.Validate(), `release.pressure_file: "/" must be an absolute path`)
 }
 
 // The metrics' names, kinds and help are complete, and what is not known is left out.
@@ -683,7 +799,8 @@ func TestFilesThatCanNotBeWritten(t *testing.T) {
 	config.Release.PressureFile, config.Release.PulseFile = filepath.Join(dir, "pressure"), filepath.Join(dir, "pulse")
 	w := newWatch(t, Options{URL: e.URL, Config: config})
 	s := w.until("it fails twice", func(s Status) bool { return s.Failures["pressure_file"] >= 2 && s.Failures["pulse_file"] >= 2 })
-	require.Contains(t, s.Failing["pressure_file"], "the directory must exist and be writable: open "+config.Release.PressureFile+".new: no such file or directory")
+	require.Contains(t, s.Failing["pressure_file"], config.Release.PressureFile+" can't be written, its directory must exist and be writable: ")
+	require.Contains(t, s.Failing["pressure_file"], "no such file or directory")
 	require.Equal(t, 1, w.log.count("Envoy does not get to know of the pressure"))
 	require.Equal(t, 1, w.log.count("free pages are not given back on demand"))
 	require.True(t, s.Fresh)
@@ -699,7 +816,7 @@ func TestFilesThatCanNotBeWritten(t *testing.T) {
 	config.Release.PressureFile, config.Release.PulseFile = "/sys/pressure", ""
 	w = newWatch(t, Options{URL: e.URL, Config: config})
 	s = w.until("it fails", func(s Status) bool { return s.Failures["pressure_file"] >= 2 })
-	require.Contains(t, s.Failing["pressure_file"], "the directory must exist and be writable: open /sys/pressure.new: ")
+	require.Contains(t, s.Failing["pressure_file"], "/sys/pressure can't be written, its directory must exist and be writable: ")
 	require.Zero(t, s.Failures["pulse_file"], "there is none")
 	require.Equal(t, 1, w.log.count("Envoy does not get to know of the pressure"))
 }

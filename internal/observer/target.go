@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"net"
 	"strconv"
 	"strings"
 	"time"
@@ -14,8 +16,9 @@ import (
 
 // figures are what the kernel tells of Envoy. Sizes are bytes.
 type figures struct {
-	pid       int   // 0 = the process is not known
-	resident  int64 // anonymous and shared memory, without file pages: those the kernel can take back
+	pid       int    // 0 = the process is not known
+	how       string // it is known by
+	resident  int64  // anonymous and shared memory, without file pages: those the kernel can take back
 	container *cgroup.Stats
 	dir       string // of the cgroup
 }
@@ -28,7 +31,10 @@ type target struct {
 	root   fs.FS
 	config Envoy
 
+	finder   finder
+	at       net.Addr // where admin was found when they were looked for
 	pid      int
+	how      string // the process is known by
 	pidErr   error
 	group    *cgroup.Group
 	groupErr error
@@ -37,16 +43,17 @@ type target struct {
 
 const lookAgain = 5 * time.Second
 
-// look reads what there is to see. What fails is missing in the figures, and nothing else.
-func (t *target) look(now time.Time) (f figures, failed failures) {
-	if t.looked.IsZero() || now.Sub(t.looked) >= lookAgain {
-		t.looked = now
+// look reads what there is to see of who answers at an address of Envoy's admin interface; nil = nobody has yet. What fails is missing in
+// the figures, and nothing else.
+func (t *target) look(now time.Time, at net.Addr) (f figures, failed failures) {
+	if t.looked.IsZero() || now.Sub(t.looked) >= lookAgain || !same(at, t.at) {
+		t.looked, t.at = now, at
 		t.find()
 	}
 	if t.pid != 0 {
 		var err error
 		if f.resident, err = resident(t.root, t.pid); err == nil {
-			f.pid = t.pid
+			f.pid, f.how = t.pid, t.how
 		} else {
 			t.pidErr = fmt.Errorf("process %d: %w", t.pid, err)
 			t.forget(now)
@@ -66,6 +73,10 @@ func (t *target) look(now time.Time) (f figures, failed failures) {
 	return f, failed
 }
 
+func same(a, b net.Addr) bool {
+	return a == nil && b == nil || a != nil && b != nil && a.Network() == b.Network() && a.String() == b.String()
+}
+
 // forget has the next look but one begin anew: at once a process that is just being replaced is not there yet.
 func (t *target) forget(now time.Time) {
 	t.pid, t.group = 0, nil
@@ -75,8 +86,8 @@ func (t *target) forget(now time.Time) {
 func (t *target) find() {
 	t.group = nil
 	t.pid, t.pidErr = t.config.PID, nil
-	if t.pid == 0 {
-		t.pid, t.pidErr = findEnvoy(t.root)
+	if t.how = "envoy.pid"; t.pid == 0 {
+		t.pid, t.how, t.pidErr = t.finder.find(t.root, t.at)
 	}
 	switch {
 	case t.config.Cgroup != "":
@@ -88,39 +99,25 @@ func (t *target) find() {
 	}
 }
 
-// findEnvoy returns the one process that is called envoy.
-func findEnvoy(root fs.FS) (int, error) {
-	entries, err := fs.ReadDir(root, "proc")
-	if err != nil {
-		return 0, fmt.Errorf("look for Envoy: %w", err)
-	}
-	var found []int
-	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil || pid <= 0 {
-			continue
-		}
-		// Processes come and go; one that can't be read is none.
-		if name, err := fs.ReadFile(root, "proc/"+e.Name()+"/comm"); err == nil && string(bytes.TrimSpace(name)) == "envoy" {
-			found = append(found, pid)
-		}
-	}
-	switch len(found) {
-	case 1:
-		return found[0], nil
-	case 0:
-		return 0, errors.New("no process here is called envoy: set envoy.pid, or let them share their processes")
-	}
-	return 0, fmt.Errorf("there are several Envoys here, %v: set envoy.pid", found)
-}
-
 // resident is the anonymous and shared memory of a process, bytes: proc_pid_status(5).
 func resident(root fs.FS, pid int) (int64, error) {
-	text, err := fs.ReadFile(root, "proc/"+strconv.Itoa(pid)+"/status")
+	text, err := readProc(root, pid, "status")
 	if err != nil {
 		return 0, err
 	}
 	return parseStatus(text)
+}
+
+// maxProc is how much of a file of a process is read. Its status names all groups of its user, 65,536 at most.
+const maxProc = 1 << 20
+
+func readProc(root fs.FS, pid int, file string) ([]byte, error) {
+	f, err := root.Open("proc/" + strconv.Itoa(pid) + "/" + file)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, maxProc))
 }
 
 func parseStatus(text []byte) (int64, error) {
