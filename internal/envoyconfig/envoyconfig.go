@@ -64,7 +64,7 @@ func Check(text []byte, config guard.Config) (Report, error) {
 	return c.Report, nil
 }
 
-// MaxBootstrap is how much of a bootstrap is read: some 20,000 clusters. To read it takes some forty times as much memory.
+// MaxBootstrap is how much of a bootstrap is read: some 20,000 clusters. To read it takes up to fifty times as much memory.
 const MaxBootstrap = 8 * unit.MiB
 
 func parse(text []byte) (map[string]any, error) {

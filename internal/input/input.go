@@ -71,7 +71,7 @@ func ReadFrom(r io.Reader, name string, limit unit.Bytes) ([]byte, error) {
 var ErrTooLarge = errors.New("too large")
 
 func tooLarge(name string, limit unit.Bytes) error {
-	return fmt.Errorf("%s is %w: no more than %s is read; name the file that you mean, or leave out of it what is not needed here",
+	return fmt.Errorf("%s is %w: no more than %s is read; name the one that you mean, or leave out what is not needed here",
 		name, ErrTooLarge, limit)
 }
 

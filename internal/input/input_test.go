@@ -25,7 +25,7 @@ func TestReadUpToTheLimit(t *testing.T) {
 		require.Len(t, text, 1000)
 		_, err = read(file, 999)
 		require.ErrorIs(t, err, ErrTooLarge)
-		require.EqualError(t, err, file+" is too large: no more than 999 is read; name the file that you mean, or leave out of it what is not needed here")
+		require.EqualError(t, err, file+" is too large: no more than 999 is read; name the one that you mean, or leave out what is not needed here")
 		_, err = read(filepath.Join(dir, "none"), 999)
 		require.ErrorIs(t, err, os.ErrNotExist)
 		_, err = read(dir, 999)
