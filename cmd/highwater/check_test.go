@@ -41,7 +41,7 @@ func TestCheckOfAnything(t *testing.T) {
 		return f
 	}
 	const good = "budget: {limit: 200MiB}\n"
-	large := file("large", strings.Repeat("# a comment\n", 5<<20))
+	large := file("large", strings.Repeat("# a comment\n", 1<<20))
 	aliases := "a0: &a0 " + strings.Repeat("x", 1000) + "\n"
 	for i := range 9 {
 		aliases += fmt.Sprintf("a%d: &a%d [%s]\n", i+1, i+1, strings.TrimSuffix(strings.Repeat(fmt.Sprintf("*a%d,", i), 9), ","))

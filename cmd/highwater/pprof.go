@@ -402,7 +402,7 @@ func printTables(out io.Writer, profiles, base []*profile.Profile, lines int) {
 	}
 	tell := func(prefix string, list []*profile.Profile) {
 		for _, p := range list {
-			for _, comment := range p.Comments {
+			for _, comment := range p.Comments[:min(len(p.Comments), maxComments)] {
 				fmt.Fprintf(out, "%s%s (%s)\n", prefix, cleanLine(comment), time.Unix(0, p.TimeNanos).UTC().Format(time.DateTime))
 			}
 		}
@@ -418,8 +418,12 @@ func printTables(out io.Writer, profiles, base []*profile.Profile, lines int) {
 	}
 }
 
+// No more of a profile's comments is shown: there is one of 200 bytes for each Envoy.
+const maxComments, maxComment = 100, 1 << 10
+
 // cleanLine is a comment of a profile as it may be shown: it may come from anywhere.
 func cleanLine(text string) string {
+	text = text[:min(len(text), maxComment)]
 	var b strings.Builder
 	for len(text) > 0 {
 		n := min(len(text), reservoir.MaxLabel)

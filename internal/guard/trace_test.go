@@ -63,7 +63,7 @@ func TestCurrentIsOfNow(t *testing.T) {
 	p.settle(40 * mib)
 	nobody := p.current()
 	require.Len(t, nobody.Snapshots, 1, "no worker has had a request, and what is in use is told all the same")
-	require.EqualValues(t, 40*mib, nobody.Snapshots[0].InUse)
+	require.Equal(t, 40*mib, nobody.Snapshots[0].InUse)
 	require.Equal(t, p.now, nobody.Snapshots[0].At)
 	require.Positive(t, nobody.Snapshots[0].Gap)
 	p.uploading(0, "stays", 4*mib)
