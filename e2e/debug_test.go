@@ -130,13 +130,13 @@ func TestPprofNamesWhoHoldsMemory(t *testing.T) {
 		peaks := s.peaks()
 		return len(peaks) > 0 && peaks[len(peaks)-1].Held >= 52*mib
 	}, 10*time.Second, 50*time.Millisecond)
-	table = pprof(t, s.debug("pprof"))
+	table = pprof(t, s.debug("pprof?peak=latest"))
 	t.Log(table)
 	check(table)
 	require.Contains(t, table, "likely held by requests")
 
 	// What a flame graph shows of them, from the outside in.
-	status, body, header := s.ask(http.MethodGet, s.debug("pprof"))
+	status, body, header := s.ask(http.MethodGet, s.debug("pprof?peak=highest"))
 	require.Equal(t, 200, status)
 	require.Equal(t, "application/octet-stream", header.Get("content-type"))
 	prof, err := profile.ParseData([]byte(body))
@@ -170,6 +170,54 @@ func TestPprofNamesWhoHoldsMemory(t *testing.T) {
 	s.quiet()
 }
 
+// Who scrapes profiles each few seconds finds one from the beginning, of a kind that he can keep, and never of a time that he has had.
+func TestPprofIsScraped(t *testing.T) {
+	s := start(t, setup{workers: 2, fake: 40 * mib, edit: func(c envoytest.Config) { holds(c, "alpha") }})
+	last := time.Now().UnixNano()
+	scraped := func(question string) *profile.Profile {
+		t.Helper()
+		status, body, _ := s.ask(http.MethodGet, s.debug(question))
+		require.Equal(t, 200, status, body)
+		p, err := profile.ParseData([]byte(body))
+		require.NoError(t, err)
+		require.NoError(t, p.CheckValid())
+		require.Equal(t, &profile.ValueType{Type: "space", Unit: "bytes"}, p.PeriodType)
+		require.Positive(t, p.Period)
+		require.Zero(t, p.DurationNanos)
+		return p
+	}
+	next := func() *profile.Profile {
+		t.Helper()
+		p := scraped("pprof")
+		require.Greater(t, p.TimeNanos, last)
+		require.Less(t, p.TimeNanos, time.Now().UnixNano())
+		last = p.TimeNanos
+		return p
+	}
+	for range 4 { // each of a connection of its own: any worker answers
+		p := next()
+		require.Empty(t, p.Sample)
+		require.Contains(t, p.Comments[0], "now: in use 40.0MiB of 200.0MiB")
+	}
+	require.Empty(t, s.peaks())
+	c := s.stalled("/alpha", 4*mib)
+	s.streams(1)
+	require.Eventually(t, func() bool { return len(next().Sample) == 1 }, 10*time.Second, 50*time.Millisecond)
+	s.memory.inUse.Store(60 * mib)
+	require.Eventually(t, func() bool { return len(s.peaks()) == 1 }, 10*time.Second, 50*time.Millisecond)
+	peak := scraped("pprof?peak=highest")
+	require.Contains(t, peak.Comments[0], "peak 1, the highest: in use 60.0MiB")
+	require.Equal(t, peak.TimeNanos, scraped("pprof?peak=latest").TimeNanos, "a peak keeps its time")
+	require.Contains(t, next().Comments[0], "now: ")
+	// What has ended is not told as of now, by whichever worker.
+	c.Close()
+	s.drained()
+	for range 4 {
+		require.Empty(t, next().Sample)
+	}
+	s.quiet()
+}
+
 // Only the listener whose own plugin has a debug.path answers, whatever its worker; and it answers what there is, to GET alone.
 func TestOnlyTheDebugListenerAnswers(t *testing.T) {
 	s := start(t, setup{workers: 2, fake: 40 * mib, plugin: func(cfg map[string]any) { section(cfg, "fairness")["by"] = "header:x-tenant" }})
@@ -193,7 +241,7 @@ func TestOnlyTheDebugListenerAnswers(t *testing.T) {
 		require.EqualValues(t, 40*mib, figures["in_use_bytes"])
 		require.EqualValues(t, 200*mib, figures["limit_bytes"])
 	}
-	for _, question := range []string{"", "peak", "statuses", "status/x", "pprof?peak=7", "pprof?peak=x", "pprof"} {
+	for _, question := range []string{"", "peak", "statuses", "status/x", "pprof?peak=7", "pprof?peak=x", "pprof?peak=highest", "pprof?peak=latest"} {
 		status, body, _ := s.ask(http.MethodGet, s.debug(question))
 		require.Equal(t, 404, status, question)
 		require.NotEmpty(t, body)
@@ -291,7 +339,7 @@ func TestTwoFloodsAreTwoPeaks(t *testing.T) {
 	require.Regexp(t, `(?m)^ *0B .*  0  .*morning$`, string(out))
 	out, err = command("-peak", "3", s.debug("pprof")).CombinedOutput()
 	require.Error(t, err)
-	require.Contains(t, string(out), "there are 1, 2 and current")
+	require.Contains(t, string(out), "there are 1, 2, latest, highest and current")
 
 	// And on pprof's own page.
 	page := command("-http", "127.0.0.1:", "-no_browser", "-peak", "2", s.debug("pprof"))

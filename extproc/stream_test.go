@@ -710,7 +710,22 @@ func TestWhoHoldsTheMemory(t *testing.T) {
 		require.Equal(t, status, res.StatusCode, "%s: %s", path, body)
 		return body
 	}
-	require.Contains(t, string(get("/debug/pprof/highwater", 404)), "no peak yet")
+	require.Contains(t, string(get("/debug/pprof/highwater?peak=highest", 404)), "no peak yet")
+	// Unasked it is as of now, before the first peak too, and never of a time that it has had.
+	scraped := func() *profile.Profile {
+		before := time.Now().UnixNano()
+		p, err := profile.ParseData(get("/debug/pprof/highwater", 200))
+		require.NoError(t, err)
+		require.Equal(t, &profile.ValueType{Type: "space", Unit: "bytes"}, p.PeriodType)
+		require.Positive(t, p.Period)
+		require.Zero(t, p.DurationNanos)
+		require.Greater(t, p.TimeNanos, before)
+		require.Contains(t, p.Comments[0], "now: in use 40.0MiB")
+		return p
+	}
+	first := scraped()
+	require.Empty(t, first.Sample)
+	require.Greater(t, scraped().TimeNanos, first.TimeNanos)
 	c := s.dial(t)
 	c.say(request(false, "content-length", "8388608", "x-tenant", "noisy"))
 	c.heard()

@@ -6,13 +6,17 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"os"
 
 	"sigs.k8s.io/yaml"
 
 	"github.com/highwater-envoy/highwater/internal/envoyconfig"
 	"github.com/highwater-envoy/highwater/internal/guard"
+	"github.com/highwater-envoy/highwater/internal/input"
+	"github.com/highwater-envoy/highwater/internal/unit"
 )
+
+// maxConfig is how much of a configuration is read, as much as guard.Parse takes.
+const maxConfig = unit.MiB
 
 const checkUsage = `highwater check [-envoy ENVOY.yaml] FILE
 
@@ -20,7 +24,9 @@ Validates the configuration of a plugin or of highwater serve (JSON or YAML; - r
 all defaults. With -envoy it holds Envoy's own configuration against that of highwater serve, and prints what is to change:
 errors, where requests fail or are not guarded, and warnings, where they are guarded less well than they could be.
 
-Exit status: 0 fine, 1 FILE is wrong, 2 the call is wrong.
+Of FILE 1MiB is read at most, and of ENVOY.yaml 8MiB; either must be one document, in which no key is set twice.
+
+Exit status: 0 fine, 1 FILE is wrong, 2 the call is wrong, or FILE can't be read or is too large.
 With -envoy: 0 nothing to change, 1 warnings alone, 2 errors, in either file or in the call.
 `
 
@@ -42,9 +48,10 @@ func check(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	var text []byte
 	var err error
 	if file == "-" {
-		text, err = io.ReadAll(stdin)
+		file = "standard input"
+		text, err = input.ReadFrom(stdin, file, maxConfig)
 	} else {
-		text, err = os.ReadFile(file)
+		text, err = input.Read(file, maxConfig)
 	}
 	if err != nil {
 		fmt.Fprintln(stderr, "highwater check:", err)
@@ -55,7 +62,7 @@ func check(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	}
 	parts, err := parseAny(text)
 	if err != nil {
-		fmt.Fprintln(stderr, err)
+		fmt.Fprintf(stderr, "%s is wrong:\n%v\n", file, err)
 		return 1
 	}
 	for _, part := range parts {
@@ -71,7 +78,7 @@ func check(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 
 // parseAny reads the configuration of a plugin, or that of the server, which has more keys, and returns what it consists of.
 func parseAny(text []byte) (parts []any, err error) {
-	asJSON, err := toJSON(text)
+	asJSON, err := input.JSON(text, maxConfig)
 	if err != nil {
 		return nil, err
 	}
@@ -88,21 +95,13 @@ func parseAny(text []byte) (parts []any, err error) {
 	return []any{config.guard, config.observer}, err
 }
 
-// toJSON is what a configuration is parsed from. JSON is YAML too, but is left as it is: its errors name the byte.
-func toJSON(text []byte) ([]byte, error) {
-	if len(text) == 0 || text[0] == '{' {
-		return text, nil
-	}
-	return yaml.YAMLToJSONStrict(text)
-}
-
 func checkEnvoy(envoy, file string, text []byte, stdout, stderr io.Writer) int {
 	config, err := parseServed(text)
 	if err != nil {
 		fmt.Fprintf(stderr, "%s is wrong:\n%v\n", file, err)
 		return 2
 	}
-	if text, err = os.ReadFile(envoy); err != nil {
+	if text, err = input.Read(envoy, envoyconfig.MaxBootstrap); err != nil {
 		fmt.Fprintln(stderr, "highwater check: -envoy:", err)
 		return 2
 	}

@@ -2,8 +2,10 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -27,7 +29,87 @@ func TestCheck(t *testing.T) {
 	require.Equal(t, 2, run([]string{"check"}, nil, &out, &errs))
 	require.Equal(t, 2, run([]string{"check", "-none", "-"}, nil, &out, &errs))
 	require.Equal(t, 0, run([]string{"check", "-h"}, nil, &out, &errs))
-	require.Contains(t, errs.String(), "Exit status: 0 fine")
+	require.Contains(t, out.String(), "Exit status: 0 fine")
+}
+
+// What is no configuration is refused by what it is, and takes no more memory than a large one.
+func TestCheckOfAnything(t *testing.T) {
+	dir := t.TempDir()
+	file := func(name, text string) string {
+		f := filepath.Join(dir, name)
+		require.NoError(t, os.WriteFile(f, []byte(text), 0o600))
+		return f
+	}
+	const good = "budget: {limit: 200MiB}\n"
+	large := file("large", strings.Repeat("# a comment\n", 1<<20))
+	aliases := "a0: &a0 " + strings.Repeat("x", 1000) + "\n"
+	for i := range 9 {
+		aliases += fmt.Sprintf("a%d: &a%d [%s]\n", i+1, i+1, strings.TrimSuffix(strings.Repeat(fmt.Sprintf("*a%d,", i), 9), ","))
+	}
+	for _, c := range []struct {
+		file string
+		code int // with -envoy all are 2
+		want string
+	}{
+		{"/dev/zero", 2, "/dev/zero is too large: no more than "},
+		{dir, 2, dir + " is a directory: name a file in it"},
+		{filepath.Join(dir, "none"), 2, "no such file or directory"},
+		{large, 2, large + " is too large: no more than "},
+		{file("empty", ""), 1, "is empty"},
+		{file("NUL", "budget: \x00\n"), 1, "yaml: control characters are not allowed"},
+		{file("no UTF-8", "budget: \xff\xfe\n"), 1, "yaml: invalid leading UTF-8 octet"},
+		{file("binary", "\x7fELF\x02\x01\x01"), 1, "control characters are not allowed"},
+		{file("deep", strings.Repeat("{a: ", 200)+strings.Repeat("}", 200)), 1, ""},
+		{file("deeper", "a: "+strings.Repeat("[", 50000)), 1, "exceeded max depth"},
+		{file("deep YAML", "a: "+strings.Repeat("[", 500)+strings.Repeat("]", 500)), 1, "it is nested more than 100 deep at line 1"},
+		{file("aliases", aliases), 1, "where aliases (*name) are written out"},
+		{file("documents", good+"---\n"+good), 1, "it has another document from line 2 on"},
+		{file("garbage", "[budget]\n"+good), 1, "something follows behind the document"},
+		{file("twice", good+good), 1, `key "budget" already set`},
+		{file("list", "- a\n"), 1, "must be"},
+	} {
+		t.Run(filepath.Base(c.file), func(t *testing.T) {
+			var out, errs bytes.Buffer
+			allocated := totalAlloc()
+			require.Equal(t, c.code, run([]string{"check", c.file}, nil, &out, &errs))
+			require.Contains(t, errs.String(), c.want)
+			require.Contains(t, errs.String(), c.file, "which file it is")
+			require.Equal(t, 2, run([]string{"check", "-envoy", c.file, serverExample}, nil, &out, &errs))
+			require.Equal(t, 2, run([]string{"check", "-envoy", envoyExample, c.file}, nil, &out, &errs))
+			require.Contains(t, errs.String(), "-envoy")
+			require.Empty(t, out.String())
+			require.Less(t, totalAlloc()-allocated, uint64(100*mib), "all three together")
+		})
+	}
+	for text, want := range map[string]string{
+		`{"budget": {"limit": "200MiB"}} {}`:                     "something follows behind the closing brace",
+		`{"budget": {"limit": "200MiB"}, "budget": {}}`:          "budget: is there twice",
+		`{"budget": {"limit": "200MiB", "x": 1}}`:                "budget.x: unknown key",
+		"budget: {limit: 200MiB}\nrelease: {}\n---\nrelease: {}": "it has another document from line 3 on",
+		strings.Repeat("x", 1<<20) + "x":                         "standard input is too large: no more than 1MiB is read",
+	} {
+		var out, errs bytes.Buffer
+		require.NotEqual(t, 0, run([]string{"check", "-"}, strings.NewReader(text), &out, &errs))
+		require.Contains(t, errs.String(), want)
+		require.Contains(t, errs.String(), "standard input")
+		require.Empty(t, out.String())
+	}
+	// A pipe is read to its end, as of check <(...).
+	read, write, err := os.Pipe()
+	require.NoError(t, err)
+	defer read.Close()
+	_, err = write.WriteString(good)
+	require.NoError(t, err)
+	require.NoError(t, write.Close())
+	var out, errs bytes.Buffer
+	require.Equal(t, 0, run([]string{"check", fmt.Sprintf("/dev/fd/%d", read.Fd())}, nil, &out, &errs), errs.String())
+	require.Contains(t, out.String(), "limit: 200MiB")
+}
+
+func totalAlloc() uint64 {
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.TotalAlloc
 }
 
 // A file of the server is one, by what it has and no plugin's.

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"bytes"
+	"compress/gzip"
 	"context"
 	"errors"
 	"flag"
@@ -19,7 +21,9 @@ import (
 
 	"github.com/google/pprof/driver"
 	"github.com/google/pprof/profile"
+	"google.golang.org/protobuf/encoding/protowire"
 
+	"github.com/highwater-envoy/highwater/internal/input"
 	"github.com/highwater-envoy/highwater/internal/peak"
 	"github.com/highwater-envoy/highwater/internal/reservoir"
 	"github.com/highwater-envoy/highwater/internal/unit"
@@ -28,20 +32,28 @@ import (
 const pprofUsage = `highwater pprof [flags] SOURCE...
 
 Which requests hold the memory of one Envoy, or of several together. A SOURCE is the debug.path of a listener, such as
-http://127.0.0.1:10001/highwater, the URL of a profile below it, or a file that -o wrote. Prints a table, unless:
+http://127.0.0.1:10001/highwater, the URL of a profile below it, the http://127.0.0.1:9003/debug/pprof/highwater of
+highwater serve, or a file that -o wrote. Prints a table, whose first line says of which peak it is, unless:
 
   -o FILE        write the profile, for go tool pprof
   -http ADDR     show it on pprof's own web page, at host:port (127.0.0.1: takes any port)
   -no_browser    with -http: don't open it
 
-  -peak N        of that peak (highwater's /peaks has their numbers), or "current": as of now. Default: the highest
+  -peak N        of peak N (highwater's /peaks has their numbers), "latest", "highest", or "current": as of now.
+                 Default: what the URL says (?peak=N), else the highest
   -base SOURCE   subtract this one, such as http://127.0.0.1:10001/highwater/pprof?peak=1; may be repeated
   -n N           lines of each table (10)
+
+Of each source 8MiB are read at most, as they come and unpacked, of all together 32MiB, in 30s each.
 `
 
+// What sources may cost: each may be anything, and says what it likes.
 const (
 	fetchTimeout = 30 * time.Second
-	maxProfile   = 256 << 20 // bytes
+	maxRedirects = 3
+	maxProfile   = 8 * unit.MiB  // as it comes, and unpacked: some 50,000 requests, where a worker keeps 512
+	maxProfiles  = 32 * unit.MiB // unpacked, of all together
+	maxEntries   = 500_000       // requests, their labels, frames and the like of one: parsed, each takes up to 150 bytes
 )
 
 func pprof(args []string, stdout, stderr io.Writer) int {
@@ -72,8 +84,9 @@ func pprof(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stderr, "highwater pprof:", err)
 		return 1
 	}
-	profiles, err := fetchAll(flags.Args(), *which)
-	base, baseErr := fetchAll(bases, "")
+	in := fetcher{left: maxProfiles}
+	profiles, err := in.fetchAll(flags.Args(), *which)
+	base, baseErr := in.fetchAll(bases, "")
 	if err = errors.Join(err, baseErr); err != nil {
 		return fail(err)
 	}
@@ -99,12 +112,17 @@ func pprof(args []string, stdout, stderr io.Writer) int {
 	return 0
 }
 
+// fetcher reads profiles from sources.
+type fetcher struct {
+	left unit.Bytes // of maxProfiles
+}
+
 // fetchAll returns the profile of each source, or what is wrong with each that has none.
-func fetchAll(sources []string, which string) ([]*profile.Profile, error) {
+func (f *fetcher) fetchAll(sources []string, which string) ([]*profile.Profile, error) {
 	var all []*profile.Profile
 	var errs []error
 	for _, source := range sources {
-		p, err := fetch(source, which)
+		p, err := f.fetch(source, which)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", source, err))
 			continue
@@ -114,22 +132,27 @@ func fetchAll(sources []string, which string) ([]*profile.Profile, error) {
 	return all, errors.Join(errs...)
 }
 
-func fetch(source, which string) (*profile.Profile, error) {
-	in, err := open(source, which)
+func (f *fetcher) fetch(source, which string) (*profile.Profile, error) {
+	if f.left <= 0 {
+		return nil, fmt.Errorf("the sources before are %v together, and no more is read: ask for fewer at once", maxProfiles)
+	}
+	data, err := read(source, which)
 	if err != nil {
 		return nil, err
 	}
-	defer in.Close()
-	data, err := io.ReadAll(io.LimitReader(in, maxProfile+1))
-	if err != nil {
+	if data, err = unpack(data); err != nil {
 		return nil, err
 	}
-	if len(data) > maxProfile {
-		return nil, fmt.Errorf("more than %v", unit.Bytes(maxProfile))
-	}
-	p, err := profile.ParseData(data)
-	if err != nil {
+	f.left -= unit.Bytes(len(data))
+	if err := few(data); err != nil {
 		return nil, err
+	}
+	p, err := profile.ParseUncompressed(data)
+	if err == nil {
+		err = p.CheckValid()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("it is no profile: %w", err)
 	}
 	if len(p.SampleType) != 2 || p.SampleType[0].Type != "requests" || p.SampleType[1].Type != "held" {
 		return nil, errors.New("a profile, but not one of requests that hold memory")
@@ -137,52 +160,106 @@ func fetch(source, which string) (*profile.Profile, error) {
 	return p, nil
 }
 
-func open(source, which string) (io.ReadCloser, error) {
+// unpack is what a packed profile is, and what is not packed as it is.
+func unpack(data []byte) ([]byte, error) {
+	if !bytes.HasPrefix(data, []byte{0x1f, 0x8b}) {
+		return data, nil
+	}
+	packed, err := gzip.NewReader(bytes.NewReader(data))
+	if err != nil {
+		return nil, fmt.Errorf("it can't be unpacked: %w", err)
+	}
+	data, err = input.ReadFrom(packed, "the profile, unpacked,", maxProfile)
+	if err != nil && !errors.Is(err, input.ErrTooLarge) {
+		err = fmt.Errorf("it can't be unpacked: %w", err)
+	}
+	return data, err
+}
+
+// few says whether a profile has few enough entries, before anything is made of it: an empty one is two bytes, and some hundred when
+// it is parsed.
+func few(data []byte) error {
+	n, err := entries(data, true)
+	switch {
+	case err != nil:
+		return fmt.Errorf("it is no profile: %w", err)
+	case n > maxEntries:
+		return fmt.Errorf("the profile has more than %d entries, which is more than is read", maxEntries)
+	}
+	return nil
+}
+
+// entries counts the fields of a profile, and of its samples and locations, of which one may have any number too.
+func entries(data []byte, within bool) (all int, err error) {
+	const samples, locations = 2, 4
+	for len(data) > 0 {
+		field, kind, n := protowire.ConsumeTag(data)
+		if n < 0 {
+			return all, protowire.ParseError(n)
+		}
+		data = data[n:]
+		if n = protowire.ConsumeFieldValue(field, kind, data); n < 0 {
+			return all, protowire.ParseError(n)
+		}
+		all++
+		if within && kind == protowire.BytesType && (field == samples || field == locations) {
+			value, _ := protowire.ConsumeBytes(data)
+			more, err := entries(value, false)
+			if err != nil {
+				return all, err
+			}
+			all += more
+		}
+		data = data[n:]
+	}
+	return all, nil
+}
+
+// read is what a source says, whatever that is.
+func read(source, which string) ([]byte, error) {
 	if !strings.HasPrefix(source, "http://") && !strings.HasPrefix(source, "https://") {
 		if which != "" {
 			return nil, errors.New("-peak is for URLs: a file is of one peak")
 		}
-		return os.Open(source)
+		return input.Read(source, maxProfile)
 	}
 	u, err := url.Parse(source)
 	if err != nil {
 		return nil, err
 	}
-	if path.Base(u.Path) != "pprof" {
+	if path.Base(u.Path) != "pprof" && !strings.HasSuffix(u.Path, "/debug/pprof/highwater") {
 		u.Path = strings.TrimSuffix(u.Path, "/") + "/pprof"
 	}
-	if which != "" {
-		u.RawQuery = url.Values{"peak": {which}}.Encode()
+	query := u.Query()
+	switch {
+	case which != "":
+		query.Set("peak", which)
+	case !query.Has("peak"):
+		query.Set("peak", "highest") // unasked it would be as of now, for those that ask again and again
 	}
+	u.RawQuery = query.Encode()
 	ctx, cancel := context.WithTimeout(context.Background(), fetchTimeout)
+	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
 	if err != nil {
-		cancel()
 		return nil, err
 	}
-	res, err := http.DefaultClient.Do(req)
+	client := http.Client{CheckRedirect: func(_ *http.Request, via []*http.Request) error {
+		if len(via) > maxRedirects {
+			return fmt.Errorf("it redirects more than %d times", maxRedirects)
+		}
+		return nil
+	}}
+	res, err := client.Do(req)
 	if err != nil {
-		cancel()
 		return nil, err
 	}
+	defer res.Body.Close()
 	if res.StatusCode != http.StatusOK {
-		defer cancel()
-		defer res.Body.Close()
 		text, _ := io.ReadAll(io.LimitReader(res.Body, 1<<10))
 		return nil, fmt.Errorf("%s: %s", res.Status, peak.Clean(strings.TrimSpace(string(text))))
 	}
-	return &body{res.Body, cancel}, nil
-}
-
-// body ends the request with its answer.
-type body struct {
-	io.ReadCloser
-	cancel func()
-}
-
-func (b *body) Close() error {
-	defer b.cancel()
-	return b.ReadCloser.Close()
+	return input.ReadFrom(res.Body, "the answer", maxProfile)
 }
 
 // difference is the sum of the profiles less that of the base.
@@ -325,7 +402,7 @@ func printTables(out io.Writer, profiles, base []*profile.Profile, lines int) {
 	}
 	tell := func(prefix string, list []*profile.Profile) {
 		for _, p := range list {
-			for _, comment := range p.Comments {
+			for _, comment := range p.Comments[:min(len(p.Comments), maxComments)] {
 				fmt.Fprintf(out, "%s%s (%s)\n", prefix, cleanLine(comment), time.Unix(0, p.TimeNanos).UTC().Format(time.DateTime))
 			}
 		}
@@ -341,8 +418,12 @@ func printTables(out io.Writer, profiles, base []*profile.Profile, lines int) {
 	}
 }
 
+// No more of a profile's comments is shown: there is one of 200 bytes for each Envoy.
+const maxComments, maxComment = 100, 1 << 10
+
 // cleanLine is a comment of a profile as it may be shown: it may come from anywhere.
 func cleanLine(text string) string {
+	text = text[:min(len(text), maxComment)]
 	var b strings.Builder
 	for len(text) > 0 {
 		n := min(len(text), reservoir.MaxLabel)

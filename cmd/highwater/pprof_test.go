@@ -2,16 +2,20 @@ package main
 
 import (
 	"bytes"
+	"compress/gzip"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/pprof/profile"
 	"github.com/stretchr/testify/require"
+	"google.golang.org/protobuf/encoding/protowire"
 
 	"github.com/highwater-envoy/highwater/internal/peak"
 	"github.com/highwater-envoy/highwater/internal/reservoir"
@@ -42,6 +46,9 @@ func envoy(t *testing.T) string {
 	}
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		question, below := peak.Below("/highwater", r.URL.RequestURI())
+		if r.URL.Path == "/debug/pprof/highwater" {
+			question, below = "pprof?"+r.URL.RawQuery, true
+		}
 		if !below {
 			http.NotFound(w, r)
 			return
@@ -70,7 +77,7 @@ func TestPprofTables(t *testing.T) {
 	var out, errs bytes.Buffer
 	require.Equal(t, 0, run([]string{"pprof", url}, nil, &out, &errs), errs.String())
 	text := out.String()
-	require.True(t, strings.HasPrefix(text, "peak 2: in use 120.0MiB of 200.0MiB, base 20.0MiB, likely held by requests 100.0MiB (at most 100.0MiB), no request explains 0B (2023-11-14 21:14:20)\n"), text)
+	require.True(t, strings.HasPrefix(text, "peak 2, the highest: in use 120.0MiB of 200.0MiB, base 20.0MiB, likely held by requests 100.0MiB (at most 100.0MiB), no request explains 0B (2023-11-14 21:14:20)\n"), text)
 	fields := rows(text)
 	require.Equal(t, []string{"32.0MiB", "0B", "88.3%", "2", "1.5s", "upload"}, fields["upload"])
 	require.Equal(t, []string{"16.0MiB", "0B", "44.1%", "1", "1.5s", "a"}, fields["a"])
@@ -79,6 +86,17 @@ func TestPprofTables(t *testing.T) {
 	require.Contains(t, fields, `\x1b[31mred`)
 	require.NotContains(t, text, "\x1b")
 	require.Equal(t, "36.3MiB", fields["(all)"][0])
+
+	// Which one, by the flag or by the URL; of highwater serve too.
+	for want, args := range map[string][]string{
+		"now: in use": {"-peak", "current", url},
+		"peak 1: in":  {url + "/pprof?peak=1"},
+		"peak 2, the": {"-peak", "latest", strings.TrimSuffix(url, "/highwater") + "/debug/pprof/highwater"},
+	} {
+		out.Reset()
+		require.Equal(t, 0, run(append([]string{"pprof"}, args...), nil, &out, &errs), errs.String())
+		require.Equal(t, want, out.String()[:len(want)])
+	}
 
 	// Of two Envoys together.
 	out.Reset()
@@ -126,12 +144,12 @@ func TestPprofRefuses(t *testing.T) {
 	require.NoError(t, cpu.Write(f))
 	require.NoError(t, f.Close())
 	for want, args := range map[string][]string{
-		"404 Not Found: no such peak; there are 1, 2 and current": {"-peak", "7", url},
-		"not one of requests that hold memory":                    {other},
-		"garbage: ":                                               {garbage},
-		"no such file":                                            {filepath.Join(dir, "none")},
-		"-peak is for URLs":                                       {"-peak", "1", other},
-		"connection refused":                                      {"http://127.0.0.1:1/highwater"},
+		"404 Not Found: no such peak; there are 1, 2, latest, highest and current": {"-peak", "7", url},
+		"not one of requests that hold memory":                                     {other},
+		"garbage: ":                                                                {garbage},
+		"no such file":                                                             {filepath.Join(dir, "none")},
+		"-peak is for URLs":                                                        {"-peak", "1", other},
+		"connection refused":                                                       {"http://127.0.0.1:1/highwater"},
 	} {
 		var out, errs bytes.Buffer
 		require.Equal(t, 1, run(append([]string{"pprof"}, args...), nil, &out, &errs), want)
@@ -146,4 +164,91 @@ func TestPprofRefuses(t *testing.T) {
 		require.Equal(t, 2, run(args, nil, &out, &errs))
 	}
 	require.Equal(t, 0, run([]string{"pprof", "-h"}, nil, &out, &errs))
+}
+
+// A source may be anything: what is read of it, what that is unpacked, and what is made of it is bounded.
+func TestPprofOfAnything(t *testing.T) {
+	dir := t.TempDir()
+	packed := func(text string, times int) []byte {
+		var b bytes.Buffer
+		w := gzip.NewWriter(&b)
+		for range times {
+			_, err := w.Write([]byte(text))
+			require.NoError(t, err)
+		}
+		require.NoError(t, w.Close())
+		return b.Bytes()
+	}
+	megabyte := strings.Repeat("\x12\x00", mib/2) // samples with nothing in them
+	within := func(tag byte, text string) string {
+		return string(protowire.AppendString([]byte{tag}, text))
+	}
+	for name, c := range map[string]struct {
+		data []byte
+		want string
+	}{
+		"bomb":             {packed(megabyte, 20), "the profile, unpacked, is too large: no more than 8MiB is read"},
+		"two members":      {append(packed(megabyte, 6), packed(megabyte, 6)...), "unpacked, is too large"},
+		"bomb in a bomb":   {packed(string(packed(megabyte, 20)), 1), "it is no profile"},
+		"empty samples":    {packed(megabyte, 7), "more than 500000 entries"},
+		"empty labels":     {packed(within(0x12, strings.Repeat("\x1a\x00", 3*mib)), 1), "more than 500000 entries"},
+		"empty lines":      {packed(within(0x22, strings.Repeat("\x22\x00", 3*mib)), 1), "more than 500000 entries"},
+		"strings":          {packed("\x32\x00", 500_001), "more than 500000 entries"},
+		"large as it is":   {bytes.Repeat([]byte("\x12\x00"), 5*mib), "is too large: no more than 8MiB is read"},
+		"cut":              {packed(megabyte, 1)[:500], "it can't be unpacked: unexpected EOF"},
+		"no gzip":          {[]byte("\x1f\x8b is not enough"), "it can't be unpacked: gzip: invalid header"},
+		"empty":            {nil, "it is no profile: empty input file"},
+		"text":             {[]byte("no profile"), "it is no profile"},
+		"an end too early": {[]byte("\x12\x7f"), "it is no profile: unexpected EOF"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			file := filepath.Join(dir, "source")
+			require.NoError(t, os.WriteFile(file, c.data, 0o600))
+			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(c.data) }))
+			defer server.Close()
+			for _, source := range []string{file, server.URL} {
+				allocated := totalAlloc()
+				var out, errs bytes.Buffer
+				require.Equal(t, 1, run([]string{"pprof", source}, nil, &out, &errs))
+				require.Contains(t, errs.String(), c.want)
+				require.Contains(t, errs.String(), source)
+				require.Empty(t, out.String())
+				require.Less(t, totalAlloc()-allocated, uint64(100*mib))
+			}
+		})
+	}
+	var out, errs bytes.Buffer
+	require.Equal(t, 1, run([]string{"pprof", "/dev/zero"}, nil, &out, &errs))
+	require.Contains(t, errs.String(), "/dev/zero is too large")
+
+	// Together they are bounded too.
+	p := &profile.Profile{SampleType: []*profile.ValueType{{Type: "requests", Unit: "count"}, {Type: "held", Unit: "bytes"}}}
+	p.Comments = append(make([]string, 1000), strings.Repeat("x", 7*mib))
+	slices.Reverse(p.Comments)
+	file := filepath.Join(dir, "large")
+	require.NoError(t, write(file, p))
+	out.Reset()
+	require.Equal(t, 0, run([]string{"pprof", file, file, file, file, file}, nil, &out, &errs), errs.String())
+	require.Less(t, out.Len(), 32<<10, "of comments so much as is useful is shown")
+	errs.Reset()
+	require.Equal(t, 1, run([]string{"pprof", file, file, file, file, file, file}, nil, &out, &errs))
+	require.Contains(t, errs.String(), "the sources before are 32MiB together, and no more is read: ask for fewer at once")
+}
+
+// A source that answers with another address, and that with another, is not followed for ever.
+func TestPprofRedirects(t *testing.T) {
+	url := envoy(t)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		n, _ := strconv.Atoi(r.URL.Query().Get("n"))
+		if n == 0 {
+			http.Redirect(w, r, url+"/pprof", http.StatusFound)
+			return
+		}
+		http.Redirect(w, r, "/pprof?n="+strconv.Itoa(n-1), http.StatusFound)
+	}))
+	defer server.Close()
+	var out, errs bytes.Buffer
+	require.Equal(t, 0, run([]string{"pprof", server.URL + "/pprof?n=2"}, nil, &out, &errs), errs.String())
+	require.Equal(t, 1, run([]string{"pprof", server.URL + "/pprof?n=3"}, nil, &out, &errs))
+	require.Contains(t, errs.String(), "it redirects more than 3 times")
 }

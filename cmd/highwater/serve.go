@@ -27,6 +27,7 @@ import (
 	"github.com/highwater-envoy/highwater/extproc"
 	"github.com/highwater-envoy/highwater/internal/adminhttp"
 	"github.com/highwater-envoy/highwater/internal/guard"
+	"github.com/highwater-envoy/highwater/internal/input"
 	"github.com/highwater-envoy/highwater/internal/observer"
 )
 
@@ -103,7 +104,7 @@ const defaultAdmin = "http://127.0.0.1:9901"
 // parseServed reads what the server is to do.
 func parseServed(text []byte) (served, error) {
 	c := served{text: text, observer: observer.Default()}
-	asJSON, err := toJSON(text)
+	asJSON, err := input.JSON(text, maxConfig)
 	if err != nil {
 		return c, err
 	}
@@ -136,9 +137,9 @@ type app struct {
 }
 
 func serveUntil(ctx context.Context, o settings, hangup <-chan os.Signal, log *slog.Logger) error {
-	text, err := os.ReadFile(o.config)
+	text, err := input.ReadRegular(o.config, maxConfig)
 	if err != nil {
-		return err
+		return fmt.Errorf("-config: %w", err)
 	}
 	config, err := parseServed(text)
 	if err != nil {
@@ -219,6 +220,7 @@ func serveUntil(ctx context.Context, o settings, hangup <-chan os.Signal, log *s
 func (a *app) follow(ctx context.Context, file string, config served, hangup <-chan os.Signal, failed <-chan error, g *extproc.GRPC) error {
 	look := time.NewTicker(500 * time.Millisecond)
 	defer look.Stop()
+	unread := "" // why the file can't be read, as it was told last
 	for {
 		told := false
 		select {
@@ -231,12 +233,17 @@ func (a *app) follow(ctx context.Context, file string, config served, hangup <-c
 		case <-look.C:
 			g.SetServing(a.server.Ready() == nil)
 		}
-		text, err := os.ReadFile(file)
+		text, err := input.ReadRegular(file, maxConfig)
 		switch {
-		case err != nil && told, err != nil && !errors.Is(err, fs.ErrNotExist): // it is gone for a moment while it is replaced
+		case err != nil && !told && (errors.Is(err, fs.ErrNotExist) || err.Error() == unread):
+			// It is gone for a moment while it is replaced, or this has been said.
+		case err != nil:
+			unread = err.Error()
 			a.log.Error("the configuration can't be read; the old one stays", "file", file, "error", err)
-		case err != nil, !told && bytes.Equal(text, config.text):
+		case !told && bytes.Equal(text, config.text):
+			unread = ""
 		default:
+			unread = ""
 			config = a.reload(file, text, config)
 		}
 	}

@@ -20,7 +20,9 @@ import (
 	"path/filepath"
 	"regexp"
 	"strconv"
+	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -52,6 +54,8 @@ func TestServeRefuses(t *testing.T) {
 		return f
 	}
 	const good = "budget: {limit: 200MiB}\n"
+	pipe := filepath.Join(dir, "pipe")
+	require.NoError(t, syscall.Mkfifo(pipe, 0o600))
 	for _, c := range []struct {
 		args []string
 		code int
@@ -59,6 +63,11 @@ func TestServeRefuses(t *testing.T) {
 	}{
 		{nil, 2, "-config"},
 		{[]string{"-config", filepath.Join(dir, "none")}, 1, "no such file"},
+		{[]string{"-config", dir}, 1, "-config: " + dir + " is a directory"},
+		{[]string{"-config", "/dev/zero"}, 1, "-config: /dev/zero is a device, and must be a regular file"},
+		{[]string{"-config", pipe}, 1, "-config: " + pipe + " is a pipe, and must be a regular file"},
+		{[]string{"-config", file(good + strings.Repeat("# a comment\n", 100_000))}, 1, "is too large: no more than 1MiB is read"},
+		{[]string{"-config", file(good + "---\n" + good)}, 1, "it has another document from line 2 on"},
 		{[]string{"-config", file("budget: {limit: 200MiB}\nx: 1\n")}, 1, "x: unknown key; known here:"},
 		{[]string{"-config", file("budget: {limit: 200MiB, limit: 5}\n")}, 1, "already set"},
 		{[]string{"-config", file("budget: {limit: 200MiB, resume: 99%}\nrelease: {threshold: 200%, keep: 5}\n")}, 1, "release.threshold: 200% must be"},
@@ -99,11 +108,18 @@ func (o *output) String() string {
 // serving runs the server until the end of the test, and returns its addresses.
 func serving(t *testing.T, o settings) (grpc, http string) {
 	t.Helper()
+	grpc, http, _, _ = servingFile(t, o)
+	return grpc, http
+}
+
+// servingFile is serving, with the file of its configuration and its log.
+func servingFile(t *testing.T, o settings) (grpc, http, file string, log *output) {
+	t.Helper()
 	admin := httptest.NewServer(handler(`{"allocated":"5","heap_size":"40000000","pageheap_unmapped":"0","pageheap_free":"0"}`))
 	t.Cleanup(admin.Close)
 	o.config = filepath.Join(t.TempDir(), "config.yaml")
 	require.NoError(t, os.WriteFile(o.config, []byte("budget: {limit: 200MiB}\nenvoy: {pid: 4194303}\nmemory: {url: \""+admin.URL+"\"}\n"), 0o600))
-	log := &output{}
+	log = &output{}
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() {
@@ -116,7 +132,37 @@ func serving(t *testing.T, o settings) (grpc, http string) {
 	ready := regexp.MustCompile(`msg=ready grpc=(\S+) http=(\S+)`)
 	var m []string
 	require.Eventually(t, func() bool { m = ready.FindStringSubmatch(log.String()); return m != nil }, 10*time.Second, time.Millisecond, log.String())
-	return m[1], m[2]
+	return m[1], m[2], o.config, log
+}
+
+// Whatever comes in place of the configuration, the old one stays, and that is said once; what comes after it is read.
+func TestServeFollowsAFile(t *testing.T) {
+	_, _, file, log := servingFile(t, settings{grpc: "127.0.0.1:0", http: "127.0.0.1:0"})
+	good, err := os.ReadFile(file)
+	require.NoError(t, err)
+	said := func(what string) int { return strings.Count(log.String(), what) }
+	const staying = "the old one stays"
+	for i, c := range []struct {
+		put  func() error
+		want string
+	}{
+		{func() error { return os.WriteFile(file, bytes.Repeat([]byte("# a comment\n"), 1<<20), 0o600) }, "is too large: no more than 1MiB is read"},
+		{func() error { return syscall.Mkfifo(file, 0o600) }, "is a pipe, and must be a regular file"},
+		{func() error { return os.Symlink("/dev/zero", file) }, "is a device, and must be a regular file"},
+		{func() error { return os.Mkdir(file, 0o700) }, "is a directory, and must be a regular file"},
+		{func() error { return os.WriteFile(file, append(good, "---\n"...), 0o600) }, "it has another document"},
+	} {
+		require.NoError(t, os.Remove(file))
+		require.NoError(t, c.put())
+		require.Eventually(t, func() bool { return said(c.want) == 1 }, 10*time.Second, 10*time.Millisecond, "%s in\n%s", c.want, log)
+		time.Sleep(700 * time.Millisecond) // another look at it
+		require.Equal(t, 1, said(c.want), "it is said once")
+		require.Equal(t, i+1, said(staying))
+	}
+	require.NoError(t, os.Remove(file))
+	require.NoError(t, os.WriteFile(file, bytes.Replace(good, []byte("200MiB"), []byte("100MiB"), 1), 0o600))
+	require.Eventually(t, func() bool { return said("msg=\"the configuration is in force\"") == 1 }, 10*time.Second, 10*time.Millisecond)
+	require.Contains(t, log.String(), "limit=100MiB")
 }
 
 type handler string

@@ -4,7 +4,6 @@ package envoyconfig
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -12,9 +11,10 @@ import (
 	"strings"
 
 	filterv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
-	"sigs.k8s.io/yaml"
 
 	"github.com/highwater-envoy/highwater/internal/guard"
+	"github.com/highwater-envoy/highwater/internal/input"
+	"github.com/highwater-envoy/highwater/internal/unit"
 )
 
 // Finding is one thing to change.
@@ -64,23 +64,16 @@ func Check(text []byte, config guard.Config) (Report, error) {
 	return c.Report, nil
 }
 
+// MaxBootstrap is how much of a bootstrap is read: some 20,000 clusters. To read it takes up to fifty times as much memory.
+const MaxBootstrap = 8 * unit.MiB
+
 func parse(text []byte) (map[string]any, error) {
 	if len(bytes.TrimSpace(text)) == 0 {
 		return nil, errors.New("it is empty, and must be an Envoy bootstrap: static_resources with listeners and clusters")
 	}
-	if !json.Valid(text) { // YAML refuses some of what JSON may hold
-		asJSON, err := yaml.YAMLToJSONStrict(text)
-		if err != nil {
-			reason := strings.TrimPrefix(err.Error(), "error converting YAML to JSON: ")
-			return nil, fmt.Errorf("it is neither YAML nor JSON: %s", oneLine(reason))
-		}
-		text = asJSON
-	}
-	d := json.NewDecoder(bytes.NewReader(text))
-	d.UseNumber() // as written: 100000 must not come out as 1e+05
-	var root any
-	if err := d.Decode(&root); err != nil {
-		return nil, fmt.Errorf("it is neither YAML nor JSON: %w", err)
+	root, err := input.Tree(text, MaxBootstrap)
+	if err != nil {
+		return nil, errors.New(oneLine(err.Error()))
 	}
 	object, ok := root.(map[string]any)
 	if !ok {

@@ -376,7 +376,11 @@ func TestNoBootstrap(t *testing.T) {
 		"\x00\x01":                 "control characters are not allowed",
 		strings.Repeat("[", 1<<17): "exceeded max depth",
 		strings.Repeat(`{"a":`, 20000) + "1" + strings.Repeat("}", 20000): "exceeded max depth",
-		bomb(): "excessive aliasing",
+		bomb():                            "it is too large from line 6 on where aliases (*name) are written out",
+		"a: 1\n---\nb: 2\n":               "it has another document from line 2 on",
+		"{a: 1}\nb: 2\n":                  "something follows behind the document",
+		`{"a": 1} {"a": 2}`:               "something follows behind the document",
+		`{"a": 1, "b": {"a": 1, "a": 2}}`: `key "a" is set twice, again at byte 26`,
 	} {
 		_, err := Check([]byte(text), config())
 		require.ErrorContains(t, err, want, "%.60q", text)

@@ -1,6 +1,7 @@
 package guard
 
 import (
+	"slices"
 	"strings"
 	"time"
 
@@ -186,7 +187,7 @@ func (w *Worker) sample(now Time) {
 // look chooses the gap and with it who is in the sample, asks whose those are that are new in it, and, if it is to be frozen, makes
 // the snapshot.
 func (w *Worker) look(now Time, freeze bool) {
-	x, table, own := &w.tracer, w.account.Table(), w.account.Own()
+	x, own := &w.tracer, w.account.Own()
 	x.count.Reset(int64(w.trace.Every))
 	totals := reservoir.Totals{Streams: own.Streams, Connections: own.Connections}
 	w.members(func(t *traced, h holding, _ *Stream, _ *Connection) {
@@ -218,9 +219,16 @@ func (w *Worker) look(now Time, freeze bool) {
 			})
 		}
 	})
-	x.snapshot = reservoir.Snapshot{
-		Worker: w.account.ID(), At: now, Level: uint8(table.Level), Limit: w.limits.Known(), InUse: table.Reading, Allocated: w.marks(table).Allocated, Base: table.Base,
-		Gap: x.gap, Totals: totals, Samples: samples,
+	x.snapshot = w.empty(now)
+	x.snapshot.Gap, x.snapshot.Totals, x.snapshot.Samples = x.gap, totals, samples
+}
+
+// empty is a snapshot of no requests: what the process has in use, and its limit.
+func (w *Worker) empty(now Time) reservoir.Snapshot {
+	t := w.account.Table()
+	return reservoir.Snapshot{
+		Worker: w.account.ID(), At: now, Level: uint8(t.Level), Limit: w.limits.Known(),
+		InUse: t.Reading, Allocated: w.marks(t).Allocated, Base: t.Base, Gap: float64(w.trace.Every),
 	}
 }
 
@@ -312,14 +320,14 @@ func (w *Worker) Look(now Time) {
 	}
 }
 
-// Looked says whether all workers that have requests have frozen their samples since, or no answer can be expected any more.
+// Looked says whether this worker and all that have requests have frozen their samples since, or no answer can be expected any more.
 func (w *Worker) Looked(now, since Time) bool {
-	if now-since >= freezeWithin {
+	if now-since >= freezeWithin || w.trace.Capacity == 0 {
 		return true
 	}
 	for i := range w.account.Table().Entries {
 		e := &w.account.Table().Entries[i]
-		if e.Streams == 0 && e.Bounds == 0 {
+		if idles(e) && e.ID != w.account.ID() {
 			continue
 		}
 		value, err := w.account.Store().Kept(e.ID, lookSlot)
@@ -330,11 +338,24 @@ func (w *Worker) Looked(now, since Time) bool {
 	return true
 }
 
-// Current are the samples that Look had frozen.
+// Current are the samples that Look had frozen. A worker without requests is not waited for: what it froze for an older wish is of
+// requests that have ended since.
 func (w *Worker) Current() reservoir.Peak {
-	p, _ := reservoir.Gather(w.kept(lookSlot))
+	t := w.account.Table()
+	looked := w.marks(t).Looked
+	all := slices.DeleteFunc(w.kept(lookSlot), func(s reservoir.Snapshot) bool {
+		i := slices.IndexFunc(t.Entries, func(e budget.Entry) bool { return e.ID == s.Worker })
+		return looked-s.At >= freezeWithin && (i < 0 || idles(&t.Entries[i]))
+	})
+	if len(all) == 0 { // nobody had a request yet, or nothing is to be sampled
+		all = append(all, w.empty(looked))
+	}
+	p, _ := reservoir.Gather(all)
 	return p
 }
+
+// idles says that a worker has no requests, and nothing that ended ones left.
+func idles(e *budget.Entry) bool { return e.Streams == 0 && e.Bounds == 0 }
 
 // Peaks are the kept ones of all workers, the oldest first.
 func (w *Worker) Peaks() []reservoir.Peak {

@@ -57,6 +57,43 @@ func (p *process) uploading(worker int, route string, n int64) *request {
 	return r
 }
 
+// A worker that has nothing any more is not waited for; what it had at an older wish is not told as of now.
+func TestCurrentIsOfNow(t *testing.T) {
+	p := newProcess(t, 2, nil)
+	p.settle(40 * mib)
+	nobody := p.current()
+	require.Len(t, nobody.Snapshots, 1, "no worker has had a request, and what is in use is told all the same")
+	require.Equal(t, 40*mib, nobody.Snapshots[0].InUse)
+	require.Equal(t, p.now, nobody.Snapshots[0].At)
+	require.Positive(t, nobody.Snapshots[0].Gap)
+	p.uploading(0, "stays", 4*mib)
+	gone := p.uploading(1, "goes", 4*mib)
+	require.Len(t, held(p.current(), route), 2)
+	p.guards[1].Close(p.now, &gone.Stream)
+	p.settle(40 * mib)
+	for range 10 {
+		p.now += 250 * ms
+		p.workers[0].Tick(p.now)
+		p.workers[1].Tick(p.now)
+	}
+	p.workers[0].Look(p.now)
+	p.workers[0].Tick(p.now)
+	require.True(t, p.workers[0].Looked(p.now, p.now), "the other one has not ticked")
+	now := p.workers[0].Current()
+	require.Len(t, now.Snapshots, 1)
+	require.Equal(t, p.now, now.Snapshots[0].At)
+	require.NotContains(t, held(now, route), "goes")
+
+	// The one who answers is waited for, so that an answer has a reading at least.
+	p.now += ms
+	p.workers[1].Look(p.now)
+	require.False(t, p.workers[1].Looked(p.now, p.now))
+	p.workers[0].Tick(p.now)
+	require.False(t, p.workers[1].Looked(p.now, p.now))
+	p.workers[1].Tick(p.now)
+	require.True(t, p.workers[1].Looked(p.now, p.now))
+}
+
 // At a new high-water mark each worker freezes whose bytes those are, and any of them tells it all.
 func TestAPeakShowsWhoMadeIt(t *testing.T) {
 	p := newProcess(t, 2, nil)

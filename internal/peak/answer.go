@@ -56,20 +56,27 @@ func Below(base, path string) (question string, below bool) {
 // WantsCurrent says whether the question is for the samples as of now, so that all workers have to freeze theirs before Ask.
 func WantsCurrent(question string) bool {
 	what, query, _ := strings.Cut(question, "?")
-	return what == "current" || what == "pprof" && peakOf(query) == "current"
+	return what == current || what == "pprof" && peakOf(query) == current
 }
+
+// What peak= may be, beside the number of one.
+const (
+	current = "current" // as of now: what is answered unasked, for those that ask again and again
+	latest  = "latest"
+	highest = "highest"
+)
 
 // peakOf is the value of peak= in a query.
 func peakOf(query string) string {
 	for pair := range strings.SplitSeq(query, "&") {
-		if value, found := strings.CutPrefix(pair, "peak="); found {
+		if value, found := strings.CutPrefix(pair, "peak="); found && value != "" {
 			return value
 		}
 	}
-	return ""
+	return current
 }
 
-// Ask answers a question: status, peaks, current, pprof or pprof?peak=N.
+// Ask answers a question: status, peaks, current, pprof (as of now) or pprof?peak= with the number of one, latest or highest.
 func (s *Source) Ask(method, question string) Answer {
 	if method != "GET" {
 		return text(methodNotAllowed, "only GET\n")
@@ -86,12 +93,12 @@ func (s *Source) Ask(method, question string) Answer {
 		return encoded(struct {
 			Peaks []View `json:"peaks"`
 		}{views})
-	case "current":
+	case current:
 		return encoded(ViewOf(s.Current(), s.Clock, groupsOfCurrent))
 	case "pprof":
 		return s.profile(peakOf(query))
 	}
-	return text(notFound, "there are status, peaks, current and pprof[?peak=N]\n")
+	return text(notFound, "there are status, peaks, current and pprof[?peak=N, latest or highest]\n")
 }
 
 func text(status int, body string) Answer {
@@ -116,22 +123,26 @@ func (s *Source) status() Answer {
 	return Answer{Status: ok, ContentType: jsonType, Body: append(b, "}\n"...)}
 }
 
-// profile is that of the highest peak, or of the one that is asked for.
+// profile is that of now, or of the peak that is asked for.
 func (s *Source) profile(which string) Answer {
-	if which == "current" {
-		return Answer{Status: ok, ContentType: octets, Body: Profile(s.Current(), s.Clock)}
+	if which == current {
+		return profileOf(s.Current(), s.Clock)
 	}
 	peaks := s.Peaks()
-	there := make([]string, 0, len(peaks))
-	for _, p := range peaks {
+	there := ""
+	for i, p := range peaks {
 		number := strconv.FormatInt(p.Number, 10)
-		if which == number || which == "" && p.Highest {
-			return Answer{Status: ok, ContentType: octets, Body: Profile(p, s.Clock)}
+		if which == number || which == highest && p.Highest || which == latest && i == len(peaks)-1 {
+			return profileOf(p, s.Clock)
 		}
-		there = append(there, number)
+		there += number + ", "
 	}
-	if len(there) == 0 {
+	if there == "" {
 		return text(notFound, "no peak yet: memory in use has not risen by trace.floor; peak=current is what there is now\n")
 	}
-	return text(notFound, "no such peak; there are "+strings.Join(there, ", ")+" and current\n")
+	return text(notFound, "no such peak; there are "+there+"latest, highest and current\n")
+}
+
+func profileOf(p reservoir.Peak, clock Clock) Answer {
+	return Answer{Status: ok, ContentType: octets, Body: Profile(p, clock)}
 }

@@ -163,6 +163,15 @@ func (m *merged) phase(p reservoir.Phase) int64 {
 
 func (m *merged) unexplained() int64 { return max(m.last.InUse-m.last.Base-m.held(), 0) }
 
+// gap is the mean of the workers' gaps, bytes.
+func (m *merged) gap() int64 {
+	sum := 0.
+	for i := range m.Snapshots {
+		sum += m.Snapshots[i].Gap
+	}
+	return max(whole(sum/float64(len(m.Snapshots))), 0) // of none it is 0
+}
+
 // whole is f as an integer; what is read from shared data may be anything.
 func whole(f float64) int64 {
 	if math.IsNaN(f) {

@@ -3,6 +3,7 @@ package peak
 import (
 	"encoding/json"
 	"fmt"
+	"math"
 	"strconv"
 	"strings"
 	"testing"
@@ -102,15 +103,36 @@ func parsed(t *testing.T, p reservoir.Peak) *profile.Profile {
 	t.Helper()
 	prof, err := profile.ParseData(Profile(p, clock))
 	require.NoError(t, err)
-	require.NoError(t, prof.CheckValid())
+	scrapable(t, prof)
 	return prof
+}
+
+// scrapable is what those ask for who scrape profiles each few seconds and keep them (Parca's normalizer, of them, is strict): a
+// kind, made of the types of what is counted and of what is sampled; no duration, for it is of a moment; ids without gaps.
+func scrapable(t *testing.T, p *profile.Profile) {
+	t.Helper()
+	require.NoError(t, p.CheckValid())
+	require.Equal(t, &profile.ValueType{Type: "space", Unit: "bytes"}, p.PeriodType)
+	require.Equal(t, []*profile.ValueType{{Type: "requests", Unit: "count"}, {Type: "held", Unit: "bytes"}}, p.SampleType)
+	require.Zero(t, p.DurationNanos)
+	require.Positive(t, p.TimeNanos)
+	for i, m := range p.Mapping {
+		require.EqualValues(t, i+1, m.ID)
+	}
+	for i, f := range p.Function {
+		require.EqualValues(t, i+1, f.ID)
+	}
+	for i, l := range p.Location {
+		require.EqualValues(t, i+1, l.ID)
+	}
 }
 
 func TestProfile(t *testing.T) {
 	prof := parsed(t, example())
 	require.Equal(t, "held", prof.DefaultSampleType)
 	require.Equal(t, 1_700_000_000_000_000_000-int64(time.Hour), prof.TimeNanos)
-	require.Equal(t, []string{"peak 3: in use 120.0MiB of 200.0MiB, base 20.0MiB, likely held by requests 80.0MiB (at most 80.0MiB), no request explains 20.0MiB"}, prof.Comments)
+	require.EqualValues(t, mib, prof.Period)
+	require.Equal(t, []string{"peak 3, the highest: in use 120.0MiB of 200.0MiB, base 20.0MiB, likely held by requests 80.0MiB (at most 80.0MiB), no request explains 20.0MiB"}, prof.Comments)
 	held, requests := map[string]int64{}, map[string]int64{}
 	for _, s := range prof.Sample {
 		var names []string
@@ -139,7 +161,36 @@ func TestProfile(t *testing.T) {
 	require.Equal(t, []string{UnitAge}, prof.Sample[0].NumUnit[LabelAge])
 	require.Equal(t, []int64{1000}, prof.Sample[0].NumLabel[LabelWeight])
 
-	require.Empty(t, parsed(t, reservoir.Peak{}).Sample)
+	// A peak keeps its time, though the clocks are read anew, and one a little later than the other.
+	again := clock
+	again.Monotonic += time.Minute
+	again.Wall += int64(time.Minute) + 700
+	kept, err := profile.ParseData(Profile(example(), again))
+	require.NoError(t, err)
+	require.Equal(t, prof.TimeNanos, kept.TimeNanos)
+}
+
+// As of now it has the time of now, whatever is in it: also before anything was frozen, and when a worker answers late.
+func TestProfileOfNow(t *testing.T) {
+	p := example()
+	p.Number = 0
+	p.Snapshots[1].Gap = 3 * mib
+	prof := parsed(t, p)
+	require.Equal(t, clock.Wall, prof.TimeNanos)
+	require.EqualValues(t, 2*mib, prof.Period, "the mean of both workers")
+	require.Len(t, prof.Sample, 64)
+	later := clock
+	later.Wall++
+	next, err := profile.ParseData(Profile(p, later))
+	require.NoError(t, err)
+	require.Equal(t, prof.TimeNanos+1, next.TimeNanos)
+
+	empty := parsed(t, reservoir.Peak{})
+	require.Empty(t, empty.Sample)
+	require.Equal(t, clock.Wall, empty.TimeNanos)
+	require.Zero(t, empty.Period)
+	p.Snapshots[0].Gap = math.Inf(1) // shared data may hold anything
+	require.Positive(t, parsed(t, p).Period)
 }
 
 // Names that come from traffic are shown harmlessly everywhere.
@@ -189,14 +240,15 @@ func TestQuestions(t *testing.T) {
 		_, below = Below("", path)
 		require.False(t, below, "without a path nothing is answered")
 	}
-	for question, want := range map[string]bool{"current": true, "current?x": true, "pprof?peak=current": true, "pprof": false, "pprof?peak=3": false, "peaks?peak=current": false, "": false} {
+	for question, want := range map[string]bool{"current": true, "current?x": true, "pprof?peak=current": true, "pprof": true, "pprof?x=1&peak=": true, "pprof?peak=3": false, "pprof?peak=latest": false, "pprof?x&peak=highest": false, "peaks?peak=current": false, "": false} {
 		require.Equal(t, want, WantsCurrent(question), question)
 	}
 }
 
 func TestAnswers(t *testing.T) {
-	peaks := []reservoir.Peak{example(), example()}
+	peaks := []reservoir.Peak{example(), example(), example()}
 	peaks[0].Number, peaks[0].Highest = 1, false
+	peaks[2].Number, peaks[2].Highest = 4, false
 	s := Source{
 		Clock: clock, Level: "hard", Peaks: func() []reservoir.Peak { return peaks }, Current: func() reservoir.Peak { p := example(); p.Number = 0; return p },
 		Figures: func(add func(string, int64)) { add("in_use_bytes", 5); add("workers", 2) },
@@ -210,7 +262,7 @@ func TestAnswers(t *testing.T) {
 	require.JSONEq(t, `{"level": "hard", "in_use_bytes": 5, "workers": 2}`, ask("status"))
 	var all struct{ Peaks []View }
 	require.NoError(t, json.Unmarshal([]byte(ask("peaks")), &all))
-	require.Len(t, all.Peaks, 2)
+	require.Len(t, all.Peaks, 3)
 	require.Equal(t, ViewOf(peaks[1], clock, 10), all.Peaks[1])
 	require.Contains(t, ask("current"), `"peak":0`)
 
@@ -220,14 +272,16 @@ func TestAnswers(t *testing.T) {
 		name, _, _ := strings.Cut(p.Comments[0], ":")
 		return name
 	}
-	require.Equal(t, "peak 3", number(ask("pprof")), "the highest of all")
+	require.Equal(t, "now", number(ask("pprof")), "what is scraped is as of now")
+	require.Equal(t, "peak 3, the highest", number(ask("pprof?peak=highest")))
+	require.Equal(t, "peak 4", number(ask("pprof?peak=latest")))
 	require.Equal(t, "peak 1", number(ask("pprof?peak=1")))
 	require.Equal(t, "now", number(ask("pprof?peak=current")))
 
 	for _, question := range []string{"pprof?peak=2", "pprof?peak=-1", "pprof?peak=x", "pprof?peak=99999999999999999999"} {
 		a := s.Ask("GET", question)
 		require.Equal(t, 404, a.Status)
-		require.Equal(t, "no such peak; there are 1, 3 and current\n", string(a.Body))
+		require.Equal(t, "no such peak; there are 1, 3, 4, latest, highest and current\n", string(a.Body))
 	}
 	for _, question := range []string{"", "peak", "status/", "../status", "debug/pprof"} {
 		require.Equal(t, 404, s.Ask("GET", question).Status, question)
@@ -236,9 +290,12 @@ func TestAnswers(t *testing.T) {
 		require.Equal(t, 405, s.Ask(method, "status").Status)
 	}
 	peaks = nil
-	a := s.Ask("GET", "pprof")
-	require.Equal(t, 404, a.Status)
-	require.Contains(t, string(a.Body), "no peak yet")
+	for _, which := range []string{"highest", "latest", "1"} {
+		a := s.Ask("GET", "pprof?peak="+which)
+		require.Equal(t, 404, a.Status)
+		require.Contains(t, string(a.Body), "no peak yet")
+	}
+	require.Equal(t, "now", number(ask("pprof")), "before the first peak too")
 	require.JSONEq(t, `{"peaks": []}`, ask("peaks"))
 }
 

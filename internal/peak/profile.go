@@ -19,6 +19,8 @@ const (
 	profileFunction          protowire.Number = 5
 	profileString            protowire.Number = 6
 	profileTime              protowire.Number = 9
+	profilePeriodType        protowire.Number = 11
+	profilePeriod            protowire.Number = 12
 	profileComment           protowire.Number = 13
 	profileDefaultSampleType protowire.Number = 14
 
@@ -134,7 +136,9 @@ func named(kind, name string) string {
 }
 
 // Profile is the peak as pprof reads it, uncompressed. Its samples count requests and the bytes that these likely hold, and stand
-// for those that are not sampled too. What is to be seen beside (measured, base, unexplained) is in its comments.
+// for those that are not sampled too. What is to be seen beside (measured, base, unexplained) is in its comments. It is as those of
+// Go's heap: bytes of space are sampled, one in so many, and it is of a moment, so that it has no duration. As of now its time is
+// now: who scrapes profiles knows them by their time, and drops or refuses those whose time he has had.
 func Profile(p reservoir.Peak, clock Clock) []byte {
 	m := merge(p)
 	e := encoder{strings: map[string]int64{}, frames: map[string]uint64{}}
@@ -169,7 +173,13 @@ func Profile(p reservoir.Peak, clock Clock) []byte {
 		e.sub = number(e.sub, functionName, uint64(e.text(name)))
 		e.buf = message(e.buf, profileFunction, e.sub)
 	}
-	e.buf = number(e.buf, profileTime, uint64(clock.nanos(m.first)))
+	at := clock.Wall
+	if p.Number > 0 {
+		at = clock.nanos(m.first) / 1e6 * 1e6 // the same each time, though both clocks are read anew
+	}
+	e.buf = number(e.buf, profileTime, uint64(at))
+	e.valueType(profilePeriodType, "space", "bytes")
+	e.buf = number(e.buf, profilePeriod, uint64(m.gap()))
 	e.buf = number(e.buf, profileDefaultSampleType, uint64(e.text("held")))
 	for _, comment := range m.comments() {
 		e.buf = number(e.buf, profileComment, uint64(e.text(comment)))
@@ -205,6 +215,9 @@ func (m *merged) comments() []string {
 	name := "now"
 	if m.Number > 0 {
 		name = "peak " + strconv.FormatInt(m.Number, 10)
+		if m.Highest {
+			name += ", the highest"
+		}
 	}
 	limit := ""
 	if m.last.Limit > 0 {
