@@ -808,7 +808,7 @@ func TestExemptPaths(t *testing.T) {
 	says := func(m ...*extprocv3.ProcessingRequest) (last *extprocv3.ProcessingResponse) {
 		t.Helper()
 		c := s.dial(t)
-		defer c.h.Closed()
+		defer c.close()
 		for _, m := range m {
 			c.say(m)
 			last = c.heard()
