@@ -1,0 +1,184 @@
+package docs
+
+import (
+	"net/url"
+	"os"
+	"path"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	"github.com/stretchr/testify/require"
+)
+
+const (
+	maxWords   = 30  // of a sentence
+	maxColumns = 120 // of a line that is no table
+	maxReadme  = 130 // lines
+	maxAnswer  = 8   // lines of an answer in RATIONALE.md
+	maxAnswerC = 100 // and their columns
+)
+
+// forbidden are words that have a plainer one, or another name here, with what to write. See docs/explanation/glossary.md.
+var forbidden = []struct{ word, write string }{
+	{`waiting line`, "queue"},
+	{`(waits?|waited|waiting|stands?|stood|those|time|who is|many) in line`, "in the queue"},
+	{`turned away`, "rejected"},
+	{`hogs?`, "clients, uploads or readers"},
+	{`well again`, "recovered"},
+	{`e\.g\.`, "for example, or such as"},
+	{`i\.e\.`, "that is"},
+	{`etc\.`, "name them, or and so on"},
+	{`whose each`, "each of whose"},
+	{`anew`, "again"},
+	{`of late`, "recently"},
+	{`lest`, "so that not"},
+	{`thereof|therein|whereby|hence`, "plainer words"},
+	{`leverages?|utili[sz]es?|seamless(ly)?|robust(ly)?|blazing(ly)?`, "what it does"},
+	{`simply|obviously|of course|easily`, "nothing"},
+	{`amongst|whilst`, "among, while"},
+}
+
+// Sentences are short enough to be understood at first reading.
+func TestSentencesAreShort(t *testing.T) {
+	for _, d := range documents(t) {
+		for _, s := range d.sentences() {
+			if n := s.words(); n > maxWords {
+				t.Errorf("%s:%d: a sentence of %d words, at most %d: %s", d.path, s.n, n, maxWords, s.text)
+			}
+		}
+	}
+}
+
+// One notion has one name, and a plain one.
+func TestWords(t *testing.T) {
+	for _, f := range forbidden {
+		word := regexp.MustCompile(`(?i)(^|[^\pL])(` + f.word + `)($|[^\pL])`)
+		for _, d := range documents(t) {
+			for _, s := range d.sentences() {
+				if m := word.FindStringSubmatch(s.text); m != nil {
+					t.Errorf("%s:%d: %q: write %s: %s", d.path, s.n, m[2], f.write, s.text)
+				}
+			}
+			for _, l := range d.lines {
+				if m := word.FindStringSubmatch(codeSpan.ReplaceAllString(l.text, "")); m != nil && (l.kind == table || l.kind == heading) {
+					t.Errorf("%s:%d: %q: write %s", d.path, l.n, m[2], f.write)
+				}
+			}
+		}
+	}
+}
+
+// Lines fit a window.
+func TestLinesAreShort(t *testing.T) {
+	for _, d := range documents(t) {
+		for _, l := range d.lines {
+			if n := utf8.RuneCountInString(l.text); n > maxColumns && l.kind != table {
+				t.Errorf("%s:%d: a line of %d columns, at most %d", d.path, l.n, n, maxColumns)
+			}
+		}
+	}
+}
+
+// What a link within the repository names is there, and so is the heading.
+func TestLinksResolve(t *testing.T) {
+	all := map[string]document{}
+	for _, d := range documents(t) {
+		all[d.path] = d
+	}
+	links := 0
+	for _, d := range all {
+		for _, l := range d.lines {
+			if l.kind == code {
+				continue
+			}
+			for _, target := range targets(l.text) {
+				u, err := url.Parse(target)
+				if err != nil {
+					t.Errorf("%s:%d: %s: %v", d.path, l.n, target, err)
+					continue
+				}
+				if u.Scheme != "" {
+					continue
+				}
+				links++
+				file := d.path
+				if u.Path != "" {
+					file = path.Join(path.Dir(d.path), u.Path)
+				}
+				if _, err := os.Stat(filepath.Join(root(t), file)); err != nil {
+					t.Errorf("%s:%d: there is no %s", d.path, l.n, file)
+				} else if u.Fragment != "" && !all[file].anchors()[u.Fragment] {
+					t.Errorf("%s:%d: %s has no heading #%s", d.path, l.n, file, u.Fragment)
+				}
+			}
+		}
+	}
+	require.Greater(t, links, 20, "the links are not found")
+}
+
+var attribute = regexp.MustCompile(`(?:src|srcset|href)="([^"]*)"`)
+
+func targets(text string) (list []string) {
+	text = codeSpan.ReplaceAllString(text, "code")
+	for _, m := range link.FindAllStringSubmatch(text, -1) {
+		list = append(list, m[2])
+	}
+	for _, m := range attribute.FindAllStringSubmatch(text, -1) {
+		list = append(list, m[1])
+	}
+	return list
+}
+
+// README leads to the documents and stops.
+func TestReadmeIsShort(t *testing.T) {
+	for _, d := range documents(t) {
+		if d.path == "README.md" {
+			require.LessOrEqual(t, len(d.lines), maxReadme)
+			return
+		}
+	}
+	t.Fatal("there is no README.md")
+}
+
+// An answer of RATIONALE.md is short, and its question is in the table of contents.
+func TestAnswersAreShort(t *testing.T) {
+	for _, d := range documents(t) {
+		if d.path != "RATIONALE.md" {
+			continue
+		}
+		listed := map[string]bool{}
+		for _, l := range d.lines {
+			for _, target := range targets(l.text) {
+				listed[strings.TrimPrefix(target, "#")] = true
+			}
+		}
+		question, answer, answers := "", 0, 0
+		for _, l := range d.lines {
+			switch {
+			case l.kind == heading && strings.HasPrefix(l.text, "### "):
+				question, answer = l.text, 0
+				answers++
+				for anchor := range (document{lines: []line{l}}).anchors() {
+					if !listed[anchor] {
+						t.Errorf("%s:%d: not in the table of contents: %s", d.path, l.n, l.text)
+					}
+				}
+			case l.kind == heading:
+				question = ""
+			case question != "" && strings.TrimSpace(l.text) != "":
+				if answer++; answer == maxAnswer+1 {
+					t.Errorf("%s:%d: more than %d lines: %s", d.path, l.n, maxAnswer, question)
+				}
+				if n := utf8.RuneCountInString(l.text); n > maxAnswerC {
+					t.Errorf("%s:%d: a line of %d columns, at most %d", d.path, l.n, n, maxAnswerC)
+				}
+			}
+		}
+		require.Greater(t, answers, 40, "the answers are not found")
+		return
+	}
+	t.Fatal("there is no RATIONALE.md")
+}
