@@ -1,0 +1,81 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/highwater-envoy/highwater/internal/envoybin"
+)
+
+// What the tutorial says works: its commands run one after the other, in a clone of the last commit. Only the ports are
+// others, so that it collides with nobody.
+func TestTutorial(t *testing.T) {
+	root, err := envoybin.ModuleRoot()
+	require.NoError(t, err)
+	text, err := os.ReadFile(filepath.Join(root, "docs", "tutorial.md"))
+	require.NoError(t, err)
+	script := "set -euo pipefail\n"
+	for _, block := range regexp.MustCompile("(?ms)^```sh\n(.*?)^```$").FindAllStringSubmatch(string(text), -1) {
+		script += block[1]
+	}
+	for _, port := range []string{"9901", "10000", "10001", "8080"} {
+		word := regexp.MustCompile(`\b` + port + `\b`)
+		require.Regexp(t, word, script, "the tutorial uses other ports than this test changes")
+		script = word.ReplaceAllString(script, unusedPort(t))
+	}
+
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+	defer cancel()
+	bash := exec.CommandContext(ctx, "bash", "-c", script)
+	bash.Dir = t.TempDir()
+	bash.Env = append(os.Environ(),
+		"GIT_CONFIG_COUNT=2",
+		"GIT_CONFIG_KEY_0=url.file://"+root+".insteadOf", "GIT_CONFIG_VALUE_0=https://github.com/highwater-envoy/highwater",
+		"GIT_CONFIG_KEY_1=safe.directory", "GIT_CONFIG_VALUE_1=*")
+	bash.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // what it leaves running is ended with it
+	bash.Cancel = func() error { return syscall.Kill(-bash.Process.Pid, syscall.SIGKILL) }
+	bash.WaitDelay = 5 * time.Second
+	printed, err := bash.CombinedOutput()
+	if bash.Process != nil {
+		_ = syscall.Kill(-bash.Process.Pid, syscall.SIGKILL)
+	}
+	out := string(printed)
+	require.NoError(t, err, "%s", out)
+
+	served := regexp.MustCompile(`(?m)^ *(\d+) 200$`).FindAllStringSubmatch(out, -1)
+	require.Len(t, served, 2, "two floods: %s", out)
+	for _, s := range served {
+		require.Equal(t, "60", s[1], "all uploads are served: %s", out)
+	}
+	peaks := regexp.MustCompile(`(?m)^wasmcustom\.highwater_peak_bytes: (\d+)$`).FindAllStringSubmatch(out, -1)
+	require.Len(t, peaks, 2, "%s", out)
+	observed, err := strconv.Atoi(peaks[0][1])
+	require.NoError(t, err)
+	enforced, err := strconv.Atoi(peaks[1][1])
+	require.NoError(t, err)
+	require.Less(t, enforced, observed, "enforce does less than observe: %s", out)
+	require.Less(t, enforced, 128*mib*11/10, "the flood is not held: %s", out)
+	require.Regexp(t, `(?m)^ +[\d.]+MiB .* upload$`, out, "the peak is not told to be the uploads'")
+	t.Logf("peak %.2f of the budget observed, %.2f enforced", float64(observed)/(128*mib), float64(enforced)/(128*mib))
+}
+
+// unusedPort is one that nobody listens on right now.
+func unusedPort(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer l.Close()
+	return fmt.Sprint(l.Addr().(*net.TCPAddr).Port)
+}
