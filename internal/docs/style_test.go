@@ -3,6 +3,7 @@ package docs
 import (
 	"net/url"
 	"os"
+	"os/exec"
 	"path"
 	"path/filepath"
 	"regexp"
@@ -181,4 +182,44 @@ func TestAnswersAreShort(t *testing.T) {
 		return
 	}
 	t.Fatal("there is no RATIONALE.md")
+}
+
+// The log lines of the page on troubleshooting are in the code, or Envoy's own.
+func TestLogLinesAreReal(t *testing.T) {
+	var source strings.Builder
+	list := exec.Command("git", "ls-files", "-z", "*.go")
+	list.Dir = root(t)
+	out, err := list.Output()
+	require.NoError(t, err)
+	for file := range strings.SplitSeq(strings.Trim(string(out), "\x00"), "\x00") {
+		if strings.HasSuffix(file, "_test.go") {
+			continue
+		}
+		text, err := os.ReadFile(filepath.Join(root(t), file))
+		if err == nil {
+			source.Write(text)
+		}
+	}
+	checked := 0
+	for _, d := range documents(t) {
+		if d.path != "docs/how-to/troubleshooting.md" {
+			continue
+		}
+		logLines := false
+		for i, l := range d.lines {
+			switch {
+			case l.kind != table:
+				logLines = false
+			case i > 0 && d.lines[i-1].kind != table:
+				logLines = strings.HasPrefix(l.text, "| log line")
+			case logLines && strings.HasPrefix(l.text, "| `"):
+				text, _, _ := strings.Cut(strings.TrimPrefix(l.text, "| `"), "`")
+				ours := text != "in-VM backtrace" && !strings.HasPrefix(text, "highwater_") && !strings.HasPrefix(text, "level ")
+				if checked++; ours && !strings.Contains(source.String(), text) {
+					t.Errorf("%s:%d: nothing logs %q", d.path, l.n, text)
+				}
+			}
+		}
+	}
+	require.Greater(t, checked, 20, "the log lines are not found")
 }
