@@ -69,7 +69,8 @@ func documents(t *testing.T) []document {
 
 var fence = regexp.MustCompile("^ *(```+)([a-z]*)$")
 
-// split says of each line what it is part of. Code is fenced, or indented by four and more behind an empty line.
+// split says of each line what it is part of. Code is fenced, or indented by four and more behind an empty line; within a list
+// it has to be fenced, else it is held to the rules of prose.
 func split(text string) []line {
 	var lines []line
 	inFence, lang, list := "", "", false
@@ -132,7 +133,7 @@ func (d document) sentences() []sentence {
 		rest = image.ReplaceAllString(rest, "")
 		rest = link.ReplaceAllString(rest, "$1")
 		rest = element.ReplaceAllString(rest, "")
-		for rest != "" {
+		for rest = strings.TrimSpace(rest); rest != ""; {
 			end := len(rest)
 			if at := endOfOne.FindStringIndex(rest); at != nil {
 				end = at[1]
@@ -151,7 +152,7 @@ func (d document) sentences() []sentence {
 		if text.Len() == 0 {
 			begin = l.n
 		}
-		text.WriteString(codeSpan.ReplaceAllString(bullet.ReplaceAllString(l.text, ""), "code"))
+		text.WriteString(codeSpan.ReplaceAllString(strings.TrimSpace(bullet.ReplaceAllString(l.text, "")), "code"))
 		text.WriteByte(' ')
 	}
 	flush()
