@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,8 +15,10 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"sigs.k8s.io/yaml"
 
 	"github.com/highwater-envoy/highwater/internal/envoybin"
+	"github.com/highwater-envoy/highwater/internal/envoytest"
 )
 
 // What the tutorial says works: its commands run one after the other, in a clone of the last commit. Only the ports are
@@ -68,6 +71,51 @@ func TestTutorial(t *testing.T) {
 	require.Less(t, enforced, 128*mib*11/10, "the flood is not held: %s", out)
 	require.Regexp(t, `(?m)^ +[\d.]+MiB .* upload$`, out, "the peak is not told to be the uploads'")
 	t.Logf("peak %.2f of the budget observed, %.2f enforced", float64(observed)/(128*mib), float64(enforced)/(128*mib))
+}
+
+// The lines that README gives guard an Envoy with its default buffers, as they are and in both places.
+func TestReadmeConfiguration(t *testing.T) {
+	root, err := envoybin.ModuleRoot()
+	require.NoError(t, err)
+	text, err := os.ReadFile(filepath.Join(root, "README.md"))
+	require.NoError(t, err)
+	block := regexp.MustCompile("(?ms)^```yaml\n(.*?)^```$").FindSubmatch(text)
+	require.NotNil(t, block, "README has no configuration")
+	filter := func(edit func(typed, config map[string]any)) map[string]any {
+		f := map[string]any{}
+		require.NoError(t, yaml.Unmarshal(block[1], &f))
+		typed := f["typed_config"].(map[string]any)
+		config := typed["config"].(map[string]any)
+		config["vm_config"].(map[string]any)["code"] = map[string]any{"local": map[string]any{"filename": filepath.Join(root, "build", "highwater.wasm")}}
+		edit(typed, config)
+		return f
+	}
+	s := start(t, setup{workers: 1, edit: func(c envoytest.Config) {
+		c.RemoveGuard()
+		c.SetBuffers(mib, mib)
+		c.SetConnectionManager(func(hcm map[string]any) {
+			delete(hcm, "http2_protocol_options")
+			delete(hcm, "delayed_close_timeout")
+			requests := filter(func(_, _ map[string]any) {})
+			hcm["http_filters"] = append([]any{requests}, hcm["http_filters"].([]any)...)
+		})
+		ingress := c.Listeners()[0]["filter_chains"].([]any)[0].(map[string]any)
+		connections := filter(func(typed, config map[string]any) {
+			typed["@type"] = "type.googleapis.com/envoy.extensions.filters.network.wasm.v3.Wasm"
+			config["root_id"] = "connections"
+		})
+		ingress["filters"] = append([]any{connections}, ingress["filters"].([]any)...)
+	}})
+	res, err := http.Get("http://" + s.addr + "/small")
+	require.NoError(t, err)
+	res.Body.Close()
+	require.Equal(t, http.StatusOK, res.StatusCode)
+	_, err = s.Until(t.Context(), "highwater", func(m map[string]float64) bool {
+		return m["wasmcustom.highwater_admitted_total"] == 1 && m["wasmcustom.highwater_limit_bytes"] == 200*mib &&
+			m["wasmcustom.highwater_in_use_bytes"] > 0 && m["wasmcustom.highwater_connections"] == 1
+	})
+	require.NoError(t, err)
+	require.NotRegexp(t, `\[(error|critical)\]|shared by all plugins`, s.Logs())
 }
 
 // unusedPort is one that nobody listens on right now.

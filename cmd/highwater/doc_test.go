@@ -1,8 +1,12 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
+	"io"
 	"os"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -57,4 +61,35 @@ func flatten(t *testing.T, prefix string, v any, into map[string]string) {
 	for key, child := range tree {
 		flatten(t, prefix+key+".", child, into)
 	}
+}
+
+// The reference has each flag of serve and pprof, and no other.
+func TestCommandLineReference(t *testing.T) {
+	text, err := os.ReadFile("../../docs/reference/command-line.md")
+	require.NoError(t, err)
+	for name, usage := range map[string]func(w io.Writer) int{
+		"serve": func(w io.Writer) int { return serve([]string{"-h"}, w) },
+		"pprof": func(w io.Writer) int { return pprof([]string{"-h"}, io.Discard, w) },
+	} {
+		var printed bytes.Buffer
+		require.Zero(t, usage(&printed), name)
+		_, section, found := strings.Cut(string(text), "\n## highwater "+name+"\n")
+		require.True(t, found, name)
+		section, _, _ = strings.Cut(section, "\n## ")
+		told := ""
+		for row := range strings.Lines(section) {
+			if strings.HasPrefix(row, "| `-") {
+				told += strings.Split(row, " | ")[0]
+			}
+		}
+		require.Equal(t, flagsIn(printed.String(), `(?m)^  (-[a-z_-]+)`), flagsIn(told, "`(-[a-z_-]+)`"), name)
+	}
+}
+
+func flagsIn(text, pattern string) (names []string) {
+	for _, m := range regexp.MustCompile(pattern).FindAllStringSubmatch(text, -1) {
+		names = append(names, m[1])
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
 }

@@ -170,6 +170,17 @@ func (s sentence) words() int {
 	return n
 }
 
+// withoutCode is the text of all lines that are no code: links and code spans may go over the end of a line.
+func (d document) withoutCode() string {
+	var text strings.Builder
+	for _, l := range d.lines {
+		if l.kind != code {
+			text.WriteString(l.text + "\n")
+		}
+	}
+	return text.String()
+}
+
 // anchors are what the headings of a document are called in a link, as GitHub makes them.
 func (d document) anchors() map[string]bool {
 	all := map[string]bool{}

@@ -92,29 +92,24 @@ func TestLinksResolve(t *testing.T) {
 	}
 	links := 0
 	for _, d := range all {
-		for _, l := range d.lines {
-			if l.kind == code {
+		for _, target := range targets(d.withoutCode()) {
+			u, err := url.Parse(target)
+			if err != nil {
+				t.Errorf("%s: %s: %v", d.path, target, err)
 				continue
 			}
-			for _, target := range targets(l.text) {
-				u, err := url.Parse(target)
-				if err != nil {
-					t.Errorf("%s:%d: %s: %v", d.path, l.n, target, err)
-					continue
-				}
-				if u.Scheme != "" {
-					continue
-				}
-				links++
-				file := d.path
-				if u.Path != "" {
-					file = path.Join(path.Dir(d.path), u.Path)
-				}
-				if _, err := os.Stat(filepath.Join(root(t), file)); err != nil {
-					t.Errorf("%s:%d: there is no %s", d.path, l.n, file)
-				} else if u.Fragment != "" && !all[file].anchors()[u.Fragment] {
-					t.Errorf("%s:%d: %s has no heading #%s", d.path, l.n, file, u.Fragment)
-				}
+			if u.Scheme != "" {
+				continue
+			}
+			links++
+			file := d.path
+			if u.Path != "" {
+				file = path.Join(path.Dir(d.path), u.Path)
+			}
+			if _, err := os.Stat(filepath.Join(root(t), file)); err != nil {
+				t.Errorf("%s: there is no %s", d.path, file)
+			} else if u.Fragment != "" && !all[file].anchors()[u.Fragment] {
+				t.Errorf("%s: %s has no heading #%s", d.path, file, u.Fragment)
 			}
 		}
 	}
