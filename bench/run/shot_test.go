@@ -14,11 +14,11 @@ import (
 func TestImage(t *testing.T) {
 	shot := string(image([]string{"plain <" + red + "hot" + reset + "> 10", green + "████" + reset + dim + "░░" + reset, ""}))
 	for decoder := xml.NewDecoder(strings.NewReader(shot)); ; {
-		if _, err := decoder.Token(); errors.Is(err, io.EOF) {
+		_, err := decoder.Token()
+		if errors.Is(err, io.EOF) {
 			break
-		} else {
-			require.NoError(t, err)
 		}
+		require.NoError(t, err)
 	}
 	require.Contains(t, shot, `x="16.0" y="31" textLength="58.8" fill="#e6edf3" font-weight="normal">plain &lt;<`)
 	require.Contains(t, shot, `x="74.8" y="31" textLength="25.2" fill="#f85149" font-weight="normal">hot<`)
