@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -108,8 +109,10 @@ func TestReadmeConfiguration(t *testing.T) {
 	}})
 	res, err := http.Get("http://" + s.addr + "/small")
 	require.NoError(t, err)
-	res.Body.Close()
+	defer res.Body.Close()
 	require.Equal(t, http.StatusOK, res.StatusCode)
+	_, err = io.Copy(io.Discard, res.Body) // so that the connection stays
+	require.NoError(t, err)
 	_, err = s.Until(t.Context(), "highwater", func(m map[string]float64) bool {
 		return m["wasmcustom.highwater_admitted_total"] == 1 && m["wasmcustom.highwater_limit_bytes"] == 200*mib &&
 			m["wasmcustom.highwater_in_use_bytes"] > 0 && m["wasmcustom.highwater_connections"] == 1

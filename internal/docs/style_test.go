@@ -1,6 +1,7 @@
 package docs
 
 import (
+	"fmt"
 	"net/url"
 	"os"
 	"os/exec"
@@ -55,21 +56,36 @@ func TestSentencesAreShort(t *testing.T) {
 
 // One notion has one name, and a plain one.
 func TestWords(t *testing.T) {
+	var words []string
 	for _, f := range forbidden {
-		word := regexp.MustCompile(`(?i)(^|[^\pL])(` + f.word + `)($|[^\pL])`)
-		for _, d := range documents(t) {
-			for _, s := range d.sentences() {
-				if m := word.FindStringSubmatch(s.text); m != nil {
-					t.Errorf("%s:%d: %q: write %s: %s", d.path, s.n, m[2], f.write, s.text)
-				}
-			}
-			for _, l := range d.lines {
-				if m := word.FindStringSubmatch(codeSpan.ReplaceAllString(l.text, "")); m != nil && (l.kind == table || l.kind == heading) {
-					t.Errorf("%s:%d: %q: write %s", d.path, l.n, m[2], f.write)
-				}
+		words = append(words, f.word)
+	}
+	forbid := alone(strings.Join(words, "|"))
+	check := func(at, text string) {
+		if !forbid.MatchString(text) {
+			return
+		}
+		for _, f := range forbidden {
+			if m := alone(f.word).FindStringSubmatch(text); m != nil {
+				t.Errorf("%s: %q: write %s: %s", at, m[2], f.write, text)
 			}
 		}
 	}
+	for _, d := range documents(t) {
+		for _, s := range d.sentences() {
+			check(fmt.Sprintf("%s:%d", d.path, s.n), s.text)
+		}
+		for _, l := range d.lines {
+			if l.kind == table || l.kind == heading {
+				check(fmt.Sprintf("%s:%d", d.path, l.n), codeSpan.ReplaceAllString(l.text, ""))
+			}
+		}
+	}
+}
+
+// alone matches words that are no part of another, as the second group.
+func alone(words string) *regexp.Regexp {
+	return regexp.MustCompile(`(?i)(^|[^\pL])(` + words + `)($|[^\pL])`)
 }
 
 // Lines fit a window.
