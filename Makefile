@@ -105,6 +105,18 @@ bench: build envoy ## Go benchmarks, floods beside no guard and the overload man
 	@go run ./bench/request
 	@go run ./bench/extproc
 
+# The profile is of the same run as the view. pprof's own page draws it, and headless Chromium makes the image.
+CHROMIUM ?= chromium
+PPROF_ADDR = 127.0.0.1:18321
+.PHONY: screenshots
+screenshots: build envoy ## the images of the documents: the floods, the live view, a flame graph (needs Chromium)
+	@go run ./bench/picture
+	@go run ./bench/run -duration 9s -save-view docs/images/live-view.svg -save-profile build/peak.pb.gz
+	@build/highwater pprof -http $(PPROF_ADDR) -no_browser build/peak.pb.gz & pprof=$$!; trap "kill $$pprof" EXIT; \
+		until curl -sf http://$(PPROF_ADDR)/ui/ > /dev/null; do sleep 0.2; done; \
+		$(CHROMIUM) --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1280,180 --virtual-time-budget=5000 \
+			--screenshot=docs/images/flame-graph.png 'http://$(PPROF_ADDR)/ui/flamegraph?si=held'
+
 .PHONY: soak
 soak: build envoy ## long runs: 4,000 random loads on the model, a minute of clients that retry at once and of hostile ones, ten of mixed uploads, ten of mixed load with aborts through the ext_proc server
 	@go test ./internal/sim -run Random -loads 1000 -timeout 60m -v

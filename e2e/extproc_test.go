@@ -87,7 +87,7 @@ func TestServerGoesAndComesBack(t *testing.T) {
 		require.Less(t, time.Since(since), time.Second)
 	}
 	// A request without a length that is in the middle of its body when its stream ends otherwise than by us may hang in Envoy (seen in
-	// 1.40, in one run of some), and README says so.
+	// 1.40, in one run of some), and docs/how-to/run-beside-envoy.md says so.
 	t.Run("killed", func(t *testing.T) {
 		s.unharmed(announced(s.addr, 10*time.Second), func() {
 			for range times {

@@ -59,6 +59,9 @@ func command(args []string, stdout *os.File, stderr io.Writer) int {
 	guard := flags.String("guard", "on", "on, or off: the same load without Highwater")
 	face := flags.String("face", "filter", "filter, or extproc: the guard as a server beside Envoy")
 	wasm := flags.String("wasm", "", "the compiled filter (default: what `make build` makes)")
+	var save shots
+	flags.StringVar(&save.view, "save-view", "", "write the fullest view as an SVG to this file")
+	flags.StringVar(&save.profile, "save-profile", "", "write the profile of the highest peak to this file")
 	if err := flags.Parse(args); err != nil {
 		return 2
 	}
@@ -71,9 +74,13 @@ func command(args []string, stdout *os.File, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "run: -face %q: write filter or extproc\n", *face)
 		return 2
 	}
+	if save != (shots{}) && (*guard != "on" || faces[*face] != envoytest.Filter) {
+		fmt.Fprintln(stderr, "run: -save-view and -save-profile need -guard on and -face filter")
+		return 2
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := demo(ctx, stdout, *duration, *guard == "on", faces[*face], *wasm); err != nil {
+	if err := demo(ctx, stdout, *duration, *guard == "on", faces[*face], *wasm, save); err != nil {
 		if ctx.Err() != nil { // Ctrl-C before there was anything to see
 			return 0
 		}
@@ -83,13 +90,16 @@ func command(args []string, stdout *os.File, stderr io.Writer) int {
 	return 0
 }
 
+// shots are files to keep for the documents; empty = none.
+type shots struct{ view, profile string }
+
 // kind is one of the loads of the demo.
 type kind struct {
 	name     string
 	snapshot func() load.Snapshot
 }
 
-func demo(ctx context.Context, out *os.File, duration time.Duration, guarded bool, face envoytest.Face, wasm string) error {
+func demo(ctx context.Context, out *os.File, duration time.Duration, guarded bool, face envoytest.Face, wasm string, save shots) error {
 	say := func(format string, args ...any) { fmt.Fprintf(out, format+"\n", args...) }
 
 	version, err := envoybin.Version()
@@ -197,6 +207,10 @@ func demo(ctx context.Context, out *os.File, duration time.Duration, guarded boo
 			pause(running, 200*time.Millisecond)
 		}
 	})
+	var shot []string
+	if save.view != "" {
+		all.Go(func() { shot = shoot(running, watch) })
+	}
 	screen := newScreen(out)
 	all.Go(func() { screen.follow(running, watch) })
 	all.Wait()
@@ -207,6 +221,14 @@ func demo(ctx context.Context, out *os.File, duration time.Duration, guarded boo
 		return hogsErr
 	}
 	watch.summary(out)
+	if save.view != "" {
+		if err := os.WriteFile(save.view, image(shot), 0o644); err != nil {
+			return err
+		}
+	}
+	if save.profile != "" {
+		return saveProfile(context.WithoutCancel(ctx), envoy.Addr("debug"), save.profile)
+	}
 	return nil
 }
 

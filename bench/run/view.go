@@ -118,7 +118,7 @@ func (w *watch) view(width int, colours bool) []string {
 			fmt.Sprintf("  base %s  +  fresh %s  +  coming %s     estimate %s   level %s",
 				w.size("base_bytes"), p.paint(cyan, w.size("fresh_bytes")), p.paint(blue, w.size("coming_bytes")), w.size("estimate_bytes"),
 				p.paint(levelColours[level], levels[level])),
-			fmt.Sprintf("  %s connections   %s streams   %s waiting in line", w.number("connections"), w.number("streams"), w.number("waiting")))
+			fmt.Sprintf("  %s connections   %s streams   %s waiting in the queue", w.number("connections"), w.number("streams"), w.number("waiting")))
 	}
 	lines = append(lines, "",
 		p.paint(dim, fmt.Sprintf("  %-18s %9s %9s %9s %9s %9s %9s %9s %9s", "load", "served", "in flight", "waiting", "rejected", "closed", "failed", "p50", "p99")))

@@ -23,7 +23,7 @@ func TestOnlyTheLimitIsRequired(t *testing.T) {
 	require.EqualError(t, err, "budget.limit: required: the memory that Envoy may use, such as 512MiB")
 }
 
-// The defaults are part of the contract: README and `highwater check` repeat them, and Envoy's own are among them.
+// The defaults are part of the contract: docs/reference/configuration.md and `highwater check` repeat them, and Envoy's own are among them.
 func TestDefaults(t *testing.T) {
 	text, err := json.Marshal(Default())
 	require.NoError(t, err)

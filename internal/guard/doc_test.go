@@ -8,29 +8,26 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// README's table of metrics is the one in this package.
-func TestReadmeHasEveryMetric(t *testing.T) {
-	text, err := os.ReadFile("../../README.md")
+// The reference has each metric of the policy with its kind, and no other.
+func TestMetricsReference(t *testing.T) {
+	text, err := os.ReadFile("../../docs/reference/metrics.md")
 	require.NoError(t, err)
-	for _, m := range append(all(), WaitHistogram()) {
-		require.Contains(t, string(text), m.row())
-	}
-	for line := range strings.Lines(string(text)) {
-		if strings.HasPrefix(line, "| `highwater_") {
-			known := false
-			for _, m := range append(all(), WaitHistogram()) {
-				known = known || line == m.row()+"\n"
-			}
-			require.True(t, known, "README has a metric that there is not: %s", line)
+	_, rest, found := strings.Cut(string(text), "\n## Of the policy, in both faces\n")
+	require.True(t, found)
+	section, _, _ := strings.Cut(rest, "\n## ")
+	told := map[string]string{}
+	for row := range strings.Lines(section) {
+		cells := strings.Split(strings.Trim(row, "| \n"), " | ")
+		if name, isMetric := strings.CutPrefix(cells[0], "`"); isMetric {
+			require.Len(t, cells, 3, "%s", row)
+			require.NotEmpty(t, strings.TrimSpace(cells[2]), "%s: what it means", name)
+			told[strings.TrimSuffix(name, "`")] = cells[1]
 		}
 	}
-}
-
-func all() []Metric {
 	counters, gauges := Counters(), Gauges()
-	return append(counters[:], gauges[:]...)
-}
-
-func (m Metric) row() string {
-	return "| `" + m.Name + "` | " + [...]string{"counter", "gauge", "histogram"}[m.Kind] + " | " + m.Help + " |"
+	all := map[string]string{}
+	for _, m := range append(append(counters[:], gauges[:]...), WaitHistogram()) {
+		all[m.Name] = [...]string{"counter", "gauge", "histogram"}[m.Kind]
+	}
+	require.Equal(t, all, told)
 }

@@ -41,7 +41,7 @@ func Random(seed uint64, workers int, has Trait) (Settings, int64, Load) {
 	s.CacheShare = 0
 	s.Cores = float64(1 + r.IntN(min(workers, 4)))
 	if has&Blind != 0 {
-		s.NoNetworkFilter, s.ConnectionCost = true, 0 // what it costs is not seen, and the README says so
+		s.NoNetworkFilter, s.ConnectionCost = true, 0 // what it costs is not seen, and docs/reference/limits.md says so
 	}
 	slowest := 1 + r.IntN(20)
 	s.ReadingTime = func(n int, random *rand.Rand) Time {

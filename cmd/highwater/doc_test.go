@@ -1,0 +1,95 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"io"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// The reference has each key of the configuration, with its default, and no other.
+func TestConfigurationReference(t *testing.T) {
+	config, err := parseServed([]byte(`{"budget": {"limit": "200MiB"}}`))
+	require.NoError(t, err)
+	defaults := map[string]string{}
+	flatten(t, "", config.guard, defaults)
+	flatten(t, "", config.observer, defaults)
+	defaults["budget.limit"] = "required"
+
+	text, err := os.ReadFile("../../docs/reference/configuration.md")
+	require.NoError(t, err)
+	_, tables, found := strings.Cut(string(text), "\n## All keys\n")
+	require.True(t, found)
+	tables, _, _ = strings.Cut(tables, "\n## ")
+	told := map[string]string{}
+	for row := range strings.Lines(tables) {
+		cells := strings.Split(strings.TrimSpace(row), " | ")
+		key, isKey := strings.CutPrefix(cells[0], "| `")
+		if !isKey {
+			continue
+		}
+		require.Len(t, cells, 5, "%s", row)
+		key = strings.Trim(key, "`")
+		require.NotContains(t, told, key, "the reference has it twice")
+		require.Contains(t, []string{"shared", "own", "server"}, cells[2], "%s: its scope", key)
+		require.Regexp(t, `^\d+\.\d+\.\d+$`, cells[3], "%s: since when", key)
+		told[key] = strings.Trim(cells[1], "`")
+	}
+	require.Equal(t, defaults, told)
+}
+
+// flatten takes a configuration apart into keys with dots and their values as they are written.
+func flatten(t *testing.T, prefix string, v any, into map[string]string) {
+	t.Helper()
+	text, err := json.Marshal(v)
+	require.NoError(t, err)
+	var tree map[string]json.RawMessage
+	if json.Unmarshal(text, &tree) != nil || len(tree) == 0 {
+		value := string(text)
+		if value != `""` {
+			value = strings.Trim(value, `"`)
+		}
+		into[strings.TrimSuffix(prefix, ".")] = value
+		return
+	}
+	for key, child := range tree {
+		flatten(t, prefix+key+".", child, into)
+	}
+}
+
+// The reference has each flag of serve and pprof, and no other.
+func TestCommandLineReference(t *testing.T) {
+	text, err := os.ReadFile("../../docs/reference/command-line.md")
+	require.NoError(t, err)
+	for name, usage := range map[string]func(w io.Writer) int{
+		"serve": func(w io.Writer) int { return serve([]string{"-h"}, w) },
+		"pprof": func(w io.Writer) int { return pprof([]string{"-h"}, io.Discard, w) },
+	} {
+		var printed bytes.Buffer
+		require.Zero(t, usage(&printed), name)
+		_, section, found := strings.Cut(string(text), "\n## highwater "+name+"\n")
+		require.True(t, found, name)
+		section, _, _ = strings.Cut(section, "\n## ")
+		told := ""
+		for row := range strings.Lines(section) {
+			if strings.HasPrefix(row, "| `-") {
+				told += strings.Split(row, " | ")[0]
+			}
+		}
+		require.Equal(t, flagsIn(printed.String(), `(?m)^  (-[a-z_-]+)`), flagsIn(told, "`(-[a-z_-]+)`"), name)
+	}
+}
+
+func flagsIn(text, pattern string) (names []string) {
+	for _, m := range regexp.MustCompile(pattern).FindAllStringSubmatch(text, -1) {
+		names = append(names, m[1])
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
