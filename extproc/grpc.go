@@ -31,7 +31,7 @@ const (
 	maxStreamsPerConnection = 8 << 10
 	// maxMessage is the size of the largest message. Envoy sends what it has buffered of a held request in one piece: more than 1 MiB with
 	// its default buffers, and as much as the window of an HTTP/2 stream, which is 16 MiB unless it is lowered.
-	maxMessage    = 16 << 20
+	maxMessage      = 16 << 20
 	maxUnanswered   = 24 << 20 // what all messages together hold that came and were not answered: see package backlog
 	maxHeaderList   = 16 << 10 // of the gRPC request itself, kept as long as its stream; those of the HTTP request are in a message
 	handshakeWithin = 10 * time.Second
