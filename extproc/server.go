@@ -104,6 +104,7 @@ func (s *Server) use(c guard.Config) (changed string) {
 	observing.Mode = guard.Observe
 	s.mu.guard, changed = guard.New(c, s.mu.worker)
 	s.mu.observing, _ = guard.New(observing, s.mu.worker)
+	s.mu.worker.SetEnforcing(c.Mode == guard.Enforce)
 	return changed
 }
 
@@ -184,7 +185,7 @@ func (s *Server) decide(orders []order) (_ []order, ask Reader, next time.Durati
 			orders = append(orders, order{streamOf(d.Stream), d.Verdict})
 		}
 		for _, c := range a.Close { // there are no connections to close here, and so none of these
-			orders = append(orders, order{streamOf(c), guard.Verdict{Action: guard.Answer, Reason: guard.QueueFull}})
+			orders = append(orders, order{streamOf(c), guard.Verdict{Action: guard.Answer, Reason: guard.Closed}})
 		}
 		if a.Event != "" {
 			s.log.Warn(a.Event)

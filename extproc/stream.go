@@ -212,6 +212,8 @@ func (s *stream) requestHeaders(r *extprocv3.ProcessingRequest, h *extprocv3.Htt
 		s.held = true
 		srv.hurry(guard.FastTick)
 		return
+	case v.Action == guard.Pass:
+		srv.hurry(guard.FastTick)
 	case sleeps:
 		srv.hurry(guard.Tick)
 	}
@@ -358,7 +360,7 @@ func (s *stream) missed(d budget.Direction) {
 
 // judged answers a message that was let pass with pass, or carries the verdict out.
 func (s *stream) judged(v guard.Verdict, pass []byte) {
-	if v.Action != guard.Admit {
+	if v.Action != guard.Admit && v.Action != guard.Pass {
 		s.refuse(v)
 		return
 	}

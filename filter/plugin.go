@@ -103,6 +103,7 @@ func (p *plugin) start() error {
 		proxywasm.LogWarn("highwater: " + changed)
 	}
 	p.guard = g
+	machine.worker.SetEnforcing(config.Mode == guard.Enforce)
 	machine.pacer = p // of the plugins that are there the newest is likely to stay longest
 	return p.setTick(guard.Tick)
 }
@@ -182,7 +183,7 @@ func (p *plugin) carryOut(a *guard.Actions) {
 		}
 		machine.hostError()
 		if p.on(s.id) { // it must not hang for ever
-			s.answer(guard.Verdict{Action: guard.Answer, Reason: guard.QueueFull})
+			s.answer(guard.Verdict{Action: guard.Answer, Reason: guard.Closed})
 		}
 	}
 	for _, list := range [...][]*guard.Connection{a.Cut, a.Idle} {

@@ -132,6 +132,10 @@ func (s *stream) do(v guard.Verdict) types.Action {
 }
 
 func (s *stream) stop(v guard.Verdict) types.Action {
+	if v.Action == guard.Pass {
+		s.plugin.hurry(guard.FastTick)
+		return types.ActionContinue
+	}
 	s.mark(v)
 	switch v.Action {
 	case guard.Wait, guard.Close:

@@ -39,6 +39,8 @@ type Account struct {
 	watch      func(now Time, t *Table)
 	dropped    bool
 	container  int64     // what the last reading told of it; 0 = nothing
+	allocated  int64     // and of what is allocated
+	real       bool      // shadows count as what they are: see SetReal
 	streams    Stream    // ring of the live ones
 	hidden     int       // live streams of which not all is told that passes
 	free       []*Stream // of whose responses something may pass unbooked
@@ -70,7 +72,7 @@ func (a *Account) Watch(watch func(now Time, t *Table)) { a.watch = watch }
 // Joined says that the worker has had a stream or a connection, and is in the table.
 func (a *Account) Joined() bool { return a.joined }
 
-// Change lets change have Table.Marks as it wants. The error is the store's, or ErrConflict where others were always first.
+// Change lets change have Table.Marks as it wants, or Table.Blind. The error is the store's, or ErrConflict where others were always first.
 func (a *Account) Change(now Time, change func(t *Table)) error {
 	for range maxTries {
 		if err := a.load(now); err != nil {
@@ -100,6 +102,12 @@ func (a *Account) Limits() *Limits { return &a.limits }
 
 // SetContainer publishes, with the next reading, the limit of the container that the process runs in, bytes.
 func (a *Account) SetContainer(n int64) { a.container = n }
+
+// SetAllocated publishes, with the next reading, what the allocator says is allocated, bytes.
+func (a *Account) SetAllocated(n int64) { a.allocated = n }
+
+// SetReal says whether verdicts are carried out anywhere in the process. Then what shadows hold is memory that others can't have.
+func (a *Account) SetReal(real bool) { a.real = real }
 
 // Floor is what small requests have in any case, bytes.
 func (a *Account) Floor() int64 { return a.limits.floor() }
@@ -336,6 +344,9 @@ func (a *Account) load(now Time) error {
 		a.table = Table{Entries: a.table.Entries[:0]} // of another version of us, or garbage: begin anew
 	}
 	a.version = version
+	if a.table.Begun == 0 {
+		a.table.Begun = now
+	}
 	a.limits = a.set.of(a.table.Container)
 	a.dropped = a.table.drop(now) || a.dropped
 	a.others = a.table.sum(a.id)
@@ -457,11 +468,13 @@ func (a *Account) Move(s *Stream, to *Sum) {
 	coming := s.dir[Request].coming + s.dir[Response].coming
 	from := s.sum
 	from.Coming -= coming
-	from.Likely -= s.likely
-	from.Small -= s.smallSum
 	to.Coming += coming
-	to.Likely += s.likely
-	to.Small += s.smallSum
+	if !s.shadow {
+		from.Likely -= s.likely
+		from.Small -= s.smallSum
+		to.Likely += s.likely
+		to.Small += s.smallSum
+	}
 	s.sum = to
 }
 
@@ -586,7 +599,7 @@ func (a *Account) grant(s *Stream) {
 	switch {
 	case s.presumed:
 		n = always
-	case s.small || m.ended:
+	case s.small || m.ended || s.shadow:
 	case m.coming > 0:
 		n = min(m.coming, freeMost)
 	case m.genBytes >= m.cap && m.gen == a.gen && m.reserved >= m.cap && m.seen >= m.cap && s.likely == s.bounds:
@@ -651,6 +664,10 @@ func (a *Account) pass(now Time, s *Stream, d Direction, n int64) (beyond int64)
 	m := &s.dir[d]
 	m.seen += n
 	m.moved = now
+	if s.shadow {
+		a.own.Passed += min(n, m.cap)
+		return 0
+	}
 	if d == Request {
 		m.roll(now)
 		m.burst[0] += n
@@ -786,7 +803,7 @@ func (a *Account) finish(now Time, s *Stream, d Direction) {
 	}
 	m.ended = true
 	m.credit = 0
-	if m.unseen && m.expected {
+	if m.unseen && m.expected && !s.shadow {
 		a.addFresh(m.fill(a.gen, m.coming)) // it may have passed just now
 	}
 	a.unreserve(s, m, m.coming)
@@ -806,12 +823,8 @@ func (a *Account) Close(now Time, s *Stream) {
 	a.finish(now, s, Request)
 	a.finish(now, s, Response)
 	a.giveBack(s.gen, s.cost)
-	a.own.Likely -= s.likely
-	a.own.Bounds -= s.bounds
+	s.uncount(a)
 	a.own.Exposure -= s.exposure
-	a.own.Small -= s.smallSum
-	s.sum.Likely -= s.likely
-	s.sum.Small -= s.smallSum
 	s.likely, s.bounds, s.exposure, s.smallSum = 0, 0, 0, 0
 	a.own.Streams--
 	s.prev.next, s.next.prev = s.next, s.prev
@@ -985,7 +998,9 @@ func (a *Account) Observe(now, asked Time, reading int64) (before, after Level, 
 			*a.table.entry(a.id) = a.own
 			a.table.entry(a.id).Beat = now
 		}
-		a.table.Reading, a.table.Asked = reading, asked
+		a.table.InUse, a.table.Allocated, a.table.Asked, a.table.Blind = reading, a.allocated, asked, false
+		a.table.Peak = max(a.table.Peak, reading)
+		a.table.Reading = a.withoutShadows(reading)
 		if a.container > 0 { // where it is told no more, the last one stays: it was true once, and without it there is none
 			a.table.Container = a.container
 			a.limits = a.set.of(a.container)
@@ -1009,6 +1024,74 @@ func (a *Account) Observe(now, asked Time, reading int64) (before, after Level, 
 	a.trend = learned
 	a.Contention++
 	return before, before, err
+}
+
+// withoutShadows is what a reading would be if those were not there that would have been turned away, and those waited that would have had
+// to: of what traffic holds, their part goes, and what waiting costs comes in its place. All that is likely held is as much too high or
+// too low, so that only the proportions count.
+func (a *Account) withoutShadows(reading int64) int64 {
+	all := a.table.Sum()
+	traffic := reading - a.table.Base
+	if a.real || all.Shadows <= 0 || traffic <= 0 || all.Likely < 0 {
+		return reading
+	}
+	part := float64(all.Likely+all.Held) / float64(all.Likely+all.Shadows)
+	return a.table.Base + int64(min(part, 1)*float64(traffic))
+}
+
+// Shade makes the stream a shadow: a verdict that is not carried out says that it would not be there, or not yet. Nothing is reserved for
+// it any more, what passes of it is not fresh, and what it holds is summed up apart.
+func (a *Account) Shade(now Time, s *Stream) {
+	if s.shadow || !s.live {
+		return
+	}
+	a.unpresume(s)
+	a.bookOne(now, s)
+	a.revoke(s)
+	for d := range s.dir {
+		m := &s.dir[d]
+		m.credit = 0
+		a.unreserve(s, m, m.coming)
+	}
+	s.uncount(a)
+	s.likely, s.bounds, s.smallSum = 0, 0, 0
+	s.shadow = true
+	s.settle(a, now)
+}
+
+// Unshade ends that. What has passed since counts as passed just now.
+func (a *Account) Unshade(now Time, s *Stream) {
+	if !s.shadow {
+		return
+	}
+	s.uncount(a)
+	s.likely, s.bounds, s.smallSum = 0, 0, 0
+	s.shadow = false
+	s.settle(a, now)
+}
+
+// CatchUp takes from what was reserved for a message that has been a shadow what has passed meanwhile: it is as if it passed now.
+func (a *Account) CatchUp(now Time, s *Stream, d Direction) {
+	m := &s.dir[d]
+	counted := min(m.seen, m.credit)
+	m.credit -= counted
+	n := min(m.seen-counted, m.coming)
+	a.unreserve(s, m, n)
+	a.addFresh(m.fill(a.gen, n))
+	a.Uncredit(now, s)
+	if m.ended {
+		a.unreserve(s, m, m.coming)
+	}
+	s.settle(a, now)
+}
+
+// Supposes notes what a shadow's message likely comes to, bytes, where nobody tells what passes of it.
+func (a *Account) Supposes(now Time, s *Stream, d Direction, n int64) {
+	if m := &s.dir[d]; s.shadow && m.unseen {
+		m.reserved = min(max(m.reserved, n), m.cap)
+		m.moved = now
+		s.settle(a, now)
+	}
 }
 
 // SetWaiting publishes, with the next exchange, how many wait, what they hold by it and since when.

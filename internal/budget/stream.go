@@ -86,6 +86,7 @@ type Stream struct {
 	// Its response may hold all that is reserved for it, for all that is known: see Account.Presume.
 	presumed bool
 	over     bool // and has ended
+	shadow   bool // see Account.Shade
 
 	prev, next *Stream
 	dir        [2]message
@@ -193,18 +194,38 @@ func (s *Stream) settle(a *Account, now Time) {
 		}
 	}
 	var smallSum int64
-	if s.small && !s.presumed {
+	if s.small && !s.presumed && !s.shadow {
 		smallSum = req.coming + res.coming + likely
 	}
 	exposure := req.open() + res.open()
-	a.own.Likely += likely - s.likely
-	a.own.Bounds += bounds - s.bounds
 	a.own.Exposure += exposure - s.exposure
-	a.own.Small += smallSum - s.smallSum
-	s.sum.Likely += likely - s.likely
-	s.sum.Small += smallSum - s.smallSum
+	if s.shadow {
+		a.own.Shadows += likely - s.likely
+	} else {
+		a.own.Likely += likely - s.likely
+		a.own.Bounds += bounds - s.bounds
+		a.own.Small += smallSum - s.smallSum
+		s.sum.Likely += likely - s.likely
+		s.sum.Small += smallSum - s.smallSum
+	}
 	s.likely, s.bounds, s.exposure, s.smallSum = likely, bounds, exposure, smallSum
 }
+
+// uncount takes the stream's part in the sums back, but for its exposure.
+func (s *Stream) uncount(a *Account) {
+	if s.shadow {
+		a.own.Shadows -= s.likely
+		return
+	}
+	a.own.Likely -= s.likely
+	a.own.Bounds -= s.bounds
+	a.own.Small -= s.smallSum
+	s.sum.Likely -= s.likely
+	s.sum.Small -= s.smallSum
+}
+
+// Shadow says that the stream is one: see Account.Shade.
+func (s *Stream) Shadow() bool { return s.shadow }
 
 // lapse takes back what is reserved and does not come.
 func (s *Stream) lapse(a *Account, now Time) {

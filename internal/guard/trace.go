@@ -53,7 +53,7 @@ func (h *holding) bound() int64 { return h.request + h.response }
 func (s *Stream) holds() holding {
 	h := holding{request: s.Held(budget.Request), response: s.Held(budget.Response), likely: s.Likely()}
 	switch {
-	case s.phase != live && s.pauseCost > 0:
+	case s.phase != live && s.pauseCost > 0 && !s.shadow:
 		// It lies unread in the codec, and is in no sum of the account: on HTTP/1 exactly what the network filter saw.
 		come := s.pauseCost
 		if s.phase != rejected && s.seen() && !s.http2 {
@@ -82,8 +82,8 @@ func (w *Worker) mark(now Time, t *budget.Table) {
 		return
 	}
 	m, rules := w.marks(t), w.trace.rules()
-	m.Next(now, t.Reading-t.Base, &rules)
-	m.Allocated = w.allocated
+	m.Next(now, t.InUse-t.Base, &rules)
+	m.Allocated = t.Allocated
 	t.Marks = m.Fields()
 }
 
@@ -97,7 +97,7 @@ func (w *Worker) marks(t *budget.Table) reservoir.Marks {
 // warm says that memory is where a mark can come, so that what is sampled is worth its calls of the host.
 func (w *Worker) warm() bool {
 	t := w.account.Table()
-	return w.trace.Capacity > 0 && t.Reading-t.Base >= int64(w.trace.Floor)
+	return w.trace.Capacity > 0 && t.InUse-t.Base >= int64(w.trace.Floor)
 }
 
 // near says that the next mark may come at any moment: what ends now is asked whose it was.
@@ -107,7 +107,7 @@ func (w *Worker) near() bool {
 	}
 	t := w.account.Table()
 	m, rules := w.marks(t), w.trace.rules()
-	return float64(t.Reading-t.Base) >= nearMark*m.Threshold(&rules)
+	return float64(t.InUse-t.Base) >= nearMark*m.Threshold(&rules)
 }
 
 const nearMark = .9
@@ -219,7 +219,7 @@ func (w *Worker) look(now Time, freeze bool) {
 		}
 	})
 	x.snapshot = reservoir.Snapshot{
-		Worker: w.account.ID(), At: now, Level: uint8(table.Level), Limit: w.limits.Known(), InUse: table.Reading, Allocated: w.marks(table).Allocated, Base: table.Base,
+		Worker: w.account.ID(), At: now, Level: uint8(table.Level), Limit: w.limits.Known(), InUse: table.InUse, Allocated: w.marks(table).Allocated, Base: table.Base,
 		Gap: x.gap, Totals: totals, Samples: samples,
 	}
 }
