@@ -272,7 +272,7 @@ type modes struct {
 }
 
 // onces say what is told once.
-type onces struct{ override, untold, buffered, observability, attribute sync.Once }
+type onces struct{ override, untold, buffered, observability, attribute, unnamed sync.Once }
 
 // enoughMissed: a message without a length may have no body at all, but not so many of them.
 const enoughMissed = 32

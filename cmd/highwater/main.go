@@ -8,7 +8,8 @@ import (
 	"io"
 	"os"
 	"runtime"
-	"runtime/debug"
+
+	"github.com/highwater-envoy/highwater/internal/version"
 )
 
 const usage = `highwater: the memory guard for Envoy
@@ -43,16 +44,9 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	case len(args) > 0 && args[0] == "check":
 		return check(args[1:], stdin, stdout, stderr)
 	case len(args) == 1 && args[0] == "version":
-		fmt.Fprintln(stdout, "highwater", version(), runtime.Version())
+		fmt.Fprintln(stdout, "highwater", version.String(), runtime.Version())
 		return 0
 	}
 	fmt.Fprint(stderr, usage)
 	return 2
-}
-
-func version() string {
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
-		return info.Main.Version
-	}
-	return "(devel)"
 }

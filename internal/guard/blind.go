@@ -1,7 +1,6 @@
 package guard
 
 import (
-	"errors"
 	"fmt"
 	"time"
 
@@ -38,6 +37,26 @@ func (f *Failure) Error() string { return f.Err.Error() }
 // Unwrap implements error.
 func (f *Failure) Unwrap() error { return f.Err }
 
+// because is what a Failure is to causeOf: errors.As would make the plugin larger by 25 KB.
+type because interface{ because() Cause }
+
+func (f *Failure) because() Cause { return f.Cause }
+
+// causeOf is that of a failure, or of what it wraps.
+func causeOf(err error) Cause {
+	for err != nil {
+		if f, ok := err.(because); ok {
+			return f.because()
+		}
+		wraps, ok := err.(interface{ Unwrap() error })
+		if !ok {
+			break
+		}
+		err = wraps.Unwrap()
+	}
+	return CauseOther
+}
+
 // StatusFailure is a failure by the status of an HTTP answer that is not 200. text is the beginning of its body. Where Envoy can't
 // reach the cluster's endpoint it answers 503 in its place, and 504 where that takes too long.
 func StatusFailure(status int, text string) *Failure {
@@ -62,11 +81,7 @@ func (m *Memory) cure(failure error) string {
 	if m.URL != "" {
 		at = fmt.Sprintf("memory.url (%s) is the address of Envoy's admin interface, and that Envoy runs", m.URL)
 	}
-	var f *Failure
-	if !errors.As(failure, &f) {
-		return "Check that " + at + "."
-	}
-	switch f.Cause {
+	switch causeOf(failure) {
 	case CauseNoCluster:
 		return fmt.Sprintf("Add a cluster %q that points at Envoy's admin interface, or name the right one in memory.cluster.", m.Cluster)
 	case CauseForbidden:

@@ -127,8 +127,8 @@ type Stream struct {
 // Host is whom the stream asks.
 func (s *Stream) Host() Host { return s.host }
 
-// Waiting says whether the stream is in line.
-func (s *Stream) Waiting() bool { return s.phase == waiting }
+// Waiting says whether the stream is in line, and not as a shadow.
+func (s *Stream) Waiting() bool { return s.phase == waiting && !s.shadow }
 
 func (s *Stream) isHTTP2() bool {
 	if !s.asked {

@@ -367,14 +367,20 @@ func (w *Worker) kept(slot int) (all []reservoir.Snapshot) {
 	return all
 }
 
-// Status are the figures of the process, beginning with who likely holds its memory.
+// Status are the figures of the process, beginning with who likely holds its memory. They are the same whichever worker tells them.
 func (w *Worker) Status(now Time, add func(name string, value int64)) {
+	if w.account.Refresh(now) != nil {
+		w.HostError() // what it knows is half a second old at most
+	}
 	t := w.account.Table()
 	all, m := t.Sum(), w.marks(t)
 	likely := all.Likely + all.Held
+	if !w.enforcing { // nobody is paused, and those who would be are shadows
+		likely = all.Likely + all.Shadows
+	}
 	add("likely_held_bytes", likely)
-	add("bounds_bytes", all.Bounds+all.Held)
-	add("unexplained_bytes", max(t.Reading-t.Base-likely, 0))
+	add("bounds_bytes", max(all.Bounds+all.Held, likely))
+	add("unexplained_bytes", max(t.InUse-t.Base-likely, 0))
 	add("workers", int64(len(t.Entries)))
 	add("peaks", m.Episode)
 	gauges := w.Gauges(now)

@@ -85,13 +85,12 @@ func NewWorker(store budget.Store, random func() float64) (*Worker, error) {
 	return w, nil
 }
 
-// Use puts the parts of a configuration in force that all plugins share, and returns what that changes, in words;
-// empty if nothing, or if it is the first.
+// Use puts the parts of a configuration in force that all plugins share, and returns what that changes, such as
+// "budget.limit 200MiB → 150MiB"; empty if nothing, or if it is the first.
 func (w *Worker) Use(c *Config) (changed string) {
 	next := c.shared()
 	if w.shared != nil && *w.shared != next {
-		changed = "shared settings have changed: " + differences(w.shared, &next) +
-			". All plugins of a vm_id share them, and the one that starts last sets them"
+		changed = differences(w.shared, &next)
 	}
 	w.shared = &next
 	w.budget, w.throttle, w.memory, w.trace = c.Budget, c.Throttle, c.Memory, c.Trace
