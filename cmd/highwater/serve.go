@@ -272,7 +272,7 @@ func (a *app) reload(file string, text []byte, old served) served {
 
 func (a *app) newObserver(c served, server *atomic.Pointer[extproc.Server]) (*observer.Observer, error) {
 	return observer.New(observer.Options{
-		Config: c.observer, URL: c.guard.Memory.URL, Path: c.guard.Memory.Path, Log: a.log,
+		Config: c.observer, URL: c.guard.Memory.URL, Path: c.guard.Memory.Path, Log: a.log, Told: true,
 		Limit: func() int64 {
 			if s := server.Load(); s != nil {
 				return s.Limit()
