@@ -10,6 +10,7 @@ package budget
 
 import (
 	"errors"
+	"math"
 	"time"
 )
 
@@ -38,8 +39,9 @@ type Account struct {
 	trend      trend
 	watch      func(now Time, t *Table)
 	dropped    bool
-	container  int64     // what the last reading told of it; 0 = nothing
-	allocated  int64     // and of what is allocated
+	container  int64 // what the last reading told of it; 0 = nothing
+	allocated  int64 // and of what is allocated
+	mix        mix
 	real       bool      // shadows count as what they are: see SetReal
 	streams    Stream    // ring of the live ones
 	hidden     int       // live streams of which not all is told that passes
@@ -665,7 +667,9 @@ func (a *Account) pass(now Time, s *Stream, d Direction, n int64) (beyond int64)
 	m.seen += n
 	m.moved = now
 	if s.shadow {
-		a.own.Passed += min(n, m.cap)
+		n = min(n, m.cap)
+		a.own.Passed += n
+		a.own.Shadowed += n
 		return 0
 	}
 	if d == Request {
@@ -1000,7 +1004,7 @@ func (a *Account) Observe(now, asked Time, reading int64) (before, after Level, 
 		}
 		a.table.InUse, a.table.Allocated, a.table.Asked, a.table.Blind = reading, a.allocated, asked, false
 		a.table.Peak = max(a.table.Peak, reading)
-		a.table.Reading = a.withoutShadows(reading)
+		a.table.Reading = a.withoutShadows(now, reading)
 		if a.container > 0 { // where it is told no more, the last one stays: it was true once, and without it there is none
 			a.table.Container = a.container
 			a.limits = a.set.of(a.container)
@@ -1028,15 +1032,45 @@ func (a *Account) Observe(now, asked Time, reading int64) (before, after Level, 
 
 // withoutShadows is what a reading would be if those were not there that would have been turned away, and those waited that would have had
 // to: of what traffic holds, their part goes, and what waiting costs comes in its place. All that is likely held is as much too high or
-// too low, so that only the proportions count.
-func (a *Account) withoutShadows(reading int64) int64 {
+// too low, so that only the proportions count. What nobody who is there explains was left by those who were: by shadows as much as they
+// have moved of late. 100 uploads leave 100 idle connections to the upstream, of which mode enforce would have opened 30.
+func (a *Account) withoutShadows(now Time, reading int64) int64 {
 	all := a.table.Sum()
+	shadowed := a.mix.shadowed(now, &all)
 	traffic := reading - a.table.Base
-	if a.real || all.Shadows <= 0 || traffic <= 0 || all.Likely < 0 {
+	if a.real || shadowed == 0 && all.Shadows <= 0 || traffic <= 0 {
 		return reading
 	}
-	part := float64(all.Likely+all.Held) / float64(all.Likely+all.Shadows)
-	return a.table.Base + int64(min(part, 1)*float64(traffic))
+	likely := max(all.Likely, 0)
+	held := min(likely+all.Shadows, traffic)
+	part := 1.
+	if all.Shadows > 0 {
+		part = min(float64(likely+all.Held)/float64(likely+all.Shadows), 1)
+	}
+	return a.table.Base + int64(part*float64(held)+(1-shadowed)*float64(traffic-held))
+}
+
+// mix is how much of what has passed of late was of shadows.
+type mix struct {
+	at                     Time
+	passed, shadows        float64 // with less weight the longer it is ago
+	wasPassed, wasShadowed int64   // the totals then
+}
+
+const mixHalf = 10 * time.Minute
+
+func (m *mix) shadowed(now Time, all *Entry) (share float64) {
+	passed, shadows := all.Passed-m.wasPassed, all.Shadowed-m.wasShadowed
+	if m.at == 0 || passed < 0 || shadows < 0 {
+		passed, shadows = 0, 0 // a worker has gone, and its totals with it
+	}
+	keep := math.Exp2(-float64(now-m.at) / float64(mixHalf))
+	m.passed, m.shadows = keep*m.passed+float64(passed), keep*m.shadows+float64(shadows)
+	m.at, m.wasPassed, m.wasShadowed = now, all.Passed, all.Shadowed
+	if m.shadows == 0 {
+		return 0
+	}
+	return min(m.shadows/m.passed, 1)
 }
 
 // Shade makes the stream a shadow: a verdict that is not carried out says that it would not be there, or not yet. Nothing is reserved for
@@ -1053,6 +1087,7 @@ func (a *Account) Shade(now Time, s *Stream) {
 		m.credit = 0
 		a.unreserve(s, m, m.coming)
 	}
+	a.own.Shadowed += s.bounds // it was no shadow yet when that passed
 	s.uncount(a)
 	s.likely, s.bounds, s.smallSum = 0, 0, 0
 	s.shadow = true

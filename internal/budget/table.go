@@ -51,7 +51,8 @@ type Entry struct {
 	Fresh        int64
 	Coming       int64
 	Presumed     int64 // of it, what is reserved for responses that nobody looks at: see Account.Presume
-	Passed       int64 // all that was ever fresh: a running total
+	Passed       int64 // all that was ever fresh, or would have been of a shadow: a running total
+	Shadowed     int64 // and of it what was of shadows
 	Small        int64 // coming and likely held of small streams
 	Likely       int64 // likely held by its live streams, without shadows
 	Shadows      int64 // and by those: see Account.Shade
@@ -87,7 +88,7 @@ const (
 	markFields  = 10
 	headFields  = 17 + markFields
 	headerBytes = 4 + 4 + headFields*8
-	entryFields = 24
+	entryFields = 25
 	entryBytes  = 8 + entryFields*8
 	maxEntries  = 4096
 )
@@ -132,7 +133,7 @@ func (e *Entry) fields() [entryFields]*int64 {
 	return [entryFields]*int64{
 		(*int64)(&e.Beat), &e.Lease, &e.Fresh, &e.Coming, &e.Passed, &e.Small, &e.Likely, &e.Bounds, &e.Exposure,
 		&e.Leaving, &e.Evicted, &e.Left, &e.Held, (*int64)(&e.WaitingSince), &e.Waiting, &e.Streams, &e.Connections, &e.VM,
-		&e.Wanted, &e.Rate, &e.ConnectionLease, &e.Presumed, &e.PresumedStreams, &e.Shadows,
+		&e.Wanted, &e.Rate, &e.ConnectionLease, &e.Presumed, &e.PresumedStreams, &e.Shadows, &e.Shadowed,
 	}
 }
 
@@ -218,6 +219,7 @@ func (t *Table) sum(without uint32) Entry {
 		s.Presumed += e.Presumed
 		s.PresumedStreams += e.PresumedStreams
 		s.Passed += e.Passed
+		s.Shadowed += e.Shadowed
 		s.Small += e.Small
 		s.Likely += e.Likely
 		s.Shadows += e.Shadows

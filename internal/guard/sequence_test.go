@@ -647,7 +647,7 @@ func (e *envoy) finish() {
 	for i, w := range e.workers {
 		own := w.account.Own()
 		require.LessOrEqual(e.t, own.Lease, 4*int64(w.budget.Small))
-		own.ID, own.Beat, own.Lease, own.Passed, own.Rate, own.Evicted, own.ConnectionLease = 0, 0, 0, 0, 0, 0, 0
+		own.ID, own.Beat, own.Lease, own.Passed, own.Shadowed, own.Rate, own.Evicted, own.ConnectionLease = 0, 0, 0, 0, 0, 0, 0, 0
 		require.Equal(e.t, budget.Entry{}, own, "worker %d", i)
 		require.Zero(e.t, w.held)
 		require.Zero(e.t, w.line.Len())
@@ -657,7 +657,7 @@ func (e *envoy) finish() {
 		require.Empty(e.t, w.residual)
 		require.Nil(e.t, w.alone)
 	}
-	require.Equal(e.t, e.base, e.shared().Reading)
+	require.Equal(e.t, e.base, e.shared().InUse)
 }
 
 // settings are those that the sequences run with: the shipped example's, Envoy's defaults, and some that make rare
