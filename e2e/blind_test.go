@@ -21,6 +21,7 @@ func (s *scene) lines(expression string) []string {
 // Whatever keeps readings away, the guard says once that it is blind, why, and what to change.
 func TestTheGuardSaysWhenItIsBlind(t *testing.T) {
 	forBothFaces(t, func(t *testing.T, b base) {
+		t.Helper()
 		blind := func(t *testing.T, s *scene, want ...string) {
 			t.Helper()
 			s.gauge("highwater_blind", 1)
@@ -96,6 +97,7 @@ func TestTheGuardSaysWhenItIsBlind(t *testing.T) {
 // An idle Envoy asks seldom, and its guard is not blind.
 func TestAnIdleGuardIsNotBlind(t *testing.T) {
 	forFaces(t, func(t *testing.T, b base) {
+		t.Helper()
 		s := b.start(t, setup{})
 		_, err := s.Until(t.Context(), "highwater", func(m map[string]float64) bool { return m["wasmcustom.highwater_in_use_bytes"] > 0 })
 		require.NoError(t, err)

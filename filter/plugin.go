@@ -284,7 +284,9 @@ func (p *plugin) ask() {
 		p.observe(r, err)
 	})
 	if err != nil {
-		p.observe(guard.Reading{}, &guard.Failure{Cause: guard.CauseNoCluster, Err: fmt.Errorf("Envoy refuses the call, most likely because there is no such cluster (%w)", err)})
+		p.observe(guard.Reading{}, &guard.Failure{
+			Cause: guard.CauseNoCluster, Err: fmt.Errorf("the call is refused, most likely because there is no such cluster (%w)", err),
+		})
 	}
 }
 

@@ -109,7 +109,7 @@ func (a *Account) SetContainer(n int64) { a.container = n }
 func (a *Account) SetAllocated(n int64) { a.allocated = n }
 
 // SetReal says whether verdicts are carried out anywhere in the process. Then what shadows hold is memory that others can't have.
-func (a *Account) SetReal(real bool) { a.real = real }
+func (a *Account) SetReal(enforcing bool) { a.real = enforcing }
 
 // Floor is what small requests have in any case, bytes.
 func (a *Account) Floor() int64 { return a.limits.floor() }
