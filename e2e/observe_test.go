@@ -93,7 +93,7 @@ func TestObserveCountsWhatEnforceDoes(t *testing.T) {
 				for range 3 {
 					loads = append(loads, &load.Uploads{Addr: s.addr, Path: "/upload", Count: 100, Size: 4 * mib, Once: true, Drain: 20 * time.Second})
 				}
-				clients = waves(t, 4*time.Second, 5*time.Second, loads...)
+				clients = waves(t, 3*time.Second, 4*time.Second, loads...)
 				sum, by = s.reasons()
 				require.NoError(t, s.Stop()) // the other one has the machine for itself
 				return sum, by, clients

@@ -92,7 +92,7 @@ var rejectedHelp = [numReasons]string{
 // Gauges describes the gauges, by index.
 func Gauges() [NumGauges]Metric {
 	return [NumGauges]Metric{
-		GaugeEstimate:    {"highwater_estimate_bytes", Gauge, "reading + fresh + coming: the upper bound on memory in use"},
+		GaugeEstimate:    {"highwater_estimate_bytes", Gauge, "reading + fresh + coming: the upper bound on memory in use; in mode observe, what it would be in mode enforce"},
 		GaugeInUse:       {"highwater_in_use_bytes", Gauge, "the last reading: heap_size − pageheap_unmapped − pageheap_free, and what highwater serve sees outside of the heap"},
 		GaugeAllocated:   {"highwater_allocated_bytes", Gauge, "allocated, as of the last reading"},
 		GaugeFresh:       {"highwater_fresh_bytes", Gauge, "passed since, and perhaps in no reading yet"},
