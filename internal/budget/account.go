@@ -666,12 +666,6 @@ func (a *Account) pass(now Time, s *Stream, d Direction, n int64) (beyond int64)
 	m := &s.dir[d]
 	m.seen += n
 	m.moved = now
-	if s.shadow {
-		n = min(n, m.cap)
-		a.own.Passed += n
-		a.own.Shadowed += n
-		return 0
-	}
 	if d == Request {
 		m.roll(now)
 		m.burst[0] += n
@@ -686,6 +680,17 @@ func (a *Account) pass(now Time, s *Stream, d Direction, n int64) (beyond int64)
 	a.unreserve(s, m, k)
 	a.addFresh(m.fill(a.gen, n))
 	return n - k
+}
+
+// PassShadow is Pass for a shadow.
+func (a *Account) PassShadow(now Time, s *Stream, d Direction, n int64) {
+	m := &s.dir[d]
+	m.seen += n
+	m.moved = now
+	n = min(n, m.cap)
+	a.own.Passed += n
+	a.own.Shadowed += n
+	s.settle(a, now)
 }
 
 // Uncredit ends the credit of a resumed request: what came while it was paused has passed, in one piece. The rest of the

@@ -20,8 +20,10 @@ func TestShadowsAreNotInReadings(t *testing.T) {
 		a.Expect(b.now, &streams[i], Request, 4*mib, 2*mib, 0)
 		if i > 0 {
 			a.Shade(b.now, &streams[i])
+			a.PassShadow(b.now, &streams[i], Request, 2*mib)
+		} else {
+			a.Pass(b.now, &streams[i], Request, 2*mib)
 		}
-		a.Pass(b.now, &streams[i], Request, 2*mib)
 	}
 	own := [2]Entry{b.accounts[0].Own(), b.accounts[1].Own()}
 	require.Equal(t, [2]int64{2 * mib, 0}, [2]int64{own[0].Fresh, own[1].Fresh}, "of the one that is no shadow")

@@ -185,6 +185,10 @@ func weight(idle Time) float64 {
 
 // settle brings the stream's part in the sums of its account up to date.
 func (s *Stream) settle(a *Account, now Time) {
+	if s.shadow {
+		s.settleShadow(a, now)
+		return
+	}
 	req, res := &s.dir[Request], &s.dir[Response]
 	bounds := req.bound() + res.bound()
 	likely := bounds
@@ -194,21 +198,31 @@ func (s *Stream) settle(a *Account, now Time) {
 		}
 	}
 	var smallSum int64
-	if s.small && !s.presumed && !s.shadow {
+	if s.small && !s.presumed {
 		smallSum = req.coming + res.coming + likely
 	}
 	exposure := req.open() + res.open()
+	a.own.Likely += likely - s.likely
+	a.own.Bounds += bounds - s.bounds
 	a.own.Exposure += exposure - s.exposure
-	if s.shadow {
-		a.own.Shadows += likely - s.likely
-	} else {
-		a.own.Likely += likely - s.likely
-		a.own.Bounds += bounds - s.bounds
-		a.own.Small += smallSum - s.smallSum
-		s.sum.Likely += likely - s.likely
-		s.sum.Small += smallSum - s.smallSum
-	}
+	a.own.Small += smallSum - s.smallSum
+	s.sum.Likely += likely - s.likely
+	s.sum.Small += smallSum - s.smallSum
 	s.likely, s.bounds, s.exposure, s.smallSum = likely, bounds, exposure, smallSum
+}
+
+// settleShadow is settle of a shadow: what it holds is in a sum of its own.
+func (s *Stream) settleShadow(a *Account, now Time) {
+	req, res := &s.dir[Request], &s.dir[Response]
+	bounds := req.bound() + res.bound()
+	likely := bounds
+	if !req.missing() && !res.missing() {
+		likely = int64(weight(now-max(req.moved, res.moved)) * float64(bounds))
+	}
+	exposure := req.open() + res.open()
+	a.own.Shadows += likely - s.likely
+	a.own.Exposure += exposure - s.exposure
+	s.likely, s.bounds, s.exposure = likely, bounds, exposure
 }
 
 // uncount takes the stream's part in the sums back, but for its exposure.

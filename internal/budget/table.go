@@ -52,10 +52,8 @@ type Entry struct {
 	Coming       int64
 	Presumed     int64 // of it, what is reserved for responses that nobody looks at: see Account.Presume
 	Passed       int64 // all that was ever fresh, or would have been of a shadow: a running total
-	Shadowed     int64 // and of it what was of shadows
 	Small        int64 // coming and likely held of small streams
 	Likely       int64 // likely held by its live streams, without shadows
-	Shadows      int64 // and by those: see Account.Shade
 	Bounds       int64 // the most that its live streams can hold of what they have moved
 	Exposure     int64 // the most that its live streams could come to hold
 	Leaving      int64 // what it has evicted and what may still be there, for as long as that lingers
@@ -73,6 +71,8 @@ type Entry struct {
 	VM              int64 // memory of the worker's virtual machine; it is outside every reading
 	// ConnectionLease is how many connections the worker may have open without asking again; 0 without a limit.
 	ConnectionLease int64
+	// What its shadows likely hold, and of what has passed, what was of shadows: see Account.Shade.
+	Shadows, Shadowed int64
 }
 
 func (e *Entry) need() int64 { return e.Fresh + e.Coming }

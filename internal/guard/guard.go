@@ -680,7 +680,7 @@ func (g *Guard) expect(now Time, s *Stream, length int64) Verdict {
 func (g *Guard) Grow(now Time, s *Stream, d budget.Direction, n int64) Verdict {
 	if s.phase != live || n == 0 || d == budget.Response && s.Free(n) {
 		if s.shadow {
-			g.worker.account.Pass(now, &s.Stream, d, n)
+			g.worker.account.PassShadow(now, &s.Stream, d, n)
 		}
 		return Verdict{}
 	}
