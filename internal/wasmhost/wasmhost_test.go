@@ -436,7 +436,7 @@ func TestWhatHasStartedIsToldOnce(t *testing.T) {
 	require.Empty(t, e.logged, "the next plugin may follow")
 	e.run(time.Second, workers...)
 	require.Len(t, e.logged, 1)
-	require.Regexp(t, `^info: highwater: \(devel\).*, face filter: mode enforce, limit 200MiB, buffers: downstream 64KiB, upstream 64KiB, http2_window 64KiB, `+
+	require.Regexp(t, `^info: highwater: \S.*, face filter: mode enforce, limit 200MiB, buffers: downstream 64KiB, upstream 64KiB, http2_window 64KiB, `+
 		`http2_connection_window 16MiB, linger 100ms, fairness by route$`, e.logged[0])
 
 	changed := strings.Replace(config, "200MiB", "150MiB", 1)
