@@ -41,7 +41,7 @@ func TestAShadowGoesOn(t *testing.T) {
 	p.settle(40 * mib)
 	p.settle(176 * mib)
 	w, g := p.workers[0], p.guards[0]
-	r := &request{connected: p.connection(0), http2: true} // who is in line on HTTP/1 is closed for want of room at its timeout
+	r := &request{connected: p.connection(0), http2: true}
 	require.Equal(t, Pass, g.Open(p.now, &r.Stream, r, 8*mib).Action)
 	require.False(t, r.Waiting(), "Envoy does not hold it")
 	require.Equal(t, 1, w.line.Len())
@@ -90,4 +90,21 @@ func TestAShadowOfWhoIsClosedAtItsFirstBytes(t *testing.T) {
 	next := &request{connected: c}
 	require.Equal(t, Pass, g.Open(p.now, &next.Stream, next, 4*mib).Action)
 	counted(2)
+}
+
+// What waits holds its client's bytes back, and a shadow does not: only what would have come counts.
+func TestWhatAShadowBringsBeyondWhatWouldHaveCome(t *testing.T) {
+	p := newProcess(t, 1, observing)
+	p.settle(40 * mib)
+	p.settle(176 * mib)
+	w := p.workers[0]
+	r, v := p.open(0, 8*mib)
+	require.Equal(t, Pass, v.Action)
+	require.Equal(t, 1, w.line.Len())
+	for range 4 {
+		w.Data(p.now, r.connected, mib)
+		p.read(176 * mib)
+	}
+	require.Zero(t, w.account.Own().Fresh)
+	require.Equal(t, 1, w.line.Len())
 }
