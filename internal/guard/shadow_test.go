@@ -96,14 +96,14 @@ func TestAShadowOfWhoIsClosedAtItsFirstBytes(t *testing.T) {
 func TestWhatAShadowBringsBeyondWhatWouldHaveCome(t *testing.T) {
 	p := newProcess(t, 1, observing)
 	p.settle(40 * mib)
-	p.settle(176 * mib)
+	p.settle(180 * mib)
 	w := p.workers[0]
 	r, v := p.open(0, 8*mib)
 	require.Equal(t, Pass, v.Action)
 	require.Equal(t, 1, w.line.Len())
 	for range 4 {
 		w.Data(p.now, r.connected, mib)
-		p.read(176 * mib)
+		p.read(180 * mib)
 	}
 	require.Zero(t, w.account.Own().Fresh)
 	require.Equal(t, 1, w.line.Len())
