@@ -82,6 +82,7 @@ type setup struct {
 	wasm     string
 	upstream string
 	cgroup   string // in which Envoy runs, if not empty
+	log      string // Envoy's level, if not warning
 }
 
 func start(t *testing.T, s setup) *scene {
@@ -100,7 +101,7 @@ func start(t *testing.T, s setup) *scene {
 		t.Cleanup(fake.Close)
 	}
 	sc.Envoy, err = envoytest.Start(t.Context(), envoytest.Options{
-		Face: s.face, Concurrency: s.workers, Upstream: s.upstream, Wasm: s.wasm, CgroupDir: s.cgroup,
+		Face: s.face, Concurrency: s.workers, Upstream: s.upstream, Wasm: s.wasm, CgroupDir: s.cgroup, LogLevel: s.log,
 		Edit: func(c envoytest.Config) {
 			switch {
 			case fake == nil:

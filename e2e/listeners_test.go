@@ -82,7 +82,7 @@ func TestContradictingBudgets(t *testing.T) {
 	}})
 	s.gauge("highwater_limit_bytes", 100*mib)
 	require.Eventually(t, func() bool {
-		return s.LogMatches(`shared by all plugins of a vm_id, and the last one sets them: was .*200.* is .*100`)
+		return s.LogMatches(`shared settings have changed: budget\.limit 200MiB → 100MiB\. All plugins of a vm_id share them`)
 	}, 20*time.Second, 50*time.Millisecond)
 	for _, listener := range []string{"ingress", "second"} {
 		res := do(t, client(t, false), "GET", "http://"+s.Addr(listener)+"/small", nil, 0)

@@ -437,8 +437,8 @@ func TestWithoutAReading(t *testing.T) {
 				s := b.start(t, setup{fake: 40 * mib})
 				s.reading(199 * mib)
 				s.memory.set(broken)
+				s.gauge("highwater_blind", 1)
 				require.Eventually(t, func() bool { return s.LogMatches("no reading .*on_stale is estimate") }, 10*time.Second, 50*time.Millisecond)
-				time.Sleep(1100 * time.Millisecond) // until the last reading is stale
 				c := client(t, false)
 				require.Equal(t, 200, do(t, c, "GET", s.url("/small"), nil, 0).StatusCode)
 				require.Equal(t, 200, do(t, c, "POST", s.url("/upload?delay=0s"), zeros(4*mib), 4*mib).StatusCode,
@@ -446,7 +446,8 @@ func TestWithoutAReading(t *testing.T) {
 				c.CloseIdleConnections()
 				s.memory.set(nil)
 				s.reading(50 * mib)
-				require.True(t, s.LogMatches("readings are back"))
+				require.True(t, s.LogMatches("readings of Envoy's memory are back after"))
+				s.gauge("highwater_blind", 0)
 				s.drained()
 			})
 		}

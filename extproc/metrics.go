@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"github.com/highwater-envoy/highwater/internal/guard"
+	"github.com/highwater-envoy/highwater/internal/version"
 )
 
 // bad is what is wrong with a stream that is refused.
@@ -71,6 +72,7 @@ type collector struct{ server *Server }
 
 var (
 	badDesc   = prometheus.NewDesc("highwater_ext_proc_bad_streams_total", "streams refused because their filter broke the protocol", []string{"reason"}, nil)
+	infoDesc  = prometheus.NewDesc("highwater_info", "1: which Highwater this is, on which face, and its mode", []string{"version", "face", "mode"}, nil)
 	faultDesc = prometheus.NewDesc("highwater_ext_proc_faults_total", "faults of the server itself that it survived", nil, nil)
 
 	comingDesc  = prometheus.NewDesc("highwater_key_coming_bytes", "announced or forecast by requests of the key, and still to come", []string{"key"}, nil)
@@ -97,9 +99,12 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	var counts [guard.NumCounters]uint64
 	var gauges [guard.NumGauges]int64
 	var keys []guard.KeyUse
+	var mode guard.Mode
 	c.server.do(func(now guard.Time) {
+		mode = c.server.mu.guard.Config().Mode
 		counts, gauges, keys = *c.server.mu.worker.Counts(), c.server.mu.worker.Gauges(now), c.server.mu.worker.Keys()
 	})
+	out <- prometheus.MustNewConstMetric(infoDesc, prometheus.GaugeValue, 1, version.String(), face, string(mode))
 	for i, m := range guard.Counters() {
 		out <- Metric(m, float64(counts[i]))
 	}
@@ -160,8 +165,13 @@ func (s *Server) Registry(g *GRPC) *prometheus.Registry {
 	return r
 }
 
+// face is how Envoy meets us.
+const face = "ext_proc"
+
 // Status is what /status answers.
 type Status struct {
+	Version    string           `json:"version"`
+	Face       string           `json:"face"`
 	Mode       guard.Mode       `json:"mode"`
 	Level      string           `json:"level"`
 	Ready      bool             `json:"ready"`
@@ -176,7 +186,10 @@ type Status struct {
 
 // Status returns what the server knows as of now.
 func (s *Server) Status() Status {
-	st := Status{Gauges: map[string]int64{}, Counters: map[string]int64{}, BadStreams: map[string]int64{}, UpSince: s.started, Ready: true}
+	st := Status{
+		Version: version.String(), Face: face,
+		Gauges: map[string]int64{}, Counters: map[string]int64{}, BadStreams: map[string]int64{}, UpSince: s.started, Ready: true,
+	}
 	if err := s.Ready(); err != nil {
 		st.Ready, st.NotReady = false, err.Error()
 	}

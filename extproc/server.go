@@ -99,6 +99,7 @@ func (s *Server) use(c guard.Config) (changed string) {
 	}
 	s.mu.guard, changed = guard.New(c, s.mu.worker)
 	s.mu.observing, _ = guard.New(observing, s.mu.worker)
+	s.mu.worker.SetEnforcing(c.Mode == guard.Enforce)
 	return changed
 }
 
@@ -181,7 +182,7 @@ func (s *Server) decide(orders []order) (_ []order, ask Reader, next time.Durati
 			orders = append(orders, order{streamOf(d.Stream), d.Verdict})
 		}
 		for _, c := range a.Close { // there are no connections to close here, and so none of these
-			orders = append(orders, order{streamOf(c), guard.Verdict{Action: guard.Answer, Reason: guard.QueueFull}})
+			orders = append(orders, order{streamOf(c), guard.Verdict{Action: guard.Answer, Reason: guard.Closed}})
 		}
 		if a.Event != "" {
 			s.log.Warn(a.Event)
@@ -285,7 +286,7 @@ type modes struct {
 }
 
 // onces say what is told once.
-type onces struct{ override, untold, buffered, observability, attribute sync.Once }
+type onces struct{ override, untold, buffered, observability, attribute, unnamed sync.Once }
 
 // enoughMissed: a message without a length may have no body at all, but not so many of them.
 const enoughMissed = 32

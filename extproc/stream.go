@@ -59,7 +59,19 @@ type told struct {
 	path, method, route, cluster, virtualHost, source, protocol string
 	header                                                      string // that by which requests are told apart
 	connection                                                  uint64 // Envoy's id; 0 = not told
+	has                                                         attribute
 }
+
+// attribute is one of those that were told, or several: a route, for one, may be told and have no name.
+type attribute uint8
+
+const (
+	hasRoute attribute = 1 << iota
+	hasCluster
+	hasVirtualHost
+	hasSource
+	hasProtocol
+)
 
 var _ guard.Host = (*stream)(nil)
 
@@ -270,6 +282,8 @@ func (s *stream) requestHeaders(r *extprocv3.ProcessingRequest, h *extprocv3.Htt
 		s.held = true
 		srv.hurry(guard.FastTick)
 		return
+	case v.Action == guard.Pass:
+		srv.hurry(guard.FastTick)
 	case sleeps:
 		srv.hurry(guard.Tick)
 	}
@@ -419,7 +433,7 @@ func (s *stream) missed(d budget.Direction) {
 
 // judged answers a message that was let pass with pass, or carries the verdict out.
 func (s *stream) judged(v guard.Verdict, pass answer) {
-	if v.Action != guard.Admit {
+	if v.Action != guard.Admit && v.Action != guard.Pass {
 		s.refuse(v)
 		return
 	}
@@ -677,17 +691,18 @@ func (s *stream) attributes(r *extprocv3.ProcessingRequest) error {
 	for _, a := range r.GetAttributes() {
 		for name, v := range a.GetFields() {
 			var into *string
+			var has attribute
 			switch name {
 			case "xds.route_name":
-				into = &s.route
+				into, has = &s.route, hasRoute
 			case "xds.cluster_name":
-				into = &s.cluster
+				into, has = &s.cluster, hasCluster
 			case "xds.virtual_host_name":
-				into = &s.virtualHost
+				into, has = &s.virtualHost, hasVirtualHost
 			case "source.address":
-				into = &s.source
+				into, has = &s.source, hasSource
 			case "request.protocol":
-				into = &s.protocol
+				into, has = &s.protocol, hasProtocol
 			case "connection.id":
 				n, ok := v.GetKind().(*structpb.Value_NumberValue)
 				if !ok || !(n.NumberValue >= 0 && n.NumberValue < math.MaxUint64) {
@@ -703,16 +718,17 @@ func (s *stream) attributes(r *extprocv3.ProcessingRequest) error {
 				return fmt.Errorf("attribute %s is not text", name)
 			}
 			*into = clip(text.StringValue, maxName)
+			s.has |= has
 		}
 	}
 	return nil
 }
 
 // wants says once which attribute the filter should tell and does not.
-func (s *stream) wants(value, attribute string) string {
-	if value == "" {
+func (s *stream) wants(value string, has attribute, name string) string {
+	if s.has&has == 0 {
 		s.server.once.attribute.Do(func() {
-			s.server.log.Warn("a request came without an attribute that is needed: add it to request_attributes of the ext_proc filter", "attribute", attribute)
+			s.server.log.Warn("a request came without an attribute that is needed: add it to request_attributes of the ext_proc filter", "attribute", name)
 		})
 	}
 	return value
@@ -720,7 +736,7 @@ func (s *stream) wants(value, attribute string) string {
 
 // HTTP2 implements guard.Host. What is not known may be it: then more can be held.
 func (s *stream) HTTP2() bool {
-	return !strings.HasPrefix(s.wants(s.protocol, "request.protocol"), "HTTP/1")
+	return !strings.HasPrefix(s.wants(s.protocol, hasProtocol, "request.protocol"), "HTTP/1")
 }
 
 // Arrived implements guard.Host: nobody tells of bytes on connections here.
@@ -754,16 +770,25 @@ func (s *stream) Path() string { return s.path }
 func (s *stream) Header(string) string { return s.header }
 
 // Route implements guard.Host.
-func (s *stream) Route() string { return s.wants(s.route, "xds.route_name") }
+func (s *stream) Route() string {
+	if s.route == "" && s.cluster != "" && s.has&hasRoute != 0 && s.guard.Config().TellsRoutesApart() {
+		s.server.once.unnamed.Do(func() { s.server.log.Warn(guard.UnnamedRoutes) })
+	}
+	return s.wants(s.route, hasRoute, "xds.route_name")
+}
 
 // Cluster implements guard.Host.
-func (s *stream) Cluster() string { return s.wants(s.cluster, "xds.cluster_name") }
+func (s *stream) Cluster() string { return s.wants(s.cluster, hasCluster, "xds.cluster_name") }
 
 // VirtualHost implements guard.Host.
-func (s *stream) VirtualHost() string { return s.wants(s.virtualHost, "xds.virtual_host_name") }
+func (s *stream) VirtualHost() string {
+	return s.wants(s.virtualHost, hasVirtualHost, "xds.virtual_host_name")
+}
 
 // Source implements guard.Host.
-func (s *stream) Source() string { return guard.WithoutPort(s.wants(s.source, "source.address")) }
+func (s *stream) Source() string {
+	return guard.WithoutPort(s.wants(s.source, hasSource, "source.address"))
+}
 
 // Describe implements guard.Host: with what was told, and nobody is asked for more.
 func (s *stream) Describe(header string) reservoir.Labels {

@@ -41,6 +41,9 @@ func (c *connection) OnNewConnection() types.Action {
 	c.open = true
 	if key, ok := connectionID(); ok {
 		c.key = key
+		if machine.oldest == 0 {
+			machine.oldest = key
+		}
 		machine.connections[key] = &c.Connection
 	}
 	return types.ActionContinue

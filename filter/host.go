@@ -138,6 +138,13 @@ func (s *stats) count(counts *[guard.NumCounters]uint64) {
 	}
 }
 
+// counted are the counters of all virtual machines together, as of their last ticks.
+func (s *stats) counted(add func(name string, value int64)) {
+	for i, m := range guard.Counters() {
+		add(m.Name, int64(s.counters[i].Value()))
+	}
+}
+
 func (s *stats) gauge(gauges [guard.NumGauges]int64) {
 	for i, v := range gauges {
 		if !s.known || s.shown[i] != v {

@@ -8,6 +8,7 @@ import (
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/guard"
 	"github.com/highwater-envoy/highwater/internal/peak"
+	"github.com/highwater-envoy/highwater/internal/version"
 )
 
 // looking is a request for the samples as of now, which waits until all workers have frozen theirs.
@@ -66,11 +67,13 @@ func (v *vm) forget(s *stream) {
 func (s *stream) tell(method, question string) {
 	w := machine.worker
 	source := peak.Source{
-		Clock:   peak.Clock{Monotonic: now(), Wall: wall()},
-		Level:   w.Account().Table().Level.String(),
-		Figures: func(add func(name string, value int64)) { w.Status(machine.now, add) },
-		Peaks:   w.Peaks,
-		Current: w.Current,
+		Clock:    peak.Clock{Monotonic: now(), Wall: wall()},
+		About:    [][2]string{{"version", version.String()}, {"face", face}, {"mode", string(machine.mode())}},
+		Level:    w.Account().Table().Level.String(),
+		Figures:  func(add func(name string, value int64)) { w.Status(machine.now, add) },
+		Counters: machine.stats.counted,
+		Peaks:    w.Peaks,
+		Current:  w.Current,
 	}
 	a := source.Ask(method, question)
 	headers := [][2]string{{"content-type", a.ContentType}, {"cache-control", "no-store"}, {"x-content-type-options", "nosniff"}}

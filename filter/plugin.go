@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"math/rand/v2"
+	"strconv"
 	"time"
 
 	"github.com/proxy-wasm/proxy-wasm-go-sdk/proxywasm"
@@ -28,9 +29,18 @@ type vm struct {
 	gauged      budget.Time
 	measured    budget.Time
 	looking     []looking // who waits for an answer of all workers
+
+	plugins map[*plugin]struct{} // that are there
+	batch   []*plugin            // that have started since it was told which
+	batched budget.Time          // when the last of them did
+	changes []string             // of shared settings, by them
+	late    bool                 // other virtual machines were here long before
+	oldest  uint64               // the first connection that the network filter has seen; 0 = none yet
+	strange bool                 // a request came on one that it has not
+	unnamed bool                 // a request came whose route has no name
 }
 
-var machine = vm{connections: map[uint64]*guard.Connection{}}
+var machine = vm{connections: map[uint64]*guard.Connection{}, plugins: map[*plugin]struct{}{}}
 
 // start makes the worker when the first plugin of the virtual machine starts.
 func (v *vm) start() error {
@@ -46,6 +56,10 @@ func (v *vm) start() error {
 		return err
 	}
 	v.worker = worker
+	if worker.Account().Refresh(v.now) != nil {
+		v.hostError()
+	}
+	v.late = v.now-worker.Account().Table().Begun > lateAfter
 	return nil
 }
 
@@ -65,6 +79,7 @@ type plugin struct {
 	network bool // root_id: connections
 	guard   *guard.Guard
 	period  time.Duration // of its ticks
+	looked  bool          // whether the network filter knows its connections
 }
 
 var _ types.PluginContext = (*plugin)(nil)
@@ -99,10 +114,12 @@ func (p *plugin) start() error {
 		return err
 	}
 	g, changed := guard.New(config, machine.worker)
-	if changed != "" {
-		proxywasm.LogWarn("highwater: " + changed)
+	if changed != "" && len(machine.changes) < maxSummaries {
+		machine.changes = append(machine.changes, changed)
 	}
 	p.guard = g
+	machine.now = now()
+	machine.joined(p, true)
 	machine.pacer = p // of the plugins that are there the newest is likely to stay longest
 	return p.setTick(guard.Tick)
 }
@@ -133,6 +150,7 @@ func (p *plugin) OnTick() {
 	if a.Resume != nil || len(a.Rejected) > 0 || len(a.Close) > 0 || len(a.Cut) > 0 || len(a.Idle) > 0 {
 		p.carryOut(a)
 	}
+	machine.introduce(t)
 	if p.answerLooking(t) {
 		a.Next = guard.FastTick
 	}
@@ -149,6 +167,7 @@ func (p *plugin) OnPluginDone() bool {
 	}
 	if p.guard != nil {
 		p.guard.Retire()
+		machine.joined(p, false)
 	}
 	return true
 }
@@ -185,7 +204,7 @@ func (p *plugin) carryOut(a *guard.Actions) {
 		}
 		machine.hostError()
 		if p.on(s.id) { // it must not hang for ever
-			s.answer(guard.Verdict{Action: guard.Answer, Reason: guard.QueueFull})
+			s.answer(guard.Verdict{Action: guard.Answer, Reason: guard.Closed})
 		}
 	}
 	for _, list := range [...][]*guard.Connection{a.Cut, a.Idle} {
@@ -266,7 +285,9 @@ func (p *plugin) ask() {
 		p.observe(r, err)
 	})
 	if err != nil {
-		p.observe(guard.Reading{}, fmt.Errorf("the call could not be made (is there such a cluster?): %w", err))
+		p.observe(guard.Reading{}, &guard.Failure{
+			Cause: guard.CauseNoCluster, Err: fmt.Errorf("the call is refused, most likely because there is no such cluster (%w)", err),
+		})
 	}
 }
 
@@ -277,16 +298,21 @@ func (p *plugin) observe(r guard.Reading, err error) {
 	}
 }
 
-const maxReading = 64 << 10
+const (
+	maxReading = 64 << 10
+	maxShown   = 160 // bytes of an answer that is another
+)
 
 func reading(size int) (guard.Reading, error) {
 	headers, err := proxywasm.GetHttpCallResponseHeaders()
 	if err != nil || len(headers) == 0 {
-		return guard.Reading{}, fmt.Errorf("no answer within %v", machine.worker.AskTimeout())
+		return guard.Reading{}, &guard.Failure{Cause: guard.CauseSlow, Err: fmt.Errorf("no answer within %v", machine.worker.AskTimeout())}
 	}
 	for _, h := range headers {
 		if h[0] == ":status" && h[1] != "200" {
-			return guard.Reading{}, fmt.Errorf("the answer is status %s, not 200", h[1])
+			status, _ := strconv.Atoi(h[1])
+			text, _ := proxywasm.GetHttpCallResponseBody(0, min(size, maxShown))
+			return guard.Reading{}, guard.StatusFailure(status, string(text))
 		}
 	}
 	if size > maxReading {

@@ -57,6 +57,10 @@ func (s *stream) OnHttpRequestHeaders(_ int, end bool) (action types.Action) {
 	}
 	s.open, s.arrived = true, machine.arrived
 	trapRequest()
+	if s.arrived == nil && !s.plugin.looked {
+		s.plugin.looked = true
+		s.Connection() // else nobody asks before one has to wait
+	}
 	return s.do(g.Open(machine.now, &s.Stream, s, length(end, requestHeaders)))
 }
 
@@ -132,6 +136,10 @@ func (s *stream) do(v guard.Verdict) types.Action {
 }
 
 func (s *stream) stop(v guard.Verdict) types.Action {
+	if v.Action == guard.Pass {
+		s.plugin.hurry(guard.FastTick)
+		return types.ActionContinue
+	}
 	s.mark(v)
 	switch v.Action {
 	case guard.Wait, guard.Close:
@@ -196,6 +204,7 @@ func (s *stream) Connection() *guard.Connection {
 		// The listener has no network filter. Its connections can't be closed, but what waits on one is still bounded.
 		c = &guard.Connection{}
 		machine.connections[key] = c
+		s.plugin.unknown(key)
 	}
 	s.network = c.Context
 	return c
@@ -240,7 +249,15 @@ func (s *stream) VirtualHost() string { return s.name(virtualHostName) }
 func (s *stream) Source() string { return guard.WithoutPort(s.name(sourceAddress)) }
 
 // Route implements guard.Host.
-func (s *stream) Route() string { return s.name(routeName) }
+func (s *stream) Route() (name string) {
+	if s.reach() {
+		if name, _ = propertyOf(routeName); name == "" {
+			s.plugin.unnamed()
+		}
+		leave()
+	}
+	return name
+}
 
 // Cluster implements guard.Host.
 func (s *stream) Cluster() string { return s.name(clusterName) }

@@ -29,6 +29,7 @@ import (
 	"github.com/highwater-envoy/highwater/internal/guard"
 	"github.com/highwater-envoy/highwater/internal/input"
 	"github.com/highwater-envoy/highwater/internal/observer"
+	"github.com/highwater-envoy/highwater/internal/version"
 )
 
 const serveUsage = `highwater serve: the guard beside Envoy, for its ext_proc filter
@@ -197,9 +198,9 @@ func serveUntil(ctx context.Context, o settings, hangup <-chan os.Signal, log *s
 				failed <- fmt.Errorf("-http: %w", err)
 			}
 		})
-		log.Info("ready", "grpc", address(grpcListener), "http", address(httpListener), "limit", config.guard.Budget.Limit.String())
+		log.Info("ready", "grpc", address(grpcListener), "http", address(httpListener), "version", version.String(), "face", "ext_proc", "configuration", config.guard.Summary())
 	} else {
-		log.Info("ready", "grpc", address(grpcListener), "limit", config.guard.Budget.Limit.String())
+		log.Info("ready", "grpc", address(grpcListener), "version", version.String(), "face", "ext_proc", "configuration", config.guard.Summary())
 	}
 
 	err = a.follow(ctx, o.config, config, hangup, failed, g)
@@ -270,14 +271,16 @@ func (a *app) reload(file string, text []byte, old served) served {
 		}
 		a.start(watch)
 	}
-	a.server.Reload(config.guard, watch)
-	a.log.Info("the configuration is in force", "file", file, "limit", config.guard.Budget.Limit.String())
+	if changed := a.server.Reload(config.guard, watch); changed != "" {
+		a.log.Warn("settings have changed: " + changed)
+	}
+	a.log.Info("the configuration is in force", "file", file, "version", version.String(), "configuration", config.guard.Summary())
 	return config
 }
 
 func (a *app) newObserver(c served, server *atomic.Pointer[extproc.Server]) (*observer.Observer, error) {
 	return observer.New(observer.Options{
-		Config: c.observer, URL: c.guard.Memory.URL, Path: c.guard.Memory.Path, Interval: time.Duration(c.guard.Memory.Interval), Log: a.log,
+		Config: c.observer, URL: c.guard.Memory.URL, Path: c.guard.Memory.Path, Interval: time.Duration(c.guard.Memory.Interval), Log: a.log, Told: true,
 		Limit: func() int64 {
 			if s := server.Load(); s != nil {
 				return s.Limit()

@@ -162,7 +162,7 @@ func TestServeFollowsAFile(t *testing.T) {
 	require.NoError(t, os.Remove(file))
 	require.NoError(t, os.WriteFile(file, bytes.Replace(good, []byte("200MiB"), []byte("100MiB"), 1), 0o600))
 	require.Eventually(t, func() bool { return said("msg=\"the configuration is in force\"") == 1 }, 10*time.Second, 10*time.Millisecond)
-	require.Contains(t, log.String(), "limit=100MiB")
+	require.Contains(t, log.String(), "limit 100MiB")
 }
 
 type handler string

@@ -10,6 +10,7 @@ package budget
 
 import (
 	"errors"
+	"math"
 	"time"
 )
 
@@ -38,7 +39,10 @@ type Account struct {
 	trend      trend
 	watch      func(now Time, t *Table)
 	dropped    bool
-	container  int64     // what the last reading told of it; 0 = nothing
+	container  int64 // what the last reading told of it; 0 = nothing
+	allocated  int64 // and of what is allocated
+	mix        mix
+	real       bool      // shadows count as what they are: see SetReal
 	streams    Stream    // ring of the live ones
 	hidden     int       // live streams of which not all is told that passes
 	free       []*Stream // of whose responses something may pass unbooked
@@ -70,7 +74,7 @@ func (a *Account) Watch(watch func(now Time, t *Table)) { a.watch = watch }
 // Joined says that the worker has had a stream or a connection, and is in the table.
 func (a *Account) Joined() bool { return a.joined }
 
-// Change lets change have Table.Marks as it wants. The error is the store's, or ErrConflict where others were always first.
+// Change lets change have Table.Marks as it wants, or Table.Blind. The error is the store's, or ErrConflict where others were always first.
 func (a *Account) Change(now Time, change func(t *Table)) error {
 	for range maxTries {
 		if err := a.load(now); err != nil {
@@ -100,6 +104,12 @@ func (a *Account) Limits() *Limits { return &a.limits }
 
 // SetContainer publishes, with the next reading, the limit of the container that the process runs in, bytes.
 func (a *Account) SetContainer(n int64) { a.container = n }
+
+// SetAllocated publishes, with the next reading, what the allocator says is allocated, bytes.
+func (a *Account) SetAllocated(n int64) { a.allocated = n }
+
+// SetReal says whether verdicts are carried out anywhere in the process. Then what shadows hold is memory that others can't have.
+func (a *Account) SetReal(enforcing bool) { a.real = enforcing }
 
 // Floor is what small requests have in any case, bytes.
 func (a *Account) Floor() int64 { return a.limits.floor() }
@@ -339,6 +349,9 @@ func (a *Account) load(now Time) error {
 	a.table.mend(now)
 	// Where a table begins anew, so do the numbers of its readings: what was done for one of before is nothing for those to come.
 	a.own.Evicted = min(a.own.Evicted, int64(a.table.Sequence))
+	if a.table.Begun == 0 {
+		a.table.Begun = now
+	}
 	a.limits = a.set.of(a.table.Container)
 	a.dropped = a.table.drop(now) || a.dropped
 	a.others = a.table.sum(a.id)
@@ -460,11 +473,13 @@ func (a *Account) Move(s *Stream, to *Sum) {
 	coming := s.dir[Request].coming + s.dir[Response].coming
 	from := s.sum
 	from.Coming -= coming
-	from.Likely -= s.likely
-	from.Small -= s.smallSum
 	to.Coming += coming
-	to.Likely += s.likely
-	to.Small += s.smallSum
+	if !s.shadow {
+		from.Likely -= s.likely
+		from.Small -= s.smallSum
+		to.Likely += s.likely
+		to.Small += s.smallSum
+	}
 	s.sum = to
 }
 
@@ -589,7 +604,7 @@ func (a *Account) grant(s *Stream) {
 	switch {
 	case s.presumed:
 		n = always
-	case s.small || m.ended:
+	case s.small || m.ended || s.shadow:
 	case m.coming > 0:
 		n = min(m.coming, freeMost)
 	case m.genBytes >= m.cap && m.gen == a.gen && m.reserved >= m.cap && m.seen >= m.cap && s.likely == s.bounds:
@@ -668,6 +683,17 @@ func (a *Account) pass(now Time, s *Stream, d Direction, n int64) (beyond int64)
 	a.unreserve(s, m, k)
 	a.addFresh(m.fill(a.gen, n))
 	return n - k
+}
+
+// PassShadow is Pass for a shadow.
+func (a *Account) PassShadow(now Time, s *Stream, d Direction, n int64) {
+	m := &s.dir[d]
+	m.seen += n
+	m.moved = now
+	n = min(n, m.cap)
+	a.own.Passed += n
+	a.own.Shadowed += n
+	s.settle(a, now)
 }
 
 // Uncredit ends the credit of a resumed request: what came while it was paused has passed, in one piece. The rest of the
@@ -789,7 +815,7 @@ func (a *Account) finish(now Time, s *Stream, d Direction) {
 	}
 	m.ended = true
 	m.credit = 0
-	if m.unseen && m.expected {
+	if m.unseen && m.expected && !s.shadow {
 		a.addFresh(m.fill(a.gen, m.coming)) // it may have passed just now
 	}
 	a.unreserve(s, m, m.coming)
@@ -809,12 +835,8 @@ func (a *Account) Close(now Time, s *Stream) {
 	a.finish(now, s, Request)
 	a.finish(now, s, Response)
 	a.giveBack(s.gen, s.cost)
-	a.own.Likely -= s.likely
-	a.own.Bounds -= s.bounds
+	s.uncount(a)
 	a.own.Exposure -= s.exposure
-	a.own.Small -= s.smallSum
-	s.sum.Likely -= s.likely
-	s.sum.Small -= s.smallSum
 	s.likely, s.bounds, s.exposure, s.smallSum = 0, 0, 0, 0
 	a.own.Streams--
 	s.prev.next, s.next.prev = s.next, s.prev
@@ -988,7 +1010,9 @@ func (a *Account) Observe(now, asked Time, reading int64) (before, after Level, 
 			*a.table.entry(a.id) = a.own
 			a.table.entry(a.id).Beat = now
 		}
-		a.table.Reading, a.table.Asked = reading, asked
+		a.table.InUse, a.table.Allocated, a.table.Asked, a.table.Blind = reading, a.allocated, asked, false
+		a.table.Peak = max(a.table.Peak, reading)
+		a.table.Reading = a.withoutShadows(now, reading)
 		if a.container > 0 { // where it is told no more, the last one stays: it was true once, and without it there is none
 			a.table.Container = a.container
 			a.limits = a.set.of(a.container)
@@ -1012,6 +1036,105 @@ func (a *Account) Observe(now, asked Time, reading int64) (before, after Level, 
 	a.trend = learned
 	a.Contention++
 	return before, before, err
+}
+
+// withoutShadows is what a reading would be if those were not there that would have been turned away, and those waited that would have had
+// to: of what traffic holds, their part goes, and what waiting costs comes in its place. All that is likely held is as much too high or
+// too low, so that only the proportions count. What nobody who is there explains was left by those who were: by shadows as much as they
+// have moved of late. 100 uploads leave 100 idle connections to the upstream, of which mode enforce would have opened 30.
+func (a *Account) withoutShadows(now Time, reading int64) int64 {
+	all := a.table.Sum()
+	shadowed := a.mix.shadowed(now, &all)
+	traffic := reading - a.table.Base
+	if a.real || shadowed == 0 && all.Shadows <= 0 || traffic <= 0 {
+		return reading
+	}
+	likely := max(all.Likely, 0)
+	held := min(likely+all.Shadows, traffic)
+	part := 1.
+	if all.Shadows > 0 {
+		part = min(float64(likely+all.Held)/float64(likely+all.Shadows), 1)
+	}
+	return a.table.Base + int64(part*float64(held)+(1-shadowed)*float64(traffic-held))
+}
+
+// mix is how much of what has passed of late was of shadows.
+type mix struct {
+	at                     Time
+	passed, shadows        float64 // with less weight the longer it is ago
+	wasPassed, wasShadowed int64   // the totals then
+}
+
+const mixHalf = 10 * time.Minute
+
+func (m *mix) shadowed(now Time, all *Entry) (share float64) {
+	passed, shadows := all.Passed-m.wasPassed, all.Shadowed-m.wasShadowed
+	if m.at == 0 || passed < 0 || shadows < 0 {
+		passed, shadows = 0, 0 // a worker has gone, and its totals with it
+	}
+	keep := math.Exp2(-float64(now-m.at) / float64(mixHalf))
+	m.passed, m.shadows = keep*m.passed+float64(passed), keep*m.shadows+float64(shadows)
+	m.at, m.wasPassed, m.wasShadowed = now, all.Passed, all.Shadowed
+	if m.shadows == 0 {
+		return 0
+	}
+	return min(m.shadows/m.passed, 1)
+}
+
+// Shade makes the stream a shadow: a verdict that is not carried out says that it would not be there, or not yet. Nothing is reserved for
+// it any more, what passes of it is not fresh, and what it holds is summed up apart.
+func (a *Account) Shade(now Time, s *Stream) {
+	if s.shadow || !s.live {
+		return
+	}
+	a.unpresume(s)
+	a.bookOne(now, s)
+	a.revoke(s)
+	for d := range s.dir {
+		m := &s.dir[d]
+		m.credit = 0
+		a.unreserve(s, m, m.coming)
+	}
+	a.own.Shadowed += s.bounds // it was no shadow yet when that passed
+	s.uncount(a)
+	s.likely, s.bounds, s.smallSum = 0, 0, 0
+	s.shadow = true
+	s.settle(a, now)
+}
+
+// Unshade ends that. What has passed since counts as passed just now.
+func (a *Account) Unshade(now Time, s *Stream) {
+	if !s.shadow {
+		return
+	}
+	s.uncount(a)
+	s.likely, s.bounds, s.smallSum = 0, 0, 0
+	s.shadow = false
+	s.settle(a, now)
+}
+
+// CatchUp takes from what was reserved for a message that has been a shadow what has passed meanwhile: it is as if it passed now.
+func (a *Account) CatchUp(now Time, s *Stream, d Direction) {
+	m := &s.dir[d]
+	counted := min(m.seen, m.credit)
+	m.credit -= counted
+	n := min(m.seen-counted, m.coming)
+	a.unreserve(s, m, n)
+	a.addFresh(m.fill(a.gen, n))
+	a.Uncredit(now, s)
+	if m.ended {
+		a.unreserve(s, m, m.coming)
+	}
+	s.settle(a, now)
+}
+
+// Supposes notes what a shadow's message likely comes to, bytes, where nobody tells what passes of it.
+func (a *Account) Supposes(now Time, s *Stream, d Direction, n int64) {
+	if m := &s.dir[d]; s.shadow && m.unseen {
+		m.reserved = min(max(m.reserved, n), m.cap)
+		m.moved = now
+		s.settle(a, now)
+	}
 }
 
 // SetWaiting publishes, with the next exchange, how many wait, what they hold by it and since when.

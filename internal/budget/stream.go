@@ -86,6 +86,7 @@ type Stream struct {
 	// Its response may hold all that is reserved for it, for all that is known: see Account.Presume.
 	presumed bool
 	over     bool // and has ended
+	shadow   bool // see Account.Shade
 
 	prev, next *Stream
 	dir        [2]message
@@ -184,6 +185,10 @@ func weight(idle Time) float64 {
 
 // settle brings the stream's part in the sums of its account up to date.
 func (s *Stream) settle(a *Account, now Time) {
+	if s.shadow {
+		s.settleShadow(a, now)
+		return
+	}
 	req, res := &s.dir[Request], &s.dir[Response]
 	bounds := req.bound() + res.bound()
 	likely := bounds
@@ -205,6 +210,36 @@ func (s *Stream) settle(a *Account, now Time) {
 	s.sum.Small += smallSum - s.smallSum
 	s.likely, s.bounds, s.exposure, s.smallSum = likely, bounds, exposure, smallSum
 }
+
+// settleShadow is settle of a shadow: what it holds is in a sum of its own.
+func (s *Stream) settleShadow(a *Account, now Time) {
+	req, res := &s.dir[Request], &s.dir[Response]
+	bounds := req.bound() + res.bound()
+	likely := bounds
+	if !req.missing() && !res.missing() {
+		likely = int64(weight(now-max(req.moved, res.moved)) * float64(bounds))
+	}
+	exposure := req.open() + res.open()
+	a.own.Shadows += likely - s.likely
+	a.own.Exposure += exposure - s.exposure
+	s.likely, s.bounds, s.exposure = likely, bounds, exposure
+}
+
+// uncount takes the stream's part in the sums back, but for its exposure.
+func (s *Stream) uncount(a *Account) {
+	if s.shadow {
+		a.own.Shadows -= s.likely
+		return
+	}
+	a.own.Likely -= s.likely
+	a.own.Bounds -= s.bounds
+	a.own.Small -= s.smallSum
+	s.sum.Likely -= s.likely
+	s.sum.Small -= s.smallSum
+}
+
+// Shadow says that the stream is one: see Account.Shade.
+func (s *Stream) Shadow() bool { return s.shadow }
 
 // lapse takes back what is reserved and does not come.
 func (s *Stream) lapse(a *Account, now Time) {

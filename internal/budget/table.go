@@ -13,7 +13,7 @@ type Time = time.Duration
 // Table is what the workers of one process know of each other: the last reading of the allocator, and one entry per
 // worker. It is one value in shared storage and changes by compare-and-swap only.
 type Table struct {
-	Reading  int64  // bytes in use by the process; what counts only when Sequence > 0
+	Reading  int64  // bytes in use by the process, without what shadows hold (see Account.Observe); what counts only when Sequence > 0
 	Asked    Time   // when the reading was asked for: all that had passed by then is in it
 	Sequence uint64 // counts readings; 0 = none yet
 	Low      int64  // the lowest reading of the last 10 s, bytes
@@ -24,6 +24,13 @@ type Table struct {
 	Booked   Time // until when those who were told to come back have taken places: see Account.Book; past = the queue is empty
 
 	Container int64 // the limit of the container that the process runs in, bytes; 0 = not known
+
+	// For people:
+	InUse     int64 // the reading as it came, bytes
+	Peak      int64 // the highest of all, bytes
+	Allocated int64 // what the allocator says of the last one, bytes
+	Begun     Time  // when the first worker of the process looked at the table; 0 = nobody has
+	Blind     bool  // it has been told that readings do not come
 
 	Evict         int64  // how much is to be evicted, bytes; each worker does its part once
 	EvictSequence uint64 // the reading for which; 0 = nothing ever was
@@ -44,9 +51,9 @@ type Entry struct {
 	Fresh        int64
 	Coming       int64
 	Presumed     int64 // of it, what is reserved for responses that nobody looks at: see Account.Presume
-	Passed       int64 // all that was ever fresh: a running total
+	Passed       int64 // all that was ever fresh, or would have been of a shadow: a running total
 	Small        int64 // coming and likely held of small streams
-	Likely       int64 // likely held by its live streams
+	Likely       int64 // likely held by its live streams, without shadows
 	Bounds       int64 // the most that its live streams can hold of what they have moved
 	Exposure     int64 // the most that its live streams could come to hold
 	Leaving      int64 // what it has evicted and what may still be there, for as long as that lingers
@@ -64,6 +71,8 @@ type Entry struct {
 	VM              int64 // memory of the worker's virtual machine; it is outside every reading
 	// ConnectionLease is how many connections the worker may have open without asking again; 0 without a limit.
 	ConnectionLease int64
+	// What its shadows likely hold, and of what has passed, what was of shadows: see Account.Shade.
+	Shadows, Shadowed int64
 }
 
 func (e *Entry) need() int64 { return e.Fresh + e.Coming }
@@ -75,11 +84,11 @@ func (e *Entry) counts() int64 { return max(e.Lease, e.need()) }
 const deadAfter = 2 * time.Second
 
 const (
-	tableMagic  = 0x48573034 // "HW04": a changed layout needs a new one
+	tableMagic  = 0x48573035 // "HW05": a changed layout needs a new one
 	markFields  = 10
-	headFields  = 13 + markFields
+	headFields  = 17 + markFields
 	headerBytes = 4 + 4 + headFields*8
-	entryFields = 23
+	entryFields = 25
 	entryBytes  = 8 + entryFields*8
 	maxEntries  = 4096
 )
@@ -96,9 +105,13 @@ func (t *Table) Append(buf []byte) []byte {
 	if t.Futile {
 		flags |= 1 << 8
 	}
+	if t.Blind {
+		flags |= 1 << 9
+	}
 	for _, v := range [...]uint64{
 		uint64(t.Reading), uint64(t.Asked), t.Sequence, uint64(t.Low), uint64(t.Base), uint64(t.Surprise), flags,
 		uint64(t.Poller), uint64(t.PollerBeat), uint64(t.Evict), t.EvictSequence, uint64(t.Booked), uint64(t.Container),
+		uint64(t.InUse), uint64(t.Peak), uint64(t.Allocated), uint64(t.Begun),
 	} {
 		buf = le.AppendUint64(buf, v)
 	}
@@ -120,7 +133,7 @@ func (e *Entry) fields() [entryFields]*int64 {
 	return [entryFields]*int64{
 		(*int64)(&e.Beat), &e.Lease, &e.Fresh, &e.Coming, &e.Passed, &e.Small, &e.Likely, &e.Bounds, &e.Exposure,
 		&e.Leaving, &e.Evicted, &e.Left, &e.Held, (*int64)(&e.WaitingSince), &e.Waiting, &e.Streams, &e.Connections, &e.VM,
-		&e.Wanted, &e.Rate, &e.ConnectionLease, &e.Presumed, &e.PresumedStreams,
+		&e.Wanted, &e.Rate, &e.ConnectionLease, &e.Presumed, &e.PresumedStreams, &e.Shadows, &e.Shadowed,
 	}
 }
 
@@ -142,9 +155,10 @@ func (t *Table) Decode(value []byte) error {
 	at := func(i int) uint64 { return le.Uint64(value[8+8*i:]) }
 	t.Reading, t.Asked, t.Sequence = int64(at(0)), Time(at(1)), at(2)
 	t.Low, t.Base, t.Surprise = int64(at(3)), int64(at(4)), int64(at(5))
-	t.Level, t.Futile = min(Level(at(6)&0xff), Over), at(6)&(1<<8) != 0
+	t.Level, t.Futile, t.Blind = min(Level(at(6)&0xff), Over), at(6)&(1<<8) != 0, at(6)&(1<<9) != 0
 	t.Poller, t.PollerBeat = uint32(at(7)), Time(at(8))
 	t.Evict, t.EvictSequence, t.Booked, t.Container = int64(at(9)), at(10), Time(at(11)), int64(at(12))
+	t.InUse, t.Peak, t.Allocated, t.Begun = int64(at(13)), int64(at(14)), int64(at(15)), Time(at(16))
 	for i := range t.Marks {
 		t.Marks[i] = int64(at(headFields - markFields + i))
 	}
@@ -180,7 +194,10 @@ func (t *Table) mend(now Time) {
 	if t.Booked < 0 || t.Booked > now+maxBooked {
 		t.Booked = 0
 	}
-	for _, size := range [...]*int64{&t.Low, &t.Base, &t.Surprise, &t.Evict, &t.Container} {
+	if !happened(t.Begun, now) {
+		t.Begun = 0
+	}
+	for _, size := range [...]*int64{&t.Low, &t.Base, &t.Surprise, &t.Evict, &t.Container, &t.InUse, &t.Peak, &t.Allocated} {
 		if !possible(*size) {
 			*size = 0
 		}
@@ -258,8 +275,10 @@ func (t *Table) sum(without uint32) Entry {
 		s.Presumed += e.Presumed
 		s.PresumedStreams += e.PresumedStreams
 		s.Passed += e.Passed
+		s.Shadowed += e.Shadowed
 		s.Small += e.Small
 		s.Likely += e.Likely
+		s.Shadows += e.Shadows
 		s.Bounds += e.Bounds
 		s.Exposure += e.Exposure
 		s.Leaving += e.Leaving

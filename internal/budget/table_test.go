@@ -17,6 +17,7 @@ func numbered(entries int) *Table {
 	t := &Table{
 		Reading: 1, Asked: 2, Sequence: 3, Low: 4, Base: 5, Surprise: 6, Level: Hard, Futile: true,
 		Poller: 8, PollerBeat: 9, Booked: 10, Evict: 11, EvictSequence: 12, Container: 13,
+		InUse: 14, Peak: 15, Allocated: 16, Begun: 17, Blind: true,
 		Marks: [markFields]int64{21, 22, 23, 24, 25, 26, 27, 28, 29, 30},
 	}
 	for i := range entries {
@@ -34,6 +35,7 @@ func TestATableIsReadBack(t *testing.T) {
 		{},
 		{Level: Over},
 		{Futile: true},
+		{Blind: true},
 		numbered(0), numbered(1), numbered(64), numbered(maxEntries),
 		{Reading: math.MaxInt64, Asked: math.MinInt64, Sequence: math.MaxUint64, Poller: math.MaxUint32, Entries: []Entry{{ID: math.MaxUint32, Lease: -1, VM: math.MinInt64}}},
 	} {

@@ -93,7 +93,7 @@ func (r *trend) observe(now Time, t *Table, l *Limits) {
 	}
 	r.last = now
 	if r.waiting < len(r.pending) {
-		r.pending[r.waiting] = sample{reading: t.Reading, asked: t.Asked, answered: now}
+		r.pending[r.waiting] = sample{reading: t.InUse, asked: t.Asked, answered: now}
 		r.waiting++
 	}
 	t.Surprise = r.decayed(now)

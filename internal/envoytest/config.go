@@ -3,6 +3,7 @@ package envoytest
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net"
 	"strconv"
 	"strings"
@@ -141,6 +142,17 @@ func (c Config) SetRootID(from, to string) {
 	c.plugins(func(plugin map[string]any) {
 		if plugin["root_id"] == from {
 			plugin["root_id"] = to
+		}
+	})
+}
+
+// SetVMID gives every Highwater plugin that has the root_id a virtual machine of another vm_id.
+func (c Config) SetVMID(rootID, vmID string) {
+	c.plugins(func(plugin map[string]any) {
+		if plugin["root_id"] == rootID {
+			vm := maps.Clone(plugin["vm_config"].(map[string]any))
+			vm["vm_id"] = vmID
+			plugin["vm_config"] = vm
 		}
 	})
 }

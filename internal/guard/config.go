@@ -201,6 +201,24 @@ func (d *Debug) validate(check func(ok bool, format string, args ...any)) {
 
 func notInPath(r rune) bool { return r <= ' ' || r >= 0x7f || r == '?' || r == '#' || r == '%' }
 
+// Summary is what is worth to be told of a configuration when it comes into force, for people.
+func (c *Config) Summary() string {
+	b := &c.Buffers
+	text := fmt.Sprintf("mode %s, limit %v, buffers: downstream %v, upstream %v, http2_window %v, http2_connection_window %v, linger %v",
+		c.Mode, c.Budget.Limit, b.Downstream, b.Upstream, b.HTTP2Window, b.HTTP2ConnectionWindow, b.Linger)
+	if b.WholeRequest > 0 {
+		text += fmt.Sprintf(", whole_request %v", b.WholeRequest)
+	}
+	return text + ", fairness by " + c.Fairness.By
+}
+
+// UnnamedRoutes is to be told once where requests are told apart by routes, and one comes whose route has no name.
+const UnnamedRoutes = "fairness.by is route, and a request came whose route has no name: all requests of such routes count as one. " +
+	"Give each route a name, or set fairness.by to cluster or virtual_host"
+
+// TellsRoutesApart says that requests are told apart by their routes.
+func (c *Config) TellsRoutesApart() bool { return c.Fairness.By == byRoute }
+
 // from is whom readings are asked of, for people.
 func (m *Memory) from() string {
 	if m.URL != "" {
@@ -230,14 +248,20 @@ func Default() Config {
 		Evict: true,
 		Memory: Memory{
 			Cluster: "envoy_admin", Path: "/memory", Interval: unit.Duration(25 * time.Millisecond),
-			IdleInterval: unit.Duration(250 * time.Millisecond), OnStale: "estimate",
+			IdleInterval: unit.Duration(250 * time.Millisecond), OnStale: staleEstimate,
 		},
 		Trace: Trace{Every: 256 * unit.KiB, Capacity: 512, Step: 0.05, Floor: 8 * unit.MiB, Keep: 8},
 	}
 }
 
+const (
+	staleEstimate = "estimate"
+	staleAdmit    = "admit"
+	staleReject   = "reject"
+)
+
 var onStale = map[string]budget.OnStale{
-	"estimate": budget.StaleEstimate, "admit": budget.StaleAdmit, "reject": budget.StaleReject,
+	staleEstimate: budget.StaleEstimate, staleAdmit: budget.StaleAdmit, staleReject: budget.StaleReject,
 }
 
 // Validate returns all that is wrong with the configuration, joined; each error begins with the key.

@@ -37,7 +37,7 @@ func (g *Guard) OpenConnection(now Time, c *Connection, p Peer) (admitted bool) 
 		w.stirred = true
 	}
 	c.observed = g.config.Mode == Observe
-	if !c.observed && !g.mayExempt(burden) { // whose requests are never turned away is not known at their first bytes
+	if !g.lets() && !g.mayExempt(burden) { // whose requests are never turned away is not known at their first bytes
 		c.silent = p
 	}
 	w.account.OpenConnection(&c.Connection, cost)
@@ -148,7 +148,7 @@ func (w *Worker) unbusy(now Time, s *Stream) {
 	s.counted = nil
 	// After a request that was not all sent Envoy closes an HTTP/1 connection by itself, and not before delayed_close_timeout,
 	// so that the client reads its answer.
-	unfinished := !s.http2 && (!s.Ended(budget.Request) || s.phase == rejected && s.pauseCost > 0)
+	unfinished := !s.http2 && (!s.Ended(budget.Request) || s.phase == rejected && s.pauseCost > 0 && !s.shadow)
 	c.ended = now
 	if c.live--; c.live == 0 && !c.IsClosed && !unfinished {
 		c.since = now

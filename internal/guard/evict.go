@@ -111,7 +111,7 @@ func (w *Worker) evictOf(now Time, a *Actions, k *key, scale float64, most int64
 		if c.stream != nil && !w.evictStream(now, a, c.stream) || c.connection != nil && !w.evictLeft(a, c.connection) {
 			continue
 		}
-		w.counts[CountRejected+int(Evicted)-1]++
+		w.count(Evicted)
 		w.leaving.add(now, w.linger+lingerMore, int64(size))
 		from += size
 		ended = true
@@ -129,8 +129,13 @@ func (w *Worker) evictStream(now Time, a *Actions, s *Stream) bool {
 	if begun {
 		w.counts[CountRejectedResponses]++
 	}
-	if s.guard.config.Mode == Observe {
+	if s.guard.lets() {
 		s.marked = true
+		return true
+	}
+	if s.guard.shadows() {
+		s.phase = rejected
+		s.guard.shade(now, s)
 		return true
 	}
 	w.end(c)

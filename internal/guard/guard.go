@@ -125,6 +125,9 @@ type Stream struct {
 	admitted   Time
 	exempt     exemption
 	untold     bool // nothing will be told of its response
+	shadow     bool // mode observe: it waits, or was turned away, in the books alone
+	answers    bool // the headers of a shadow's response have come
+	announced  int64
 	http2      bool
 	asked      bool // http2 is known
 	keyed      bool // key is known
@@ -136,8 +139,8 @@ type Stream struct {
 // Host is whom the stream asks.
 func (s *Stream) Host() Host { return s.host }
 
-// Waiting says whether the stream is in line.
-func (s *Stream) Waiting() bool { return s.phase == waiting }
+// Waiting says whether the stream is in line, and not as a shadow.
+func (s *Stream) Waiting() bool { return s.phase == waiting && !s.shadow }
 
 func (s *Stream) isHTTP2() bool {
 	if !s.asked {
@@ -216,9 +219,16 @@ func (g *Guard) Open(now Time, s *Stream, h Host, length int64) Verdict {
 	if s.cold > 0 && w.mayProbe(now, s) {
 		w.probe(now, s)
 	}
+	if g.shadows() && w.doomed(s) {
+		w.turnedAway(now, s)
+		return Verdict{Action: Pass}
+	}
 	v := g.judge(now, s)
-	if v.Action == Admit {
+	switch {
+	case v.Action == Admit:
 		return g.admit(now, s, 0)
+	case g.shadows():
+		return Verdict{Action: Pass}
 	}
 	return v
 }
@@ -368,7 +378,7 @@ const (
 // wait puts the request in line, among the small ones or the large, or rejects it if the line has no room for it.
 func (g *Guard) wait(now Time, s *Stream, small bool) Verdict {
 	w := g.worker
-	if g.config.Mode == Observe {
+	if g.lets() {
 		w.counts[CountThrottled]++
 		w.account.Ask(now, s.total(), budget.Forced)
 		return Verdict{Action: Admit}
@@ -403,6 +413,7 @@ func (g *Guard) wait(now Time, s *Stream, small bool) Verdict {
 	}
 	w.counts[CountThrottled]++
 	s.phase, s.pauseCost, s.window = waiting, cost, window
+	g.shade(now, s)
 	w.held += cost
 	if s.seen() {
 		w.account.Pause(now, &s.Stream, cost, cost)
@@ -445,7 +456,11 @@ func (g *Guard) cost(s *Stream) int64 {
 func (g *Guard) resume(now Time, s *Stream) {
 	credit := s.credit()
 	g.worker.account.Unpause(&s.Stream)
-	g.admit(now, s, credit)
+	if !s.shadow {
+		g.admit(now, s, credit)
+		return
+	}
+	g.unshade(now, s, credit)
 }
 
 // turnAway rejects a request, in line or not, or one that grew. A reject costs memory too: until its connection is
@@ -454,8 +469,8 @@ func (g *Guard) resume(now Time, s *Stream) {
 func (g *Guard) turnAway(now Time, s *Stream, reason Reason) Verdict {
 	w := g.worker
 	v := Verdict{Action: Answer, Reason: reason}
-	w.counts[CountRejected+int(reason)-1]++
-	if g.config.Mode == Observe {
+	if g.lets() {
+		w.count(reason)
 		w.account.Ask(now, s.total(), budget.Forced)
 		return Verdict{Action: Admit}
 	}
@@ -498,6 +513,12 @@ func (g *Guard) turnAway(now Time, s *Stream, reason Reason) Verdict {
 		}
 	}
 	s.pauseCost = cost
+	if v.Action == Close {
+		w.count(Closed) // in place of the reason: each is counted once
+	} else {
+		w.count(reason)
+	}
+	g.shade(now, s)
 	switch {
 	case paused:
 	case v.Action == Close:
@@ -505,7 +526,7 @@ func (g *Guard) turnAway(now Time, s *Stream, reason Reason) Verdict {
 	default:
 		w.account.Pause(now, &s.Stream, cost, cost)
 	}
-	if v.Action == Answer {
+	if v.Action == Answer && !s.shadow {
 		w.account.End(now, &s.Stream, budget.Request)
 	}
 	w.publish()
@@ -515,6 +536,8 @@ func (g *Guard) turnAway(now Time, s *Stream, reason Reason) Verdict {
 	}
 	return v
 }
+
+func (w *Worker) count(reason Reason) { w.counts[CountRejected+int(reason)-1]++ }
 
 // toldShare: those who are told to come back get an eighth of what is admitted. The others come without being told, and
 // clients that are served come at once: they take it all. The line can't tell the two apart, so that of those who come
@@ -564,6 +587,10 @@ func seconds(s float64) Time { return Time(min(s, 3600) * float64(time.Second)) 
 func (g *Guard) Expect(now Time, s *Stream, length int64) Verdict {
 	w := g.worker
 	if s.phase != live {
+		if s.shadow {
+			s.answers, s.announced = true, length
+			w.account.Supposes(now, &s.Stream, budget.Response, g.supposes(now, s, length))
+		}
 		return Verdict{}
 	}
 	if s.Presumed() {
@@ -622,12 +649,18 @@ func (g *Guard) expect(now Time, s *Stream, length int64, entitled bool) Verdict
 	// What was reserved for it at the request's headers, and has not lapsed, it has already.
 	more := max(n-s.Reserved(budget.Response), 0)
 	if more > 0 && a.Ask(now, more, claim) == budget.Denied && !w.futile(now, s, more) {
-		w.counts[CountRejected+int(ResponseSize)-1]++
+		w.count(ResponseSize)
 		w.counts[CountRejectedResponses]++
-		if g.config.Mode != Observe {
+		if !g.lets() {
+			v := Verdict{Action: Answer, Reason: ResponseSize, RetryAfter: g.retryAfter(now, n)}
 			s.phase = rejected
+			if g.shadows() {
+				g.shade(now, s)
+				w.account.Supposes(now, &s.Stream, budget.Response, n)
+				return Verdict{}
+			}
 			a.End(now, &s.Stream, budget.Response)
-			return Verdict{Action: Answer, Reason: ResponseSize, RetryAfter: g.retryAfter(now, n)}
+			return v
 		}
 		a.Ask(now, more, budget.Forced)
 	}
@@ -645,6 +678,9 @@ func (g *Guard) expect(now Time, s *Stream, length int64, entitled bool) Verdict
 // a response, need not call it where that says yes.
 func (g *Guard) Grow(now Time, s *Stream, d budget.Direction, n int64) Verdict {
 	if s.phase != live || n == 0 || d == budget.Response && s.Free(n) {
+		if s.shadow {
+			g.worker.account.PassShadow(now, &s.Stream, d, n)
+		}
 		return Verdict{}
 	}
 	return g.pass(now, s, d, n, false)
@@ -704,17 +740,24 @@ func (g *Guard) firstPiece(now Time, s *Stream) {
 func (g *Guard) outgrown(now Time, s *Stream, d budget.Direction) Verdict {
 	w := g.worker
 	if d == budget.Request {
-		return g.turnAway(now, s, Growth)
+		if v := g.turnAway(now, s, Growth); !s.shadow {
+			return v
+		}
+		return Verdict{Action: Pass}
 	}
 	if s.Seen(d) <= int64(w.budget.Small) {
 		return Verdict{}
 	}
-	w.counts[CountRejected+int(Growth)-1]++
+	w.count(Growth)
 	w.counts[CountRejectedResponses]++
-	if g.config.Mode == Observe {
+	if g.lets() {
 		return Verdict{}
 	}
 	s.phase = rejected
+	if g.shadows() {
+		g.shade(now, s)
+		return Verdict{}
+	}
 	w.account.End(now, &s.Stream, d)
 	return Verdict{Action: Reset, Reason: Growth}
 }
@@ -737,7 +780,9 @@ func (g *Guard) Close(now Time, s *Stream) (waited unit.Duration) {
 	case done:
 		return 0
 	case waiting:
-		waited = unit.Duration(now - s.waiter.Since)
+		if !s.shadow {
+			waited = unit.Duration(now - s.waiter.Since)
+		}
 		w.leaveLine(s)
 		a.Drop(&s.Stream)
 	case closing:
@@ -750,7 +795,7 @@ func (g *Guard) Close(now Time, s *Stream) (waited unit.Duration) {
 		}
 	case rejected:
 		switch c := s.connection; {
-		case s.pauseCost == 0:
+		case s.pauseCost == 0, s.shadow:
 		case s.isHTTP2():
 			a.Drop(&s.Stream)
 		case c != nil && c.Context != 0 && !c.IsClosed:

@@ -738,20 +738,75 @@ func TestResponses(t *testing.T) {
 	})
 }
 
+// Mode observe lets everybody go, and counts what mode enforce does with the same requests: here who has no room, who waits, and who is
+// admitted afterwards.
 func TestObserveDecidesAndDoesNothing(t *testing.T) {
+	const uploads = 100
+	run := func(mode Mode) (counts [NumCounters]uint64, let int) {
+		p := newProcess(t, 1, func(c *Config) {
+			c.Mode, c.Buffers.WholeRequest = mode, 0
+			c.Buffers.Downstream, c.Buffers.Upstream, c.Buffers.Linger = unit.MiB, unit.MiB, unit.Duration(time.Second)
+		})
+		p.settle(40 * mib)
+		w, g := p.workers[0], p.guards[0]
+		var all []*request
+		for range uploads {
+			r, v := p.open(0, 4*mib)
+			all = append(all, r)
+			if v.Action != Admit && v.Action != Pass {
+				continue
+			}
+			let++
+			require.Equal(t, Admit, g.Grow(p.now, &r.Stream, budget.Request, mib).Action)
+		}
+		tick := func(n int, inUse int64) {
+			for range n {
+				p.now += 2 * ms
+				a := w.Tick(p.now)
+				if mode == Observe {
+					require.Nil(t, a.Resume)
+					require.Empty(t, a.Rejected)
+					require.Empty(t, a.Close)
+				}
+				for _, s := range a.Close {
+					g.Close(p.now, s)
+				}
+				if a.Ask {
+					w.Observe(p.now, Reading{InUse: inUse}, nil)
+				}
+			}
+		}
+		tick(100, 190*mib)
+		for _, r := range all[:20] { // they were admitted, and have ended
+			g.Close(p.now, &r.Stream)
+		}
+		tick(100, 60*mib)
+		return *w.Counts(), let
+	}
+	enforced, _ := run(Enforce)
+	observed, let := run(Observe)
+	require.Equal(t, uploads, let, "nobody is held back")
+	require.Greater(t, enforced[CountRejected+int(Closed)-1], uint64(20))
+	require.Greater(t, enforced[CountThrottled], uint64(3))
+	for _, i := range []int{CountThrottled, CountClosedConnections, CountRejected + int(Closed) - 1, CountRejected + int(QueueFull) - 1, CountAdmitted} {
+		require.Equal(t, enforced[i], observed[i], Counters()[i].Name)
+	}
+}
+
+// Where another listener enforces, what this one lets go is memory that the other's requests can't have.
+func TestObserveBesideEnforceCountsWhatItLetsGo(t *testing.T) {
 	p := newProcess(t, 1, func(c *Config) { c.Mode = Observe })
+	w := p.workers[0]
+	w.SetEnforcing(true)
 	p.settle(40 * mib)
 	for range 100 {
 		r, v := p.open(0, 4*mib)
 		require.Equal(t, Admit, v.Action)
-		p.guards[0].Grow(p.now, &r.Stream, budget.Request, 4*mib)
+		require.False(t, r.Shadow())
 	}
-	counts := p.workers[0].Counts()
-	require.Equal(t, uint64(100), counts[CountAdmitted])
-	require.Greater(t, counts[CountThrottled], uint64(50), "it says how many would have waited")
-	a := p.workers[0].Tick(p.now)
-	require.Nil(t, a.Resume)
-	require.Empty(t, a.Rejected)
+	require.Greater(t, w.account.Own().Coming, 300*mib)
+	require.EqualValues(t, 100, w.Counts()[CountAdmitted])
+	require.Greater(t, w.Counts()[CountThrottled], uint64(50))
 }
 
 func TestStale(t *testing.T) {
@@ -1058,7 +1113,8 @@ func TestWhatComesFirstIsRefusedWhileOthersAreToBeClosed(t *testing.T) {
 	c, counts, own := from(config, "10.0.0.1"), *w.Counts(), w.account.Own()
 	require.True(t, w.Data(p.now, c, mib))
 	require.EqualValues(t, 1, w.Counts()[CountClosedConnections]-counts[CountClosedConnections])
-	require.EqualValues(t, 1, w.Counts()[CountRejected+int(QueueFull)-1]-counts[CountRejected+int(QueueFull)-1])
+	require.EqualValues(t, 1, w.Counts()[CountRejected+int(Closed)-1]-counts[CountRejected+int(Closed)-1])
+	require.Equal(t, counts[CountRejected+int(QueueFull)-1], w.Counts()[CountRejected+int(QueueFull)-1], "each is counted under one reason")
 	require.Equal(t, own, w.account.Own(), "it is gone at once")
 	require.False(t, w.Data(p.now, c, mib), "if it could not be closed it goes on")
 	w.CloseConnection(c)

@@ -27,6 +27,7 @@ const (
 	CountRefused
 	CountContention
 	CountHostErrors
+	CountFailedReadings
 	CountBadSnapshots
 	CountRejected // and one for each reason behind it
 	NumCounters   = CountRejected + int(numReasons) - 1
@@ -50,6 +51,8 @@ const (
 	GaugeConnections
 	GaugePeak
 	GaugeReadingAge
+	GaugeBlind
+	GaugeEnforcing
 	GaugeVM
 	GaugeLeaving
 	NumGauges
@@ -66,6 +69,7 @@ func Counters() [NumCounters]Metric {
 		CountRefused:           {"highwater_refused_connections_total", Counter, "new connections closed at once: budget.connections were open, or what one costs had no room"},
 		CountContention:        {"highwater_contention_total", Counter, "exchanges between workers given up because others were always first"},
 		CountHostErrors:        {"highwater_host_errors_total", Counter, "calls of Envoy that failed; traffic went on"},
+		CountFailedReadings:    {"highwater_failed_readings_total", Counter, "readings that were asked for and did not come, or could not be read"},
 		CountBadSnapshots:      {"highwater_bad_snapshots_total", Counter, "samples of other workers that could not be read, and were left out of an answer"},
 	}
 	for r := TooLarge; r < numReasons; r++ {
@@ -82,12 +86,13 @@ var rejectedHelp = [numReasons]string{
 	ResponseSize: "its response had no room",
 	NoReading:    "there was no reading, and memory.on_stale is reject",
 	Evicted:      "memory was over the limit, and it likely held most: requests and responses that were under way",
+	Closed:       "it had no room, not even for an answer: its connection was closed without one",
 }
 
 // Gauges describes the gauges, by index.
 func Gauges() [NumGauges]Metric {
 	return [NumGauges]Metric{
-		GaugeEstimate:    {"highwater_estimate_bytes", Gauge, "reading + fresh + coming: the upper bound on memory in use"},
+		GaugeEstimate:    {"highwater_estimate_bytes", Gauge, "reading + fresh + coming: the upper bound on memory in use; in mode observe, what it would be in mode enforce"},
 		GaugeInUse:       {"highwater_in_use_bytes", Gauge, "the last reading: heap_size − pageheap_unmapped − pageheap_free, and what highwater serve sees outside of the heap"},
 		GaugeAllocated:   {"highwater_allocated_bytes", Gauge, "allocated, as of the last reading"},
 		GaugeFresh:       {"highwater_fresh_bytes", Gauge, "passed since, and perhaps in no reading yet"},
@@ -102,7 +107,9 @@ func Gauges() [NumGauges]Metric {
 		GaugeWaiting:     {"highwater_waiting", Gauge, "requests in the waiting line"},
 		GaugeConnections: {"highwater_connections", Gauge, "connections of listeners with the network filter"},
 		GaugePeak:        {"highwater_peak_bytes", Gauge, "the highest reading so far"},
-		GaugeReadingAge:  {"highwater_reading_age_milliseconds", Gauge, "time since the last reading was asked for"},
+		GaugeReadingAge:  {"highwater_reading_age_milliseconds", Gauge, "time since the last reading was asked for; as long as there was none, since the start"},
+		GaugeBlind:       {"highwater_blind", Gauge, "1: no reading for 2 s or more, so that memory is not bounded by readings; else 0"},
+		GaugeEnforcing:   {"highwater_enforcing", Gauge, "1: verdicts are carried out (mode enforce), on one listener at least; 0: mode observe"},
 		GaugeLeaving:     {"highwater_leaving_bytes", Gauge, "evicted, and perhaps still there"},
 		GaugeVM:          {"highwater_vm_bytes", Gauge, "memory of the workers' virtual machines; outside every reading"},
 	}

@@ -27,8 +27,17 @@ type Reading struct {
 // maxReading: more is no memory, and sums of it could overflow into something that looks possible.
 const maxReading = budget.Unlimited
 
-// ParseReading reads the answer of Envoy's /memory, or of the companion's, which tells more. All numbers are JSON strings.
+// ParseReading reads the answer of Envoy's /memory, or of the companion's, which tells more. All numbers are JSON strings. An error is a
+// Failure.
 func ParseReading(text []byte) (Reading, error) {
+	r, err := parseReading(text)
+	if err != nil {
+		return r, &Failure{CauseAnswer, err}
+	}
+	return r, nil
+}
+
+func parseReading(text []byte) (Reading, error) {
 	var m struct {
 		Allocated        *int64 `json:"allocated,string"`
 		HeapSize         *int64 `json:"heap_size,string"`

@@ -54,7 +54,7 @@ func (h *holding) bound() int64 { return h.request + h.response }
 func (s *Stream) holds() holding {
 	h := holding{request: s.Held(budget.Request), response: s.Held(budget.Response), likely: s.Likely()}
 	switch {
-	case s.phase != live && s.pauseCost > 0:
+	case s.phase != live && s.pauseCost > 0 && !s.shadow:
 		// It lies unread in the codec, and is in no sum of the account: on HTTP/1 exactly what the network filter saw.
 		come := s.pauseCost
 		if s.phase != rejected && s.seen() && !s.http2 {
@@ -83,8 +83,8 @@ func (w *Worker) mark(now Time, t *budget.Table) {
 		return
 	}
 	m, rules := w.marks(t), w.trace.rules()
-	m.Next(now, t.Reading-t.Base, &rules)
-	m.Allocated = w.allocated
+	m.Next(now, t.InUse-t.Base, &rules)
+	m.Allocated = t.Allocated
 	t.Marks = m.Fields()
 }
 
@@ -98,7 +98,7 @@ func (w *Worker) marks(t *budget.Table) reservoir.Marks {
 // warm says that memory is where a mark can come, so that what is sampled is worth its calls of the host.
 func (w *Worker) warm() bool {
 	t := w.account.Table()
-	return w.trace.Capacity > 0 && t.Reading-t.Base >= int64(w.trace.Floor)
+	return w.trace.Capacity > 0 && t.InUse-t.Base >= int64(w.trace.Floor)
 }
 
 // near says that the next mark may come at any moment: what ends now is asked whose it was.
@@ -108,7 +108,7 @@ func (w *Worker) near() bool {
 	}
 	t := w.account.Table()
 	m, rules := w.marks(t), w.trace.rules()
-	return float64(t.Reading-t.Base) >= nearMark*m.Threshold(&rules)
+	return float64(t.InUse-t.Base) >= nearMark*m.Threshold(&rules)
 }
 
 const nearMark = .9
@@ -228,7 +228,7 @@ func (w *Worker) empty(now Time) reservoir.Snapshot {
 	t := w.account.Table()
 	return reservoir.Snapshot{
 		Worker: w.account.ID(), At: now, Level: uint8(t.Level), Limit: w.limits.Known(),
-		InUse: t.Reading, Allocated: w.marks(t).Allocated, Base: t.Base, Gap: float64(w.trace.Every),
+		InUse: t.InUse, Allocated: w.marks(t).Allocated, Base: t.Base, Gap: float64(w.trace.Every),
 	}
 }
 
@@ -390,14 +390,20 @@ func (w *Worker) kept(slot int) (all []reservoir.Snapshot) {
 	return all
 }
 
-// Status are the figures of the process, beginning with who likely holds its memory.
+// Status are the figures of the process, beginning with who likely holds its memory. They are the same whichever worker tells them.
 func (w *Worker) Status(now Time, add func(name string, value int64)) {
+	if w.account.Refresh(now) != nil {
+		w.HostError() // what it knows is half a second old at most
+	}
 	t := w.account.Table()
 	all, m := t.Sum(), w.marks(t)
 	likely := all.Likely + all.Held
+	if !w.enforcing { // nobody is paused, and those who would be are shadows
+		likely = all.Likely + all.Shadows
+	}
 	add("likely_held_bytes", likely)
-	add("bounds_bytes", all.Bounds+all.Held)
-	add("unexplained_bytes", max(t.Reading-t.Base-likely, 0))
+	add("bounds_bytes", max(all.Bounds+all.Held, likely))
+	add("unexplained_bytes", max(t.InUse-t.Base-likely, 0))
 	add("workers", int64(len(t.Entries)))
 	add("peaks", m.Episode)
 	gauges := w.Gauges(now)

@@ -16,6 +16,7 @@ const (
 	Answer        // reject it: answer in place of the upstream
 	Close         // reject it without an answer: pause it; Tick says when to close its connection
 	Reset         // its response has begun: end it
+	Pass          // mode observe: let it go, though it would have been held back or turned away; and tick soon
 )
 
 // Reason says why a request or a response was not admitted.
@@ -31,10 +32,11 @@ const (
 	ResponseSize        // its response has no room
 	NoReading           // memory.on_stale is reject, and there is no reading
 	Evicted             // memory was over the limit, and it likely held most
+	Closed              // whatever the reason was, even an answer had no room: its connection was closed without one
 	numReasons
 )
 
-var reasons = [numReasons]string{"none", "too_large", "queue_full", "timeout", "growth", "response", "no_reading", "evicted"}
+var reasons = [numReasons]string{"none", "too_large", "queue_full", "timeout", "growth", "response", "no_reading", "evicted", "closed"}
 
 // String returns the reason as metrics and headers show it.
 func (r Reason) String() string { return reasons[min(r, numReasons-1)] }
@@ -51,7 +53,7 @@ type Verdict struct {
 func (v Verdict) String() string {
 	b := make([]byte, 0, 64)
 	switch v.Action {
-	case Admit:
+	case Admit, Pass:
 		b = append(b, "admitted"...)
 	case Wait:
 		b = append(b, "waiting"...)

@@ -21,7 +21,7 @@ type Worker struct {
 	random  func() float64
 
 	// In force for the whole process: the plugin that started last sets them.
-	set      bool
+	shared   *shared // all of it; nil = none has started yet
 	budget   Budget
 	throttle Throttle
 	memory   Memory
@@ -64,13 +64,12 @@ type Worker struct {
 	polls     bool
 	asking    Time // when the outstanding reading was asked for; 0 = none is outstanding
 	asked     Time
-	every     Time // from one reading to the next
-	failing   bool
+	every     Time         // from one reading to the next
+	failure   error        // of the last reading; nil = it came
+	enforcing bool         // see SetEnforcing
 	unlimited bool         // told that the limit is a share of what is not known
 	logged    budget.Level // the last one told
 	loggedAt  Time
-	allocated int64
-	peak      int64
 	actions   Actions
 	counts    [NumCounters]uint64
 }
@@ -87,17 +86,16 @@ func NewWorker(store budget.Store, random func() float64) (*Worker, error) {
 	return w, nil
 }
 
-// Use puts the parts of a configuration in force that all plugins share, and returns what that changes, in words;
-// empty if nothing, or if it is the first.
+// Use puts the parts of a configuration in force that all plugins share, and returns what that changes, such as
+// "budget.limit 200MiB → 150MiB"; empty if nothing, or if it is the first.
 func (w *Worker) Use(c *Config) (changed string) {
-	if w.set && (w.budget != c.Budget || w.throttle != c.Throttle || w.memory != c.Memory || w.trace != c.Trace) {
-		changed = fmt.Sprintf("budget, throttle, memory and trace are shared by all plugins of a vm_id, and the last one sets them: was %+v %+v %+v %+v, is %+v %+v %+v %+v",
-			w.budget, w.throttle, w.memory, w.trace, c.Budget, c.Throttle, c.Memory, c.Trace)
+	next := c.shared()
+	if w.shared != nil && *w.shared != next {
+		changed = differences(w.shared, &next)
 	}
-	w.set = true
-	w.budget, w.throttle, w.memory, w.reject = c.Budget, c.Throttle, c.Memory, c.Reject.RetryAfter
-	w.linger = Time(c.Buffers.Linger)
-	w.trace = c.Trace
+	w.shared = &next
+	w.budget, w.throttle, w.memory, w.trace = c.Budget, c.Throttle, c.Memory, c.Trace
+	w.reject, w.linger = c.Reject.RetryAfter, Time(c.Buffers.Linger)
 	w.account.SetLimits(c.limits())
 	return changed
 }
@@ -129,6 +127,7 @@ type Connection struct {
 	costs    int64  // and what they can leave unread
 	unread   bool   // is in Worker.residual
 	marked   bool   // mode observe: that would have been evicted
+	doomed   bool   // and that it would have been closed at its first bytes
 	key      *key   // of the response that it is there for
 	source   *key   // that it counts for; nil = connections are not told apart
 	endedIn  uint64 // the tick in which a stream of it was ended
@@ -161,9 +160,12 @@ func (w *Worker) Data(now Time, c *Connection, n int64) (refused bool) {
 	if p := c.silent; p != nil {
 		c.silent = nil
 		if w.burdens(now, p, n) {
-			w.counts[CountRejected+int(QueueFull)-1]++
+			w.count(Closed)
 			w.counts[CountClosedConnections]++
-			return true
+			if !c.observed {
+				return true
+			}
+			c.doomed = true
 		}
 	}
 	c.last = n
@@ -174,10 +176,13 @@ func (w *Worker) Data(now Time, c *Connection, n int64) (refused bool) {
 	}
 	switch {
 	case c.paused != nil:
+		if s := c.paused; s.shadow {
+			n = max(min(n, s.pauseCost-c.arrived), 0) // it is not paused, and the rest passes
+		}
 		c.arrived += n
 		w.account.PassPaused(&c.paused.Stream, n)
 		w.account.Cover(now)
-	case c.costs > 0:
+	case c.costs > 0 && !c.observed:
 		w.account.PassShared(&c.Connection, n, c.costs)
 		w.account.Cover(now)
 	}
@@ -372,7 +377,7 @@ func (w *Worker) Tick(now Time) *Actions {
 	w.close(a)
 	w.closeIdle(now, a)
 	if polls {
-		a.Ask, a.Event = w.schedule(now), w.staleEvent(now)
+		a.Ask, a.Event = w.schedule(now), w.tellBlind(now)
 	}
 	if a.Event == "" {
 		a.Event, w.idle.event = w.idle.event, ""
@@ -440,6 +445,9 @@ func (w *Worker) serve(now Time, a *Actions) {
 		s := next.Value
 		waited := unit.Duration(now - next.Since)
 		v := s.guard.turnAway(now, s, Timeout)
+		if s.shadow {
+			continue
+		}
 		v.Waited = waited
 		if v.Action == Answer {
 			w.end(s.connection)
@@ -452,16 +460,21 @@ func (w *Worker) serve(now Time, a *Actions) {
 // Resume takes the next who fits out of the line, and tells what it has waited; nil = there is none. Tick does it once; where more
 // than one may be resumed in a call of the host, and nothing is seen of what comes while they wait, it may be called again after that.
 func (w *Worker) Resume(now Time) (s *Stream, waited unit.Duration) {
-	next := w.line.Next(now, rank, func(c *fairness.Waiter[Stream]) bool { return w.fits(now, c.Value) })
-	if next == nil {
-		return nil, 0
+	for {
+		next := w.line.Next(now, rank, func(c *fairness.Waiter[Stream]) bool { return w.fits(now, c.Value) })
+		if next == nil {
+			return nil, 0
+		}
+		s = next.Value
+		shadow := s.shadow
+		w.leaveLine(s)
+		s.guard.resume(now, s)
+		w.publish()
+		if !shadow {
+			w.credited = s
+			return s, unit.Duration(now - next.Since)
+		}
 	}
-	s = next.Value
-	w.leaveLine(s)
-	s.guard.resume(now, s)
-	w.credited = s
-	w.publish()
-	return s, unit.Duration(now - next.Since)
 }
 
 // end and mayCut keep the rules by which Envoy survives (ENVOY-FACTS: it crashes otherwise): in one call of the host, a stream
@@ -486,7 +499,9 @@ func (w *Worker) mayCut(c *Connection) bool {
 func (w *Worker) close(a *Actions) {
 	kept := w.closing[:0]
 	for _, s := range w.closing {
-		if w.mayCut(s.connection) {
+		if s.shadow {
+			w.vanish(s)
+		} else if w.mayCut(s.connection) {
 			a.Close = append(a.Close, s)
 		} else if !s.connection.IsClosed {
 			kept = append(kept, s)
@@ -707,26 +722,24 @@ func (w *Worker) Observe(now Time, r Reading, failure error) (event string) {
 	asked := w.asking
 	w.asking = 0
 	if failure != nil {
-		if !w.failing {
-			event = fmt.Sprintf("no reading from %s: %v; until there is one, memory.on_stale is %s", w.memory.from(), failure, w.memory.OnStale)
-		}
-		w.failing = true
-		return event
+		w.counts[CountFailedReadings]++
+		w.failure = failure
+		return ""
 	}
 	if asked == 0 {
 		return "" // the answer came after we had given it up
 	}
 	w.account.SetContainer(r.Limit)
-	w.allocated = r.Allocated
-	w.peak = max(w.peak, r.InUse)
+	w.account.SetAllocated(r.Allocated)
+	blind, age := w.account.Table().Blind, w.readingAge(now)
 	_, level, err := w.account.Observe(now, asked, r.InUse)
 	if err != nil {
 		w.HostError()
 		return ""
 	}
-	if w.failing {
-		w.failing = false
-		event = "readings are back. "
+	w.failure = nil
+	if blind {
+		event = fmt.Sprintf("readings of Envoy's memory are back after %v. ", roughly(age))
 	}
 	switch known := w.limits.Known() > 0; {
 	case !known && !w.unlimited:
@@ -748,15 +761,6 @@ func (w *Worker) Observe(now Time, r Reading, failure error) (event string) {
 	return event
 }
 
-// staleEvent tells once when readings no longer come though asked for: an admin that hangs gives no answer at all.
-func (w *Worker) staleEvent(now Time) string {
-	if w.failing || w.asking == 0 || now-w.asking < askTimeout || !w.account.Stale(now) {
-		return ""
-	}
-	w.failing = true
-	return fmt.Sprintf("no reading for %v from %s; until there is one, memory.on_stale is %s", time.Second, w.memory.from(), w.memory.OnStale)
-}
-
 // SetVM notes the memory of this worker's virtual machine, bytes.
 func (w *Worker) SetVM(n int64) { w.account.SetVM(n) }
 
@@ -765,7 +769,7 @@ func (w *Worker) Gauges(now Time) (g [NumGauges]int64) {
 	t := w.account.Table()
 	all := t.Sum()
 	g[GaugeEstimate] = t.Reading + all.Fresh + all.Coming
-	g[GaugeInUse], g[GaugeAllocated], g[GaugePeak] = t.Reading, w.allocated, w.peak
+	g[GaugeInUse], g[GaugeAllocated], g[GaugePeak] = t.InUse, t.Allocated, t.Peak
 	g[GaugeFresh], g[GaugeComing] = all.Fresh, all.Coming
 	g[GaugeLimit], g[GaugeBase], g[GaugeSurprise], g[GaugeExposure] = w.limits.Known(), t.Base, t.Surprise, all.Exposure
 	g[GaugeLevel] = int64(t.Level)
@@ -774,8 +778,13 @@ func (w *Worker) Gauges(now Time) (g [NumGauges]int64) {
 	}
 	g[GaugeStreams], g[GaugeWaiting], g[GaugeConnections] = all.Streams, all.Waiting, all.Connections
 	g[GaugeVM], g[GaugeLeaving] = all.VM, all.Leaving
-	if t.Sequence > 0 {
-		g[GaugeReadingAge] = (now - t.Asked).Milliseconds()
+	age := w.readingAge(now)
+	g[GaugeReadingAge] = age.Milliseconds()
+	if age >= blindAfter {
+		g[GaugeBlind] = 1
+	}
+	if w.enforcing {
+		g[GaugeEnforcing] = 1
 	}
 	return g
 }

@@ -30,6 +30,7 @@ type Uploads struct {
 	Retry         time.Duration // 20 ms if 0
 	Obey          time.Duration // if not 0: who is told when to come back does so then; those told less than this are counted
 	Drain         time.Duration // how long those under way at the end may take to finish; 0 = cut off at once
+	Once          bool          // each client uploads once, whatever it is told: what comes does not depend on what becomes of it
 
 	tally
 }
@@ -51,6 +52,9 @@ func (u *Uploads) Run(ctx context.Context) {
 				err := once(hard, size)
 				if hard.Err() == nil {
 					u.came(wait, err == nil)
+				}
+				if u.Once {
+					return
 				}
 				if wait = 0; err == nil {
 					size = sizes()

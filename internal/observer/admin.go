@@ -11,6 +11,8 @@ import (
 	"net/url"
 	"strings"
 	"time"
+
+	"github.com/highwater-envoy/highwater/internal/guard"
 )
 
 // admin asks Envoy's admin interface: GET alone, one answer at a time, and not more often than it can bear.
@@ -93,7 +95,9 @@ func (a *admin) get(ctx context.Context, path string, most int64) ([]byte, error
 		if res.StatusCode == http.StatusForbidden {
 			hint = " (with admin.allow_paths, the path must be among them)"
 		}
-		return nil, fmt.Errorf("%s%s answers %s, not 200%s", a.base, path, res.Status, hint)
+		f := guard.StatusFailure(res.StatusCode, "")
+		f.Err = fmt.Errorf("%s%s answers %s, not 200%s", a.base, path, res.Status, hint)
+		return nil, f
 	}
 	body, err := io.ReadAll(io.LimitReader(res.Body, most+1))
 	switch {
@@ -127,7 +131,7 @@ func (e briefError) Unwrap() error { return e.error }
 // explain says what a deadline is.
 func explain(err error) error {
 	if errors.Is(err, context.DeadlineExceeded) {
-		return fmt.Errorf("no answer in time: %w", err)
+		return &guard.Failure{Cause: guard.CauseSlow, Err: fmt.Errorf("no answer in time: %w", err)}
 	}
-	return err
+	return &guard.Failure{Cause: guard.CauseUnreachable, Err: err}
 }

@@ -56,7 +56,7 @@ func (o *Observer) read(ctx context.Context, told bool) (text []byte, r guard.Re
 	o.mu.figures = f
 	o.note(FaultProcess, failures.process)
 	o.note(FaultCgroup, failures.cgroup)
-	if told {
+	if told || o.options.Told {
 		o.count(FaultMemory, err)
 	} else {
 		o.note(FaultMemory, err)

@@ -30,6 +30,8 @@ type Options struct {
 	Limit func() int64
 	Root  fs.FS        // of the machine, with proc and sys in it; nil = this one's
 	Log   *slog.Logger // nil = nothing is logged
+	// Told says that somebody calls Ask all the time, and tells of failures himself: then the log has nothing of readings that fail.
+	Told bool
 }
 
 // ErrStopped is the answer to Ask after the end of Run.

@@ -851,3 +851,16 @@ func TestFilesBeginAndEndWithZero(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, entries, 2, "nothing else is left")
 }
+
+// Where somebody asks all the time he tells of failures, and the log need not.
+func TestWhoAsksTellsOfFailures(t *testing.T) {
+	e := newEnvoy(t)
+	w := newWatch(t, Options{URL: e.URL, Told: true})
+	w.until("a reading", func(s Status) bool { return s.Fresh })
+	e.set(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) })
+	s := w.until("it fails", func(s Status) bool { return s.Failures["memory"] >= 2 })
+	require.Contains(t, s.Failing["memory"], "answers 403")
+	_, err := w.ask()
+	require.ErrorContains(t, err, "answers 403")
+	require.Zero(t, w.log.count("reading"))
+}

@@ -10,11 +10,13 @@ import (
 
 // Source is what a face can tell of its process.
 type Source struct {
-	Clock   Clock
-	Level   string
-	Figures func(add func(name string, value int64))
-	Peaks   func() []reservoir.Peak
-	Current func() reservoir.Peak // the samples as of now: see WantsCurrent
+	Clock    Clock
+	About    [][2]string // what it is: a name and its text, in their order
+	Level    string
+	Figures  func(add func(name string, value int64))
+	Counters func(add func(name string, value int64))
+	Peaks    func() []reservoir.Peak
+	Current  func() reservoir.Peak // the samples as of now: see WantsCurrent
 }
 
 // Answer is an HTTP answer.
@@ -115,12 +117,26 @@ func encoded(v any) Answer {
 
 // status writes the figures in their order, which a map would lose.
 func (s *Source) status() Answer {
-	b := append([]byte(`{"level":`), strconv.Quote(s.Level)...)
+	b := []byte{'{'}
+	for _, a := range s.About {
+		b = append(strconv.AppendQuote(append(strconv.AppendQuote(b, a[0]), ':'), a[1]), ',')
+	}
+	b = strconv.AppendQuote(append(b, `"level":`...), s.Level)
+	number := func(name string, value int64) {
+		b = strconv.AppendInt(append(strconv.AppendQuote(b, name), ':'), value, 10)
+	}
 	s.Figures(func(name string, value int64) {
-		b = append(append(append(b, `,"`...), name...), `":`...)
-		b = strconv.AppendInt(b, value, 10)
+		b = append(b, ',')
+		number(name, value)
 	})
-	return Answer{Status: ok, ContentType: jsonType, Body: append(b, "}\n"...)}
+	b = append(b, `,"counters":`...)
+	comma := byte('{')
+	s.Counters(func(name string, value int64) {
+		b = append(b, comma)
+		comma = ','
+		number(name, value)
+	})
+	return Answer{Status: ok, ContentType: jsonType, Body: append(b, "}}\n"...)}
 }
 
 // profile is that of now, or of the peak that is asked for.

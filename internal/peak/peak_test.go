@@ -251,7 +251,9 @@ func TestAnswers(t *testing.T) {
 	peaks[2].Number, peaks[2].Highest = 4, false
 	s := Source{
 		Clock: clock, Level: "hard", Peaks: func() []reservoir.Peak { return peaks }, Current: func() reservoir.Peak { p := example(); p.Number = 0; return p },
-		Figures: func(add func(string, int64)) { add("in_use_bytes", 5); add("workers", 2) },
+		Figures:  func(add func(string, int64)) { add("in_use_bytes", 5); add("workers", 2) },
+		Counters: func(add func(string, int64)) { add("a_total", 1); add("b_total.reason.c", 0) },
+		About:    [][2]string{{"version", `(devel) "x"`}, {"mode", "observe"}},
 	}
 	ask := func(question string) string {
 		t.Helper()
@@ -259,7 +261,7 @@ func TestAnswers(t *testing.T) {
 		require.Equal(t, 200, a.Status, "%s", a.Body)
 		return string(a.Body)
 	}
-	require.JSONEq(t, `{"level": "hard", "in_use_bytes": 5, "workers": 2}`, ask("status"))
+	require.JSONEq(t, `{"version": "(devel) \"x\"", "mode": "observe", "level": "hard", "in_use_bytes": 5, "workers": 2, "counters": {"a_total": 1, "b_total.reason.c": 0}}`, ask("status"))
 	var all struct{ Peaks []View }
 	require.NoError(t, json.Unmarshal([]byte(ask("peaks")), &all))
 	require.Len(t, all.Peaks, 3)

@@ -195,6 +195,8 @@ func (n *Native) do(s *Stream, v guard.Verdict) (pause bool) {
 		return true
 	case guard.Answer, guard.Reset:
 		n.answer(s, v)
+	case guard.Pass:
+		n.hurry(s.Conn.Worker, requests, guard.FastTick)
 	case guard.Admit:
 	}
 	return false

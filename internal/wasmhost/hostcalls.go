@@ -49,6 +49,7 @@ var hostCalls = []struct {
 	{name: "proxy_define_metric", params: 4, call: (*VM).defineMetric},
 	{name: "proxy_increment_metric", params: 2, wide: true, call: (*VM).incrementMetric},
 	{name: "proxy_record_metric", params: 2, wide: true, call: (*VM).recordMetric},
+	{name: "proxy_get_metric", params: 2, call: (*VM).getMetric},
 }
 
 func hasHostCall(name string) bool {
@@ -517,6 +518,20 @@ func (vm *VM) recordMetric(a []uint64) status {
 		m.Value = a[1]
 	case Histogram:
 		m.Recorded = append(m.Recorded, a[1])
+	}
+	return success
+}
+
+// getMetric takes id; returns value.
+func (vm *VM) getMetric(a []uint64) status {
+	m := vm.metric(a[0])
+	switch {
+	case m == nil:
+		return notFound
+	case m.Kind == Histogram:
+		return badArgument
+	case !vm.memory.WriteUint64Le(uint32(a[1]), m.Value):
+		return invalidMemory
 	}
 	return success
 }

@@ -381,15 +381,100 @@ func TestReject(t *testing.T) {
 	})
 }
 
+func (e *envoy) metric(name string) uint64 {
+	e.tb.Helper()
+	m, ok := e.process.Metric(name)
+	require.True(e.tb, ok, name)
+	return m.Value
+}
+
+// warnings are those that have been logged.
+func (e *envoy) warnings() (all []string) {
+	for _, line := range e.logged {
+		if strings.HasPrefix(line, "warn: ") {
+			all = append(all, line)
+		}
+	}
+	return all
+}
+
+// A single reading that fails is only counted. Without one for 2 s the guard says once that it is blind, in the whole process and
+// whichever virtual machine asks, and once that it is over.
 func TestReadingsFail(t *testing.T) {
 	e := newEnvoy(t, hosttest.Plugin)
+	w, other := e.worker(config), e.worker(config)
+	e.run(500*time.Millisecond, w, other)
 	e.fails = true
-	w := e.worker(config)
-	e.run(500*time.Millisecond, w)
-	require.Len(t, e.logged, 1)
-	require.Contains(t, e.logged[0], "warn: highwater: no reading from cluster")
-	require.Contains(t, e.logged[0], "no answer within 900ms")
+	e.run(300*time.Millisecond, w, other)
+	e.fails = false
+	e.run(2500*time.Millisecond, w, other)
+	require.Empty(t, e.warnings())
+	require.Zero(t, e.metric("highwater_blind"))
+	require.NotZero(t, e.metric("highwater_failed_readings_total"))
+
+	e.fails = true
+	e.run(4*time.Second, w, other)
+	require.Len(t, e.warnings(), 1)
+	require.Regexp(t, `no reading of Envoy's memory for 2(\.\d)?s from cluster "envoy_admin", path "/memory": no answer within 900ms\. `+
+		`Memory is not bounded .*on_stale is estimate\. .* check that the endpoint of cluster "envoy_admin" is`, e.warnings()[0])
+	require.EqualValues(t, 1, e.metric("highwater_blind"))
+	require.Greater(t, e.metric("highwater_reading_age_milliseconds"), uint64(3500))
+	e.run(3*time.Second, other) // the other one asks now
+	require.Len(t, e.warnings(), 1, "it is one episode")
+	e.fails = false
+	e.run(time.Second, other)
+	require.Len(t, e.warnings(), 2)
+	require.Regexp(t, `readings of Envoy's memory are back after 7(\.\d)?s`, e.warnings()[1])
+	require.Zero(t, e.metric("highwater_blind"))
 	require.ErrorContains(t, w.requests.HTTPResponse(12345, nil, nil), "no HTTP call with token 12345")
+}
+
+// What has started is told once in the process, though each plugin runs in every virtual machine; so is what changes.
+func TestWhatHasStartedIsToldOnce(t *testing.T) {
+	e := newEnvoy(t, hosttest.Plugin)
+	workers := []*worker{e.worker(config), e.worker(config), e.worker(config)}
+	require.Empty(t, e.logged, "the next plugin may follow")
+	e.run(time.Second, workers...)
+	require.Len(t, e.logged, 1)
+	require.Regexp(t, `^info: highwater: \S.*, face filter: mode enforce, limit 200MiB, buffers: downstream 64KiB, upstream 64KiB, http2_window 64KiB, `+
+		`http2_connection_window 16MiB, linger 100ms, fairness by route$`, e.logged[0])
+
+	changed := strings.Replace(config, "200MiB", "150MiB", 1)
+	changed = strings.Replace(changed, "{", `{"mode": "observe", "throttle": {"timeout": "5s"}, `, 1)
+	for range 2 { // there and back, and there again
+		for _, text := range []string{changed, config} {
+			e.logged = nil
+			for _, w := range workers {
+				_, err := w.vm.Start("requests", text)
+				require.NoError(t, err)
+			}
+			e.run(time.Second, workers...)
+			require.Len(t, e.logged, 2, "%q", e.logged)
+		}
+	}
+	require.Contains(t, e.logged[0], "shared settings have changed: budget.limit 150MiB → 200MiB, throttle.timeout 5s → 2s. All plugins")
+	require.Contains(t, e.logged[1], "mode enforce, limit 200MiB")
+}
+
+// Without its network filter the plugin says so once, and where another virtual machine has it too: nobody can tell from within.
+func TestAMissingFilterIsTold(t *testing.T) {
+	for missing, want := range map[string]string{"connections": "there is no network filter with root_id connections", "requests": "there is no HTTP filter with root_id requests"} {
+		e := newEnvoy(t, hosttest.Plugin)
+		for range 2 {
+			vm, err := e.process.NewVM()
+			require.NoError(t, err)
+			t.Cleanup(func() { _ = vm.Close() })
+			p, err := vm.Start(map[string]string{"connections": "requests", "requests": "connections"}[missing], config)
+			require.NoError(t, err)
+			for range 100 {
+				e.clock += 25 * time.Millisecond
+				require.NoError(t, p.Tick())
+			}
+		}
+		require.Len(t, e.warnings(), 1)
+		require.Contains(t, e.warnings()[0], want)
+		require.Contains(t, e.warnings()[0], "in another virtual machine than this one")
+	}
 }
 
 // TestSameCallsSameOutcome: a simulation can be repeated.

@@ -1,0 +1,147 @@
+package guard
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/unit"
+)
+
+// blindAfter: without a reading for so long the guard says that it is blind. A single one that fails is counted and not told: an Envoy
+// that is busy, or has only just begun, misses one now and then.
+const blindAfter = 2 * time.Second
+
+// Cause says why a reading failed, as far as that tells what to change.
+type Cause uint8
+
+// The causes.
+const (
+	CauseOther       Cause = iota
+	CauseNoCluster         // Envoy has no cluster of that name
+	CauseUnreachable       // nobody listens there
+	CauseSlow              // no answer in time
+	CauseForbidden         // admin.allow_paths has not the path
+	CauseAnswer            // it is answered, but not by /memory of Envoy's admin interface
+)
+
+// Failure is why there is no reading.
+type Failure struct {
+	Cause Cause
+	Err   error
+}
+
+// Error implements error.
+func (f *Failure) Error() string { return f.Err.Error() }
+
+// Unwrap implements error.
+func (f *Failure) Unwrap() error { return f.Err }
+
+// because is what a Failure is to causeOf: errors.As would make the plugin larger by 25 KB.
+type because interface{ because() Cause }
+
+func (f *Failure) because() Cause { return f.Cause }
+
+// causeOf is that of a failure, or of what it wraps.
+func causeOf(err error) Cause {
+	for err != nil {
+		if f, ok := err.(because); ok {
+			return f.because()
+		}
+		wraps, ok := err.(interface{ Unwrap() error })
+		if !ok {
+			break
+		}
+		err = wraps.Unwrap()
+	}
+	return CauseOther
+}
+
+// StatusFailure is a failure by the status of an HTTP answer that is not 200. text is the beginning of its body. Where Envoy can't
+// reach the cluster's endpoint it answers 503 in its place, and 504 where that takes too long.
+func StatusFailure(status int, text string) *Failure {
+	f := &Failure{Cause: CauseAnswer, Err: fmt.Errorf("the answer is status %d, not 200", status)}
+	switch status {
+	case 403:
+		f.Cause = CauseForbidden
+	case 503:
+		f.Cause = CauseUnreachable
+	case 504:
+		f.Cause = CauseSlow
+	}
+	if text != "" {
+		f.Err = fmt.Errorf("%w: %q", f.Err, text)
+	}
+	return f
+}
+
+// cure says what to look at.
+func (m *Memory) cure(failure error) string {
+	at := fmt.Sprintf("the endpoint of cluster %q is the address and port of Envoy's admin interface", m.Cluster)
+	if m.URL != "" {
+		at = fmt.Sprintf("memory.url (%s) is the address of Envoy's admin interface, and that Envoy runs", m.URL)
+	}
+	switch causeOf(failure) {
+	case CauseNoCluster:
+		return fmt.Sprintf("Add a cluster %q that points at Envoy's admin interface, or name the right one in memory.cluster.", m.Cluster)
+	case CauseForbidden:
+		return fmt.Sprintf("Add {exact: %s} to allow_paths of Envoy's admin.", m.Path)
+	case CauseSlow:
+		return "Envoy's main thread answers it, and may be busy: look for frequent scrapes of /stats or large updates of the configuration. Else check that " + at + "."
+	case CauseAnswer:
+		return fmt.Sprintf("Check that memory.path (%s) is the one that tells Envoy's memory, and that %s.", m.Path, at)
+	}
+	return "Check that " + at + "."
+}
+
+// meanwhile says what is done without readings.
+func (m *Memory) meanwhile() string {
+	switch m.OnStale {
+	case staleAdmit:
+		return "Everything is admitted meanwhile: memory.on_stale is admit."
+	case staleReject:
+		return "Every request is rejected meanwhile: memory.on_stale is reject."
+	}
+	return "Memory is not bounded by readings meanwhile, but by what the requests in flight may hold: memory.on_stale is estimate."
+}
+
+// readingAge is the time since the last reading was asked for, or since the start if there was none.
+func (w *Worker) readingAge(now Time) Time {
+	switch t := w.account.Table(); {
+	case t.Sequence > 0:
+		return max(now-t.Asked, 0)
+	case t.Begun > 0:
+		return max(now-t.Begun, 0)
+	}
+	return 0 // nobody has looked at the table yet
+}
+
+// tellBlind tells once, in the whole process, when readings no longer come though they are asked for. An admin that hangs gives no
+// answer at all.
+func (w *Worker) tellBlind(now Time) (event string) {
+	age := w.readingAge(now)
+	if age < blindAfter || w.account.Table().Blind {
+		return ""
+	}
+	failure := w.failure
+	if failure == nil {
+		if w.asking == 0 || now-w.asking < askTimeout {
+			return "" // who has only just begun to ask can't say that there is no answer
+		}
+		failure = &Failure{CauseSlow, fmt.Errorf("no answer within %v", askTimeout)}
+	}
+	if w.account.Change(now, func(t *budget.Table) { t.Blind = true }) != nil {
+		w.HostError() // the next tick tries again
+		return ""
+	}
+	return fmt.Sprintf("no reading of Envoy's memory for %v from %s: %v. %s %s",
+		roughly(age), w.memory.from(), failure, w.memory.meanwhile(), w.memory.cure(failure))
+}
+
+// roughly is a duration for people: whole seconds, or tenths of a short one.
+func roughly(d Time) unit.Duration {
+	if d < 10*time.Second {
+		return unit.Duration(d.Round(100 * time.Millisecond))
+	}
+	return unit.Duration(d.Round(time.Second))
+}
