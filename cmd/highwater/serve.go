@@ -23,12 +23,14 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/grpclog"
 
 	"github.com/highwater-envoy/highwater/extproc"
 	"github.com/highwater-envoy/highwater/internal/adminhttp"
 	"github.com/highwater-envoy/highwater/internal/guard"
 	"github.com/highwater-envoy/highwater/internal/input"
 	"github.com/highwater-envoy/highwater/internal/observer"
+	"github.com/highwater-envoy/highwater/internal/quiet"
 	"github.com/highwater-envoy/highwater/internal/version"
 )
 
@@ -160,6 +162,7 @@ func serveUntil(ctx context.Context, o settings, hangup <-chan os.Signal, log *s
 		return err
 	}
 	limit.Store(a.server)
+	grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, quiet.New(log, time.Second).Standard().Writer())) // its errors alone
 	g := extproc.NewGRPC(a.server, secured)
 	registry := a.server.Registry(g)
 	registry.MustRegister(figures{a})
