@@ -193,6 +193,9 @@ func demo(ctx context.Context, out *os.File, duration time.Duration, guarded boo
 	all.Go(func() {
 		watch.memory.Run(running, 20*time.Millisecond, func(ctx context.Context) (load.Reading, error) {
 			m, err := envoy.Memory(ctx)
+			if err == nil {
+				watch.history.add(time.Now(), m.InUse())
+			}
 			return load.Reading{Allocated: m.Allocated, InUse: m.InUse()}, err
 		})
 	})

@@ -5,6 +5,7 @@ import (
 	"io"
 	"strings"
 	"sync"
+	"text/tabwriter"
 	"time"
 	"unicode/utf8"
 
@@ -20,6 +21,7 @@ type watch struct {
 	begun   time.Time
 	admin   string
 	memory  load.Sampler
+	history history
 
 	mu struct {
 		sync.Mutex
@@ -199,7 +201,7 @@ func (w *watch) line() string {
 	return b.String()
 }
 
-// summary is what is left to say at the end.
+// summary is what is left to say at the end: a picture, and the figures.
 func (w *watch) summary(out io.Writer) {
 	peak, _, _ := w.memory.Peak()
 	against := func(n int64) string {
@@ -209,21 +211,29 @@ func (w *watch) summary(out io.Writer) {
 	if !w.guarded {
 		with = "without the guard"
 	}
-	fmt.Fprintf(out, "\n%s %s, budget %s\n", figures.Time(time.Since(w.begun).Round(100*time.Millisecond)), with, figures.Size(float64(w.limit)))
-	fmt.Fprintf(out, "  %-18s allocated %s; in use %s\n", "peak", against(peak.Allocated), against(peak.InUse))
+	fmt.Fprintf(out, "\n%s %s, budget %s\n\n", figures.Time(time.Since(w.begun).Round(100*time.Millisecond)), with, figures.Size(float64(w.limit)))
+	for _, line := range w.history.chart(w.limit) {
+		fmt.Fprintf(out, "  %s\n", line)
+	}
+	fmt.Fprintf(out, "  peak: allocated %s; in use %s\n\n", against(peak.Allocated), against(peak.InUse))
+	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintln(table, "  load\tserved\trejected\tclosed\tfailed\tp50\tp99\tMiB/s\t")
+	var problems []string
 	for _, k := range w.kinds {
 		s := k.snapshot()
-		fmt.Fprintf(out, "  %-18s %d served, %d rejected, %d closed, %d failed", k.name, s.Served, s.Rejected, s.Closed, failures(s))
-		if s.P99 > 0 {
-			fmt.Fprintf(out, "; p50 %s, p99 %s", figures.Time(s.P50), figures.Time(s.P99))
-		}
+		goodput := "–"
 		if s.Goodput() > mib { // of small requests nobody asks that
-			fmt.Fprintf(out, "; %.0f MiB/s", s.Goodput()/mib)
+			goodput = fmt.Sprintf("%.0f", s.Goodput()/mib)
 		}
-		fmt.Fprintln(out)
+		fmt.Fprintf(table, "  %s\t%d\t%d\t%d\t%d\t%s\t%s\t%s\t\n", k.name, s.Served, s.Rejected, s.Closed, failures(s),
+			figures.Time(s.P50), figures.Time(s.P99), goodput)
 		if s.Problem != "" {
-			fmt.Fprintf(out, "  %-18s the first failure: %s\n", "", s.Problem)
+			problems = append(problems, fmt.Sprintf("  %s, the first failure: %s", k.name, s.Problem))
 		}
+	}
+	_ = table.Flush()
+	for _, p := range problems {
+		fmt.Fprintln(out, p)
 	}
 	if w.guarded {
 		w.mu.Lock()
@@ -232,7 +242,7 @@ func (w *watch) summary(out io.Writer) {
 		if did == "" {
 			did = "not one verdict"
 		}
-		fmt.Fprintf(out, "  %-18s %s\n", "the guard", did)
+		fmt.Fprintf(out, "\n  the guard: %s\n", did)
 	}
 }
 
