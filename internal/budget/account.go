@@ -1040,8 +1040,9 @@ func (a *Account) Observe(now, asked Time, reading int64) (before, after Level, 
 
 // withoutShadows is what a reading would be if those were not there that would have been turned away, and those waited that would have had
 // to: of what traffic holds, their part goes, and what waiting costs comes in its place. All that is likely held is as much too high or
-// too low, so that only the proportions count. What nobody who is there explains was left by those who were: by shadows as much as they
-// have moved of late. 100 uploads leave 100 idle connections to the upstream, of which mode enforce would have opened 30.
+// too low, so that only the proportions count. What nobody explains may be a leak, which mode enforce would have too, or be of shadows: as
+// large a part as they have moved of late, but not more than those who are there likely hold, which may be twice that, and a quarter of
+// what was held at once by those who were. 100 uploads leave 100 idle connections to the upstream, where mode enforce would have opened 30.
 func (a *Account) withoutShadows(now Time, reading int64) int64 {
 	all := a.table.Sum()
 	shadowed := a.mix.shadowed(now, &all)
@@ -1055,7 +1056,8 @@ func (a *Account) withoutShadows(now Time, reading int64) int64 {
 	if all.Shadows > 0 {
 		part = min(float64(likely+all.Held)/float64(likely+all.Shadows), 1)
 	}
-	return a.table.Base + int64(part*float64(held)+(1-shadowed)*float64(traffic-held))
+	left := min(shadowed*float64(traffic-held), float64(all.Shadows)+a.mix.most/shadowsLeave)
+	return a.table.Base + traffic - held - int64(left) + int64(part*float64(held))
 }
 
 // mix is how much of what has passed of late was of shadows.
@@ -1063,9 +1065,13 @@ type mix struct {
 	at                     Time
 	passed, shadows        float64 // with less weight the longer it is ago
 	wasPassed, wasShadowed int64   // the totals then
+	most                   float64 // that shadows have held at once, likewise
 }
 
-const mixHalf = 10 * time.Minute
+const (
+	mixHalf      = 10 * time.Minute
+	shadowsLeave = 4 // at most 1/4 of what they have held at once
+)
 
 func (m *mix) shadowed(now Time, all *Entry) (share float64) {
 	passed, shadows := all.Passed-m.wasPassed, all.Shadowed-m.wasShadowed
@@ -1074,6 +1080,7 @@ func (m *mix) shadowed(now Time, all *Entry) (share float64) {
 	}
 	keep := math.Exp2(-float64(now-m.at) / float64(mixHalf))
 	m.passed, m.shadows = keep*m.passed+float64(passed), keep*m.shadows+float64(shadows)
+	m.most = max(keep*m.most, float64(all.Shadows))
 	m.at, m.wasPassed, m.wasShadowed = now, all.Passed, all.Shadowed
 	if m.shadows == 0 {
 		return 0
