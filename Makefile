@@ -69,7 +69,7 @@ test: build build/highwater-trap.wasm envoy ## everything, real Envoy included
 	@echo "the compiled plugin without Envoy, and the model of Envoy (one goroutine: nothing to race): a thousand random loads take minutes"
 	@go test $(TESTFLAGS) ./internal/wasmhost/... ./internal/sim
 	@echo "end-to-end tests on a real Envoy"
-	@HIGHWATER_E2E=1 go test -count=1 -timeout 15m $(TESTFLAGS) ./e2e/...
+	@HIGHWATER_E2E=1 go test -count=1 -timeout 25m $(TESTFLAGS) ./e2e/...
 	@echo "a part of them on Envoy $(OLDEST_ENVOY)"
 	@export ENVOY_PATH=$$(go run ./internal/envoybin/cmd/envoy-path $(OLDEST_ENVOY)); \
 		HIGHWATER_E2E=1 go test -count=1 -timeout 5m $(TESTFLAGS) -run '$(OLDEST_TESTS)' ./e2e
