@@ -212,7 +212,7 @@ func TestXDSChangesTheLimitOfConnections(t *testing.T) {
 	require.LessOrEqual(t, len(open), 20)
 	p.set(limited(5))
 	require.Eventually(t, func() bool {
-		return s.LogMatches(`is .*Connections:5`) && !enters()
+		return s.LogMatches(`budget.connections 20 → 5`) && !enters()
 	}, 20*time.Second, 20*time.Millisecond)
 	there := len(open)
 	for range 20 {

@@ -149,6 +149,20 @@ func (s *scene) counter(name string, n float64) {
 	require.NoError(s.t, err, name)
 }
 
+// turnedAway waits until so many were turned away, for whatever reason.
+func (s *scene) turnedAway(n float64) {
+	s.t.Helper()
+	var sum float64
+	_, err := s.Until(s.t.Context(), "highwater_rejected_total", func(m map[string]float64) bool {
+		sum = 0
+		for _, v := range m {
+			sum += v
+		}
+		return sum >= n
+	})
+	require.NoError(s.t, err, "%v were turned away, not %v", sum, n)
+}
+
 // gauge waits until the gauge is n.
 func (s *scene) gauge(name string, n float64) {
 	s.t.Helper()
