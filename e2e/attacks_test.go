@@ -147,7 +147,10 @@ func (h *hostile) open(path, contentType string, more ...hpack.HeaderField) (id 
 	h.buf.Reset()
 	for _, f := range append([]hpack.HeaderField{
 		{Name: ":method", Value: "POST"},
-		{Name: ":scheme", Value: "http"}, {Name: ":path", Value: path}, {Name: ":authority", Value: "x"}, {Name: "te", Value: "trailers"},
+		{Name: ":scheme", Value: "http"},
+		{Name: ":path", Value: path},
+		{Name: ":authority", Value: "x"},
+		{Name: "te", Value: "trailers"},
 	}, more...) {
 		_ = h.enc.WriteField(f)
 	}

@@ -2,6 +2,9 @@ package extproc
 
 import (
 	"context"
+	"crypto/tls"
+	"io"
+	"log/slog"
 	"net"
 	"slices"
 	"strings"
@@ -14,6 +17,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/grpclog"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
@@ -65,17 +69,23 @@ func Settings() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.MaxConcurrentStreams(maxStreamsPerConnection), grpc.MaxRecvMsgSize(maxMessage), grpc.MaxHeaderListSize(maxHeaderList),
 		grpc.StaticStreamWindowSize(streamWindow), grpc.StaticConnWindowSize(connWindow), // else they grow to 16 MiB
-		grpc.ConnectionTimeout(handshakeWithin), grpc.SharedWriteBuffer(true),
+		grpc.ConnectionTimeout(handshakeWithin),
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleFor, Time: pingAfter, Timeout: pingWithin}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: pingsEvery, PermitWithoutStream: true}),
 	}
 }
 
+// LogGRPC has what grpc-go logs of itself in log, for the whole process: its errors alone, and one a second.
+func LogGRPC(log *slog.Logger) {
+	grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, quiet.New(log, time.Second).Standard().Writer()))
+}
+
 // NewGRPC returns a gRPC server for s. secured is nil for plain text. Call Serve, and Shutdown once.
-func NewGRPC(s *Server, secured credentials.TransportCredentials) *GRPC {
+func NewGRPC(s *Server, secured *tls.Config) *GRPC {
 	g := &GRPC{server: s, health: health.NewServer(), log: quiet.New(s.log, time.Second), handled: map[string]*[numCodes]atomic.Int64{}}
-	if secured == nil {
-		secured = insecure.NewCredentials()
+	security := insecure.NewCredentials()
+	if secured != nil {
+		security = credentials.NewTLS(secured)
 	}
 	g.backlog.Most, g.backlog.Closed = maxUnanswered, func(peer net.Addr, by int64) {
 		g.broken.Add(1)
@@ -84,7 +94,7 @@ func NewGRPC(s *Server, secured credentials.TransportCredentials) *GRPC {
 	}
 	g.SetServing(false)
 	g.grpc = grpc.NewServer(append(Settings(),
-		grpc.Creds(handshake{secured, g}), grpc.ForceServerCodecV2(newCodec()), grpc.WaitForHandlers(true),
+		grpc.Creds(handshake{security, g}), grpc.ForceServerCodecV2(newCodec()), grpc.WaitForHandlers(true),
 		grpc.UnaryInterceptor(g.call), grpc.StreamInterceptor(g.stream),
 		grpc.UnknownServiceHandler(func(any, grpc.ServerStream) error {
 			return status.Error(codes.Unimplemented, "there is no such method here: it is "+ServiceName+" and gRPC health")

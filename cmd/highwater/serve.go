@@ -22,15 +22,12 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/grpclog"
 
 	"github.com/highwater-envoy/highwater/extproc"
 	"github.com/highwater-envoy/highwater/internal/adminhttp"
 	"github.com/highwater-envoy/highwater/internal/guard"
 	"github.com/highwater-envoy/highwater/internal/input"
 	"github.com/highwater-envoy/highwater/internal/observer"
-	"github.com/highwater-envoy/highwater/internal/quiet"
 	"github.com/highwater-envoy/highwater/internal/version"
 )
 
@@ -162,7 +159,7 @@ func serveUntil(ctx context.Context, o settings, hangup <-chan os.Signal, log *s
 		return err
 	}
 	limit.Store(a.server)
-	grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, quiet.New(log, time.Second).Standard().Writer())) // its errors alone
+	extproc.LogGRPC(log)
 	g := extproc.NewGRPC(a.server, secured)
 	registry := a.server.Registry(g)
 	registry.MustRegister(figures{a})
@@ -362,7 +359,7 @@ func address(l net.Listener) string {
 }
 
 // tls is what the flags say of it, nil = none.
-func (o *settings) tls() (credentials.TransportCredentials, error) {
+func (o *settings) tls() (*tls.Config, error) {
 	if o.cert == "" && o.key == "" {
 		if o.clientCAs != "" {
 			return nil, errors.New("-tls-client-ca: needs -tls-cert and -tls-key")
@@ -394,5 +391,5 @@ func (o *settings) tls() (credentials.TransportCredentials, error) {
 		}
 		c.ClientAuth = tls.RequireAndVerifyClientCert
 	}
-	return credentials.NewTLS(c), nil
+	return c, nil
 }
