@@ -368,7 +368,7 @@ func TestLargeHeadersAreHeld(t *testing.T) {
 	_ = f.fr.WriteData(1, false, []byte{0, 0, 0, 0, 0})
 	f.comes()
 	f.answers(1)
-	require.EqualValues(t, 11_000-plainHeaders, bound.Held())
+	require.EqualValues(t, headersCost*(11_000-plainHeaders), bound.Held())
 	_ = f.fr.WriteRSTStream(1, http2.ErrCodeCancel)
 	f.comes()
 	require.Zero(t, bound.Held())
