@@ -152,7 +152,10 @@ func (h *hostile) open(path, contentType string, more ...hpack.HeaderField) (id 
 	h.buf.Reset()
 	for _, f := range append([]hpack.HeaderField{
 		{Name: ":method", Value: "POST"},
-		{Name: ":scheme", Value: "http"}, {Name: ":path", Value: path}, {Name: ":authority", Value: "x"}, {Name: "te", Value: "trailers"},
+		{Name: ":scheme", Value: "http"},
+		{Name: ":path", Value: path},
+		{Name: ":authority", Value: "x"},
+		{Name: "te", Value: "trailers"},
 	}, more...) {
 		_ = h.enc.WriteField(f)
 	}
@@ -295,15 +298,17 @@ func attacks() []attack {
 			}
 			<-ctx.Done()
 		}},
-		{name: "700 connections that hold 38 kB each", do: func(ctx context.Context, h *hostile) {
-			for range 700 {
+		{name: "420 connections that hold 60 kB each", do: func(ctx context.Context, h *hostile) {
+			for range 420 {
 				each, err := dialHostile(ctx, h.RemoteAddr().String())
 				if err != nil {
 					return
 				}
 				if id, err := each.open(processPath, application); err == nil {
-					_ = each.fr.WriteData(id, false, append(binary.BigEndian.AppendUint32([]byte{0}, 64<<10), make([]byte, 12<<10)...))
-					_ = each.fr.WriteData(id, false, make([]byte, 12<<10))
+					_ = each.fr.WriteData(id, false, binary.BigEndian.AppendUint32([]byte{0}, 64<<10))
+					for range 3 {
+						_ = each.fr.WriteData(id, false, make([]byte, 16<<10))
+					}
 				}
 			}
 			<-ctx.Done()
