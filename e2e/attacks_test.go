@@ -21,6 +21,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 
@@ -115,17 +116,21 @@ func (h *hostile) fits(id uint32, n int) bool {
 // send writes as much of the data on each stream as the windows let through, again and again until it ends, and returns when the
 // connection is gone or ctx is done. next is the next piece for a stream; nil = it has no more.
 func (h *hostile) send(ctx context.Context, ids []uint32, next func(i int) []byte) {
+	unsent := make([][]byte, len(ids))
 	for ctx.Err() == nil {
 		some := false
 		for i, id := range ids {
-			piece := next(i)
-			if piece == nil || !h.fits(id, len(piece)) {
+			if unsent[i] == nil {
+				unsent[i] = next(i)
+			}
+			if unsent[i] == nil || !h.fits(id, len(unsent[i])) {
 				continue
 			}
 			some = true
-			if h.fr.WriteData(id, false, piece) != nil {
+			if h.fr.WriteData(id, false, unsent[i]) != nil {
 				return
 			}
+			unsent[i] = nil
 		}
 		if !some {
 			load.Sleep(ctx, 5*time.Millisecond)
@@ -290,6 +295,53 @@ func attacks() []attack {
 		{name: "1,000 connections that say nothing more than hello", do: func(ctx context.Context, h *hostile) {
 			for range 1000 {
 				_, _ = dialHostile(ctx, h.RemoteAddr().String())
+			}
+			<-ctx.Done()
+		}},
+		{name: "420 connections that hold 60 kB each", do: func(ctx context.Context, h *hostile) {
+			for range 420 {
+				each, err := dialHostile(ctx, h.RemoteAddr().String())
+				if err != nil {
+					return
+				}
+				if id, err := each.open(processPath, application); err == nil {
+					_ = each.fr.WriteData(id, false, binary.BigEndian.AppendUint32([]byte{0}, 64<<10))
+					for range 3 {
+						_ = each.fr.WriteData(id, false, make([]byte, 16<<10))
+					}
+				}
+			}
+			<-ctx.Done()
+		}},
+		{name: "8,000 streams with 15 kB of headers each", do: func(ctx context.Context, h *hostile) {
+			get := framed(getOf(filterv3.ProcessingMode_NONE))
+			for i := range 8000 {
+				own := hpack.HeaderField{Name: "own", Value: fmt.Sprint(i, strings.Repeat("a", 15_000)), Sensitive: true} // in no table
+				id, err := h.open(processPath, application, own)
+				if err != nil || h.fr.WriteData(id, false, get) != nil {
+					return
+				}
+			}
+			<-ctx.Done()
+		}},
+		{name: "300 who watch the health of what is no service", do: func(ctx context.Context, h *hostile) {
+			message := framed(&healthpb.HealthCheckRequest{Service: strings.Repeat("x", 1<<20)})
+			for range 300 {
+				id, err := h.open("/grpc.health.v1.Health/Watch", application)
+				if err != nil {
+					return
+				}
+				all, cancel := context.WithCancel(ctx)
+				rest := message
+				h.send(all, []uint32{id}, func(int) []byte {
+					piece := rest[:min(16<<10, len(rest))]
+					if rest = rest[len(piece):]; len(piece) == 0 {
+						cancel()
+						return nil
+					}
+					return piece
+				})
+				cancel()
 			}
 			<-ctx.Done()
 		}},

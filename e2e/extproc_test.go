@@ -316,7 +316,10 @@ func TestServerSoak(t *testing.T) {
 	run := func(d time.Duration) {
 		ctx, cancel := context.WithTimeout(t.Context(), d)
 		defer cancel()
-		loads := append(mixed(s.addr, 0), &load.SlowReaders{Addr: s.addr, Count: 20, Size: mib})
+		loads := append(mixed(s.addr, 0), &load.SlowReaders{Addr: s.addr, Count: 20, Size: mib},
+			&load.Uploads{Addr: s.addr, Path: "/upload?delay=50ms", Count: 10, Size: 4 * mib, Protocol: load.HTTP2, Chunked: true},
+			&load.Echoes{Addr: s.addr, Streams: 20, Size: 10_000, Pause: 10 * time.Millisecond},
+			&load.Hostile{Addr: s.addr, Kind: load.Resets, Count: 10}, &load.Hostile{Addr: s.addr, Kind: load.RapidReset, Count: 1})
 		var running sync.WaitGroup
 		for _, l := range loads {
 			running.Go(func() { // each for half a second, then all its clients are gone at once
@@ -343,7 +346,15 @@ func TestServerSoak(t *testing.T) {
 	t.Logf("resident: %.1f MiB before, %.1f after; %v requests admitted", heap/mib, after/mib, metric("highwater_admitted_total"))
 	require.Less(t, after, heap+16*mib)
 	require.Zero(t, metric("highwater_ext_proc_faults_total"))
-	require.Zero(t, metric(`highwater_ext_proc_bad_streams_total{reason="out_of_order"}`))
+	for _, reason := range []string{"not_a_message", "unknown_message", "out_of_order", "twice", "no_headers", "too_large", "attribute"} {
+		require.Zero(t, metric(`highwater_ext_proc_bad_streams_total{reason="`+reason+`"}`), reason)
+	}
+	// What Envoy sends is answered, or its stream ends: however it does, nothing is owed.
+	require.Positive(t, metric(`highwater_rejected_total{reason="evicted"}`))
+	require.Positive(t, metric("highwater_throttled_total"))
+	require.Positive(t, metric(`grpc_server_handled_total{grpc_code="OK",grpc_method="Process"}`))
+	require.Zero(t, metric("grpc_server_broken_connections_total"))
+	require.Eventually(t, func() bool { return metric("highwater_ext_proc_unanswered_bytes") == 0 }, 5*time.Second, 50*time.Millisecond)
 }
 
 // With Envoy's default buffers, what came of an upload without a length while it waited reaches the server in one message: 10 bytes more

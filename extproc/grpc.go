@@ -57,6 +57,9 @@ type GRPC struct {
 
 	backlog             backlog.Bound
 	connections, broken atomic.Int64 // open now; closed for what their peer did
+	limited             atomic.Pointer[limited]
+	ending              context.Context //nolint:containedctx // of the server: Watch ends with it
+	end                 context.CancelFunc
 }
 
 const numCodes = int(codes.Unauthenticated) + 1
@@ -104,7 +107,8 @@ func NewGRPC(s *Server, secured *tls.Config) *GRPC {
 		ServiceName: ServiceName, HandlerType: (*any)(nil),
 		Streams: []grpc.StreamDesc{{StreamName: "Process", Handler: s.process, ServerStreams: true, ClientStreams: true}},
 	}, s)
-	healthpb.RegisterHealthServer(g.grpc, g.health)
+	g.ending, g.end = context.WithCancel(context.Background())
+	healthpb.RegisterHealthServer(g.grpc, watched{g.health, g})
 	for service, info := range g.grpc.GetServiceInfo() {
 		for _, m := range info.Methods {
 			g.handled["/"+service+"/"+m.Name] = &[numCodes]atomic.Int64{}
@@ -126,14 +130,27 @@ func (g *GRPC) SetServing(serving bool) {
 
 // Serve accepts connections until the listener fails, or until Shutdown: then it returns nil.
 func (g *GRPC) Serve(l net.Listener) error {
-	return g.grpc.Serve(&limited{Listener: l, of: g})
+	limited := &limited{Listener: l, of: g}
+	g.limited.Store(limited)
+	return g.grpc.Serve(limited)
 }
+
+// greetWithin is how long a connection has for its first request once the server is to end.
+const greetWithin = time.Second
 
 // Shutdown accepts no more, lets in who waits, ends each stream with OK as soon as that does no harm, and the rest when ctx ends. It
 // returns when all has ended.
 func (g *GRPC) Shutdown(ctx context.Context) {
 	g.health.Shutdown()
+	g.end()
 	g.server.Drain()
+	// grpc-go waits for each handshake, for as long as that may take: even Stop does.
+	greeted := time.AfterFunc(greetWithin, func() {
+		if l := g.limited.Load(); l != nil {
+			l.closeUnused()
+		}
+	})
+	defer greeted.Stop()
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
@@ -178,6 +195,38 @@ func (g *GRPC) ended(method string, err *error) {
 		n[code].Add(1)
 	}
 }
+
+// watched is gRPC health. What is watched is kept as long as the stream, and its name is what the peer likes: so it is one of ours, or
+// nothing is watched. At the end of the server nobody watches any longer.
+type watched struct {
+	*health.Server
+	of *GRPC
+}
+
+// Watch implements healthpb.HealthServer.
+func (w watched) Watch(in *healthpb.HealthCheckRequest, st healthpb.Health_WatchServer) error {
+	known := &healthpb.HealthCheckRequest{}
+	switch in.GetService() {
+	case "":
+	case ServiceName:
+		known.Service = ServiceName
+	default:
+		return status.Error(codes.NotFound, "there is no such service here")
+	}
+	ctx, cancel := context.WithCancel(st.Context())
+	defer cancel()
+	defer context.AfterFunc(w.of.ending, cancel)()
+	return w.Server.Watch(known, watching{st, ctx})
+}
+
+// watching is a stream of Watch with another context.
+type watching struct {
+	healthpb.Health_WatchServer
+	ctx context.Context //nolint:containedctx // it is the stream's
+}
+
+// Context implements grpc.ServerStream.
+func (w watching) Context() context.Context { return w.ctx }
 
 // methodName is the last part of a method's path.
 func methodName(path string) string { return path[strings.LastIndexByte(path, '/')+1:] }
@@ -255,6 +304,21 @@ func (l *limited) admit(p *peer) bool {
 	l.of.log.Warn("a connection was closed: there are too many, and it had no request", "peer", goes.RemoteAddr().String(), "connections", maxConnections)
 	_ = goes.Close()
 	return goes != p
+}
+
+// closeUnused closes each connection that never had a request.
+func (l *limited) closeUnused() {
+	var unusedOnes []*peer
+	l.mu.Lock()
+	for _, p := range l.mu.conns {
+		if p.worth() == unused {
+			unusedOnes = append(unusedOnes, p)
+		}
+	}
+	l.mu.Unlock()
+	for _, p := range unusedOnes {
+		_ = p.Close()
+	}
 }
 
 // peer is a connection of a limited listener.

@@ -168,6 +168,42 @@ func TestHealthOnTheWire(t *testing.T) {
 	}
 	_, err = client.Check(ctx, &healthpb.HealthCheckRequest{Service: "made.up"})
 	require.Equal(t, codes.NotFound, status.Code(err))
+
+	// What is no service is not watched: its name, which may be megabytes, would be kept as long as the stream.
+	unknown, err := client.Watch(ctx, &healthpb.HealthCheckRequest{Service: strings.Repeat("x", mib)})
+	require.NoError(t, err)
+	_, err = unknown.Recv()
+	require.Equal(t, codes.NotFound, status.Code(err))
+
+	// Nobody who watches holds up the end.
+	w.answers(w.open(), request(true))
+	began := time.Now()
+	w.end()
+	require.Less(t, time.Since(began), 500*time.Millisecond)
+	got, err := watch.Recv()
+	if err == nil { // that it is not serving may be told before
+		require.Equal(t, healthpb.HealthCheckResponse_NOT_SERVING, got.GetStatus())
+		_, err = watch.Recv()
+	}
+	require.Equal(t, codes.Canceled, status.Code(err))
+}
+
+// Who has connected and says nothing holds up the end no longer than for a moment: grpc-go waits for each handshake.
+func TestShutdownWaitsForNoHandshake(t *testing.T) {
+	w, _ := serveGRPC(t, 40*mib)
+	st := w.open()
+	w.answers(st, request(true))
+	for range 3 {
+		c, err := net.Dial("tcp", w.conn.Target())
+		require.NoError(t, err)
+		defer c.Close()
+	}
+	until(t, func() bool { return w.grpc.connections.Load() == 4 })
+	began := time.Now()
+	w.end()
+	require.Less(t, time.Since(began), greetWithin+2*time.Second)
+	_, err := st.Recv()
+	require.ErrorIs(t, err, io.EOF)
 }
 
 // At the end of the server each stream ends with OK: who waits is let in first, and a body that is asked for in pieces ends before. What

@@ -74,13 +74,38 @@ func (s *Server) do(f func(now guard.Time)) {
 }
 
 // Reload puts another valid configuration in force, for streams that begin from now on; what budget, throttle and memory say is for
-// all. It returns what that changes of them, in words.
+// all, and so is mode observe: from then on nothing is done to any. It returns what that changes of them, in words.
 func (s *Server) Reload(c guard.Config, reader Reader) (changed string) {
-	s.do(func(guard.Time) {
+	var held []*stream
+	s.do(func(now guard.Time) {
 		changed = s.use(c)
 		s.mu.reader = reader
+		if c.Mode == guard.Observe {
+			held = s.disarm(now)
+		}
 	})
+	for _, st := range held {
+		s.orders.Go(func() {
+			defer s.survive("an order")
+			st.resume(guard.Verdict{})
+		})
+	}
 	return changed
+}
+
+// disarm has nothing done any more to the streams that there are, with the server's lock held. It returns those that were held.
+func (s *Server) disarm(now guard.Time) (held []*stream) {
+	for st := range s.mu.streams {
+		if !st.open || st.closed {
+			continue
+		}
+		st.guard.Disarm()
+		if st.Waiting() {
+			st.guard.Release(now, &st.Stream)
+			held = append(held, st)
+		}
+	}
+	return held
 }
 
 // Limit is the limit in force, bytes; 0 = it is not known.
@@ -240,8 +265,9 @@ func (s *Server) Ready() error {
 // go on without us.
 func (s *Server) Drain() {
 	var all []*stream
-	s.do(func(guard.Time) {
+	s.do(func(now guard.Time) {
 		s.mu.draining = true
+		s.disarm(now) // what goes on without us is not rejected or evicted while it ends
 		for st := range s.mu.streams {
 			all = append(all, st)
 		}

@@ -527,6 +527,43 @@ func TestEvict(t *testing.T) {
 	require.Equal(t, int64(2), s.counter("rejected_total.reason.evicted"))
 }
 
+// Whoever switches to mode observe has nothing done to the requests that are there already: those that wait go on, and the others are
+// neither evicted nor rejected for what they bring.
+func TestReloadToObserve(t *testing.T) {
+	edit := func(c *guard.Config) {
+		c.Buffers.Downstream, c.Buffers.Upstream = 8*unit.MiB, 8*unit.MiB
+		c.Throttle.Timeout = unit.Duration(time.Second)
+	}
+	s, readings := serve(t, 40*mib, edit)
+	uploads, reads, waits := s.dial(t), s.dial(t), s.dial(t)
+	uploads.say(request(false))
+	uploads.heard()
+	reads.say(request(true))
+	reads.heard()
+	reads.say(response(false, "content-length", "16000000"))
+	reads.heard()
+	readings.set(172 * mib)
+	until(t, func() bool { return s.gauge("in_use_bytes") == 172*mib })
+	waits.say(request(false, "content-length", "4000000"))
+	until(t, func() bool { return s.gauge("waiting") == 1 })
+	s.Reload(config(func(c *guard.Config) { edit(c); c.Mode = guard.Observe }), readings)
+	require.NotNil(t, waits.heard().GetRequestHeaders())
+	require.Zero(t, s.gauge("waiting"))
+	readings.set(230 * mib)
+	until(t, func() bool { return s.counter("rejected_total.reason.evicted") > 0 })
+	for range 8 {
+		uploads.say(requestBody(2*mib, false))
+		require.NotNil(t, uploads.heard().GetRequestBody())
+	}
+	time.Sleep(1200 * time.Millisecond) // beyond throttle.timeout
+	for _, c := range []*client{uploads, reads, waits} {
+		c.silent()
+		c.close()
+	}
+	readings.set(40 * mib)
+	s.drained(t)
+}
+
 // A filter in observability mode can carry nothing out: what is decided is counted.
 func TestObservability(t *testing.T) {
 	s, readings := serve(t, 40*mib, nil)
@@ -750,6 +787,7 @@ func TestDrainLetsThoseInWhoWait(t *testing.T) {
 	until(t, func() bool { return s.gauge("waiting") == 1 })
 	s.Drain()
 	require.NotNil(t, c.heard().GetRequestHeaders())
+	require.Zero(t, s.gauge("waiting"), "else it is rejected as soon as it would have waited too long")
 	require.Error(t, s.Ready())
 	late := s.dial(t)
 	late.say(request(false, "content-length", "16000000"))

@@ -5,16 +5,18 @@
 // Bound looks at the frames that pass on each connection, by their headers, in both directions, and knows of each open stream
 //
 //	what it holds = bytes of its messages that were not answered + a fixed cost for each such message and for each of their frames,
-//	                and until its first message is there what a stream costs, for that one is none of anybody's
+//	                and until its first message is there what a stream costs, for that one is none of anybody's,
+//	                and its gRPC headers beyond what they usually are, for as long as it is open
 //
-// where each message of a peer is owed one answer, as in ext_proc. When all streams together hold more than the bound allows, the
-// connection that holds the most is closed. A peer that reads its answers holds next to nothing, however much it sends.
+// where each message of a peer is owed one answer, as in ext_proc. When all streams together hold more than the bound allows, a
+// connection is closed: see Conn.blame. A peer that reads its answers holds next to nothing for long, however much it sends.
 package backlog
 
 import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 const (
@@ -24,6 +26,15 @@ const (
 	messageCost = 512
 	// frameCost is what a frame of a message takes beside its bytes. A message may come in frames of one byte.
 	frameCost = 256
+	// plainHeaders are bytes of a stream's gRPC headers that cost nothing, as they are on the wire: Envoy's are 200, and most are an index
+	// of the table that both sides keep.
+	plainHeaders = 1 << 10
+	headersCost  = 2 // bytes for each byte beyond: as it came, and decoded; 8,000 streams with 15 kB each took 91 MiB at 1
+
+	// window is over how long it is looked at what a connection holds, and what it had answered: see Conn.blame.
+	window = 500 * time.Millisecond
+	// most / modest is what a connection may hold for a moment without being blamed for it.
+	modest = 16
 )
 
 // Bound is the bound of all connections that it watches. Set the fields before the first.
@@ -44,7 +55,7 @@ func (b *Bound) Held() int64 { return b.held.Load() }
 // Watch returns the connection with what passes on it watched. It must carry HTTP/2 in plain text: behind TLS, where there is any.
 func (b *Bound) Watch(of net.Conn) *Conn {
 	c := &Conn{Conn: of, bound: b, preface: len(clientPreface)}
-	c.mu.streams = map[uint32]*stream{}
+	c.mu.streams, c.mu.since = map[uint32]*stream{}, time.Now()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.mu.conns == nil {
@@ -54,7 +65,7 @@ func (b *Bound) Watch(of net.Conn) *Conn {
 	return c
 }
 
-// relieve closes the connection that holds the most, if all hold too much.
+// relieve closes the connection that is to blame, if all hold too much.
 func (b *Bound) relieve() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -62,9 +73,10 @@ func (b *Bound) relieve() {
 		return
 	}
 	var worst *Conn
+	var most blame
 	for c := range b.mu.conns {
-		if worst == nil || c.held.Load() > worst.held.Load() {
-			worst = c
+		if of := c.blame(); worst == nil || most.less(of) {
+			worst, most = c, of
 		}
 	}
 	if worst == nil {
@@ -104,7 +116,47 @@ type Conn struct {
 		spoken  int                // streams of which a message has come
 		ever    bool               // there was one
 		gone    bool               // what it holds counts no more
+
+		since    time.Time // the beginning of the window
+		least    [2]int64  // that it held in this window, and in the one before
+		answered [2]int64  // what it held and was then answered, in these
 	}
+}
+
+// blame is how much a connection is to blame for what all hold.
+type blame struct{ lasting, now int64 }
+
+func (b blame) less(than blame) bool {
+	return b.lasting < than.lasting || b.lasting == than.lasting && b.now < than.now
+}
+
+// blame says how much the connection is to blame. Whoever spreads what he holds over a thousand connections has less on each than an
+// Envoy that works has in flight; but he holds it all the time, and that is what counts. So it is the least that the connection has
+// held of late, or what it holds now if that is a lot for one, less what it had answered meanwhile. Where all are alike it is what it
+// holds now, without what it had answered.
+func (c *Conn) blame() blame {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.roll()
+	held := c.held.Load()
+	answered := c.mu.answered[0] + c.mu.answered[1]
+	lasting := max(min(c.mu.least[0], c.mu.least[1]), held-c.bound.Most/modest)
+	return blame{max(lasting-answered, 0), held - answered}
+}
+
+// roll begins a new window when it is time, with mu held.
+func (c *Conn) roll() {
+	now := time.Now()
+	passed := now.Sub(c.mu.since)
+	if passed < window {
+		return
+	}
+	held := c.held.Load()
+	c.mu.least, c.mu.answered = [2]int64{held, c.mu.least[0]}, [2]int64{0, c.mu.answered[0]}
+	if passed >= 2*window { // nothing has happened in the one before, nor since
+		c.mu.least[1], c.mu.answered[1] = held, 0
+	}
+	c.mu.since = now
 }
 
 const clientPreface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -115,11 +167,12 @@ type stream struct {
 	owed    int64 // messages that were not answered
 	whole   int64 // their bytes, and their frames' cost
 	partial int64 // the same of a message that has not all come
+	headers int64 // bytes of its gRPC headers, on the wire
 	spoken  bool  // a message has come
 }
 
 func (s *stream) holds() int64 {
-	held := s.whole + s.partial + s.owed*messageCost
+	held := s.whole + s.partial + s.owed*messageCost + headersCost*max(s.headers-plainHeaders, 0)
 	if !s.spoken {
 		held += streamCost
 	}
@@ -179,7 +232,8 @@ func (c *Conn) pass(s *scanner, p []byte, see func(s *scanner, begins bool, data
 	if more == 0 || c.mu.gone {
 		return 0
 	}
-	c.held.Add(more)
+	c.roll()
+	c.mu.least[0] = min(c.mu.least[0], c.held.Add(more))
 	return c.bound.held.Add(more)
 }
 
@@ -189,9 +243,15 @@ func (c *Conn) came(s *scanner, begins bool, data []byte) (more int64) {
 		switch {
 		case s.kind == headersFrame && s.stream > c.mu.last:
 			c.mu.last = s.stream
-			st := &stream{}
+			st := &stream{headers: int64(s.left)}
 			c.mu.streams[s.stream] = st
 			return st.holds()
+		case s.kind == continuationFrame:
+			if st := c.mu.streams[s.stream]; st != nil {
+				before := st.holds()
+				st.headers += int64(s.left)
+				return st.holds() - before
+			}
 		case s.kind == resetFrame:
 			return -c.drop(s.stream)
 		}
@@ -236,6 +296,7 @@ func (c *Conn) went(s *scanner, begins bool, data []byte) (more int64) {
 			}
 		}
 		more = st.holds() - before
+		c.mu.answered[0] -= more
 	}
 	if begins && (s.kind == resetFrame || s.ends()) {
 		more -= c.drop(s.stream)

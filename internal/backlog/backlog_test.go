@@ -293,3 +293,83 @@ func FuzzWire(f *testing.F) {
 		require.Zero(t, bound.Held())
 	})
 }
+
+// fake is a peer whose frames come in memory.
+type fake struct {
+	*Conn
+	wire *bytes.Buffer
+	fr   *http2.Framer
+}
+
+func peer(bound *Bound, preface string) *fake {
+	wire := bytes.NewBufferString(preface)
+	return &fake{bound.Watch(loose{in: wire}), wire, http2.NewFramer(wire, nil)}
+}
+
+// comes has all that was written come.
+func (f *fake) comes() { _, _ = io.Copy(io.Discard, f.Conn) }
+
+// sends has a message of so many bytes come on a stream, all of it or all but the end.
+func (f *fake) sends(id uint32, n int, whole bool) {
+	headers(f.fr, id)
+	data := append(binary.BigEndian.AppendUint32([]byte{0}, uint32(n)), make([]byte, n)...)
+	if !whole {
+		data = data[:len(data)-1]
+	}
+	_ = f.fr.WriteData(id, false, data)
+	f.comes()
+}
+
+// answers has the first message of a stream answered.
+func (f *fake) answers(id uint32) {
+	var out bytes.Buffer
+	_ = http2.NewFramer(&out, nil).WriteData(id, false, []byte{0, 0, 0, 0, 1, 0})
+	_, _ = f.Write(out.Bytes())
+}
+
+// Who spreads what he holds over many connections, a little on each, has none of the others closed: neither one that works, with more in
+// flight than he has on any, nor one that has only just come.
+func TestWhatIsSpreadOverManyConnections(t *testing.T) {
+	closed := map[int64]int{}
+	bound := &Bound{Most: 4 << 20, Closed: func(_ net.Addr, by int64) { closed[by]++ }}
+	var spread []*fake
+	for range 139 {
+		f := peer(bound, http2.ClientPreface)
+		f.sends(1, 15<<10, false)
+		spread = append(spread, f)
+	}
+	each := spread[0].held.Load()
+	require.Empty(t, closed)
+	time.Sleep(2 * window)
+	working, young := peer(bound, http2.ClientPreface), peer(bound, http2.ClientPreface)
+	for id := uint32(1); id < 400; id += 2 {
+		working.sends(id, 40<<10, true)
+		young.sends(id, 500, true)
+		if id > 8 {
+			working.answers(id - 8) // four are in flight
+		}
+	}
+	require.Len(t, closed, 1, "%v", closed)
+	require.Positive(t, closed[each])
+	require.Greater(t, working.held.Load(), 4*each)
+	require.Greater(t, young.held.Load(), 4*each)
+	for _, f := range append(spread, working, young) {
+		_ = f.Close()
+	}
+	require.Zero(t, bound.Held())
+}
+
+// The headers of a stream are kept as long as it is open, answered or not.
+func TestLargeHeadersAreHeld(t *testing.T) {
+	bound := &Bound{Most: 1 << 40}
+	f := peer(bound, http2.ClientPreface)
+	_ = f.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: make([]byte, 6000)})
+	_ = f.fr.WriteContinuation(1, true, make([]byte, 5000))
+	_ = f.fr.WriteData(1, false, []byte{0, 0, 0, 0, 0})
+	f.comes()
+	f.answers(1)
+	require.EqualValues(t, headersCost*(11_000-plainHeaders), bound.Held())
+	_ = f.fr.WriteRSTStream(1, http2.ErrCodeCancel)
+	f.comes()
+	require.Zero(t, bound.Held())
+}

@@ -4,9 +4,10 @@ import "encoding/binary"
 
 // Kinds of frames, RFC 9113 section 6.
 const (
-	dataFrame    = 0x0
-	headersFrame = 0x1
-	resetFrame   = 0x3
+	dataFrame         = 0x0
+	headersFrame      = 0x1
+	resetFrame        = 0x3
+	continuationFrame = 0x9
 )
 
 const (

@@ -61,6 +61,21 @@ func (g *Guard) Retire() {
 	w.keepPlaces()
 }
 
+// Disarm has all that is decided from now on be counted alone, of the requests that are there too, as in mode observe. Those that wait
+// are not let go by it: see Release.
+func (g *Guard) Disarm() { g.config.Mode = Observe }
+
+// Release lets a request go on that waits, whatever room there is. It has no effect on others.
+func (g *Guard) Release(now Time, s *Stream) {
+	if !s.Waiting() {
+		return
+	}
+	g.worker.leaveLine(s)
+	g.worker.account.Ask(now, max(s.total()-s.credit(), 0), budget.Forced)
+	g.resume(now, s)
+	g.worker.publish()
+}
+
 // Config is the guard's configuration.
 func (g *Guard) Config() *Config { return &g.config }
 
