@@ -39,12 +39,14 @@ const (
 	maxUnanswered   = 24 << 20 // what all messages together hold that came and were not answered: see package backlog
 	maxHeaderList   = 16 << 10 // of the gRPC request itself, kept as long as its stream; those of the HTTP request are in a message
 	handshakeWithin = 10 * time.Second
-	streamWindow    = 64 << 10 // what a stream's client may send before we ask for more; it holds memory here
-	connWindow      = 1 << 20  // the same for a connection
-	idleFor         = 5 * time.Minute
-	pingAfter       = 30 * time.Second // a peer that says nothing for so long is asked whether it is there
-	pingWithin      = 20 * time.Second // and gone without an answer in so long
-	pingsEvery      = time.Second      // a peer that pings more often than this is closed
+	// What a client may send before we ask for more. What does not fit waits in Envoy, in the memory that is guarded: with 64 KiB a stream,
+	// 100 uploads without a length peaked at 1.10 of the limit in place of 0.71. What it holds here is bounded by maxUnanswered.
+	streamWindow = 1 << 20
+	connWindow   = 16 << 20
+	idleFor      = 5 * time.Minute
+	pingAfter    = 30 * time.Second // a peer that says nothing for so long is asked whether it is there
+	pingWithin   = 20 * time.Second // and gone without an answer in so long
+	pingsEvery   = time.Second      // a peer that pings more often than this is closed
 )
 
 // GRPC serves a Server's streams, and gRPC health. Make it with NewGRPC.
