@@ -50,7 +50,8 @@ type hostile struct {
 
 const processPath = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
 
-// attack is what a hostile peer does to the server for as long as ctx lasts, or until it is thrown out.
+// attack is what a hostile peer does to the server for as long as ctx lasts, or until it is thrown
+// out.
 type attack struct {
 	name    string
 	streams int // that there are before, as of so many requests in flight; they give no window for an answer
@@ -113,8 +114,9 @@ func (h *hostile) fits(id uint32, n int) bool {
 	return true
 }
 
-// send writes as much of the data on each stream as the windows let through, again and again until it ends, and returns when the
-// connection is gone or ctx is done. next is the next piece for a stream; nil = it has no more.
+// send writes as much of the data on each stream as the windows let through, again and again until
+// it ends, and returns when the connection is gone or ctx is done. next is the next piece for a
+// stream; nil = it has no more.
 func (h *hostile) send(ctx context.Context, ids []uint32, next func(i int) []byte) {
 	unsent := make([][]byte, len(ids))
 	for ctx.Err() == nil {
@@ -188,7 +190,8 @@ func pieceOf(n int) *extprocv3.ProcessingRequest {
 	return &extprocv3.ProcessingRequest{Request: &extprocv3.ProcessingRequest_RequestBody{RequestBody: &extprocv3.HttpBody{Body: make([]byte, n)}}}
 }
 
-// begun opens streams that begin a message of so many bytes, and sends all but the end of it, in frames of that size.
+// begun opens streams that begin a message of so many bytes, and sends all but the end of it, in
+// frames of that size.
 func begun(ctx context.Context, h *hostile, streams, message, frame int) {
 	var ids []uint32
 	for range streams {
@@ -392,7 +395,8 @@ func bombs(ctx context.Context, h *hostile, message []byte) {
 // attackFor is how long an attack goes on: it has done by then what it can, or has been thrown out.
 const attackFor = 4 * time.Second
 
-// Whatever a peer of the gRPC port does, the server lives, holds little more than before, and guards Envoy's requests meanwhile.
+// Whatever a peer of the gRPC port does, the server lives, holds little more than before, and
+// guards Envoy's requests meanwhile.
 func TestAttacksOnTheGRPCPort(t *testing.T) {
 	s := start(t, setup{face: envoytest.ExtProc, workers: 1})
 	server := s.Server()

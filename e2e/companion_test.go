@@ -22,7 +22,8 @@ import (
 	"github.com/highwater-envoy/highwater/internal/observer"
 )
 
-// companion runs `highwater serve` for readings alone, at an address of its HTTP, and returns what it logs.
+// companion runs `highwater serve` for readings alone, at an address of its HTTP, and returns what
+// it logs.
 func companion(t *testing.T, address, config string) *strings.Builder {
 	t.Helper()
 	root, err := envoybin.ModuleRoot()
@@ -43,8 +44,8 @@ func companion(t *testing.T, address, config string) *strings.Builder {
 	return log
 }
 
-// A filter takes its readings from the companion, and 300 others ask there as fast as they can: Envoy is asked once in memory.interval, and
-// the filter has its readings in time.
+// A filter takes its readings from the companion, and 300 others ask there as fast as they can:
+// Envoy is asked once in memory.interval, and the filter has its readings in time.
 func TestCompanionIsAskedByMany(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -103,7 +104,8 @@ func TestCompanionIsAskedByMany(t *testing.T) {
 	s.quiet()
 }
 
-// Of several Envoys the one that answers at memory.url is observed, and in a hot restart its successor.
+// Of several Envoys the one that answers at memory.url is observed, and in a hot restart its
+// successor.
 func TestObserverFindsItsEnvoy(t *testing.T) {
 	edit := func(c envoytest.Config) { c.RemoveGuard() }
 	a, b := start(t, setup{workers: 1, edit: edit}), start(t, setup{workers: 1, edit: edit})

@@ -103,8 +103,8 @@ func TestConnectionsOfASource(t *testing.T) {
 	})
 }
 
-// 5,000 connections come at once to a limit of 1,000: never are more open, those that are stay, and a listener without the
-// network filter is reached throughout.
+// 5,000 connections come at once to a limit of 1,000: never are more open, those that are stay, and
+// a listener without the network filter is reached throughout.
 func TestLimitOfConnections(t *testing.T) {
 	const limit, all = 1000, 5000
 	s := start(t, setup{workers: 2, fake: 40 * mib, plugin: limited(limit), edit: func(c envoytest.Config) {
@@ -259,12 +259,13 @@ func tcpProxy(c envoytest.Config) {
 	}
 }
 
-// From soft on, connections without a request are closed; those with one stay, be it a response that goes on, a WebSocket
-// that is silent, or raw TCP.
+// From soft on, connections without a request are closed; those with one stay, be it a response
+// that goes on, a WebSocket that is silent, or raw TCP.
 func TestIdleConnections(t *testing.T) {
 	forWorkers(t, func(t *testing.T, workers int) {
 		s := start(t, setup{workers: workers, fake: 40 * mib, upstream: sorts(t), plugin: func(cfg map[string]any) {
-			// Soft and not hard: a second without a request, which the test's own clients don't miss.
+			// Soft and not hard: a second without a request, which the test's own clients don't
+			// miss.
 			section(cfg, "budget")["soft"], section(cfg, "budget")["resume"] = "50%", "45%"
 		}, edit: func(c envoytest.Config) {
 			upgrades("websocket")(c)

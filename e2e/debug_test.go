@@ -26,7 +26,8 @@ func (s *scene) debug(question string) string {
 	return "http://" + s.Addr("debug") + "/highwater/" + question
 }
 
-// ask returns an answer of the debug listener, over a connection of its own, so that any worker may take it.
+// ask returns an answer of the debug listener, over a connection of its own, so that any worker may
+// take it.
 func (s *scene) ask(method, url string) (int, string, http.Header) {
 	s.t.Helper()
 	req, err := http.NewRequestWithContext(s.t.Context(), method, url, nil)
@@ -57,8 +58,8 @@ func (s *scene) peaks() []peak.View {
 	return v.Peaks
 }
 
-// stalled sends n bytes of an upload that announces one more, on a connection of its own, and leaves it there: behind the buffer
-// filter Envoy holds all of it.
+// stalled sends n bytes of an upload that announces one more, on a connection of its own, and
+// leaves it there: behind the buffer filter Envoy holds all of it.
 func (s *scene) stalled(path string, n int, headers ...string) net.Conn {
 	s.t.Helper()
 	more := strings.Join(append(headers, fmt.Sprintf("content-length: %d", n+1)), "\r\n")
@@ -98,7 +99,8 @@ func pprof(t *testing.T, args ...string) string {
 	return string(out)
 }
 
-// Three routes hold known bytes on two workers: go tool pprof finds them on the URL, for the peak and for now, within a tenth.
+// Three routes hold known bytes on two workers: go tool pprof finds them on the URL, for the peak
+// and for now, within a tenth.
 func TestPprofNamesWhoHoldsMemory(t *testing.T) {
 	s := start(t, setup{workers: 2, edit: func(c envoytest.Config) {
 		for _, name := range []string{"alpha", "beta", "gamma", "last"} {
@@ -170,7 +172,8 @@ func TestPprofNamesWhoHoldsMemory(t *testing.T) {
 	s.quiet()
 }
 
-// Who scrapes profiles each few seconds finds one from the beginning, of a kind that he can keep, and never of a time that he has had.
+// Who scrapes profiles each few seconds finds one from the beginning, of a kind that he can keep,
+// and never of a time that he has had.
 func TestPprofIsScraped(t *testing.T) {
 	s := start(t, setup{workers: 2, fake: 40 * mib, edit: func(c envoytest.Config) { holds(c, "alpha") }})
 	last := time.Now().UnixNano()
@@ -218,7 +221,8 @@ func TestPprofIsScraped(t *testing.T) {
 	s.quiet()
 }
 
-// Only the listener whose own plugin has a debug.path answers, whatever its worker; and it answers what there is, to GET alone.
+// Only the listener whose own plugin has a debug.path answers, whatever its worker; and it answers
+// what there is, to GET alone.
 func TestOnlyTheDebugListenerAnswers(t *testing.T) {
 	s := start(t, setup{workers: 2, fake: 40 * mib, plugin: func(cfg map[string]any) { section(cfg, "fairness")["by"] = "header:x-tenant" }})
 	for _, question := range []string{"status", "peaks", "current", "pprof", "pprof?peak=current", ""} {
@@ -287,8 +291,8 @@ func TestOnlyTheDebugListenerAnswers(t *testing.T) {
 	s.quiet()
 }
 
-// Two floods are two peaks, the highest is what is told unasked, and the difference shows who is new. Under the second one the
-// workers answer from the middle of it.
+// Two floods are two peaks, the highest is what is told unasked, and the difference shows who is
+// new. Under the second one the workers answer from the middle of it.
 func TestTwoFloodsAreTwoPeaks(t *testing.T) {
 	s := start(t, setup{workers: 2, fake: 40 * mib, edit: func(c envoytest.Config) {
 		holds(c, "morning")
@@ -367,7 +371,8 @@ func TestTwoFloodsAreTwoPeaks(t *testing.T) {
 	require.Contains(t, body, "virtual host all")
 }
 
-// The same with memory that is really held, and what the allocator keeps of it: only the difference tells who came later.
+// The same with memory that is really held, and what the allocator keeps of it: only the difference
+// tells who came later.
 func TestTwoRealFloodsAreTwoPeaks(t *testing.T) {
 	s := start(t, setup{workers: 2, edit: func(c envoytest.Config) {
 		holds(c, "morning")

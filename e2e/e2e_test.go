@@ -26,13 +26,15 @@ import (
 
 const (
 	mib = 1 << 20
-	// full is a reading of 200 MiB at which an upload of large has to wait and may: hard is at 184 MiB and the limit at
+	// full is a reading of 200 MiB at which an upload of large has to wait and may: hard is at 184
+	// MiB and the limit at
 	// 200. A reading that jumps is a surprise too, by which both may come down to 166 and 180.
 	full  = 172 * mib
 	large = 16 * mib
 )
 
-// TestMain skips everything where there is no Envoy, unless HIGHWATER_E2E says that there has to be one.
+// TestMain skips everything where there is no Envoy, unless HIGHWATER_E2E says that there has to be
+// one.
 func TestMain(m *testing.M) {
 	_, err := envoybin.Find(context.Background())
 	if root, rootErr := envoybin.ModuleRoot(); err == nil && rootErr == nil {
@@ -170,8 +172,9 @@ func (s *scene) gauge(name string, n float64) {
 	require.NoError(s.t, err, "%s is %v, not %v", name, m["wasmcustom."+name], n)
 }
 
-// drained waits until nothing is held of any request or connection. What the clients do to close theirs is done again
-// and again: a connection whose streams were just cancelled is not idle at once.
+// drained waits until nothing is held of any request or connection. What the clients do to close
+// theirs is done again and again: a connection whose streams were just cancelled is not idle at
+// once.
 func (s *scene) drained(closing ...func()) {
 	s.t.Helper()
 	_, err := s.Until(s.t.Context(), "highwater", func(m map[string]float64) bool {
@@ -233,7 +236,8 @@ func (s *scene) refused(c *http.Client, http2 bool) *http.Response {
 	if http2 {
 		return do(s.t, c, "POST", s.url("/upload"), zeros(large), large)
 	}
-	// By hand: a client that goes on writing may see its connection reset before it sees the answer.
+	// By hand: a client that goes on writing may see its connection reset before it sees the
+	// answer.
 	conn := s.dial(upload("content-length: 16777216") + strings.Repeat("x", 50_000))
 	defer conn.Close()
 	return answer(s.t, conn)
@@ -270,7 +274,8 @@ type base struct {
 	workers int
 }
 
-// forFaces runs a test where both faces do the same: the plugin, with one worker and with two, and the ext_proc server.
+// forFaces runs a test where both faces do the same: the plugin, with one worker and with two, and
+// the ext_proc server.
 func forFaces(t *testing.T, test func(t *testing.T, b base)) {
 	t.Helper()
 	for _, workers := range []int{1, 2} {
@@ -311,7 +316,8 @@ func section(cfg map[string]any, name string) map[string]any {
 	return m
 }
 
-// known makes the client announce the length of zeros(large): the standard library knows the length of these readers.
+// known makes the client announce the length of zeros(large): the standard library knows the length
+// of these readers.
 func known(r io.Reader) io.Reader {
 	body, err := io.ReadAll(r)
 	if err != nil {

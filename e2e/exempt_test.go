@@ -11,7 +11,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// overfull is a reading at which only what the floor has room for passes: some connections, and no body of 60,000 bytes.
+// overfull is a reading at which only what the floor has room for passes: some connections, and no
+// body of 60,000 bytes.
 const overfull = 205 * mib
 
 func exempting(rules ...map[string]any) func(cfg map[string]any) {
@@ -26,7 +27,8 @@ func exempting(rules ...map[string]any) func(cfg map[string]any) {
 	}
 }
 
-// What a path exempts is small, and no other path is taken for it. The upstream knows none of these paths, and answers 404.
+// What a path exempts is small, and no other path is taken for it. The upstream knows none of these
+// paths, and answers 404.
 func TestExemptPaths(t *testing.T) {
 	forBothFaces(t, func(t *testing.T, b base) {
 		s := b.start(t, setup{fake: 40 * mib, plugin: exempting(map[string]any{"path_prefix": "/healthz"})})

@@ -20,7 +20,8 @@ import (
 	"github.com/highwater-envoy/highwater/internal/load"
 )
 
-// mixed is traffic of all kinds, none of which has a reason to fail. drain is how long what is under way may take in the end.
+// mixed is traffic of all kinds, none of which has a reason to fail. drain is how long what is
+// under way may take in the end.
 func mixed(addr string, drain time.Duration) []load.Load {
 	return append(announced(addr, drain), &load.Uploads{Addr: addr, Path: "/upload?delay=50ms", Count: 3, Size: mib, Chunked: true, Drain: drain})
 }
@@ -65,14 +66,16 @@ func (s *scene) progress(loads []load.Load) {
 	}
 }
 
-// Whatever becomes of the server, with failure_mode_allow no request fails; and once it is back it knows what there is.
+// Whatever becomes of the server, with failure_mode_allow no request fails; and once it is back it
+// knows what there is.
 func TestServerGoesAndComesBack(t *testing.T) {
 	const times = 10
 	s := start(t, setup{face: envoytest.ExtProc, workers: 2, edit: func(c envoytest.Config) {
 		c.SetExtProc(func(filter map[string]any) { filter["message_timeout"] = "0.3s" })
 	}})
 	server := s.Server()
-	// right waits until the server knows of requests and of all memory, and of no more requests than there are.
+	// right waits until the server knows of requests and of all memory, and of no more requests
+	// than there are.
 	var longest time.Duration
 	right := func(since time.Time) {
 		t.Helper()
@@ -86,8 +89,9 @@ func TestServerGoesAndComesBack(t *testing.T) {
 		longest = max(longest, time.Since(since))
 		require.Less(t, time.Since(since), time.Second)
 	}
-	// A request without a length that is in the middle of its body when its stream ends otherwise than by us may hang in Envoy (seen in
-	// 1.40, in one run of some), and docs/how-to/run-beside-envoy.md says so.
+	// A request without a length that is in the middle of its body when its stream ends otherwise
+	// than by us may hang in Envoy (seen in 1.40, in one run of some), and
+	// docs/how-to/run-beside-envoy.md says so.
 	t.Run("killed", func(t *testing.T) {
 		s.unharmed(announced(s.addr, 10*time.Second), func() {
 			for range times {
@@ -131,8 +135,8 @@ func TestServerGoesAndComesBack(t *testing.T) {
 	t.Logf("right again %v after it was back, at most", longest)
 }
 
-// Requests that wait, and those under way, go on when the server is asked to end: it closes their streams with OK, so that even a
-// filter that fails closed lets them.
+// Requests that wait, and those under way, go on when the server is asked to end: it closes their
+// streams with OK, so that even a filter that fails closed lets them.
 func TestServerEndsWithRequestsUnderWay(t *testing.T) {
 	s := start(t, setup{
 		face: envoytest.ExtProc, fake: 40 * mib, plugin: func(cfg map[string]any) { cfg["fairness"] = map[string]any{"by": "none"} },
@@ -167,7 +171,8 @@ func (s *scene) status(c *http.Client, path string, n int64) int {
 	return res.StatusCode
 }
 
-// What was decided is in the access log: of a reject in the details, of a request that waited in dynamic metadata.
+// What was decided is in the access log: of a reject in the details, of a request that waited in
+// dynamic metadata.
 func TestServerTellsInTheAccessLog(t *testing.T) {
 	log := filepath.Join(t.TempDir(), "access.log")
 	s := start(t, setup{
@@ -197,9 +202,10 @@ func TestServerTellsInTheAccessLog(t *testing.T) {
 	require.Regexp(t, `via_upstream admitted waited=\d+ms`, string(text))
 }
 
-// The server reads its configuration again when the file changes, or on SIGHUP; one that is wrong changes nothing.
-// Where the filter tells nothing of responses, each is taken for as much as its buffers hold: unguarded these slow readers made 1.6 times
-// the limit, and only the first 16 requests tell what the mode is.
+// The server reads its configuration again when the file changes, or on SIGHUP; one that is wrong
+// changes nothing. Where the filter tells nothing of responses, each is taken for as much as its
+// buffers hold: unguarded these slow readers made 1.6 times the limit, and only the first 16
+// requests tell what the mode is.
 func TestServerIsToldNothingOfResponses(t *testing.T) {
 	s := start(t, setup{face: envoytest.ExtProc, workers: 2, edit: func(c envoytest.Config) {
 		c.SetBuffers(mib, mib)
@@ -272,7 +278,8 @@ func TestServerReloads(t *testing.T) {
 	require.Equal(t, 200, do(t, client(t, false), http.MethodGet, s.url("/small"), nil, 0).StatusCode)
 }
 
-// More requests at once than Envoy's default circuit breaker, each a stream on the server: none is turned away, and each is counted.
+// More requests at once than Envoy's default circuit breaker, each a stream on the server: none is
+// turned away, and each is counted.
 func TestServerHoldsManyStreams(t *testing.T) {
 	s := start(t, setup{face: envoytest.ExtProc, workers: 2})
 	ctx, cancel := context.WithCancel(t.Context())
@@ -291,8 +298,8 @@ func TestServerHoldsManyStreams(t *testing.T) {
 
 var soak = flag.Duration("soak", 3*time.Second, "how long TestServerSoak lasts")
 
-// Mixed load with clients that hang up at any moment, and memory that is short every now and then: in the end goroutines, memory and what
-// is charged are what they were.
+// Mixed load with clients that hang up at any moment, and memory that is short every now and then:
+// in the end goroutines, memory and what is charged are what they were.
 func TestServerSoak(t *testing.T) {
 	s := start(t, setup{face: envoytest.ExtProc, workers: 2, fake: 40 * mib, plugin: func(cfg map[string]any) {
 		section(cfg, "throttle")["timeout"] = "200ms"
@@ -357,8 +364,9 @@ func TestServerSoak(t *testing.T) {
 	require.Eventually(t, func() bool { return metric("highwater_ext_proc_unanswered_bytes") == 0 }, 5*time.Second, 50*time.Millisecond)
 }
 
-// With Envoy's default buffers, what came of an upload without a length while it waited reaches the server in one message: 10 bytes more
-// than 1 MiB on HTTP/1, and 2.1 MB behind an HTTP/2 window of 2 MiB. It is no reason to end the stream.
+// With Envoy's default buffers, what came of an upload without a length while it waited reaches the
+// server in one message: 10 bytes more than 1 MiB on HTTP/1, and 2.1 MB behind an HTTP/2 window of
+// 2 MiB. It is no reason to end the stream.
 func TestServerTakesWhatCameWhileAnUploadWaited(t *testing.T) {
 	for _, http2 := range []bool{false, true} {
 		t.Run(map[bool]string{false: "HTTP/1", true: "HTTP/2"}[http2], func(t *testing.T) {

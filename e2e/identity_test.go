@@ -13,7 +13,8 @@ import (
 
 const started = `, face filter: mode `
 
-// The plugin says what it is once in the process, and again where its configuration changes, with what that changes for all.
+// The plugin says what it is once in the process, and again where its configuration changes, with
+// what that changes for all.
 func TestWhatHasStartedIsTold(t *testing.T) {
 	p := newControlPlane(t)
 	s := start(t, setup{edit: p.edit, log: "info", workers: 2})
@@ -118,7 +119,8 @@ func TestWhatIsMissingIsTold(t *testing.T) {
 	})
 }
 
-// The figures of the process are the same whichever worker tells them, and there are counters of all workers beside.
+// The figures of the process are the same whichever worker tells them, and there are counters of
+// all workers beside.
 func TestStatusIsThatOfTheProcess(t *testing.T) {
 	s := start(t, setup{workers: 2, fake: 40 * mib})
 	for range 10 {

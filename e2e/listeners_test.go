@@ -53,7 +53,8 @@ func TestTwoListeners(t *testing.T) {
 	s.gauge("highwater_exposure_bytes", 64<<10+mib)
 	other.Close()
 
-	// Who waits on one is resumed for the other's sake too: there is one line per worker and one budget.
+	// Who waits on one is resumed for the other's sake too: there is one line per worker and one
+	// budget.
 	s.reading(full)
 	c := client(t, false)
 	codes := make(chan int, 2)
@@ -73,7 +74,8 @@ func TestTwoListeners(t *testing.T) {
 	s.drained(c.CloseIdleConnections)
 }
 
-// Two listeners that contradict each other: the plugin that starts last sets the budget, for all, and says so.
+// Two listeners that contradict each other: the plugin that starts last sets the budget, for all,
+// and says so.
 func TestContradictingBudgets(t *testing.T) {
 	s := start(t, setup{workers: 2, edit: func(c envoytest.Config) {
 		second(t, c, func(c envoytest.Config) {
@@ -92,8 +94,8 @@ func TestContradictingBudgets(t *testing.T) {
 	s.quiet()
 }
 
-// One HTTP/2 connection with thousands of streams: what may wait is bounded by its window, the small ones are served, and
-// nothing is left.
+// One HTTP/2 connection with thousands of streams: what may wait is bounded by its window, the
+// small ones are served, and nothing is left.
 func TestThousandsOfStreamsOnOneConnection(t *testing.T) {
 	const gets, uploads = 2700, 300
 	s := start(t, setup{

@@ -29,7 +29,8 @@ func stock(mode, limit, upstream string) setup {
 	}
 }
 
-// readsAtOnce is an upstream that takes an upload as fast as it comes, and answers after two seconds.
+// readsAtOnce is an upstream that takes an upload as fast as it comes, and answers after two
+// seconds.
 func readsAtOnce(t *testing.T) string {
 	t.Helper()
 	s := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
@@ -56,9 +57,10 @@ func (s *scene) reasons() (sum float64, by map[string]float64) {
 	return sum, by
 }
 
-// On stock settings mode observe counts what mode enforce then does with the same requests: clients that upload once and do not come
-// back, 100 at a time. The sum over the reasons is the same within a tenth; and in mode enforce it is what the clients see. What becomes
-// of such a crowd depends on which of its bytes Envoy reads first, so that one by itself says little.
+// On stock settings mode observe counts what mode enforce then does with the same requests: clients
+// that upload once and do not come back, 100 at a time. The sum over the reasons is the same within
+// a tenth; and in mode enforce it is what the clients see. What becomes of such a crowd depends on
+// which of its bytes Envoy reads first, so that one by itself says little.
 func TestObserveCountsWhatEnforceDoes(t *testing.T) {
 	upstream := readsAtOnce(t)
 	for _, c := range []struct {

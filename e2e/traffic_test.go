@@ -247,7 +247,8 @@ func (s *scene) streams(n float64) {
 	require.NoError(s.t, err)
 }
 
-// nobodyWaits, and what is turned away leaves much for long: buffers and delayed_close_timeout are Envoy's defaults.
+// nobodyWaits, and what is turned away leaves much for long: buffers and delayed_close_timeout are
+// Envoy's defaults.
 func nobodyWaits() setup {
 	return setup{
 		fake: 40 * mib,
@@ -260,8 +261,8 @@ func nobodyWaits() setup {
 	}
 }
 
-// With Envoy's default buffers a reject would leave megabytes unread: the connection is closed instead, and a client
-// that hangs up between the verdict and that is no harm.
+// With Envoy's default buffers a reject would leave megabytes unread: the connection is closed
+// instead, and a client that hangs up between the verdict and that is no harm.
 func TestRejectWithoutRoomClosesTheConnection(t *testing.T) {
 	s := start(t, nobodyWaits())
 	s.reading(199 * mib)
@@ -279,8 +280,9 @@ func TestRejectWithoutRoomClosesTheConnection(t *testing.T) {
 	require.Equal(t, 200, do(t, client(t, false), "GET", s.url("/small"), nil, 0).StatusCode)
 }
 
-// While connections wait to be closed for want of room, new ones that begin with an upload are closed at their first bytes: Envoy never
-// sees a request on them. Else a pass of its event loop reads a buffer of each before any of them is gone.
+// While connections wait to be closed for want of room, new ones that begin with an upload are
+// closed at their first bytes: Envoy never sees a request on them. Else a pass of its event loop
+// reads a buffer of each before any of them is gone.
 func TestUploadsWithoutRoomAreClosedAtTheirFirstBytes(t *testing.T) {
 	const uploads = 100
 	run := func(t *testing.T, exempt bool) (connections, requests int) {
@@ -413,7 +415,8 @@ func TestObserve(t *testing.T) {
 			require.Equal(t, 200, do(t, c, "GET", s.url("/bytes?n=1000000"), nil, 0).StatusCode)
 		}
 		s.drained(c.CloseIdleConnections)
-		// Each upload, and at least one response. What shadows hold is taken out of the readings, which do not fall here as they would.
+		// Each upload, and at least one response. What shadows hold is taken out of the readings,
+		// which do not fall here as they would.
 		s.turnedAway(6)
 		s.counter("highwater_rejected_responses_total", 1)
 	})
@@ -455,8 +458,8 @@ func TestWithoutAReading(t *testing.T) {
 	})
 }
 
-// A fault beyond recover ends the virtual machine of one worker. Envoy brings it back with the next request, and what
-// it had in the table is forgotten.
+// A fault beyond recover ends the virtual machine of one worker. Envoy brings it back with the next
+// request, and what it had in the table is forgotten.
 func TestTrap(t *testing.T) {
 	root, err := envoytestRoot()
 	require.NoError(t, err)
@@ -493,8 +496,9 @@ func TestTrap(t *testing.T) {
 	})
 }
 
-// A fault with 100 requests waiting and 30 uploads under way: those of the virtual machine that faulted are lost, as
-// ENVOY-FACTS says, and nobody else; 3 s later no worker counts anything of them.
+// A fault with 100 requests waiting and 30 uploads under way: those of the virtual machine that
+// faulted are lost, as ENVOY-FACTS says, and nobody else; 3 s later no worker counts anything of
+// them.
 func TestTrapUnderLoad(t *testing.T) {
 	root, err := envoytestRoot()
 	require.NoError(t, err)
@@ -616,7 +620,8 @@ func TestVerdictInAccessLogAndMetrics(t *testing.T) {
 	s.drained()
 }
 
-// Without the network filter connections can't be closed and are not counted; requests are guarded all the same.
+// Without the network filter connections can't be closed and are not counted; requests are guarded
+// all the same.
 func TestWithoutTheNetworkFilter(t *testing.T) {
 	s := start(t, setup{
 		fake: 40 * mib, plugin: func(cfg map[string]any) { section(cfg, "throttle")["timeout"] = "200ms" },

@@ -22,8 +22,8 @@ import (
 	"github.com/highwater-envoy/highwater/internal/envoytest"
 )
 
-// What the tutorial says works: its commands run one after the other, in a clone of the last commit. Only the ports are
-// others, so that it collides with nobody.
+// What the tutorial says works: its commands run one after the other, in a clone of the last
+// commit. Only the ports are others, so that it collides with nobody.
 func TestTutorial(t *testing.T) {
 	root, err := envoybin.ModuleRoot()
 	require.NoError(t, err)
@@ -74,7 +74,8 @@ func TestTutorial(t *testing.T) {
 	t.Logf("peak %.2f of the budget observed, %.2f enforced", float64(observed)/(128*mib), float64(enforced)/(128*mib))
 }
 
-// The lines that README gives guard an Envoy with its default buffers, as they are and in both places.
+// The lines that README gives guard an Envoy with its default buffers, as they are and in both
+// places.
 func TestReadmeConfiguration(t *testing.T) {
 	root, err := envoybin.ModuleRoot()
 	require.NoError(t, err)

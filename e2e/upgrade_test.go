@@ -80,8 +80,8 @@ func upgrades(kind string) func(c envoytest.Config) {
 	}
 }
 
-// A WebSocket is a stream without lengths: its bytes are counted, it goes on under pressure, and is cut only where it has been
-// idle and what it sends then has no room at all.
+// A WebSocket is a stream without lengths: its bytes are counted, it goes on under pressure, and is
+// cut only where it has been idle and what it sends then has no room at all.
 func TestWebSocket(t *testing.T) {
 	s := start(t, setup{ // forecasts are a worker's
 		workers: 1, fake: 40 * mib, upstream: echoes(t), edit: upgrades("websocket"),
@@ -117,7 +117,8 @@ func TestWebSocket(t *testing.T) {
 	}
 	s.quiet()
 
-	// Its request is expected to bring what others brought: it waits as an upload does, also when what was still coming has lapsed.
+	// Its request is expected to bring what others brought: it waits as an upload does, also when
+	// what was still coming has lapsed.
 	s.reading(full + 4*mib)
 	dialled := make(chan *websocket.Conn)
 	go func() {
@@ -134,7 +135,8 @@ func TestWebSocket(t *testing.T) {
 	defer other.Close()
 	echo(other)
 
-	// What was reserved for it has lapsed when it has been idle, and what it sends then must have room.
+	// What was reserved for it has lapsed when it has been idle, and what it sends then must have
+	// room.
 	s.gauge("highwater_coming_bytes", 0)
 	s.reading(210 * mib)
 	require.NoError(t, other.SetReadDeadline(time.Now().Add(20*time.Second)))

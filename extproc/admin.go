@@ -15,10 +15,11 @@ import (
 	"github.com/highwater-envoy/highwater/internal/peak"
 )
 
-// Admin answers HTTP for people and machines that watch: /healthz, /readyz, /metrics and /status, and which requests hold the memory:
-// /peaks, /current and /debug/pprof/highwater[?peak=N]. It changes nothing and shows no
-// header or body of a request, but names of routes, or of what else tells requests apart. observer is what /status tells of the one
-// who reads Envoy's memory; nil = nothing.
+// Admin answers HTTP for people and machines that watch: /healthz, /readyz, /metrics and /status,
+// and which requests hold the memory: /peaks, /current and /debug/pprof/highwater[?peak=N]. It
+// changes nothing and shows no header or body of a request, but names of routes, or of what else
+// tells requests apart. observer is what /status tells of the one who reads Envoy's memory; nil =
+// nothing.
 func (s *Server) Admin(registry *prometheus.Registry, observer func() any) *http.ServeMux {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
@@ -60,7 +61,8 @@ func (s *Server) Admin(registry *prometheus.Registry, observer func() any) *http
 	return mux
 }
 
-// explain answers which requests hold the memory, or held it at a peak, as the filter does under its debug.path.
+// explain answers which requests hold the memory, or held it at a peak, as the filter does under
+// its debug.path.
 func (s *Server) explain(ctx context.Context, question string) (a peak.Answer) {
 	if peak.WantsCurrent(question) {
 		s.look(ctx)
@@ -77,7 +79,8 @@ func (s *Server) explain(ctx context.Context, question string) (a peak.Answer) {
 	return a
 }
 
-// lookTimeout is how long a tick is waited for. There is none when the server is ending: then what there is does.
+// lookTimeout is how long a tick is waited for. There is none when the server is ending: then what
+// there is does.
 const lookTimeout = 2 * time.Second
 
 // look has the sample as of now frozen, and waits for that: it takes a tick.

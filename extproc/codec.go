@@ -14,7 +14,8 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
-// message is what comes on a stream. Messages are used again: each keeps what was in the one before until then.
+// message is what comes on a stream. Messages are used again: each keeps what was in the one before
+// until then.
 type message struct {
 	request extprocv3.ProcessingRequest
 	size    int   // bytes, as it came
@@ -37,8 +38,8 @@ func (m *message) free() {
 // answer is an encoded ProcessingResponse. Most are made once: see stream.go.
 type answer []byte
 
-// codec is gRPC's for protobuf, but for the two types above: answers are sent as they are, and what can't be decoded is told to the
-// stream, which knows what to say of it.
+// codec is gRPC's for protobuf, but for the two types above: answers are sent as they are, and what
+// can't be decoded is told to the stream, which knows what to say of it.
 type codec struct{ encoding.CodecV2 }
 
 func newCodec() codec { return codec{encoding.GetCodecV2(encodingproto.Name)} }
@@ -69,7 +70,8 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 const (
 	// plainUpTo is the size up to which a message is decoded as it is.
 	plainUpTo = 64 << 10
-	// maxHeaders is the size of the headers in a message: Envoy takes 60 KiB of a client, unless told otherwise.
+	// maxHeaders is the size of the headers in a message: Envoy takes 60 KiB of a client, unless
+	// told otherwise.
 	maxHeaders = 1 << 20
 	maxFields  = 10_000 // of these headers; Envoy takes 100, unless told otherwise
 )
@@ -77,8 +79,9 @@ const (
 // errTooLarge is what bounded finds.
 var errTooLarge = errors.New("the message is too large")
 
-// bounded looks through a large message before it is decoded: an empty header has two bytes on the wire and a hundred in memory, so
-// that 16 MiB would become a gigabyte. A body is one piece and costs what it is; so only bodies may be large.
+// bounded looks through a large message before it is decoded: an empty header has two bytes on the
+// wire and a hundred in memory, so that 16 MiB would become a gigabyte. A body is one piece and
+// costs what it is; so only bodies may be large.
 func bounded(data []byte) error {
 	if len(data) <= plainUpTo {
 		return nil
@@ -114,7 +117,8 @@ func bounded(data []byte) error {
 	return nil
 }
 
-// eachField calls f with each field of an encoded message. value is what is behind its tag, without the length where it has one.
+// eachField calls f with each field of an encoded message. value is what is behind its tag, without
+// the length where it has one.
 func eachField(data []byte, f func(n protowire.Number, value []byte) error) error {
 	for len(data) > 0 {
 		n, kind, tag := protowire.ConsumeTag(data)

@@ -27,20 +27,23 @@ import (
 	"github.com/highwater-envoy/highwater/internal/quiet"
 )
 
-// What a peer of the gRPC port may have. Envoy needs one connection per worker and one stream per request in flight; it opens another
-// connection where one has no stream left. TestAttacks shows what a hostile peer reaches within these.
+// What a peer of the gRPC port may have. Envoy needs one connection per worker and one stream per
+// request in flight; it opens another connection where one has no stream left. TestAttacks shows
+// what a hostile peer reaches within these.
 const (
 	maxConnections          = 1024
 	maxStreams              = 32 << 10 // of all connections: a stream holds some 16 KiB here, and twice that in Envoy
 	maxStreamsPerConnection = 8 << 10
-	// maxMessage is the size of the largest message. Envoy sends what it has buffered of a held request in one piece: more than 1 MiB with
-	// its default buffers, and as much as the window of an HTTP/2 stream, which is 16 MiB unless it is lowered.
+	// maxMessage is the size of the largest message. Envoy sends what it has buffered of a held
+	// request in one piece: more than 1 MiB with its default buffers, and as much as the window of
+	// an HTTP/2 stream, which is 16 MiB unless it is lowered.
 	maxMessage      = 16 << 20
 	maxUnanswered   = 24 << 20 // what all messages together hold that came and were not answered: see package backlog
 	maxHeaderList   = 16 << 10 // of the gRPC request itself, kept as long as its stream; those of the HTTP request are in a message
 	handshakeWithin = 10 * time.Second
-	// What a client may send before we ask for more. What does not fit waits in Envoy, in the memory that is guarded: with 64 KiB a stream,
-	// 100 uploads without a length peaked at 1.10 of the limit in place of 0.71. What it holds here is bounded by maxUnanswered.
+	// What a client may send before we ask for more. What does not fit waits in Envoy, in the
+	// memory that is guarded: with 64 KiB a stream, 100 uploads without a length peaked at 1.10 of
+	// the limit in place of 0.71. What it holds here is bounded by maxUnanswered.
 	streamWindow = 1 << 20
 	connWindow   = 16 << 20
 	idleFor      = 5 * time.Minute
@@ -80,12 +83,14 @@ func Settings() []grpc.ServerOption {
 	}
 }
 
-// LogGRPC has what grpc-go logs of itself in log, for the whole process: its errors alone, and one a second.
+// LogGRPC has what grpc-go logs of itself in log, for the whole process: its errors alone, and one
+// a second.
 func LogGRPC(log *slog.Logger) {
 	grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, quiet.New(log, time.Second).Standard().Writer()))
 }
 
-// NewGRPC returns a gRPC server for s. secured is nil for plain text. Call Serve, and Shutdown once.
+// NewGRPC returns a gRPC server for s. secured is nil for plain text. Call Serve, and Shutdown
+// once.
 func NewGRPC(s *Server, secured *tls.Config) *GRPC {
 	g := &GRPC{server: s, health: health.NewServer(), log: quiet.New(s.log, time.Second), handled: map[string]*[numCodes]atomic.Int64{}}
 	security := insecure.NewCredentials()
@@ -140,8 +145,8 @@ func (g *GRPC) Serve(l net.Listener) error {
 // greetWithin is how long a connection has for its first request once the server is to end.
 const greetWithin = time.Second
 
-// Shutdown accepts no more, lets in who waits, ends each stream with OK as soon as that does no harm, and the rest when ctx ends. It
-// returns when all has ended.
+// Shutdown accepts no more, lets in who waits, ends each stream with OK as soon as that does no
+// harm, and the rest when ctx ends. It returns when all has ended.
 func (g *GRPC) Shutdown(ctx context.Context) {
 	g.health.Shutdown()
 	g.end()
@@ -198,8 +203,9 @@ func (g *GRPC) ended(method string, err *error) {
 	}
 }
 
-// watched is gRPC health. What is watched is kept as long as the stream, and its name is what the peer likes: so it is one of ours, or
-// nothing is watched. At the end of the server nobody watches any longer.
+// watched is gRPC health. What is watched is kept as long as the stream, and its name is what the
+// peer likes: so it is one of ours, or nothing is watched. At the end of the server nobody watches
+// any longer.
 type watched struct {
 	*health.Server
 	of *GRPC
@@ -241,9 +247,10 @@ type wireStream struct {
 	}
 }
 
-// onWire returns the stream as one that can be ended. grpc-go has no call for that: a handler ends its stream by returning, and the one
-// that waits in RecvMsg can't; ended by its context, the peer is told CANCELLED. A second goroutine for each stream would cost a fifth
-// more memory. What is behind a ServerTransportStream has the method, and TestShutdown would see if it had it no more.
+// onWire returns the stream as one that can be ended. grpc-go has no call for that: a handler ends
+// its stream by returning, and the one that waits in RecvMsg can't; ended by its context, the peer
+// is told CANCELLED. A second goroutine for each stream would cost a fifth more memory. What is
+// behind a ServerTransportStream has the method, and TestShutdown would see if it had it no more.
 func onWire(g grpc.ServerStream) (wireStream, error) {
 	st := wireStream{ServerStream: g}
 	var ok bool
@@ -255,11 +262,13 @@ func onWire(g grpc.ServerStream) (wireStream, error) {
 	return st, nil
 }
 
-// finish ends the stream with a status. What it waits for then fails, and only the first status counts.
+// finish ends the stream with a status. What it waits for then fails, and only the first status
+// counts.
 func (s wireStream) finish(with *status.Status) { _ = s.transport.WriteStatus(with) }
 
-// limited is a listener with so many connections at most. Beyond that one has to go: the oldest that never had a request, so that a flood
-// of connections that say nothing drives out itself; else the oldest without one, which Envoy soon makes anew; else the newest.
+// limited is a listener with so many connections at most. Beyond that one has to go: the oldest
+// that never had a request, so that a flood of connections that say nothing drives out itself; else
+// the oldest without one, which Envoy soon makes anew; else the newest.
 type limited struct {
 	net.Listener
 	of *GRPC

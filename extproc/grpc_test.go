@@ -169,7 +169,8 @@ func TestHealthOnTheWire(t *testing.T) {
 	_, err = client.Check(ctx, &healthpb.HealthCheckRequest{Service: "made.up"})
 	require.Equal(t, codes.NotFound, status.Code(err))
 
-	// What is no service is not watched: its name, which may be megabytes, would be kept as long as the stream.
+	// What is no service is not watched: its name, which may be megabytes, would be kept as long as
+	// the stream.
 	unknown, err := client.Watch(ctx, &healthpb.HealthCheckRequest{Service: strings.Repeat("x", mib)})
 	require.NoError(t, err)
 	_, err = unknown.Recv()
@@ -188,7 +189,8 @@ func TestHealthOnTheWire(t *testing.T) {
 	require.Equal(t, codes.Canceled, status.Code(err))
 }
 
-// Who has connected and says nothing holds up the end no longer than for a moment: grpc-go waits for each handshake.
+// Who has connected and says nothing holds up the end no longer than for a moment: grpc-go waits
+// for each handshake.
 func TestShutdownWaitsForNoHandshake(t *testing.T) {
 	w, _ := serveGRPC(t, 40*mib)
 	st := w.open()
@@ -206,8 +208,8 @@ func TestShutdownWaitsForNoHandshake(t *testing.T) {
 	require.ErrorIs(t, err, io.EOF)
 }
 
-// At the end of the server each stream ends with OK: who waits is let in first, and a body that is asked for in pieces ends before. What
-// takes too long for that ends with an error.
+// At the end of the server each stream ends with OK: who waits is let in first, and a body that is
+// asked for in pieces ends before. What takes too long for that ends with an error.
 func TestShutdown(t *testing.T) {
 	w, readings := serveGRPC(t, 40*mib)
 	silent, pieces, stuck, waits := w.open(), w.open(), w.open(), w.open()
@@ -258,7 +260,8 @@ func TestFault(t *testing.T) {
 	require.Equal(t, int64(2), w.server.counts.faults.Load())
 }
 
-// Too many connections: those go first that never had a request, then those that have none, then the newest.
+// Too many connections: those go first that never had a request, then those that have none, then
+// the newest.
 func TestConnectionsAreBounded(t *testing.T) {
 	w, _ := serveGRPC(t, 40*mib)
 	st := w.open()

@@ -47,8 +47,8 @@ func (c *counts) init() {
 	})
 }
 
-// Metric is a counter or a gauge with its value. In Envoy's stats a label is part of the name, as in
-// highwater_rejected_total.reason.timeout; here it is one.
+// Metric is a counter or a gauge with its value. In Envoy's stats a label is part of the name, as
+// in highwater_rejected_total.reason.timeout; here it is one.
 func Metric(m guard.Metric, v float64) prometheus.Metric {
 	kind := prometheus.GaugeValue
 	if m.Kind == guard.Counter {
@@ -80,7 +80,8 @@ var (
 	waitingDesc = prometheus.NewDesc("highwater_key_waiting_bytes", "what requests of the key that wait are expected to bring", []string{"key"}, nil)
 )
 
-// labels are the keys by what they are called: a label is UTF-8, and names of two kinds may be the same.
+// labels are the keys by what they are called: a label is UTF-8, and names of two kinds may be the
+// same.
 func labels(keys []guard.KeyUse) map[string]guard.KeyUse {
 	m := map[string]guard.KeyUse{}
 	for _, k := range keys {
@@ -91,7 +92,8 @@ func labels(keys []guard.KeyUse) map[string]guard.KeyUse {
 	return m
 }
 
-// Describe implements prometheus.Collector. It says nothing, so that nothing is checked: the table is tested.
+// Describe implements prometheus.Collector. It says nothing, so that nothing is checked: the table
+// is tested.
 func (c collector) Describe(chan<- *prometheus.Desc) {}
 
 // Collect implements prometheus.Collector.

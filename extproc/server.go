@@ -1,6 +1,6 @@
-// Package extproc is Highwater's face beside Envoy: a gRPC server for Envoy's ext_proc filter. All policy is in
-// internal/guard; here it is asked, and what it says is done. A stream of gRPC is one request of HTTP: it stays open, and
-// mostly silent, for as long as that lives.
+// Package extproc is Highwater's face beside Envoy: a gRPC server for Envoy's ext_proc filter. All
+// policy is in internal/guard; here it is asked, and what it says is done. A stream of gRPC is one
+// request of HTTP: it stays open, and mostly silent, for as long as that lives.
 package extproc
 
 import (
@@ -17,8 +17,8 @@ import (
 	"github.com/highwater-envoy/highwater/internal/guard"
 )
 
-// Reader asks for what Envoy's memory is. Ask returns at once and calls answer once, with what is asked for from then on, or why there
-// is none.
+// Reader asks for what Envoy's memory is. Ask returns at once and calls answer once, with what is
+// asked for from then on, or why there is none.
 type Reader interface {
 	Ask(answer func(guard.Reading, error))
 }
@@ -73,8 +73,9 @@ func (s *Server) do(f func(now guard.Time)) {
 	f(s.now())
 }
 
-// Reload puts another valid configuration in force, for streams that begin from now on; what budget, throttle and memory say is for
-// all, and so is mode observe: from then on nothing is done to any. It returns what that changes of them, in words.
+// Reload puts another valid configuration in force, for streams that begin from now on; what
+// budget, throttle and memory say is for all, and so is mode observe: from then on nothing is done
+// to any. It returns what that changes of them, in words.
 func (s *Server) Reload(c guard.Config, reader Reader) (changed string) {
 	var held []*stream
 	s.do(func(now guard.Time) {
@@ -93,7 +94,8 @@ func (s *Server) Reload(c guard.Config, reader Reader) (changed string) {
 	return changed
 }
 
-// disarm has nothing done any more to the streams that there are, with the server's lock held. It returns those that were held.
+// disarm has nothing done any more to the streams that there are, with the server's lock held. It
+// returns those that were held.
 func (s *Server) disarm(now guard.Time) (held []*stream) {
 	for st := range s.mu.streams {
 		if !st.open || st.closed {
@@ -128,7 +130,8 @@ func (s *Server) use(c guard.Config) (changed string) {
 	return changed
 }
 
-// Run lets the policy's time pass until ctx is done. The streams must have ended by then: an order may wait for one that does not.
+// Run lets the policy's time pass until ctx is done. The streams must have ended by then: an order
+// may wait for one that does not.
 func (s *Server) Run(ctx context.Context) {
 	defer s.orders.Wait()
 	timer := time.NewTimer(guard.Tick)
@@ -190,7 +193,8 @@ func (s *Server) ticked(orders []order) (_ []order, ask Reader, next time.Durati
 	return orders, ask, next
 }
 
-// resumeFor is how long one tick lets in those who fit. Behind a large one that does not each looks through the whole line.
+// resumeFor is how long one tick lets in those who fit. Behind a large one that does not each looks
+// through the whole line.
 const resumeFor = time.Millisecond
 
 func (s *Server) decide(orders []order) (_ []order, ask Reader, next time.Duration) {
@@ -261,8 +265,8 @@ func (s *Server) Ready() error {
 	return nil
 }
 
-// Drain lets in everyone who waits, and whoever still comes, and has each stream end with OK as soon as that does no harm: the requests
-// go on without us.
+// Drain lets in everyone who waits, and whoever still comes, and has each stream end with OK as
+// soon as that does no harm: the requests go on without us.
 func (s *Server) Drain() {
 	var all []*stream
 	s.do(func(now guard.Time) {

@@ -25,9 +25,10 @@ import (
 
 // stream is one HTTP stream, and the gRPC stream on which Envoy tells of it.
 //
-// Two goroutines may send on it: its own, which takes the messages (process), and that of an order, which lets a held request go on or
-// evicts it. mu has one of them at a time, and a send may block for as long as the peer gives no window. The server's lock is taken
-// with mu held or without, and never the other way round; so whoever holds it only notes the orders.
+// Two goroutines may send on it: its own, which takes the messages (process), and that of an order,
+// which lets a held request go on or evicts it. mu has one of them at a time, and a send may block
+// for as long as the peer gives no window. The server's lock is taken with mu held or without, and
+// never the other way round; so whoever holds it only notes the orders.
 type stream struct {
 	guard.Stream
 	server *Server
@@ -62,7 +63,8 @@ type told struct {
 	has                                                         attribute
 }
 
-// attribute is one of those that were told, or several: a route, for one, may be told and have no name.
+// attribute is one of those that were told, or several: a route, for one, may be told and have no
+// name.
 type attribute uint8
 
 const (
@@ -87,7 +89,8 @@ const (
 	maxPending = 4 << 20 // bytes that come while the answer to the headers is held
 )
 
-// process is the life of a stream: it takes one message after the other until the peer has sent the last, or until the stream ends.
+// process is the life of a stream: it takes one message after the other until the peer has sent the
+// last, or until the stream ends.
 func (s *Server) process(_ any, g grpc.ServerStream) error {
 	out, err := onWire(g)
 	if err != nil {
@@ -141,8 +144,8 @@ func (s *stream) take(m *message) (end bool) {
 	return s.end != nil
 }
 
-// keep keeps a message for when the request goes on, with mu held. There is one only with send_body_without_waiting_for_header_response,
-// and its answer is due behind that to the headers.
+// keep keeps a message for when the request goes on, with mu held. There is one only with
+// send_body_without_waiting_for_header_response, and its answer is due behind that to the headers.
 func (s *stream) keep(m *message) {
 	n := m.size
 	for _, p := range s.pending {
@@ -198,7 +201,8 @@ func (s *stream) judge(m *message) {
 	s.left()
 }
 
-// begins says that the headers of a direction may come now, and are some; else the stream is refused.
+// begins says that the headers of a direction may come now, and are some; else the stream is
+// refused.
 func (s *stream) begins(d budget.Direction, h *extprocv3.HttpHeaders) bool {
 	name := [...]string{"request_headers", "response_headers"}[d]
 	switch {
@@ -216,7 +220,8 @@ func (s *stream) begins(d budget.Direction, h *extprocv3.HttpHeaders) bool {
 	return false
 }
 
-// goesOn says that more of a direction may come now, else the stream is refused. what is "body" or "trailers".
+// goesOn says that more of a direction may come now, else the stream is refused. what is "body" or
+// "trailers".
 func (s *stream) goesOn(d budget.Direction, what string) bool {
 	name := [...]string{"request", "response"}[d]
 	switch {
@@ -333,7 +338,8 @@ func (s *stream) responseHeaders(h *extprocv3.HttpHeaders) {
 	if length == budget.Unknown {
 		s.ask(budget.Response)
 	}
-	// A response without a request is the answer of another filter, before ours: it is none of our business.
+	// A response without a request is the answer of another filter, before ours: it is none of our
+	// business.
 	s.judged(s.expect(length), s.passHeaders(budget.Response))
 }
 
@@ -389,15 +395,17 @@ func (s *stream) trailers(d budget.Direction) {
 	s.send(passTrailers[d])
 }
 
-// send sends an answer, with mu held. Where it fails the stream is gone, which its own goroutine is told too.
+// send sends an answer, with mu held. Where it fails the stream is gone, which its own goroutine is
+// told too.
 func (s *stream) send(a answer) {
 	if s.out.SendMsg(a) == nil {
 		s.server.counts.sent.Add(1)
 	}
 }
 
-// leave has the stream end because the server does, as soon as that does no harm. Closed with OK between two pieces of a body, Envoy's filter never lets the rest of it go: the
-// request hangs (seen in 1.40). So it is closed behind the last piece.
+// leave has the stream end because the server does, as soon as that does no harm. Closed with OK
+// between two pieces of a body, Envoy's filter never lets the rest of it go: the request hangs
+// (seen in 1.40). So it is closed behind the last piece.
 func (s *stream) leave() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -418,7 +426,8 @@ func (s *stream) left() {
 	s.finish(codes.OK, "")
 }
 
-// ask has the body of a message that announces no length sent to us, so that what passes is counted: a forecast is no bound.
+// ask has the body of a message that announces no length sent to us, so that what passes is
+// counted: a forecast is no bound.
 func (s *stream) ask(d budget.Direction) {
 	const streamed = filterv3.ProcessingMode_STREAMED
 	s.asked[d] = s.modes[d] == filterv3.ProcessingMode_NONE && s.modes[1-d] <= streamed && !s.upgrades && !s.server.modes.refused.Load()
@@ -478,7 +487,8 @@ func (s *stream) reject(v guard.Verdict) {
 	s.refuse(v)
 }
 
-// fail ends the stream of a filter that breaks the protocol. What becomes of the request its failure_mode_allow says.
+// fail ends the stream of a filter that breaks the protocol. What becomes of the request its
+// failure_mode_allow says.
 func (s *stream) fail(kind bad, code codes.Code, format string, args ...any) {
 	text := fmt.Sprintf(format, args...)
 	s.server.counts.bad[kind].Add(1)
@@ -494,7 +504,8 @@ func (s *stream) finish(code codes.Code, text string) {
 	}
 }
 
-// close ends what the policy knows of the stream, however it ended. It is called once, by its own goroutine.
+// close ends what the policy knows of the stream, however it ended. It is called once, by its own
+// goroutine.
 func (s *stream) close() {
 	s.mu.Lock()
 	if s.end == nil { // else it ends because of a message, or of us, and nothing was missed
@@ -609,7 +620,8 @@ func index(b bool) int {
 	return 0
 }
 
-// verdictNamespace is where access logs find what became of a request that waited: %DYNAMIC_METADATA(highwater:verdict)%.
+// verdictNamespace is where access logs find what became of a request that waited:
+// %DYNAMIC_METADATA(highwater:verdict)%.
 const verdictNamespace = "highwater"
 
 // passWaited is passHeaders of one who has waited, and tells that.
@@ -649,7 +661,8 @@ func (s *stream) immediate(v guard.Verdict) answer {
 	return marshal(&extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_ImmediateResponse{ImmediateResponse: m}})
 }
 
-// details are what %RESPONSE_CODE_DETAILS% shows, in Envoy's manner: highwater{rejected,timeout,waited=2000ms}.
+// details are what %RESPONSE_CODE_DETAILS% shows, in Envoy's manner:
+// highwater{rejected,timeout,waited=2000ms}.
 func details(v guard.Verdict) string {
 	return "highwater{" + strings.ReplaceAll(v.String(), " ", ",") + "}"
 }
@@ -755,7 +768,8 @@ func (s *stream) Connection() *guard.Connection {
 	return c
 }
 
-// Hides implements guard.Host: where the mode of a body is NONE, nothing of it is told, unless we ask for it.
+// Hides implements guard.Host: where the mode of a body is NONE, nothing of it is told, unless we
+// ask for it.
 func (s *stream) Hides(d budget.Direction) bool {
 	return s.modes[d] == filterv3.ProcessingMode_NONE && !s.asked[d]
 }

@@ -316,7 +316,8 @@ func TestOverridesThatAreIgnored(t *testing.T) {
 	s.drained(t)
 }
 
-// response_header_mode: SKIP. What nobody tells of is taken for as much as buffers can hold, until something is told.
+// response_header_mode: SKIP. What nobody tells of is taken for as much as buffers can hold, until
+// something is told.
 func TestResponsesThatAreNotTold(t *testing.T) {
 	const response128 = 128 << 10 // both buffers
 	s, _ := serve(t, 40*mib, nil)
@@ -341,7 +342,8 @@ func TestResponsesThatAreNotTold(t *testing.T) {
 	get.close()
 	s.drained(t)
 
-	// Where they do not fit, requests wait, and none goes upstream for an answer that would be refused.
+	// Where they do not fit, requests wait, and none goes upstream for an answer that would be
+	// refused.
 	held := []*client{}
 	for range 2000 {
 		c := s.dial(t)
@@ -474,7 +476,8 @@ func mutation(im *extprocv3.ImmediateResponse, key string) string {
 	return ""
 }
 
-// With send_body_without_waiting_for_header_response the body comes while the answer to the headers is held. It is answered behind it.
+// With send_body_without_waiting_for_header_response the body comes while the answer to the headers
+// is held. It is answered behind it.
 func TestBodyThatDoesNotWait(t *testing.T) {
 	s, readings := serve(t, 40*mib, func(c *guard.Config) { c.Throttle.Timeout = unit.Duration(10 * time.Second) })
 	readings.set(178 * mib)
@@ -527,8 +530,8 @@ func TestEvict(t *testing.T) {
 	require.Equal(t, int64(2), s.counter("rejected_total.reason.evicted"))
 }
 
-// Whoever switches to mode observe has nothing done to the requests that are there already: those that wait go on, and the others are
-// neither evicted nor rejected for what they bring.
+// Whoever switches to mode observe has nothing done to the requests that are there already: those
+// that wait go on, and the others are neither evicted nor rejected for what they bring.
 func TestReloadToObserve(t *testing.T) {
 	edit := func(c *guard.Config) {
 		c.Buffers.Downstream, c.Buffers.Upstream = 8*unit.MiB, 8*unit.MiB
@@ -635,7 +638,8 @@ func TestBadStreams(t *testing.T) {
 	require.Zero(t, s.counts.faults.Load())
 }
 
-// Whatever messages come in whatever order, nothing panics, each message has at most one answer, and nothing stays charged.
+// Whatever messages come in whatever order, nothing panics, each message has at most one answer,
+// and nothing stays charged.
 func FuzzStream(f *testing.F) {
 	messages := []*extprocv3.ProcessingRequest{
 		request(false, "content-length", "1000000"), request(true), request(false), response(false, "content-length", "100000"), response(true), response(false),

@@ -10,7 +10,8 @@ import (
 	"github.com/highwater-envoy/highwater/internal/guard"
 )
 
-// connection is one TCP connection, seen by the network filter in front of the HTTP connection manager.
+// connection is one TCP connection, seen by the network filter in front of the HTTP connection
+// manager.
 type connection struct {
 	types.DefaultTcpContext
 	guard.Connection
@@ -64,7 +65,8 @@ func (c *connection) OnDownstreamData(n int, _ bool) types.Action {
 	}
 	machine.arrived = &c.Connection
 	if machine.worker.Data(machine.now, &c.Connection, int64(n)) {
-		// What came is thrown away: Envoy would keep it until the pass of its event loop has ended. It closes when this call has returned.
+		// What came is thrown away: Envoy would keep it until the pass of its event loop has ended.
+		// It closes when this call has returned.
 		if proxywasm.CloseDownstream() == nil {
 			if proxywasm.ReplaceDownstreamData(nil) != nil {
 				machine.hostError()
@@ -105,7 +107,8 @@ func (c *connection) Source() string {
 	return guard.WithoutPort(address)
 }
 
-// connectionID is Envoy's id of the connection that the current context is on: the same in both filters.
+// connectionID is Envoy's id of the connection that the current context is on: the same in both
+// filters.
 func connectionID() (uint64, bool) {
 	text, ok := propertyOf("connection\x00id")
 	if !ok || len(text) != 8 {

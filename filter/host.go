@@ -102,7 +102,8 @@ func (table) NextID() (uint32, error) {
 	return 0, budget.ErrConflict
 }
 
-// stats are Envoy's metrics. Each virtual machine adds to the same counters; gauges are set by the one that polls.
+// stats are Envoy's metrics. Each virtual machine adds to the same counters; gauges are set by the
+// one that polls.
 type stats struct {
 	counters  [guard.NumCounters]proxywasm.MetricCounter
 	gauges    [guard.NumGauges]proxywasm.MetricGauge
@@ -148,7 +149,8 @@ func (s *stats) counted(add func(name string, value int64)) {
 func (s *stats) gauge(gauges [guard.NumGauges]int64) {
 	for i, v := range gauges {
 		if !s.known || s.shown[i] != v {
-			// Record sets a gauge; the SDK only offers it for histograms, but the host takes any metric.
+			// Record sets a gauge; the SDK only offers it for histograms, but the host takes any
+			// metric.
 			proxywasm.MetricHistogram(s.gauges[i]).Record(uint64(max(v, 0)))
 			s.shown[i] = v
 		}

@@ -19,8 +19,8 @@ type looking struct {
 	since    budget.Time
 }
 
-// introspect answers what is asked below debug.path, and says whether it does. Such a request is none of the guard's: it is
-// answered whatever the memory.
+// introspect answers what is asked below debug.path, and says whether it does. Such a request is
+// none of the guard's: it is answered whatever the memory.
 func (s *stream) introspect(base string) bool {
 	question, below := peak.Below(base, s.Path())
 	if !below {

@@ -22,7 +22,7 @@ type vm struct {
 	arrived     *guard.Connection            // on which bytes came last
 	free        []*stream                    // to be used again
 	done        []*stream                    // since the last tick: Envoy deletes a context a little later than it is done
-	now         budget.Time                  // as of the last tick: see clock.go
+	now         budget.Time                  // as of the last tick or reading
 	ticked      budget.Time
 	pacer       *plugin // whose ticks count: each plugin has its own, and one is enough
 	ticking     *plugin // whose tick it is: host calls are for its context, until another is made the effective one
@@ -84,8 +84,8 @@ type plugin struct {
 
 var _ types.PluginContext = (*plugin)(nil)
 
-// OnPluginStart implements types.PluginContext. It fails closed: Envoy does not start with, or does not take over, a
-// configuration that is wrong, and a running one stays.
+// OnPluginStart implements types.PluginContext. It fails closed: Envoy does not start with, or does
+// not take over, a configuration that is wrong, and a running one stays.
 func (p *plugin) OnPluginStart(int) types.OnPluginStartStatus {
 	if err := p.start(); err != nil {
 		proxywasm.LogCriticalf("highwater: the configuration is refused:\n%v", err)
@@ -172,8 +172,9 @@ func (p *plugin) OnPluginDone() bool {
 	return true
 }
 
-// carryOut does what the guard decided for those who wait. For each stream and each connection it is the only call of
-// this tick that ends it, and one request is resumed at most: else Envoy crashes.
+// carryOut does what the guard decided for those who wait. For each stream and each connection it
+// is the only call of this tick that ends it, and one request is resumed at most: else Envoy
+// crashes.
 func (p *plugin) carryOut(a *guard.Actions) {
 	if a.Resume != nil {
 		s := streamOf(a.Resume)
@@ -226,7 +227,8 @@ func (p *plugin) on(id uint32) bool {
 	return true
 }
 
-// setTick sets the period of this plugin's ticks. A failure is counted: the period stays, and the next tick tries again.
+// setTick sets the period of this plugin's ticks. A failure is counted: the period stays, and the
+// next tick tries again.
 func (p *plugin) setTick(period time.Duration) error {
 	if period == p.period {
 		return nil
@@ -247,7 +249,8 @@ func (p *plugin) hurry(period time.Duration) {
 	}
 }
 
-// wake is for callbacks of streams and connections: after a long time without either, ticks are rare.
+// wake is for callbacks of streams and connections: after a long time without either, ticks are
+// rare.
 func (p *plugin) wake() {
 	if machine.worker.Sleeps {
 		p.wakeUp()
@@ -325,7 +328,8 @@ func reading(size int) (guard.Reading, error) {
 	return guard.ParseReading(body)
 }
 
-// NewHttpContext implements types.PluginContext. The SDK asks it first, for connections too, which must be refused.
+// NewHttpContext implements types.PluginContext. The SDK asks it first, for connections too, which
+// must be refused.
 func (p *plugin) NewHttpContext(id uint32) types.HttpContext {
 	if p.network {
 		return nil

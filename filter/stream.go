@@ -108,8 +108,8 @@ func (s *stream) body(d budget.Direction, n int, end bool) (action types.Action)
 	return s.do(v)
 }
 
-// OnHttpStreamDone implements types.HttpContext. It comes exactly once, and for requests that Envoy itself refused it
-// is the only one.
+// OnHttpStreamDone implements types.HttpContext. It comes exactly once, and for requests that Envoy
+// itself refused it is the only one.
 func (s *stream) OnHttpStreamDone() {
 	defer survive()
 	machine.forget(s)
@@ -170,7 +170,8 @@ func (s *stream) answer(v guard.Verdict) (sent bool) {
 	return true
 }
 
-// length is that of a message's body: 0 where the headers end it, its content-length, else budget.Unknown.
+// length is that of a message's body: 0 where the headers end it, its content-length, else
+// budget.Unknown.
 func length(end bool, of headerMap) int64 {
 	if end {
 		return 0
@@ -201,7 +202,8 @@ func (s *stream) Connection() *guard.Connection {
 	s.key, s.keyed = key, true
 	c := machine.connections[key]
 	if c == nil {
-		// The listener has no network filter. Its connections can't be closed, but what waits on one is still bounded.
+		// The listener has no network filter. Its connections can't be closed, but what waits on
+		// one is still bounded.
 		c = &guard.Connection{}
 		machine.connections[key] = c
 		s.plugin.unknown(key)
@@ -277,7 +279,8 @@ func (s *stream) name(path string) (text string) {
 	return text
 }
 
-// reach makes the stream's context the one that calls of the host are for, in a tick; elsewhere it is. It has to be left again.
+// reach makes the stream's context the one that calls of the host are for, in a tick; elsewhere it
+// is. It has to be left again.
 func (s *stream) reach() bool {
 	p := machine.ticking
 	return p == nil || p.on(s.id)

@@ -17,12 +17,13 @@ import (
 
 const face = "filter"
 
-// settleAfter: the plugins of all listeners start one after the other, and what there is of them is told when no other has started for
-// so long. Virtual machines that Envoy starts only to try a configuration are gone by then, or have no ticks at all.
+// settleAfter: the plugins of all listeners start one after the other, and what there is of them is
+// told when no other has started for so long. Virtual machines that Envoy starts only to try a
+// configuration are gone by then, or have no ticks at all.
 const settleAfter = 300 * time.Millisecond
 
-// first says whether this is not what the virtual machines of the process have said last of a matter, and notes that it is now. Where
-// shared data fails it is said once too often, not never.
+// first says whether this is not what the virtual machines of the process have said last of a
+// matter, and notes that it is now. Where shared data fails it is said once too often, not never.
 func first(matter, text string) bool {
 	key := "highwater.said." + matter
 	for range 8 {
@@ -59,7 +60,8 @@ func (v *vm) joined(p *plugin, joins bool) {
 	v.worker.SetEnforcing(v.mode() == guard.Enforce)
 }
 
-// mode is enforce where any plugin that is there enforces: an old one goes on for as long as its listener drains.
+// mode is enforce where any plugin that is there enforces: an old one goes on for as long as its
+// listener drains.
 func (v *vm) mode() guard.Mode {
 	for p := range v.plugins {
 		if p.guard.Config().Mode == guard.Enforce {
@@ -69,7 +71,8 @@ func (v *vm) mode() guard.Mode {
 	return guard.Observe
 }
 
-// introduce tells what has started, and what is missing of it, as soon as no other plugin has joined for a while.
+// introduce tells what has started, and what is missing of it, as soon as no other plugin has
+// joined for a while.
 func (v *vm) introduce(t budget.Time) {
 	if len(v.batch) == 0 || t-v.batched < settleAfter {
 		return
@@ -99,8 +102,8 @@ func (v *vm) introduce(t budget.Time) {
 // maxSummaries: more configurations that differ are not told.
 const maxSummaries = 8
 
-// missing tells which of the two filters is not there. Which listeners have it can't be asked: those that come to be used without are
-// told at their first request, by unknown.
+// missing tells which of the two filters is not there. Which listeners have it can't be asked:
+// those that come to be used without are told at their first request, by unknown.
 func (v *vm) missing() {
 	network, requests := false, false
 	for p := range v.plugins {
@@ -121,11 +124,12 @@ func (v *vm) missing() {
 	warn("missing", text)
 }
 
-// lateAfter: a virtual machine that starts so long after the first one has taken the place of one that is gone, and does not know the
-// connections of that.
+// lateAfter: a virtual machine that starts so long after the first one has taken the place of one
+// that is gone, and does not know the connections of that.
 const lateAfter = 30 * time.Second
 
-// unknown tells that a request came on a connection that the network filter does not know. Where there is none at all, that was told.
+// unknown tells that a request came on a connection that the network filter does not know. Where
+// there is none at all, that was told.
 func (p *plugin) unknown(connection uint64) {
 	v := &machine
 	if v.strange || p.guard.Config().Debug.Path != "" || v.late && (v.oldest == 0 || connection < v.oldest) {
@@ -142,8 +146,8 @@ func (p *plugin) unknown(connection uint64) {
 	}
 }
 
-// unnamed tells that a request's route has no name, where that is by what requests are told apart. One that has no route at all, and no
-// cluster therefore, is none of those.
+// unnamed tells that a request's route has no name, where that is by what requests are told apart.
+// One that has no route at all, and no cluster therefore, is none of those.
 func (p *plugin) unnamed() {
 	if machine.unnamed || !p.guard.Config().TellsRoutesApart() {
 		return

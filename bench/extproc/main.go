@@ -1,11 +1,11 @@
-// Command extproc measures what the ext_proc server costs, beside one that does nothing (grpc-go, the server that most people would
-// write), in the same mode of the same Envoy configuration: CPU of a request, in Envoy and in the server, and the server's
-// memory with many streams open.
+// Command extproc measures what the ext_proc server costs, beside one that does nothing (grpc-go,
+// the server that most people would write), in the same mode of the same Envoy configuration: CPU
+// of a request, in Envoy and in the server, and the server's memory with many streams open.
 //
 //	go run ./bench/extproc -rounds 20 -turn 500ms -streams 10000
 //
-// Both pairs of Envoy and server run at once and are loaded in short turns, one after the other, so that what else the machine does
-// meets both alike. CPU is the processes' own clock.
+// Both pairs of Envoy and server run at once and are loaded in short turns, one after the other, so
+// that what else the machine does meets both alike. CPU is the processes' own clock.
 package main
 
 import (
@@ -194,7 +194,8 @@ func startNoop(ctx context.Context) (pid int, address string, stop func(), err e
 	return c.Process.Pid, strings.TrimSpace(line), stop, nil
 }
 
-// memory prints what each server holds with so many streams open, each in the middle of its response, on two connections as of two workers.
+// memory prints what each server holds with so many streams open, each in the middle of its
+// response, on two connections as of two workers.
 func memory(ctx context.Context, n int, both []*pair, out io.Writer) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(w, "%d streams open\tRSS before\twith them\tafter\tbytes a stream\n", n)

@@ -11,7 +11,8 @@ import (
 	"github.com/highwater-envoy/highwater/extproc"
 )
 
-// noop is the ext_proc server that most people would write, with the settings of ours: each message is let pass.
+// noop is the ext_proc server that most people would write, with the settings of ours: each message
+// is let pass.
 type noop struct {
 	extprocv3.UnimplementedExternalProcessorServer
 }

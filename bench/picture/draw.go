@@ -25,7 +25,8 @@ const (
 	legendTop, legendStep, columns = 24, 18, 2 // columns: of pixels, each with the highest sample that falls into it
 )
 
-// draw makes the image. What falls into one column of pixels is drawn as its highest, so that no peak is lost.
+// draw makes the image. What falls into one column of pixels is drawn as its highest, so that no
+// peak is lost.
 func draw(t theme, curves []curve, limit int64, duration time.Duration) []byte {
 	highest := limit
 	for _, c := range curves {

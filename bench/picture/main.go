@@ -1,5 +1,6 @@
-// The picture of the README: memory in use over time, under one flood, without a guard, with Envoy's overload manager and with
-// Highwater. Each is a real Envoy with the shipped example. It writes flood-light.svg and flood-dark.svg.
+// The picture of the README: memory in use over time, under one flood, without a guard, with
+// Envoy's overload manager and with Highwater. Each is a real Envoy with the shipped example. It
+// writes flood-light.svg and flood-dark.svg.
 package main
 
 import (
@@ -43,7 +44,8 @@ func main() {
 	os.Exit(command(os.Args[1:], os.Stderr))
 }
 
-// flood is what runs in a process of its own: 400 clients upload 4 MiB each, again and again, and the upstream waits 2 s.
+// flood is what runs in a process of its own: 400 clients upload 4 MiB each, again and again, and
+// the upstream waits 2 s.
 func flood(addr string) []load.Load {
 	return []load.Load{&load.Uploads{Addr: addr, Count: clients, Size: 4 * mib}}
 }
@@ -109,7 +111,8 @@ func (c *curve) peak() (peak int64) {
 	return peak
 }
 
-// run floods one Envoy and samples its memory, from a moment before the flood until a moment behind it.
+// run floods one Envoy and samples its memory, from a moment before the flood until a moment behind
+// it.
 func run(ctx context.Context, g guard, duration time.Duration) (_ *curve, limit unit.Bytes, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

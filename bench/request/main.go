@@ -1,11 +1,12 @@
-// Command request measures what a request costs Envoy in CPU with no filter, an empty Wasm module, an SDK plugin with empty
-// callbacks, and Highwater, the last two with and without the network filter; then what moving bytes and doing nothing costs,
-// memory per worker, the start, and what a connection and a stream hold.
+// Command request measures what a request costs Envoy in CPU with no filter, an empty Wasm module,
+// an SDK plugin with empty callbacks, and Highwater, the last two with and without the network
+// filter; then what moving bytes and doing nothing costs, memory per worker, the start, and what a
+// connection and a stream hold.
 //
 //	go run ./bench/request -rounds 20 -turn 400ms
 //
-// All Envoys run at once and are loaded in short turns, one after the other, so that what else the machine does meets all
-// alike. CPU is Envoy's own process clock.
+// All Envoys run at once and are loaded in short turns, one after the other, so that what else the
+// machine does meets all alike. CPU is Envoy's own process clock.
 package main
 
 import (
@@ -114,8 +115,9 @@ func measure(ctx context.Context, rounds int, turn time.Duration, only, pair str
 		for round := range rounds {
 			order := rotated(all, round)
 			if pair != "" && round > 0 {
-				// Of two Envoys with the same plugin one was up to 4 % slower than the other for as long as both lived: what
-				// their memory comes to lie on is chance. So each pair of figures is of another pair of Envoys.
+				// Of two Envoys with the same plugin one was up to 4 % slower than the other for as
+				// long as both lived: what their memory comes to lie on is chance. So each pair of
+				// figures is of another pair of Envoys.
 				stopAll(all)
 				if err := startAll(ctx, order, upstream.Addr(), io.Discard); err != nil {
 					return err
@@ -181,8 +183,8 @@ func variants(ctx context.Context, dir string) ([]*variant, error) {
 	}, nil
 }
 
-// paired are the two that are compared in these filters: with fewer Envoys and longer turns the ratio is known better. What is
-// added to no filter is not known then.
+// paired are the two that are compared in these filters: with fewer Envoys and longer turns the
+// ratio is known better. What is added to no filter is not known then.
 func paired(all []*variant, filters string) (pair []*variant, err error) {
 	for _, v := range all {
 		if strings.Contains(v.name, ", "+filters+" filter") {
@@ -291,8 +293,8 @@ func idle(ctx context.Context, all []*variant, stdout, stderr io.Writer) error {
 	return ctx.Err()
 }
 
-// table prints a load's figures. Where there is an Envoy without a filter, what is added to it is compared with what the SDK's empty
-// plugin adds in the same filters.
+// table prints a load's figures. Where there is an Envoy without a filter, what is added to it is
+// compared with what the SDK's empty plugin adds in the same filters.
 func table(out io.Writer, load, unit string, all []*variant, figures [][]float64) {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	const none = 0

@@ -20,8 +20,8 @@ import (
 	"github.com/highwater-envoy/highwater/internal/process"
 )
 
-// memory prints what the filter costs in memory and at the start, and what connections and streams hold in an Envoy
-// without one: the defaults of `costs`.
+// memory prints what the filter costs in memory and at the start, and what connections and streams
+// hold in an Envoy without one: the defaults of `costs`.
 func memory(ctx context.Context, all []*variant, upstream string, stdout, stderr io.Writer) error {
 	w := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(w, "memory\tCPU of the start\tresident, 2 workers\ta worker more\n")
@@ -140,7 +140,8 @@ func (c closers) Close() error {
 	return nil
 }
 
-// slope is what one more of what open opens holds: of 2,000 more, after a first 500 have warmed Envoy up.
+// slope is what one more of what open opens holds: of 2,000 more, after a first 500 have warmed
+// Envoy up.
 func slope(ctx context.Context, upstream string, open func(e *envoytest.Envoy, n int) (io.Closer, error), edit func(envoytest.Config)) (allocated, inUse float64, err error) {
 	const few, many = 500, 2500
 	e, err := envoytest.Start(ctx, envoytest.Options{Edit: edit, Upstream: upstream, Concurrency: 2})

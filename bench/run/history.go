@@ -15,8 +15,8 @@ const (
 	firstStep   = 50 * time.Millisecond
 )
 
-// history is memory in use over time, however long that is: each step keeps its highest reading, and when there are too many steps, two
-// become one. The zero value is ready.
+// history is memory in use over time, however long that is: each step keeps its highest reading,
+// and when there are too many steps, two become one. The zero value is ready.
 type history struct {
 	mu    sync.Mutex
 	begun time.Time

@@ -1,5 +1,5 @@
-// Command run is `make run`: a real Envoy with examples/envoy.yaml, an upstream, a flood in front of it, and a live
-// view of what the guard makes of it.
+// Command run is `make run`: a real Envoy with examples/envoy.yaml, an upstream, a flood in front
+// of it, and a live view of what the guard makes of it.
 //
 //	go run ./bench/run [-duration 20s] [-guard on|off] [-face filter|extproc]
 //

@@ -31,8 +31,8 @@ const (
 // shotColours are those that the view uses, by their escape sequences.
 var shotColours = map[string]string{red: "#f85149", green: "#3fb950", yellow: "#d29922", orange: "#f0883e", cyan: "#39c5cf", blue: "#58a6ff", dim: shotDim}
 
-// shades are the glyphs of the bar, and how much of the colour they let through. They are drawn as rectangles, because no two
-// fonts have them as wide as a letter.
+// shades are the glyphs of the bar, and how much of the colour they let through. They are drawn as
+// rectangles, because no two fonts have them as wide as a letter.
 var shades = map[rune]float64{'█': 1, '▓': 0.75, '▒': 0.5, '░': 0.25}
 
 // shoot looks at the view until ctx is done, and returns the one with the highest estimate.

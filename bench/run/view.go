@@ -139,10 +139,12 @@ func (w *watch) view(width int, colours bool) []string {
 	return append(lines, "", p.paint(dim, "  Ctrl-C ends it"))
 }
 
-// failures are what nobody meant to happen; closed connections are the guard's doing, and shown beside the rejects.
+// failures are what nobody meant to happen; closed connections are the guard's doing, and shown
+// beside the rejects.
 func failures(s load.Snapshot) int64 { return s.Cut + s.Errors }
 
-// bar draws memory in use, then what is fresh and coming, up to the budget's mark and as far beyond it as it ever was.
+// bar draws memory in use, then what is fresh and coming, up to the budget's mark and as far beyond
+// it as it ever was.
 func (w *watch) bar(width int, p painter) string {
 	peak, _, _ := w.memory.Peak()
 	estimate, _ := w.metric("estimate_bytes")

@@ -76,7 +76,8 @@ func check(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	return 0
 }
 
-// parseAny reads the configuration of a plugin, or that of the server, which has more keys, and returns what it consists of.
+// parseAny reads the configuration of a plugin, or that of the server, which has more keys, and
+// returns what it consists of.
 func parseAny(text []byte) (parts []any, err error) {
 	asJSON, err := input.JSON(text, maxConfig)
 	if err != nil {

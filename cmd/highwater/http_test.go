@@ -101,8 +101,9 @@ func (p *process) dial() (net.Conn, error) {
 	return c, err
 }
 
-// besides runs an attack while a filter asks for readings on one connection and somebody scrapes metrics on new ones. Both are served, the
-// filter on the connection that it had, and the process stays as large as it was, but for what so many connections may cost.
+// besides runs an attack while a filter asks for readings on one connection and somebody scrapes
+// metrics on new ones. Both are served, the filter on the connection that it had, and the process
+// stays as large as it was, but for what so many connections may cost.
 func (p *process) besides(attack func(ctx context.Context)) {
 	p.t.Helper()
 	var dials atomic.Int64
@@ -170,7 +171,8 @@ func (p *process) besides(attack func(ctx context.Context)) {
 	require.Less(p.t, files, 600)
 }
 
-// repeat has so many peers each do the same again and again for a time, each time on a new connection.
+// repeat has so many peers each do the same again and again for a time, each time on a new
+// connection.
 func (p *process) repeat(peers int, d time.Duration, what func(c net.Conn, until time.Time)) func(context.Context) {
 	return func(context.Context) {
 		until := time.Now().Add(d)

@@ -176,8 +176,8 @@ func unpack(data []byte) ([]byte, error) {
 	return data, err
 }
 
-// few says whether a profile has few enough entries, before anything is made of it: an empty one is two bytes, and some hundred when
-// it is parsed.
+// few says whether a profile has few enough entries, before anything is made of it: an empty one is
+// two bytes, and some hundred when it is parsed.
 func few(data []byte) error {
 	n, err := entries(data, true)
 	switch {
@@ -189,7 +189,8 @@ func few(data []byte) error {
 	return nil
 }
 
-// entries counts the fields of a profile, and of its samples and locations, of which one may have any number too.
+// entries counts the fields of a profile, and of its samples and locations, of which one may have
+// any number too.
 func entries(data []byte, within bool) (all int, err error) {
 	const samples, locations = 2, 4
 	for len(data) > 0 {

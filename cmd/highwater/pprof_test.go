@@ -23,7 +23,8 @@ import (
 
 const mib = 1 << 20
 
-// envoy answers as the plugin does: peak 1 is of uploads of a, peak 2 of twice as much and of readers of b.
+// envoy answers as the plugin does: peak 1 is of uploads of a, peak 2 of twice as much and of
+// readers of b.
 func envoy(t *testing.T) string {
 	t.Helper()
 	sample := func(route, key string, phase reservoir.Phase, likely, reach int64) reservoir.Sample {
@@ -166,7 +167,8 @@ func TestPprofRefuses(t *testing.T) {
 	require.Equal(t, 0, run([]string{"pprof", "-h"}, nil, &out, &errs))
 }
 
-// A source may be anything: what is read of it, what that is unpacked, and what is made of it is bounded.
+// A source may be anything: what is read of it, what that is unpacked, and what is made of it is
+// bounded.
 func TestPprofOfAnything(t *testing.T) {
 	dir := t.TempDir()
 	packed := func(text string, times int) []byte {

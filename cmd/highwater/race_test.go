@@ -2,5 +2,6 @@
 
 package main
 
-// mayGrow is by how many MiB the server may grow under an attack. The race detector keeps some bytes for each.
+// mayGrow is by how many MiB the server may grow under an attack. The race detector keeps some
+// bytes for each.
 const mayGrow = 320

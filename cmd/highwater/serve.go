@@ -217,7 +217,8 @@ func serveUntil(ctx context.Context, o settings, hangup <-chan os.Signal, log *s
 	return err
 }
 
-// follow reads the configuration again when it is told to, or when the file has changed, until ctx ends or something fails.
+// follow reads the configuration again when it is told to, or when the file has changed, until ctx
+// ends or something fails.
 func (a *app) follow(ctx context.Context, file string, config served, hangup <-chan os.Signal, failed <-chan error, g *extproc.GRPC) error {
 	look := time.NewTicker(500 * time.Millisecond)
 	defer look.Stop()
@@ -250,7 +251,8 @@ func (a *app) follow(ctx context.Context, file string, config served, hangup <-c
 	}
 }
 
-// reload puts another configuration in force, or says why not. Either way it returns with the text that was looked at last.
+// reload puts another configuration in force, or says why not. Either way it returns with the text
+// that was looked at last.
 func (a *app) reload(file string, text []byte, old served) served {
 	config, err := parseServed(text)
 	refused := func(err error) served {
@@ -319,7 +321,8 @@ func (a *app) watching() *observer.Observer {
 // figures are the observer's metrics.
 type figures struct{ app *app }
 
-// Describe implements prometheus.Collector. What is not known is left out, so that nothing can be said before.
+// Describe implements prometheus.Collector. What is not known is left out, so that nothing can be
+// said before.
 func (figures) Describe(chan<- *prometheus.Desc) {}
 
 // Collect implements prometheus.Collector.
@@ -329,7 +332,8 @@ func (f figures) Collect(out chan<- prometheus.Metric) {
 	}
 }
 
-// listen listens on host:port or on a Unix socket, which takes the place of one that nobody listens on any more.
+// listen listens on host:port or on a Unix socket, which takes the place of one that nobody listens
+// on any more.
 func listen(ctx context.Context, address string) (net.Listener, error) {
 	path, unix := strings.CutPrefix(address, "unix:")
 	if !unix {
@@ -374,7 +378,8 @@ func (o *settings) tls() (*tls.Config, error) {
 	}
 	c := &tls.Config{
 		MinVersion: tls.VersionTLS12, NextProtos: []string{"h2"},
-		// Read at each handshake: certificates are renewed in place. Connections are few and live long.
+		// Read at each handshake: certificates are renewed in place. Connections are few and live
+		// long.
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 			pair, err := tls.LoadX509KeyPair(o.cert, o.key)
 			return &pair, err

@@ -135,7 +135,8 @@ func servingFile(t *testing.T, o settings) (grpc, http, file string, log *output
 	return m[1], m[2], o.config, log
 }
 
-// Whatever comes in place of the configuration, the old one stays, and that is said once; what comes after it is read.
+// Whatever comes in place of the configuration, the old one stays, and that is said once; what
+// comes after it is read.
 func TestServeFollowsAFile(t *testing.T) {
 	_, _, file, log := servingFile(t, settings{grpc: "127.0.0.1:0", http: "127.0.0.1:0"})
 	good, err := os.ReadFile(file)

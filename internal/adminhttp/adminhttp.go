@@ -1,6 +1,7 @@
-// Package adminhttp is the HTTP server of `highwater serve`, without what it answers: it holds its own against whoever can reach its
-// port. Connections, their time and what a request may bring are bounded, and a request for a host that is not this one is refused:
-// else any web page could read it through a name of its own that leads here (DNS rebinding).
+// Package adminhttp is the HTTP server of `highwater serve`, without what it answers: it holds its
+// own against whoever can reach its port. Connections, their time and what a request may bring are
+// bounded, and a request for a host that is not this one is refused: else any web page could read
+// it through a name of its own that leads here (DNS rebinding).
 package adminhttp
 
 import (
@@ -21,7 +22,8 @@ import (
 const (
 	maxConnections = 512 // one for each of Envoy's workers, and some for what scrapes, what probes, and people
 	maxHeader      = 8 << 10
-	// A socket's buffers are kernel memory of this process's container, and by default grow to megabytes for a peer that does not read.
+	// A socket's buffers are kernel memory of this process's container, and by default grow to
+	// megabytes for a peer that does not read.
 	socketBuffer = 32 << 10
 
 	headerTimeout = 3 * time.Second
@@ -29,14 +31,15 @@ const (
 	idleTimeout   = time.Minute // a filter asks at least each half a second
 )
 
-// MemoryHost is the host that Highwater's plugin asks for, at MemoryPath alone: what is answered there names nobody.
+// MemoryHost is the host that Highwater's plugin asks for, at MemoryPath alone: what is answered
+// there names nobody.
 const (
 	MemoryHost = "highwater"
 	MemoryPath = "/memory"
 )
 
-// New returns a server of h, for which Listen makes a listener. address is what is listened on, and hosts are the names beside it that
-// a request may be for.
+// New returns a server of h, for which Listen makes a listener. address is what is listened on, and
+// hosts are the names beside it that a request may be for.
 func New(h http.Handler, address string, hosts []string, log *slog.Logger) *http.Server {
 	warnings := quiet.New(log, time.Second)
 	guests := newGuests(maxConnections, warnings)
@@ -64,7 +67,8 @@ func (l listener) Accept() (net.Conn, error) {
 	return conn{tcp}, nil
 }
 
-// conn forgets what its peer does not read: else the kernel would keep that for minutes after the end, as often as a peer likes.
+// conn forgets what its peer does not read: else the kernel would keep that for minutes after the
+// end, as often as a peer likes.
 type conn struct{ *net.TCPConn }
 
 func (c conn) Write(b []byte) (int, error) {
@@ -132,8 +136,9 @@ func (d *door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	d.next.ServeHTTP(w, r)
 }
 
-// mine says whether the request is for this server: for the loopback interface, the address that it came to, or a name that is known. A
-// page that leads a name of its own here asks for that name. HTTP/1.0 may have no host: that is none of these.
+// mine says whether the request is for this server: for the loopback interface, the address that it
+// came to, or a name that is known. A page that leads a name of its own here asks for that name.
+// HTTP/1.0 may have no host: that is none of these.
 func (d *door) mine(r *http.Request) bool {
 	local, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
 	if !ok {

@@ -58,7 +58,8 @@ func serve(t *testing.T, h http.Handler, network, address string, hosts ...strin
 
 var hello = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprintf(w, "hello %s", r.URL.Path) })
 
-// say sends text and returns what comes back until the server closes, or until it has said nothing for a while.
+// say sends text and returns what comes back until the server closes, or until it has said nothing
+// for a while.
 func say(t *testing.T, to net.Addr, text string) string {
 	t.Helper()
 	c, err := net.Dial(to.Network(), to.String())
@@ -71,7 +72,8 @@ func say(t *testing.T, to net.Addr, text string) string {
 	return string(out)
 }
 
-// A request is for this host, or it is refused and told what to set. A web page that leads a name of its own here asks for that name.
+// A request is for this host, or it is refused and told what to set. A web page that leads a name
+// of its own here asks for that name.
 func TestHost(t *testing.T) {
 	to, log := serve(t, hello, "tcp", "127.0.0.1:0", "metrics.internal", "2001:db8::1")
 	_, port, err := net.SplitHostPort(to.String())
@@ -199,8 +201,8 @@ func newClient(t *testing.T) *http.Client {
 	return c
 }
 
-// Those who wait for their turn are served one after the other, with pauses, or told to come again; who gives up is gone, and who does not
-// read what it is answered keeps nobody waiting.
+// Those who wait for their turn are served one after the other, with pauses, or told to come again;
+// who gives up is gone, and who does not read what it is answered keeps nobody waiting.
 func TestInTurn(t *testing.T) {
 	var now, most, served atomic.Int64
 	gate := make(chan struct{})
@@ -319,7 +321,8 @@ func TestShare(t *testing.T) {
 	require.Error(t, err)
 }
 
-// When there is no place left a new connection takes that of one that asks nothing; one that asks again and again keeps its own.
+// When there is no place left a new connection takes that of one that asks nothing; one that asks
+// again and again keeps its own.
 func TestEviction(t *testing.T) {
 	to, log := serve(t, hello, "tcp", "127.0.0.1:0")
 	dial := func() net.Conn {

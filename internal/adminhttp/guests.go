@@ -9,12 +9,15 @@ import (
 	"github.com/highwater-envoy/highwater/internal/quiet"
 )
 
-// guests are the connections. When there are as many as may be, a new one takes the place of another: a server that would let it wait
-// instead could be closed to everybody by who holds connections and asks nothing.
+// guests are the connections. When there are as many as may be, a new one takes the place of
+// another: a server that would let it wait instead could be closed to everybody by who holds
+// connections and asks nothing.
 //
-// The one that goes is the oldest that has not had a request yet, or else the one that was last seen to begin or end one the longest ago. So
-// a flood of connections evicts itself, a peer that does not read goes before one that asks again and again, and a filter, which asks
-// many times a second, keeps its connection. One that has just come has a while to say what it wants: until then the next is not accepted.
+// The one that goes is the oldest that has not had a request yet, or else the one that was last
+// seen to begin or end one the longest ago. So a flood of connections evicts itself, a peer that
+// does not read goes before one that asks again and again, and a filter, which asks many times a
+// second, keeps its connection. One that has just come has a while to say what it wants: until then
+// the next is not accepted.
 type guests struct {
 	most int
 	log  *quiet.Log
@@ -30,7 +33,8 @@ type guest struct {
 	seen  time.Time
 }
 
-// stay is how long a connection has for its first request, however many come. With maxConnections of them, 5,000 can come in a second.
+// stay is how long a connection has for its first request, however many come. With maxConnections
+// of them, 5,000 can come in a second.
 const stay = 100 * time.Millisecond
 
 func newGuests(most int, log *quiet.Log) *guests {
@@ -39,7 +43,8 @@ func newGuests(most int, log *quiet.Log) *guests {
 	return g
 }
 
-// moved is http.Server's ConnState. The server accepts the next connection when it has returned for a new one.
+// moved is http.Server's ConnState. The server accepts the next connection when it has returned for
+// a new one.
 func (g *guests) moved(c net.Conn, state http.ConnState) {
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -15,12 +15,14 @@ const (
 	shareEvery = 25 * time.Millisecond
 	// patience is how long a request waits for its turn.
 	patience = 2 * time.Second
-	// restShare is how long there is none after one, times what it took: so much of a processor is the rest of the process's at least.
+	// restShare is how long there is none after one, times what it took: so much of a processor is
+	// the rest of the process's at least.
 	restShare = 3
 )
 
-// Share returns a handler that gives all who ask while an answer is made the next one, which is made at most each shareEvery: so that
-// however many ask, it costs the same. h sees nothing of their requests.
+// Share returns a handler that gives all who ask while an answer is made the next one, which is
+// made at most each shareEvery: so that however many ask, it costs the same. h sees nothing of
+// their requests.
 func Share(h http.Handler) http.Handler { return &share{next: h} }
 
 type share struct {
@@ -74,8 +76,9 @@ func (s *share) run() {
 	}
 }
 
-// InTurn returns a handler that works for one request at a time, and not all the time. Others wait for a while, and are told to come
-// again. What h answers is sent when the turn is over, so that a peer that does not read keeps nobody waiting.
+// InTurn returns a handler that works for one request at a time, and not all the time. Others wait
+// for a while, and are told to come again. What h answers is sent when the turn is over, so that a
+// peer that does not read keeps nobody waiting.
 func InTurn(h http.Handler) http.Handler {
 	turn := make(chan struct{}, 1)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

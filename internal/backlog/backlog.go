@@ -1,15 +1,17 @@
 // Package backlog bounds what the peers of a gRPC server have sent and have had no answer to.
 //
-// gRPC bounds a message, a stream's window and the streams of a connection, but not what they come to together: ten thousand streams
-// that each begin a message and never finish it, or that ask and take no answer, hold gigabytes. Only the wire shows all of it. So a
-// Bound looks at the frames that pass on each connection, by their headers, in both directions, and knows of each open stream
+// gRPC bounds a message, a stream's window and the streams of a connection, but not what they come
+// to together: ten thousand streams that each begin a message and never finish it, or that ask and
+// take no answer, hold gigabytes. Only the wire shows all of it. So a Bound looks at the frames
+// that pass on each connection, by their headers, in both directions, and knows of each open stream
 //
 //	what it holds = bytes of its messages that were not answered + a fixed cost for each such message and for each of their frames,
 //	                and until its first message is there what a stream costs, for that one is none of anybody's,
 //	                and its gRPC headers beyond what they usually are, for as long as it is open
 //
-// where each message of a peer is owed one answer, as in ext_proc. When all streams together hold more than the bound allows, a
-// connection is closed: see Conn.blame. A peer that reads its answers holds next to nothing for long, however much it sends.
+// where each message of a peer is owed one answer, as in ext_proc. When all streams together hold
+// more than the bound allows, a connection is closed: see Conn.blame. A peer that reads its answers
+// holds next to nothing for long, however much it sends.
 package backlog
 
 import (
@@ -22,16 +24,19 @@ import (
 const (
 	// streamCost is what a stream takes, its goroutine with it: 10,000 of them took 13 KiB each.
 	streamCost = 14 << 10
-	// messageCost is what a message takes beside its bytes: decoded, with its answer, until the answer is written.
+	// messageCost is what a message takes beside its bytes: decoded, with its answer, until the
+	// answer is written.
 	messageCost = 512
-	// frameCost is what a frame of a message takes beside its bytes. A message may come in frames of one byte.
+	// frameCost is what a frame of a message takes beside its bytes. A message may come in frames
+	// of one byte.
 	frameCost = 256
-	// plainHeaders are bytes of a stream's gRPC headers that cost nothing, as they are on the wire: Envoy's are 200, and most are an index
-	// of the table that both sides keep.
+	// plainHeaders are bytes of a stream's gRPC headers that cost nothing, as they are on the wire:
+	// Envoy's are 200, and most are an index of the table that both sides keep.
 	plainHeaders = 1 << 10
 	headersCost  = 2 // bytes for each byte beyond: as it came, and decoded; 8,000 streams with 15 kB each took 91 MiB at 1
 
-	// window is over how long it is looked at what a connection holds, and what it had answered: see Conn.blame.
+	// window is over how long it is looked at what a connection holds, and what it had answered:
+	// see Conn.blame.
 	window = 500 * time.Millisecond
 	// most / modest is what a connection may hold for a moment without being blamed for it.
 	modest = 16
@@ -52,7 +57,8 @@ type Bound struct {
 // Held is what all peers hold now, bytes.
 func (b *Bound) Held() int64 { return b.held.Load() }
 
-// Watch returns the connection with what passes on it watched. It must carry HTTP/2 in plain text: behind TLS, where there is any.
+// Watch returns the connection with what passes on it watched. It must carry HTTP/2 in plain text:
+// behind TLS, where there is any.
 func (b *Bound) Watch(of net.Conn) *Conn {
 	c := &Conn{Conn: of, bound: b, preface: len(clientPreface)}
 	c.mu.streams, c.mu.since = map[uint32]*stream{}, time.Now()
@@ -130,10 +136,11 @@ func (b blame) less(than blame) bool {
 	return b.lasting < than.lasting || b.lasting == than.lasting && b.now < than.now
 }
 
-// blame says how much the connection is to blame. Whoever spreads what he holds over a thousand connections has less on each than an
-// Envoy that works has in flight; but he holds it all the time, and that is what counts. So it is the least that the connection has
-// held of late, or what it holds now if that is a lot for one, less what it had answered meanwhile. Where all are alike it is what it
-// holds now, without what it had answered.
+// blame says how much the connection is to blame. Whoever spreads what he holds over a thousand
+// connections has less on each than an Envoy that works has in flight; but he holds it all the
+// time, and that is what counts. So it is the least that the connection has held of late, or what
+// it holds now if that is a lot for one, less what it had answered meanwhile. Where all are alike
+// it is what it holds now, without what it had answered.
 func (c *Conn) blame() blame {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -179,7 +186,8 @@ func (s *stream) holds() int64 {
 	return held
 }
 
-// Uses says what a connection is for: how many of its streams have a message now, and whether one ever had.
+// Uses says what a connection is for: how many of its streams have a message now, and whether one
+// ever had.
 func (c *Conn) Uses() (streams int, ever bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -38,7 +38,8 @@ func (l watching) Accept() (net.Conn, error) {
 
 const echoPath = "/test.Echo/Both"
 
-// serve is a gRPC server of grpc-go that answers each message with itself, but for those that begin with '-'.
+// serve is a gRPC server of grpc-go that answers each message with itself, but for those that begin
+// with '-'.
 func serve(t *testing.T, bound *Bound) *grpc.ClientConn {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -154,7 +155,8 @@ func TestTheHeaviestGoes(t *testing.T) {
 	require.NoError(t, modest.RecvMsg(&wrapperspb.BytesValue{}))
 }
 
-// loose is a connection whose peer is a test: what is written to peer comes, what is written to it goes nowhere.
+// loose is a connection whose peer is a test: what is written to peer comes, what is written to it
+// goes nowhere.
 type loose struct {
 	net.Conn
 	in io.Reader
@@ -181,7 +183,8 @@ func headers(fr *http2.Framer, id uint32) {
 	_ = fr.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: block.Bytes(), EndHeaders: true})
 }
 
-// Frames and messages are found wherever reads and frames cut them, with padding and between frames of other kinds.
+// Frames and messages are found wherever reads and frames cut them, with padding and between frames
+// of other kinds.
 func TestFramesInPieces(t *testing.T) {
 	message := func(n int) []byte {
 		return append(binary.BigEndian.AppendUint32([]byte{0}, uint32(n)), make([]byte, n)...)
@@ -327,8 +330,8 @@ func (f *fake) answers(id uint32) {
 	_, _ = f.Write(out.Bytes())
 }
 
-// Who spreads what he holds over many connections, a little on each, has none of the others closed: neither one that works, with more in
-// flight than he has on any, nor one that has only just come.
+// Who spreads what he holds over many connections, a little on each, has none of the others closed:
+// neither one that works, with more in flight than he has on any, nor one that has only just come.
 func TestWhatIsSpreadOverManyConnections(t *testing.T) {
 	closed := map[int64]int{}
 	bound := &Bound{Most: 4 << 20, Closed: func(_ net.Addr, by int64) { closed[by]++ }}

@@ -27,8 +27,8 @@ type scanner struct {
 	pads   bool // the length of its padding is still to come
 }
 
-// next takes one step in p: the end of a frame's header, where begins is true, or a piece of the frame. data is what p has of the
-// frame's data, if it is DATA.
+// next takes one step in p: the end of a frame's header, where begins is true, or a piece of the
+// frame. data is what p has of the frame's data, if it is DATA.
 func (s *scanner) next(p []byte) (data, rest []byte, begins bool) {
 	if s.left == 0 {
 		n := copy(s.header[s.have:], p)
@@ -61,8 +61,8 @@ func (s *scanner) ends() bool {
 	return (s.kind == dataFrame || s.kind == headersFrame) && s.flags&endStream != 0
 }
 
-// messages finds the ends of gRPC messages in the data of one direction of a stream: each has a prefix of five bytes, a flag and the
-// length.
+// messages finds the ends of gRPC messages in the data of one direction of a stream: each has a
+// prefix of five bytes, a flag and the length.
 type messages struct {
 	prefix [5]byte
 	have   int

@@ -1,11 +1,12 @@
-// Package budget keeps the books of the memory: what was measured, what has passed since (fresh) and what is still
-// coming. The sum of the three is an upper bound on the memory in use at every moment, as far as the configured caps
-// tell the truth, and but for what the clients of rejected requests send later than within a round trip, which no filter
-// sees before the next reading does.
+// Package budget keeps the books of the memory: what was measured, what has passed since (fresh)
+// and what is still coming. The sum of the three is an upper bound on the memory in use at every
+// moment, as far as the configured caps tell the truth, and but for what the clients of rejected
+// requests send later than within a round trip, which no filter sees before the next reading does.
 //
-// A Table is shared by the workers of a process. Each worker has an Account with which it leases room from the
-// table, so that most requests need no exchange, and in which each live request is a Stream. Nothing here reads a
-// clock: now is an argument everywhere, CLOCK_MONOTONIC of the host. Nothing here decides whom to reject.
+// A Table is shared by the workers of a process. Each worker has an Account with which it leases
+// room from the table, so that most requests need no exchange, and in which each live request is a
+// Stream. Nothing here reads a clock: now is an argument everywhere, CLOCK_MONOTONIC of the host.
+// Nothing here decides whom to reject.
 package budget
 
 import (
@@ -14,7 +15,8 @@ import (
 	"time"
 )
 
-// Account is one worker's part of the books. It is not safe for concurrent use. Make it with NewAccount.
+// Account is one worker's part of the books. It is not safe for concurrent use. Make it with
+// NewAccount.
 type Account struct {
 	store  Store
 	set    Limits // as they were set
@@ -53,8 +55,8 @@ type Account struct {
 	Contention uint64 // exchanges given up because others were always first
 }
 
-// NewAccount returns the account of one worker, which joins the table with its first stream or connection. The error
-// is the store's.
+// NewAccount returns the account of one worker, which joins the table with its first stream or
+// connection. The error is the store's.
 func NewAccount(store Store, limits Limits) (*Account, error) {
 	id, err := store.NextID()
 	if err != nil {
@@ -67,14 +69,16 @@ func NewAccount(store Store, limits Limits) (*Account, error) {
 	return a, nil
 }
 
-// Watch has watch see each reading that this worker brings into the table, before the others do; it may change Table.Marks alone.
-// Where another worker was first, it sees the table as that left it, again.
+// Watch has watch see each reading that this worker brings into the table, before the others do; it
+// may change Table.Marks alone. Where another worker was first, it sees the table as that left it,
+// again.
 func (a *Account) Watch(watch func(now Time, t *Table)) { a.watch = watch }
 
 // Joined says that the worker has had a stream or a connection, and is in the table.
 func (a *Account) Joined() bool { return a.joined }
 
-// Change lets change have Table.Marks as it wants, or Table.Blind. The error is the store's, or ErrConflict where others were always first.
+// Change lets change have Table.Marks as it wants, or Table.Blind. The error is the store's, or
+// ErrConflict where others were always first.
 func (a *Account) Change(now Time, change func(t *Table)) error {
 	for range maxTries {
 		if err := a.load(now); err != nil {
@@ -102,13 +106,15 @@ func (a *Account) SetLimits(l Limits) {
 // Limits are the figures in force, to look at.
 func (a *Account) Limits() *Limits { return &a.limits }
 
-// SetContainer publishes, with the next reading, the limit of the container that the process runs in, bytes.
+// SetContainer publishes, with the next reading, the limit of the container that the process runs
+// in, bytes.
 func (a *Account) SetContainer(n int64) { a.container = n }
 
 // SetAllocated publishes, with the next reading, what the allocator says is allocated, bytes.
 func (a *Account) SetAllocated(n int64) { a.allocated = n }
 
-// SetReal says whether verdicts are carried out anywhere in the process. Then what shadows hold is memory that others can't have.
+// SetReal says whether verdicts are carried out anywhere in the process. Then what shadows hold is
+// memory that others can't have.
 func (a *Account) SetReal(enforcing bool) { a.real = enforcing }
 
 // Floor is what small requests have in any case, bytes.
@@ -140,8 +146,9 @@ func (a *Account) Stale(now Time) bool {
 	return a.table.Sequence == 0 || now-a.table.Asked > staleAfter
 }
 
-// Estimate is the upper bound on memory in use: reading + fresh + coming of all workers, or, without a reading, base
-// and what the live streams can hold. Leases count for others as far as this worker must count them.
+// Estimate is the upper bound on memory in use: reading + fresh + coming of all workers, or,
+// without a reading, base and what the live streams can hold. Leases count for others as far as
+// this worker must count them.
 func (a *Account) Estimate(now Time) int64 { return a.estimate(a.Stale(now)) }
 
 func (a *Account) estimate(stale bool) int64 {
@@ -159,7 +166,8 @@ const (
 	Shared Claim = iota
 	// Large may have what lies under hard, and only what was leased there.
 	Large
-	// Full may have all up to the limit: growth, small requests, and a key that has less than its share.
+	// Full may have all up to the limit: growth, small requests, and a key that has less than its
+	// share.
 	Full
 	// Floor is Full and, where that has no room, what is kept for small streams.
 	Floor
@@ -207,12 +215,13 @@ const (
 
 const (
 	maxTries = 8
-	// raise is how much more than needed is taken when the room can't be refused, so that not every chunk asks again.
+	// raise is how much more than needed is taken when the room can't be refused, so that not every
+	// chunk asks again.
 	raise = 64 << 10
 )
 
-// Ask asks for room for n more bytes, without an exchange where the lease has it; where memory is short a
-// large claim looks at the table all the same. On Granted the caller reserves or adds them.
+// Ask asks for room for n more bytes, without an exchange where the lease has it; where memory is
+// short a large claim looks at the table all the same. On Granted the caller reserves or adds them.
 func (a *Account) Ask(now Time, n int64, c Claim) Outcome {
 	if a.joined && !a.Stale(now) {
 		if c <= Large && a.crowded() {
@@ -229,7 +238,8 @@ func (a *Account) Ask(now Time, n int64, c Claim) Outcome {
 	return a.exchange(now, n, c)
 }
 
-// Calm says that less than half of the room is in use, or may be, as of the last look at the table, and that nobody waits.
+// Calm says that less than half of the room is in use, or may be, as of the last look at the table,
+// and that nobody waits.
 func (a *Account) Calm(now Time) bool {
 	return !a.Stale(now) && a.own.Waiting == 0 && a.others.Waiting == 0 && !a.fuller(.5)
 }
@@ -272,9 +282,10 @@ func (a *Account) exchange(now Time, n int64, c Claim) Outcome {
 	return Busy
 }
 
-// crowded says that what has changed since the last tick could put the estimate beyond the limit: a newer reading, in which
-// what is fresh counts a second time, or what other workers could not refuse. With less than a quarter of the room in use a
-// large request is not worth the call of the host.
+// crowded says that what has changed since the last tick could put the estimate beyond the limit: a
+// newer reading, in which what is fresh counts a second time, or what other workers could not
+// refuse. With less than a quarter of the room in use a large request is not worth the call of the
+// host.
 func (a *Account) crowded() bool {
 	return a.fuller(.25)
 }
@@ -292,7 +303,8 @@ func (a *Account) grants(stale bool, n int64, c Claim) bool {
 	if n <= a.table.share(&a.limits, share)-a.estimate(stale) {
 		return true
 	}
-	// Shedding what costs nothing frees nothing: small streams have a floor, which is a stock and not a rate.
+	// Shedding what costs nothing frees nothing: small streams have a floor, which is a stock and
+	// not a rate.
 	return c == Floor && n <= a.limits.floor()-a.others.Small-a.own.Small
 }
 
@@ -309,8 +321,8 @@ func (a *Account) lend(stale bool, n int64, forced bool) {
 	a.under.atMost(free)
 }
 
-// rooms is how much this worker may hold below soft, hard and the limit, as far as the table knows: none without a
-// reading, so that each admission asks.
+// rooms is how much this worker may hold below soft, hard and the limit, as far as the table knows:
+// none without a reading, so that each admission asks.
 func (a *Account) rooms(stale bool) rooms {
 	if stale {
 		return rooms{}
@@ -347,7 +359,8 @@ func (a *Account) load(now Time) error {
 	}
 	a.version = version
 	a.table.mend(now)
-	// Where a table begins anew, so do the numbers of its readings: what was done for one of before is nothing for those to come.
+	// Where a table begins anew, so do the numbers of its readings: what was done for one of before
+	// is nothing for those to come.
 	a.own.Evicted = min(a.own.Evicted, int64(a.table.Sequence))
 	if a.table.Begun == 0 {
 		a.table.Begun = now
@@ -366,7 +379,8 @@ func (a *Account) load(now Time) error {
 	return nil
 }
 
-// Refresh looks at what others have now. The error is the store's; the account goes on with what it knows.
+// Refresh looks at what others have now. The error is the store's; the account goes on with what it
+// knows.
 func (a *Account) Refresh(now Time) error {
 	if err := a.load(now); err != nil {
 		return err
@@ -375,15 +389,16 @@ func (a *Account) Refresh(now Time) error {
 	return nil
 }
 
-// tighten takes back what was leased before as room to admit, where the room has fallen since: a lease is a promise of
-// what may be held, not of what may still be let in.
+// tighten takes back what was leased before as room to admit, where the room has fallen since: a
+// lease is a promise of what may be held, not of what may still be let in.
 func (a *Account) tighten(now Time) {
 	a.under.atMost(a.rooms(a.Stale(now)))
 }
 
-// notice rotates the generations of fresh when a reading was asked for after the last rotation: then each byte of
-// the older generation had passed before it was asked for, and is in it. Only Tick and Observe do this: elsewhere now
-// may be as old as the last tick, and the rotation would seem to lie before bytes that passed before it.
+// notice rotates the generations of fresh when a reading was asked for after the last rotation:
+// then each byte of the older generation had passed before it was asked for, and is in it. Only
+// Tick and Observe do this: elsewhere now may be as old as the last tick, and the rotation would
+// seem to lie before bytes that passed before it.
 func (a *Account) notice(now Time) {
 	if a.table.Sequence == a.seen {
 		return
@@ -398,7 +413,8 @@ func (a *Account) notice(now Time) {
 	a.rotated = now
 	a.Rotations++
 	a.own.Fresh -= d
-	// Slack is only spent: the dropped bytes are in the reading now, and must not be granted a second time.
+	// Slack is only spent: the dropped bytes are in the reading now, and must not be granted a
+	// second time.
 	a.own.Lease -= d
 	a.under.take(d)
 	for i := len(a.free) - 1; i >= 0; i-- {
@@ -408,7 +424,8 @@ func (a *Account) notice(now Time) {
 	}
 }
 
-// publish writes the account's entry, with n more bytes coming than it has yet, of a small stream or another.
+// publish writes the account's entry, with n more bytes coming than it has yet, of a small stream
+// or another.
 func (a *Account) publish(now Time, n int64, small bool) error {
 	e := a.table.entry(a.id)
 	*e = a.own
@@ -433,8 +450,9 @@ type Sum struct {
 	Small  int64 // coming and likely held of small streams
 }
 
-// Open begins a stream, part of owner and in the sum of a key, with what its existence costs in bytes; caps are what Envoy
-// may hold of its request, 0 if that has no body, and of its response. s must be the zero value.
+// Open begins a stream, part of owner and in the sum of a key, with what its existence costs in
+// bytes; caps are what Envoy may hold of its request, 0 if that has no body, and of its response. s
+// must be the zero value.
 func (a *Account) Open(now Time, s *Stream, owner any, sum *Sum, cost, requestCap, responseCap int64) {
 	s.live, s.small, s.cost, s.gen, s.sum, s.owner = true, true, cost, a.gen, sum, owner
 	s.dir[Request].begin(now, a.gen, requestCap)
@@ -448,8 +466,9 @@ func (a *Account) Open(now Time, s *Stream, owner any, sum *Sum, cost, requestCa
 	a.own.Exposure += s.exposure
 }
 
-// Hide notes, before the headers of a direction, that nobody will tell what passes of it: then what was announced or forecast
-// stands for it. What comes unexpected can't be told as long as there is such a stream.
+// Hide notes, before the headers of a direction, that nobody will tell what passes of it: then what
+// was announced or forecast stands for it. What comes unexpected can't be told as long as there is
+// such a stream.
 func (a *Account) Hide(s *Stream, d Direction) {
 	if !s.dir[Request].unseen && !s.dir[Response].unseen {
 		a.hidden++
@@ -497,8 +516,8 @@ func (a *Account) Enlarge(now Time, s *Stream) {
 	}
 }
 
-// Expect notes the headers of a message: its length or Unknown, and reserves n bytes for it, of which credit are
-// counted already. The room has been asked for.
+// Expect notes the headers of a message: its length or Unknown, and reserves n bytes for it, of
+// which credit are counted already. The room has been asked for.
 func (a *Account) Expect(now Time, s *Stream, d Direction, length, n, credit int64) {
 	m := &s.dir[d]
 	if d == Response {
@@ -515,8 +534,9 @@ func (a *Account) Expect(now Time, s *Stream, d Direction, length, n, credit int
 	}
 }
 
-// Presume reserves for the response of a stream that has just been opened the most that it can hold whatever it is, n bytes, for as
-// long as it is presumed. What passes is booked at ticks, and nothing else has to be. The room has been asked for.
+// Presume reserves for the response of a stream that has just been opened the most that it can hold
+// whatever it is, n bytes, for as long as it is presumed. What passes is booked at ticks, and
+// nothing else has to be. The room has been asked for.
 func (a *Account) Presume(s *Stream, n int64) {
 	a.reserve(s, &s.dir[Response], n)
 	s.presumed = true
@@ -525,7 +545,8 @@ func (a *Account) Presume(s *Stream, n int64) {
 	a.grant(s)
 }
 
-// Foretell notes the headers of a presumed response: its length or Unknown, and what Envoy may hold of it.
+// Foretell notes the headers of a presumed response: its length or Unknown, and what Envoy may hold
+// of it.
 func (a *Account) Foretell(s *Stream, length, most int64) {
 	m := &s.dir[Response]
 	m.expected, m.length, m.cap = true, length, most
@@ -537,8 +558,9 @@ func (a *Account) Foretell(s *Stream, length, most int64) {
 	a.own.Presumed -= more
 }
 
-// Doubt ends that a stream is presumed: it is as it was when it was opened, and told of what has passed since. What is known of its
-// response is to be expected, what has passed to be passed, and the end to be noted, again.
+// Doubt ends that a stream is presumed: it is as it was when it was opened, and told of what has
+// passed since. What is known of its response is to be expected, what has passed to be passed, and
+// the end to be noted, again.
 func (a *Account) Doubt(now Time, s *Stream) (passed int64, over bool) {
 	m := &s.dir[Response]
 	a.bookOne(now, s)
@@ -558,8 +580,8 @@ func (a *Account) unpresume(s *Stream) {
 	}
 }
 
-// Anticipate reserves n bytes for a response whose headers have not come, or n more than it is entitled to. The room has been
-// asked for.
+// Anticipate reserves n bytes for a response whose headers have not come, or n more than it is
+// entitled to. The room has been asked for.
 func (a *Account) Anticipate(now Time, s *Stream, n int64) {
 	m := &s.dir[Response]
 	m.moved = now
@@ -579,8 +601,8 @@ func (a *Account) Trim(now Time, s *Stream) {
 	}
 }
 
-// Reserve adds to what is coming: a message has passed its forecast, and is entitled to twice of what it has passed. The room has
-// been asked for.
+// Reserve adds to what is coming: a message has passed its forecast, and is entitled to twice of
+// what it has passed. The room has been asked for.
 func (a *Account) Reserve(now Time, s *Stream, d Direction, n int64) {
 	m := &s.dir[d]
 	a.reserve(s, m, n)
@@ -594,10 +616,11 @@ const freeMost = 256 << 10
 // always is more than can pass between two readings.
 const always = 1 << 50
 
-// grant lets of a response that was announced so much pass unbooked as counts as coming, which is as much: until more has passed, the
-// next tick, or the end. And when the stream has added to the generation all that it may, and holds all that it can, what passes changes
-// nothing until the next reading. So most chunks of a large response cost one subtraction: with caches that its bytes have emptied, each
-// pointer that is followed counts.
+// grant lets of a response that was announced so much pass unbooked as counts as coming, which is
+// as much: until more has passed, the next tick, or the end. And when the stream has added to the
+// generation all that it may, and holds all that it can, what passes changes nothing until the next
+// reading. So most chunks of a large response cost one subtraction: with caches that its bytes have
+// emptied, each pointer that is followed counts.
 func (a *Account) grant(s *Stream) {
 	m := &s.dir[Response]
 	var n int64
@@ -617,7 +640,8 @@ func (a *Account) grant(s *Stream) {
 	}
 }
 
-// revoke has the next bytes of a response be booked. Those that are not are of one that holds all that it can.
+// revoke has the next bytes of a response be booked. Those that are not are of one that holds all
+// that it can.
 func (a *Account) revoke(s *Stream) {
 	s.dir[Response].seen += s.unbooked()
 	s.free, s.granted = 0, 0
@@ -643,8 +667,8 @@ func (a *Account) bookOne(now Time, s *Stream) {
 	}
 }
 
-// Pass counts n bytes of a message that have passed, and what is unbooked of it. It returns how many of them were beyond what
-// was coming.
+// Pass counts n bytes of a message that have passed, and what is unbooked of it. It returns how
+// many of them were beyond what was coming.
 func (a *Account) Pass(now Time, s *Stream, d Direction, n int64) (beyond int64) {
 	m := &s.dir[d]
 	full := m.seen >= m.cap && s.likely == s.bounds && !s.small
@@ -696,8 +720,9 @@ func (a *Account) PassShadow(now Time, s *Stream, d Direction, n int64) {
 	s.settle(a, now)
 }
 
-// Uncredit ends the credit of a resumed request: what came while it was paused has passed, in one piece. The rest of the
-// credit is still coming. Pass does this by itself; where nothing had come, nothing passes.
+// Uncredit ends the credit of a resumed request: what came while it was paused has passed, in one
+// piece. The rest of the credit is still coming. Pass does this by itself; where nothing had come,
+// nothing passes.
 func (a *Account) Uncredit(now Time, s *Stream) {
 	m := &s.dir[Request]
 	if m.credit == 0 {
@@ -708,8 +733,8 @@ func (a *Account) Uncredit(now Time, s *Stream) {
 	a.Cover(now)
 }
 
-// Beyond says that a message has outgrown its entitlement: it has passed what was ever reserved for it, and what was
-// reserved is less than Envoy could hold of it anyway.
+// Beyond says that a message has outgrown its entitlement: it has passed what was ever reserved for
+// it, and what was reserved is less than Envoy could hold of it anyway.
 func (s *Stream) Beyond(d Direction) bool {
 	m := &s.dir[d]
 	return m.seen > m.reserved && m.reserved < m.cap
@@ -731,9 +756,9 @@ func (m *message) fill(gen uint32, n int64) int64 {
 	return n
 }
 
-// Pause notes that the stream's request is paused, or rejected unfinished, at the pause cost: so much it can leave
-// unread. That comes within a round trip and unseen, so it is fresh from now on; where the network filter sees what
-// comes, and it will soon be closed, only what has come already.
+// Pause notes that the stream's request is paused, or rejected unfinished, at the pause cost: so
+// much it can leave unread. That comes within a round trip and unseen, so it is fresh from now on;
+// where the network filter sees what comes, and it will soon be closed, only what has come already.
 func (a *Account) Pause(now Time, s *Stream, cost, come int64) {
 	s.paused = cost
 	m := &s.dir[Request]
@@ -741,8 +766,9 @@ func (a *Account) Pause(now Time, s *Stream, cost, come int64) {
 	s.settle(a, now)
 }
 
-// Drop notes that what a paused or rejected request has sent is gone with it: what comes next is counted for it. A flood
-// of clients that are turned away and come straight back would otherwise fill the estimate with what nobody holds.
+// Drop notes that what a paused or rejected request has sent is gone with it: what comes next is
+// counted for it. A flood of clients that are turned away and come straight back would otherwise
+// fill the estimate with what nobody holds.
 func (a *Account) Drop(s *Stream) {
 	m := &s.dir[Request]
 	a.giveBack(m.gen, m.genBytes)
@@ -761,8 +787,8 @@ func (a *Account) Linger(s *Stream, c *Connection) {
 	m.genBytes = 0
 }
 
-// PassPaused counts n bytes that the network filter saw for a paused request, as fresh: no more than its pause cost
-// in each generation, with which the pause itself began.
+// PassPaused counts n bytes that the network filter saw for a paused request, as fresh: no more
+// than its pause cost in each generation, with which the pause itself began.
 func (a *Account) PassPaused(s *Stream, n int64) {
 	m := &s.dir[Request]
 	if m.gen != a.gen {
@@ -773,9 +799,9 @@ func (a *Account) PassPaused(s *Stream, n int64) {
 	a.addFresh(n)
 }
 
-// PassShared counts n bytes that the network filter saw on a connection with paused HTTP/2 requests, as fresh: they may be of any of
-// those, however slowly they come, but no more than what those can leave unread in each generation. What is of others is counted
-// twice, then.
+// PassShared counts n bytes that the network filter saw on a connection with paused HTTP/2
+// requests, as fresh: they may be of any of those, however slowly they come, but no more than what
+// those can leave unread in each generation. What is of others is counted twice, then.
 func (a *Account) PassShared(c *Connection, n, costs int64) {
 	if c.sharedGen != a.gen {
 		c.sharedGen, c.shared = a.gen, 0
@@ -785,14 +811,15 @@ func (a *Account) PassShared(c *Connection, n, costs int64) {
 	a.addFresh(n)
 }
 
-// PauseUnseen is Pause where nobody sees what comes while the request is paused: at whatever speed, as much as that may come at
-// any time until Unpause or the end.
+// PauseUnseen is Pause where nobody sees what comes while the request is paused: at whatever speed,
+// as much as that may come at any time until Unpause or the end.
 func (a *Account) PauseUnseen(s *Stream, cost int64) {
 	s.paused, s.awaited = cost, cost
 	a.own.Coming += cost
 }
 
-// Unpause notes that the request goes on, or that what it may leave unread is to be counted in another way.
+// Unpause notes that the request goes on, or that what it may leave unread is to be counted in
+// another way.
 func (a *Account) Unpause(s *Stream) {
 	a.own.Coming -= s.awaited
 	s.paused, s.awaited = 0, 0
@@ -880,7 +907,8 @@ func (a *Account) CloseConnection(c *Connection) {
 	a.leave(c, 0, 0)
 }
 
-// Leave notes what a response of a key that has ended may still hold: unread, in the codec of its connection.
+// Leave notes what a response of a key that has ended may still hold: unread, in the codec of its
+// connection.
 func (a *Account) Leave(now Time, c *Connection, bytes int64, key *Sum) {
 	a.leave(c, 0, 0)
 	c.held, c.at, c.key = bytes, now, key
@@ -915,8 +943,8 @@ func (a *Account) leave(c *Connection, likely, bound int64) {
 	c.adds = [2]int64{likely, bound}
 }
 
-// Tick sweeps the streams, exchanges with the table and takes or keeps the poller slot. It returns whether the slot is
-// this VM's. An error is the store's; the account goes on with what it knows.
+// Tick sweeps the streams, exchanges with the table and takes or keeps the poller slot. It returns
+// whether the slot is this VM's. An error is the store's; the account goes on with what it knows.
 func (a *Account) Tick(now Time) (polls bool, err error) {
 	a.book(now)
 	if now-a.swept >= sweepEvery {
@@ -968,7 +996,8 @@ const (
 	pollerFree = 250 * time.Millisecond
 )
 
-// shrink lowers the lease to what is needed and the slack of the formula, and raises it to what is needed.
+// shrink lowers the lease to what is needed and the slack of the formula, and raises it to what is
+// needed.
 func (a *Account) shrink(now Time) {
 	if !a.joined {
 		return
@@ -992,9 +1021,9 @@ func (a *Account) due(now Time, polls bool) bool {
 	return was != a.own || now-a.written.Beat >= beatEvery || a.told != a.seen
 }
 
-// Observe takes a reading: bytes in use by the process and when it was asked for. It returns the level before and
-// after it. The error is the store's, or ErrConflict where the table could not be changed in time; then the reading
-// is lost, and the next one comes soon.
+// Observe takes a reading: bytes in use by the process and when it was asked for. It returns the
+// level before and after it. The error is the store's, or ErrConflict where the table could not be
+// changed in time; then the reading is lost, and the next one comes soon.
 func (a *Account) Observe(now, asked Time, reading int64) (before, after Level, err error) {
 	learned := a.trend
 	for range maxTries {
@@ -1038,11 +1067,14 @@ func (a *Account) Observe(now, asked Time, reading int64) (before, after Level, 
 	return before, before, err
 }
 
-// withoutShadows is what a reading would be if those were not there that would have been turned away, and those waited that would have had
-// to: of what traffic holds, their part goes, and what waiting costs comes in its place. All that is likely held is as much too high or
-// too low, so that only the proportions count. What nobody explains may be a leak, which mode enforce would have too, or be of shadows: as
-// large a part as they have moved of late, but not more than those who are there likely hold, which may be twice that, and a quarter of
-// what was held at once by those who were. 100 uploads leave 100 idle connections to the upstream, where mode enforce would have opened 30.
+// withoutShadows is what a reading would be if those were not there that would have been turned
+// away, and those waited that would have had to: of what traffic holds, their part goes, and what
+// waiting costs comes in its place. All that is likely held is as much too high or too low, so that
+// only the proportions count. What nobody explains may be a leak, which mode enforce would have
+// too, or be of shadows: as large a part as they have moved of late, but not more than those who
+// are there likely hold, which may be twice that, and a quarter of what was held at once by those
+// who were. 100 uploads leave 100 idle connections to the upstream, where mode enforce would have
+// opened 30.
 func (a *Account) withoutShadows(now Time, reading int64) int64 {
 	all := a.table.Sum()
 	shadowed := a.mix.shadowed(now, &all)
@@ -1088,8 +1120,9 @@ func (m *mix) shadowed(now Time, all *Entry) (share float64) {
 	return min(m.shadows/m.passed, 1)
 }
 
-// Shade makes the stream a shadow: a verdict that is not carried out says that it would not be there, or not yet. Nothing is reserved for
-// it any more, what passes of it is not fresh, and what it holds is summed up apart.
+// Shade makes the stream a shadow: a verdict that is not carried out says that it would not be
+// there, or not yet. Nothing is reserved for it any more, what passes of it is not fresh, and what
+// it holds is summed up apart.
 func (a *Account) Shade(now Time, s *Stream) {
 	if s.shadow || !s.live {
 		return
@@ -1120,7 +1153,8 @@ func (a *Account) Unshade(now Time, s *Stream) {
 	s.settle(a, now)
 }
 
-// CatchUp takes from what was reserved for a message that has been a shadow what has passed meanwhile: it is as if it passed now.
+// CatchUp takes from what was reserved for a message that has been a shadow what has passed
+// meanwhile: it is as if it passed now.
 func (a *Account) CatchUp(now Time, s *Stream, d Direction) {
 	m := &s.dir[d]
 	counted := min(m.seen, m.credit)
@@ -1135,7 +1169,8 @@ func (a *Account) CatchUp(now Time, s *Stream, d Direction) {
 	s.settle(a, now)
 }
 
-// Supposes notes what a shadow's message likely comes to, bytes, where nobody tells what passes of it.
+// Supposes notes what a shadow's message likely comes to, bytes, where nobody tells what passes of
+// it.
 func (a *Account) Supposes(now Time, s *Stream, d Direction, n int64) {
 	if m := &s.dir[d]; s.shadow && m.unseen {
 		m.reserved = min(max(m.reserved, n), m.cap)
@@ -1149,12 +1184,13 @@ func (a *Account) SetWaiting(n, held int64, since Time) {
 	a.own.Waiting, a.own.Held, a.own.WaitingSince = n, held, since
 }
 
-// SetRate publishes, with the next exchange, for how many bytes those in line wait, and how many are admitted per second.
+// SetRate publishes, with the next exchange, for how many bytes those in line wait, and how many
+// are admitted per second.
 func (a *Account) SetRate(wanted, perSecond int64) { a.own.Wanted, a.own.Rate = wanted, perSecond }
 
-// Book takes the next place in the one virtual queue of those who are to come back: so long, and from first on at the
-// earliest. It is not booked where it would end after last. If the table can't be changed in time, only this worker
-// knows of the place, until it loads the table again.
+// Book takes the next place in the one virtual queue of those who are to come back: so long, and
+// from first on at the earliest. It is not booked where it would end after last. If the table can't
+// be changed in time, only this worker knows of the place, until it loads the table again.
 func (a *Account) Book(now, first, span, last Time) (start Time, booked bool) {
 	for range maxTries {
 		err := a.load(now)
@@ -1179,7 +1215,8 @@ func (a *Account) Book(now, first, span, last Time) (start Time, booked bool) {
 // SetLeft publishes, with the next exchange, what rejected requests left unread.
 func (a *Account) SetLeft(n int64) { a.own.Left = n }
 
-// SetLeaving publishes, with the next exchange, what this worker has evicted and what may still be there.
+// SetLeaving publishes, with the next exchange, what this worker has evicted and what may still be
+// there.
 func (a *Account) SetLeaving(n int64) { a.own.Leaving = n }
 
 // ToEvict says how much all workers together are to evict, once: 0 if this one has done its part.
@@ -1213,8 +1250,8 @@ func (a *Account) unreserve(s *Stream, m *message, n int64) {
 	a.own.Coming -= n
 }
 
-// addFresh counts n more bytes, of which some may be those that others have given back: the allocator gives them out
-// again.
+// addFresh counts n more bytes, of which some may be those that others have given back: the
+// allocator gives them out again.
 func (a *Account) addFresh(n int64) {
 	again := min(n, a.spare)
 	a.spare -= again
@@ -1224,8 +1261,8 @@ func (a *Account) addFresh(n int64) {
 	a.own.Passed += n
 }
 
-// giveBack keeps what is gone for the next, within its generation. Until a reading tells, it stays counted, for the
-// allocator's caches may hold it.
+// giveBack keeps what is gone for the next, within its generation. Until a reading tells, it stays
+// counted, for the allocator's caches may hold it.
 func (a *Account) giveBack(gen uint32, n int64) {
 	if gen == a.gen {
 		a.spare += n

@@ -68,7 +68,7 @@ const (
 // maxSurprise: how much of the limit the surprise may keep free. More, and one wrong figure would close the door.
 const maxSurprise = 10 // 1/10
 
-// share is T(x) of the design: where the share x of what traffic can have ends. What the process holds without
+// share is where the share x of what traffic can have ends. What the process holds without
 // traffic (base) can't be shed, so it is no part of what is shared out, and what comes unseen (surprise) is kept free.
 func (t *Table) share(l *Limits, x float64) int64 {
 	return t.Base + int64(x*float64(l.Limit-min(t.Surprise, l.Limit/maxSurprise)-t.Base))

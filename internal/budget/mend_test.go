@@ -20,7 +20,8 @@ func (b *books) foreign(t *Table) {
 // never are times that cannot have been at now.
 func never(now Time) []Time { return []Time{now + Ahead + 1, math.MaxInt64, -1, math.MinInt64} }
 
-// A reading that was asked for in the future would be the latest for ever, and each that comes an older one.
+// A reading that was asked for in the future would be the latest for ever, and each that comes an
+// older one.
 func TestAReadingFromTheFutureIsNone(t *testing.T) {
 	for _, asked := range never(time.Hour) {
 		t.Run(fmt.Sprint(asked), func(t *testing.T) {
@@ -40,7 +41,8 @@ func TestAReadingFromTheFutureIsNone(t *testing.T) {
 			require.True(t, a.Stale(b.now), "and it grows old")
 		})
 	}
-	// A worker whose now is that of its last tick may be behind: what was asked for since is a reading.
+	// A worker whose now is that of its last tick may be behind: what was asked for since is a
+	// reading.
 	b := open(t, 1)
 	b.foreign(&Table{Reading: 190 * mib, Asked: b.now + Ahead, Sequence: 7})
 	require.NoError(t, b.accounts[0].Refresh(b.now))
@@ -48,7 +50,8 @@ func TestAReadingFromTheFutureIsNone(t *testing.T) {
 	require.Equal(t, 190*mib, b.accounts[0].Table().Reading)
 }
 
-// Who beats in the future would never be dead: what he holds would count for ever, and nobody would ask for readings.
+// Who beats in the future would never be dead: what he holds would count for ever, and nobody would
+// ask for readings.
 func TestABeatFromTheFutureIsNone(t *testing.T) {
 	for _, beat := range never(time.Hour) {
 		t.Run(fmt.Sprint(beat), func(t *testing.T) {
@@ -99,10 +102,12 @@ func TestImpossibleSizesCountAsNone(t *testing.T) {
 	for _, size := range []int64{math.MaxInt64, math.MinInt64, maxSize + 1, -1} {
 		b := open(t, 1)
 		a := b.accounts[0]
-		b.foreign(&Table{Reading: size, Asked: b.now, Sequence: math.MaxUint64, Low: size, Base: size, Surprise: size, Evict: size, EvictSequence: math.MaxUint64, Container: size})
+		b.foreign(&Table{Reading: size, Asked: b.now, Sequence: math.MaxUint64, Low: size, Base: size, Surprise: size,
+			Evict: size, EvictSequence: math.MaxUint64, Container: size,
+			InUse: size, Peak: size, Allocated: size, Begun: Time(size)})
 		require.NoError(t, a.Refresh(b.now))
 		require.True(t, a.Stale(b.now), "there is no reading")
-		require.Equal(t, Table{Asked: min(0, b.now-2*staleAfter), Entries: a.table.Entries}, a.table)
+		require.Equal(t, Table{Asked: min(0, b.now-2*staleAfter), Begun: b.now, Entries: a.table.Entries}, a.table)
 	}
 	for name, edit := range map[string]func(e *Entry){
 		"lease":    func(e *Entry) { e.Lease = math.MaxInt64 },
@@ -143,7 +148,8 @@ func TestSumsOfATableDoNotOverflow(t *testing.T) {
 	}
 }
 
-// A table that begins anew counts readings from 1 again: what was evicted for one of before is no reason not to evict.
+// A table that begins anew counts readings from 1 again: what was evicted for one of before is no
+// reason not to evict.
 func TestEvictionInATableThatBeginsAnew(t *testing.T) {
 	b := open(t, 1)
 	a := b.accounts[0]
@@ -163,7 +169,8 @@ func TestEvictionInATableThatBeginsAnew(t *testing.T) {
 	require.Positive(t, a.ToEvict())
 }
 
-// A table from a worker that has found a surprise beyond all reason keeps no more free than this one's own could.
+// A table from a worker that has found a surprise beyond all reason keeps no more free than this
+// one's own could.
 func TestASurpriseThatIsTakenOverIsBounded(t *testing.T) {
 	b := open(t, 1)
 	b.foreign(&Table{Reading: 40 * mib, Asked: b.now - ms, Sequence: 3, Surprise: maxSize})

@@ -6,7 +6,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// What shadows hold is taken out of the readings, in proportion to what traffic likely holds, and what would wait is put in.
+// What shadows hold is taken out of the readings, in proportion to what traffic likely holds, and
+// what would wait is put in.
 func TestShadowsAreNotInReadings(t *testing.T) {
 	b := open(t, 2)
 	b.join()

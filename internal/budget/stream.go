@@ -15,12 +15,13 @@ const (
 const Unknown int64 = -1
 
 const (
-	// What was announced and does not come is not waited for: an upload's sender may pause, an upstream that has sent
-	// its headers hardly ever does.
+	// What was announced and does not come is not waited for: an upload's sender may pause, an
+	// upstream that has sent its headers hardly ever does.
 	requestLapse  = 2 * time.Second
 	responseLapse = 300 * time.Millisecond
-	// Of a message whose bytes nobody tells, what was reserved is in a reading by then, or does not come: with the times above an
-	// Envoy that is told nothing but headers reached less than half of its throughput.
+	// Of a message whose bytes nobody tells, what was reserved is in a reading by then, or does not
+	// come: with the times above an Envoy that is told nothing but headers reached less than half
+	// of its throughput.
 	unseenLapse = time.Second
 	// From trickleAfter on, a request's coming is bounded by what it has lately shown to bring.
 	trickleAfter = 500 * time.Millisecond
@@ -56,7 +57,8 @@ func (m *message) begin(now Time, gen uint32, most int64) {
 	m.cap, m.length, m.gen, m.moved, m.begun, m.second = most, Unknown, gen, now, now, now
 }
 
-// bound is the most that can be held of what has passed. Where nobody tells that, it is what was announced or forecast.
+// bound is the most that can be held of what has passed. Where nobody tells that, it is what was
+// announced or forecast.
 func (m *message) bound() int64 {
 	if m.unseen {
 		return min(m.reserved, m.cap)
@@ -78,12 +80,14 @@ func (m *message) open() int64 {
 // missing says that announced bytes have not come: someone does not write, or does not read.
 func (m *message) missing() bool { return !m.ended && m.length != Unknown && m.seen < m.length }
 
-// Stream is one request and its response in a worker's account. The zero value is ready for Account.Open.
+// Stream is one request and its response in a worker's account. The zero value is ready for
+// Account.Open.
 type Stream struct {
 	free    int64 // so much of the response may pass before anything is to be booked: first, for most chunks need no more of the stream
 	granted int64 // what free began with
 	at      int   // place in Account.free; 0 = it is not there
-	// Its response may hold all that is reserved for it, for all that is known: see Account.Presume.
+	// Its response may hold all that is reserved for it, for all that is known: see
+	// Account.Presume.
 	presumed bool
 	over     bool // and has ended
 	shadow   bool // see Account.Shade
@@ -103,10 +107,12 @@ type Stream struct {
 	likely, bounds, exposure, smallSum int64
 }
 
-// Presumed says whether what the response can hold is reserved for it, and nothing of it is looked at.
+// Presumed says whether what the response can hold is reserved for it, and nothing of it is looked
+// at.
 func (s *Stream) Presumed() bool { return s.presumed }
 
-// Ends notes that a presumed response has ended, and says whether that is all there is to do; else it is for Account.End.
+// Ends notes that a presumed response has ended, and says whether that is all there is to do; else
+// it is for Account.End.
 func (s *Stream) Ends() bool {
 	s.over = s.presumed
 	return s.presumed
@@ -123,7 +129,8 @@ func (s *Stream) Seen(d Direction) int64 {
 	return s.dir[d].seen
 }
 
-// Free notes n more bytes of the response, and says whether that is all there is to do; else they are for Account.Pass.
+// Free notes n more bytes of the response, and says whether that is all there is to do; else they
+// are for Account.Pass.
 func (s *Stream) Free(n int64) bool {
 	if s.free < n {
 		return false
@@ -161,14 +168,17 @@ func (s *Stream) Ended(d Direction) bool { return s.dir[d].ended }
 // Reserved is how many bytes are still reserved for the direction.
 func (s *Stream) Reserved(d Direction) int64 { return s.dir[d].coming }
 
-// Unbooked is how much of what has passed of the response is not booked yet, and part of what is reserved.
+// Unbooked is how much of what has passed of the response is not booked yet, and part of what is
+// reserved.
 func (s *Stream) Unbooked() int64 { return min(s.unbooked(), s.dir[Response].coming) }
 
-// Awaited is how many bytes are counted as coming while the request is paused, because nobody sees them come.
+// Awaited is how many bytes are counted as coming while the request is paused, because nobody sees
+// them come.
 func (s *Stream) Awaited() int64 { return s.awaited }
 
-// weight is how much of its bound a stream likely holds: all while bytes moved within the last second or announced
-// ones are missing, else half of it for each second, down to a tenth: an idle stream has most likely drained.
+// weight is how much of its bound a stream likely holds: all while bytes moved within the last
+// second or announced ones are missing, else half of it for each second, down to a tenth: an idle
+// stream has most likely drained.
 func weight(idle Time) float64 {
 	switch {
 	case idle < recent:

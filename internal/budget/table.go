@@ -7,11 +7,12 @@ import (
 	"time"
 )
 
-// Time is a reading of the host's CLOCK_MONOTONIC. It has to come from one clock for all workers of a process.
+// Time is a reading of the host's CLOCK_MONOTONIC. It has to come from one clock for all workers of
+// a process.
 type Time = time.Duration
 
-// Table is what the workers of one process know of each other: the last reading of the allocator, and one entry per
-// worker. It is one value in shared storage and changes by compare-and-swap only.
+// Table is what the workers of one process know of each other: the last reading of the allocator,
+// and one entry per worker. It is one value in shared storage and changes by compare-and-swap only.
 type Table struct {
 	Reading  int64  // bytes in use by the process, without what shadows hold (see Account.Observe); what counts only when Sequence > 0
 	Asked    Time   // when the reading was asked for: all that had passed by then is in it
@@ -20,7 +21,7 @@ type Table struct {
 	Base     int64  // what the process holds without traffic, bytes: see Trend
 	Surprise int64  // what came and no filter saw, the decaying maximum, bytes: see Trend
 	Level    Level
-	Futile   bool // shedding frees nothing: see Levels
+	Futile   bool // shedding frees nothing: see level.go
 	Booked   Time // until when those who were told to come back have taken places: see Account.Book; past = the queue is empty
 
 	Container int64 // the limit of the container that the process runs in, bytes; 0 = not known
@@ -69,7 +70,8 @@ type Entry struct {
 	PresumedStreams int64
 	Connections     int64
 	VM              int64 // memory of the worker's virtual machine; it is outside every reading
-	// ConnectionLease is how many connections the worker may have open without asking again; 0 without a limit.
+	// ConnectionLease is how many connections the worker may have open without asking again; 0
+	// without a limit.
 	ConnectionLease int64
 	// What its shadows likely hold, and of what has passed, what was of shadows: see Account.Shade.
 	Shadows, Shadowed int64
@@ -77,10 +79,12 @@ type Entry struct {
 
 func (e *Entry) need() int64 { return e.Fresh + e.Coming }
 
-// counts is what others must count for the worker: what it was promised, or more where it could not be refused.
+// counts is what others must count for the worker: what it was promised, or more where it could not
+// be refused.
 func (e *Entry) counts() int64 { return max(e.Lease, e.need()) }
 
-// deadAfter: a worker beats on every tick. One that has not for so long was trapped, and what it held is in the reading.
+// deadAfter: a worker beats on every tick. One that has not for so long was trapped, and what it
+// held is in the reading.
 const deadAfter = 2 * time.Second
 
 const (
@@ -128,7 +132,8 @@ func (t *Table) Append(buf []byte) []byte {
 	return buf
 }
 
-// fields lists what is encoded of an entry behind its id, in order: the one place that both directions share.
+// fields lists what is encoded of an entry behind its id, in order: the one place that both
+// directions share.
 func (e *Entry) fields() [entryFields]*int64 {
 	return [entryFields]*int64{
 		(*int64)(&e.Beat), &e.Lease, &e.Fresh, &e.Coming, &e.Passed, &e.Small, &e.Likely, &e.Bounds, &e.Exposure,
@@ -137,8 +142,8 @@ func (e *Entry) fields() [entryFields]*int64 {
 	}
 }
 
-// Decode reads what Append wrote, into t, whose entries it reuses. An empty value is an empty table. On an error,
-// which wraps ErrTable, t is empty.
+// Decode reads what Append wrote, into t, whose entries it reuses. An empty value is an empty
+// table. On an error, which wraps ErrTable, t is empty.
 func (t *Table) Decode(value []byte) error {
 	*t = Table{Entries: t.Entries[:0]}
 	if len(value) == 0 {
@@ -172,18 +177,21 @@ func (t *Table) Decode(value []byte) error {
 }
 
 const (
-	// Ahead is how much later than now a time may be that another worker has written: between ticks a worker's now is that of its
-	// last one, and that may be late. What lies further ahead is no time of this machine.
+	// Ahead is how much later than now a time may be that another worker has written: between ticks
+	// a worker's now is that of its last one, and that may be late. What lies further ahead is no
+	// time of this machine.
 	Ahead = 10 * time.Second
 	// maxBooked is how far ahead places may be taken: the longest delay that a client is told.
 	maxBooked = time.Hour + Ahead
-	// maxSize is more than any reading, bytes, and maxSum than all that the workers can have together: sums of both overflow nothing.
+	// maxSize is more than any reading, bytes, and maxSum than all that the workers can have
+	// together: sums of both overflow nothing.
 	maxSize = 4 * Unlimited
 	maxSum  = 1 << 60
 )
 
-// mend takes out of the table what can't be: times that lie in the future, and sizes that no memory has. Else they would count as
-// the latest for ever. What is taken for a reading then is none, and the poller's place is free.
+// mend takes out of the table what can't be: times that lie in the future, and sizes that no memory
+// has. Else they would count as the latest for ever. What is taken for a reading then is none, and
+// the poller's place is free.
 func (t *Table) mend(now Time) {
 	if !happened(t.Asked, now) || !possible(t.Reading) {
 		t.Reading, t.Asked = 0, min(0, now-2*staleAfter)
@@ -213,7 +221,8 @@ func happened(at, now Time) bool { return at >= 0 && at <= now+Ahead }
 
 func possible(size int64) bool { return size >= 0 && size <= maxSize }
 
-// drop removes the entries of workers that no longer beat, and those that no worker can have written.
+// drop removes the entries of workers that no longer beat, and those that no worker can have
+// written.
 func (t *Table) drop(now Time) (dropped bool) {
 	live, most := t.Entries[:0], int64(maxSum/max(len(t.Entries), 1))
 	for i := range t.Entries {
@@ -226,7 +235,8 @@ func (t *Table) drop(now Time) (dropped bool) {
 	return dropped
 }
 
-// within says that no size or number of the entry is larger than most. Of a running total, a reading's number and a time none is.
+// within says that no size or number of the entry is larger than most. Of a running total, a
+// reading's number and a time none is.
 func (e *Entry) within(most int64) bool {
 	for _, v := range e.fields() {
 		switch v {
@@ -260,8 +270,9 @@ func (t *Table) entry(id uint32) *Entry {
 	return &t.Entries[len(t.Entries)-1]
 }
 
-// sum adds up the entries but one (0 leaves nobody out: ids begin at 1); its Lease is what an estimate must count
-// (see Entry.counts), its ConnectionLease what a limit must, its WaitingSince the earliest.
+// sum adds up the entries but one (0 leaves nobody out: ids begin at 1); its Lease is what an
+// estimate must count (see Entry.counts), its ConnectionLease what a limit must, its WaitingSince
+// the earliest.
 func (t *Table) sum(without uint32) Entry {
 	var s Entry
 	for i := range t.Entries {

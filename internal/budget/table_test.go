@@ -53,8 +53,8 @@ func TestATableIsReadBack(t *testing.T) {
 	require.Zero(t, got.Sequence)
 }
 
-// Each field of an entry is encoded once: a field that was forgotten would be 0 for all others, and no test of one
-// worker would see it.
+// Each field of an entry is encoded once: a field that was forgotten would be 0 for all others, and
+// no test of one worker would see it.
 func TestNoFieldOfAnEntryIsForgotten(t *testing.T) {
 	var e Entry
 	seen := map[*int64]bool{}

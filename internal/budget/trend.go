@@ -5,7 +5,8 @@ import (
 	"time"
 )
 
-// lowest is the minimum of a sliding window, in n buckets of one width each: exact to a bucket, and small.
+// lowest is the minimum of a sliding window, in n buckets of one width each: exact to a bucket, and
+// small.
 type lowest struct {
 	width   Time
 	buckets [10]struct {
@@ -41,8 +42,8 @@ type trend struct {
 	bases lowest // reading − likely held, of ten minutes
 	lows  lowest // readings of ten seconds
 
-	// Surprise: the growth of the reading over eight readings against all that passed meanwhile. Over one reading
-	// alone it would mostly be false, because the table lags by a tick.
+	// Surprise: the growth of the reading over eight readings against all that passed meanwhile.
+	// Over one reading alone it would mostly be false, because the table lags by a tick.
 	ring    [surpriseReadings + 4]sample
 	n       int       // samples in the ring
 	pending [2]sample // not judged yet, the oldest first: where readings come as fast as workers publish there is always one
@@ -64,7 +65,8 @@ type sample struct {
 const (
 	surpriseReadings = 8
 	surpriseHalf     = 30 * time.Second
-	// sleepsAfter: who has not published for so long has had nothing to publish: beatEvery, and some.
+	// sleepsAfter: who has not published for so long has had nothing to publish: beatEvery, and
+	// some.
 	sleepsAfter = 2 * beatEvery
 	// staleAfter: without a reading for so long there is none.
 	staleAfter = time.Second
@@ -106,16 +108,18 @@ func (r *trend) observe(now Time, t *Table, l *Limits) {
 	r.evict(now, t, l, all.Leaving)
 }
 
-// evictAfter readings over the limit somebody has to go: a single one may be what is being freed already.
+// evictAfter readings over the limit somebody has to go: a single one may be what is being freed
+// already.
 const (
 	evictAfter = 2
 	evictOn    = 2 * time.Second // after the last of them
 )
 
-// evict says how much is to be evicted, down to hard, less what is leaving already. One excess evicts once: as long as not
-// every worker has done its part of the last one, there is no other. What was evicted may have held less than was thought: then
-// it goes on until memory is below hard, or it would stay just under the limit, and over it again and again; but not for long, for
-// what does not go by that is not what was evicted.
+// evict says how much is to be evicted, down to hard, less what is leaving already. One excess
+// evicts once: as long as not every worker has done its part of the last one, there is no other.
+// What was evicted may have held less than was thought: then it goes on until memory is below hard,
+// or it would stay just under the limit, and over it again and again; but not for long, for what
+// does not go by that is not what was evicted.
 func (r *trend) evict(now Time, t *Table, l *Limits, leaving int64) {
 	switch {
 	case t.Reading > l.Limit:
@@ -137,8 +141,9 @@ func (r *trend) evict(now Time, t *Table, l *Limits, leaving int64) {
 	}
 }
 
-// settle judges the pending readings once every live worker has published after their answers: only then is all that
-// the reading may hold in the totals. One that has no requests and publishes seldom has nothing to add.
+// settle judges the pending readings once every live worker has published after their answers: only
+// then is all that the reading may hold in the totals. One that has no requests and publishes
+// seldom has nothing to add.
 func (r *trend) settle(now Time, t *Table) {
 	for r.waiting > 0 && r.published(t, r.pending[0].answered) {
 		r.judge(now, r.pending[0], t)
@@ -171,8 +176,9 @@ func (r *trend) judge(now Time, last sample, t *Table) {
 	r.ring[r.n] = last
 	r.n++
 	first := r.n - 1 - surpriseReadings
-	// What passed between an answer and its judgement is in that reading's total but not in the reading itself. So the
-	// total to begin with is one judged before the first reading was asked for: else each burst would be a surprise.
+	// What passed between an answer and its judgement is in that reading's total but not in the
+	// reading itself. So the total to begin with is one judged before the first reading was asked
+	// for: else each burst would be a surprise.
 	for i := first - 1; i >= 0; i-- {
 		if before := &r.ring[i]; before.judged <= r.ring[first].asked {
 			if s := (last.reading - r.ring[first].reading) - (last.passed - before.passed); s > r.decayed(now) {

@@ -1,5 +1,5 @@
-// Package docs tests the documents of this repository: how they are written, that their links resolve, and that the
-// commands of the tutorial work.
+// Package docs tests the documents of this repository: how they are written, that their links
+// resolve, and that the commands of the tutorial work.
 package docs
 
 import (
@@ -170,7 +170,8 @@ func (s sentence) words() int {
 	return n
 }
 
-// withoutCode is the text of all lines that are no code: links and code spans may go over the end of a line.
+// withoutCode is the text of all lines that are no code: links and code spans may go over the end
+// of a line.
 func (d document) withoutCode() string {
 	var text strings.Builder
 	for _, l := range d.lines {

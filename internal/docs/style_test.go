@@ -23,7 +23,8 @@ const (
 	maxAnswerC = 100 // and their columns
 )
 
-// forbidden are words that have a plainer one, or another name here, with what to write. See docs/explanation/glossary.md.
+// forbidden are words that have a plainer one, or another name here, with what to write. See
+// docs/explanation/glossary.md.
 var forbidden = []struct{ word, write string }{
 	{`waiting line`, "queue"},
 	{`(waits?|waited|waiting|stands?|stood|those|time|who is|many) in line`, "in the queue"},
@@ -196,7 +197,8 @@ func TestAnswersAreShort(t *testing.T) {
 	t.Fatal("there is no RATIONALE.md")
 }
 
-// The log lines of the page on troubleshooting are in the code, or Envoy's own. In them … stands for a verb of fmt.
+// The log lines of the page on troubleshooting are in the code, or Envoy's own. In them … stands
+// for a verb of fmt.
 func TestLogLinesAreReal(t *testing.T) {
 	var source strings.Builder
 	list := exec.Command("git", "ls-files", "-z", "*.go")

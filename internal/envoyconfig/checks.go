@@ -69,8 +69,9 @@ func (c *checker) filter(f filter) {
 	c.service(f.at, f.config)
 }
 
-// source is about whether a client's address is its own. Without use_remote_address Envoy takes it from X-Forwarded-For, which the client
-// may have written. An operator who has another extension find it out has thought of that, and Envoy refuses both together.
+// source is about whether a client's address is its own. Without use_remote_address Envoy takes it
+// from X-Forwarded-For, which the client may have written. An operator who has another extension
+// find it out has thought of that, and Envoy refuses both together.
 func (c *checker) source(f filter) {
 	if c.config.Fairness.By != "source" || f.hcm == nil {
 		return

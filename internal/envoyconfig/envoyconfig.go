@@ -1,5 +1,5 @@
-// Package envoyconfig holds Envoy's own configuration against that of `highwater serve`: whether its ext_proc filters tell the server
-// what it needs, and do what it answers.
+// Package envoyconfig holds Envoy's own configuration against that of `highwater serve`: whether
+// its ext_proc filters tell the server what it needs, and do what it answers.
 package envoyconfig
 
 import (
@@ -19,7 +19,8 @@ import (
 
 // Finding is one thing to change.
 type Finding struct {
-	// Error: requests fail, or are not guarded, or Envoy refuses its configuration. Else they are guarded less well than they could be.
+	// Error: requests fail, or are not guarded, or Envoy refuses its configuration. Else they are
+	// guarded less well than they could be.
 	Error bool
 	// Text is one line: where it is, what is wrong with it, what follows, and what to write.
 	Text string
@@ -39,7 +40,8 @@ type Report struct {
 	Findings   []Finding
 }
 
-// Check holds Envoy's bootstrap, YAML or JSON, against the configuration of the server. Its error says why the text is no bootstrap.
+// Check holds Envoy's bootstrap, YAML or JSON, against the configuration of the server. Its error
+// says why the text is no bootstrap.
 func Check(text []byte, config guard.Config) (Report, error) {
 	root, err := parse(text)
 	if err != nil {
@@ -64,7 +66,8 @@ func Check(text []byte, config guard.Config) (Report, error) {
 	return c.Report, nil
 }
 
-// MaxBootstrap is how much of a bootstrap is read: some 20,000 clusters. To read it takes up to fifty times as much memory.
+// MaxBootstrap is how much of a bootstrap is read: some 20,000 clusters. To read it takes up to
+// fifty times as much memory.
 const MaxBootstrap = 8 * unit.MiB
 
 func parse(text []byte) (map[string]any, error) {
@@ -137,7 +140,8 @@ func (f filter) named() bool {
 
 const kind = "envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor"
 
-// filters finds every ext_proc filter, wherever it is: one may be inside of another filter's configuration.
+// filters finds every ext_proc filter, wherever it is: one may be inside of another filter's
+// configuration.
 func filters(root any) (found []filter) {
 	walk(root, place{}, func(in place, m map[string]any) {
 		if typeOf(m) != kind {

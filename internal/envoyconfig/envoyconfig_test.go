@@ -49,7 +49,8 @@ func TestTheExampleIsClean(t *testing.T) {
 	}
 }
 
-// What an ext_proc filter needs is in the lines of the example: without one of them there is a finding, and no other.
+// What an ext_proc filter needs is in the lines of the example: without one of them there is a
+// finding, and no other.
 func TestFindings(t *testing.T) {
 	const (
 		cluster = "cluster highwater: "
@@ -282,7 +283,8 @@ func TestFindingsOfMore(t *testing.T) {
 	}
 	text := example(t)
 
-	// Where both bodies go through the server, nothing is to be asked for; in full duplex Envoy waits for as long as it takes.
+	// Where both bodies go through the server, nothing is to be asked for; in full duplex Envoy
+	// waits for as long as it takes.
 	duplex := edit(t, edit(t, text, "request_body_mode: NONE", "request_body_mode: FULL_DUPLEX_STREAMED"), "request_trailer_mode: SKIP", "request_trailer_mode: SEND")
 	require.Nil(t, findings(edit(t, edit(t, duplex, "message_timeout: 5s", ""), "allow_mode_override: true", "")))
 
@@ -322,7 +324,8 @@ func TestFindingsOfMore(t *testing.T) {
 	require.Nil(t, findings(edit(t, old, "    connect_timeout: 1s\n", "    connect_timeout: 1s\n    http2_protocol_options: {}\n")))
 }
 
-// Filters of other servers are none of our business; where none can be told apart all are looked at.
+// Filters of other servers are none of our business; where none can be told apart all are looked
+// at.
 func TestWhose(t *testing.T) {
 	list := func(filters ...string) string {
 		return "static_resources: {listeners: [{name: a, default_filter_chain: {filters: [{typed_config: {http_filters: [" + strings.Join(filters, ",") + "]}}]}}]}"
@@ -338,7 +341,8 @@ func TestWhose(t *testing.T) {
 		{list(filter("x", "y"), filter("v", "w")), []string{"listener a: default_filter_chain: http_filters[0] x", "listener a: default_filter_chain: http_filters[1] v"}, nil},
 		{list(filter("x", "Highwater-1"), filter("v", "w")), []string{"listener a: default_filter_chain: http_filters[0] x"}, []string{"listener a: default_filter_chain: http_filters[1] v"}},
 		{list(filter("x", "y"), filter("my.highwater", "w")), []string{"listener a: default_filter_chain: http_filters[1] my.highwater"}, []string{"listener a: default_filter_chain: http_filters[0] x"}},
-		// Inside of another filter, in one of several chains, of a listener without a name, behind a cluster.
+		// Inside of another filter, in one of several chains, of a listener without a name, behind
+		// a cluster.
 		{"listeners: [{filter_chains: [{}, {name: tls, x: {httpFilters: [{name: outer, x: {y: [" + filter("inner", "z") + "]}}]}}]}]", []string{"listeners[0]: filter_chains[1] tls: httpFilters[0] outer"}, nil},
 		{"clusters: [{name: c, x: {http_filters: [" + filter("f", "z") + "]}}]", []string{"cluster c: http_filters[0] f"}, nil},
 		{filter("x", "y"), []string{"ext_proc filter"}, nil},

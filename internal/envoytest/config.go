@@ -13,13 +13,14 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// Config is an Envoy bootstrap as a tree, to be edited before the start. Where the guard is the ext_proc server, its own
-// configuration is in there too, under serverKey, until the start.
+// Config is an Envoy bootstrap as a tree, to be edited before the start. Where the guard is the
+// ext_proc server, its own configuration is in there too, under serverKey, until the start.
 type Config map[string]any
 
 const serverKey = "highwater server"
 
-// server is the configuration of the ext_proc server; nil where the guard is the plugin, or there is none.
+// server is the configuration of the ext_proc server; nil where the guard is the plugin, or there
+// is none.
 func (c Config) server() map[string]any {
 	m, _ := c[serverKey].(map[string]any)
 	return m
@@ -64,7 +65,8 @@ func (c Config) Listeners() []map[string]any { return c.list("listeners") }
 // Clusters are the static clusters.
 func (c Config) Clusters() []map[string]any { return c.list("clusters") }
 
-// Cluster returns the cluster of that name; it panics where there is none, because a test is wrong then.
+// Cluster returns the cluster of that name; it panics where there is none, because a test is wrong
+// then.
 func (c Config) Cluster(name string) map[string]any {
 	for _, cluster := range c.Clusters() {
 		if cluster["name"] == name {
@@ -125,8 +127,8 @@ func (c Config) SetPluginConfig(edit func(cfg map[string]any)) {
 	})
 }
 
-// SetWholePluginConfig replaces what Envoy hands to every Highwater plugin: a StringValue of a string, else the value
-// itself.
+// SetWholePluginConfig replaces what Envoy hands to every Highwater plugin: a StringValue of a
+// string, else the value itself.
 func (c Config) SetWholePluginConfig(v any) {
 	c.plugins(func(plugin map[string]any) {
 		if text, ok := v.(string); ok {
@@ -218,14 +220,16 @@ func (c Config) SetExtProc(edit func(filter map[string]any)) {
 	})
 }
 
-// SetSendBuffer bounds what the kernel takes of what goes to a cluster, bytes (it doubles them): the rest stays with Envoy.
+// SetSendBuffer bounds what the kernel takes of what goes to a cluster, bytes (it doubles them):
+// the rest stays with Envoy.
 func (c Config) SetSendBuffer(cluster string, n int) {
 	c.Cluster(cluster)["upstream_bind_config"] = map[string]any{"socket_options": []any{map[string]any{
 		"description": "SO_SNDBUF", "level": syscall.SOL_SOCKET, "name": syscall.SO_SNDBUF, "int_value": n, "state": "STATE_PREBIND",
 	}}}
 }
 
-// walkTraffic visits every object of the listeners that traffic comes through: not of the one that answers questions.
+// walkTraffic visits every object of the listeners that traffic comes through: not of the one that
+// answers questions.
 func (c Config) walkTraffic(visit func(map[string]any)) {
 	for _, l := range c.Listeners() {
 		if l["name"] != "debug" {
@@ -234,7 +238,8 @@ func (c Config) walkTraffic(visit func(map[string]any)) {
 	}
 }
 
-// SetConnectionManager edits the HTTP connection manager of every listener that traffic comes through.
+// SetConnectionManager edits the HTTP connection manager of every listener that traffic comes
+// through.
 func (c Config) SetConnectionManager(edit func(hcm map[string]any)) {
 	c.walkTraffic(func(m map[string]any) {
 		if _, ok := m["http_filters"]; ok {
@@ -288,7 +293,8 @@ func (c Config) SetLinger(d time.Duration) {
 	})
 }
 
-// AddOverloadManager gives Envoy its own overload manager with the limit in bytes, as its documentation advises.
+// AddOverloadManager gives Envoy its own overload manager with the limit in bytes, as its
+// documentation advises.
 func (c Config) AddOverloadManager(limit int64) {
 	const heap = "envoy.resource_monitors.fixed_heap"
 	threshold := func(v float64) map[string]any {

@@ -14,7 +14,8 @@ import (
 // MaxKeys is how many keys are told apart. What comes beyond is one key more: the other.
 const MaxKeys = 64
 
-// MaxNamed is for how many named keys a place is kept, whoever else comes. The rest is always there for the others.
+// MaxNamed is for how many named keys a place is kept, whoever else comes. The rest is always there
+// for the others.
 const MaxNamed = 48
 
 // reuseAfter is how long a key that has nothing any more keeps its place.
@@ -23,7 +24,8 @@ const reuseAfter = time.Second
 // Name is what a key is called: by what requests are told apart, and which of those it is.
 type Name struct{ By, Value string }
 
-// id is the FNV-1a hash of the name, by which workers mean the same key. Two names with the same id share a share.
+// id is the FNV-1a hash of the name, by which workers mean the same key. Two names with the same id
+// share a share.
 func (n Name) id() uint64 {
 	h := uint64(14695981039346656037)
 	for _, s := range [...]string{n.By, "\x00", n.Value} {
@@ -49,8 +51,8 @@ type Key[T any] struct {
 // Named says whether a place is kept for it: see Keys.Name.
 func (k *Key[T]) Named() bool { return k.named }
 
-// Keys are the keys of one worker. However many names come, it holds MaxKeys of them, and those that were named before find a
-// place among them. Make it with NewKeys.
+// Keys are the keys of one worker. However many names come, it holds MaxKeys of them, and those
+// that were named before find a place among them. Make it with NewKeys.
 type Keys[T any] struct {
 	Other  Key[T] // those that have no place of their own
 	all    []*Key[T]
@@ -68,8 +70,8 @@ func NewKeys[T any]() *Keys[T] {
 // All are the keys that have a place, without the other.
 func (k *Keys[T]) All() []*Key[T] { return k.all }
 
-// Name keeps places for the keys of these names, in place of those that it was told before: as many as MaxNamed. The names that
-// clients make up have the rest.
+// Name keeps places for the keys of these names, in place of those that it was told before: as many
+// as MaxNamed. The names that clients make up have the rest.
 func (k *Keys[T]) Name(names map[Name]bool) {
 	k.named, k.madeUp = names, 0
 	for _, key := range k.all {
@@ -79,9 +81,10 @@ func (k *Keys[T]) Name(names map[Name]bool) {
 	}
 }
 
-// Get returns the key of that name. A new one takes a free place, else that of the key that has had nothing for the
-// longest time, at least a second; it has the weight that weigh returns, and a clone of the name. Where there is no place it is the
-// other. One that is named takes the place of one that is not and has nothing, for however long.
+// Get returns the key of that name. A new one takes a free place, else that of the key that has had
+// nothing for the longest time, at least a second; it has the weight that weigh returns, and a
+// clone of the name. Where there is no place it is the other. One that is named takes the place of
+// one that is not and has nothing, for however long.
 func (k *Keys[T]) Get(now time.Duration, name Name, weigh func(Name) float64) *Key[T] {
 	if k.last == nil || k.last.Name != name {
 		k.last = k.find(now, name, weigh)
@@ -116,8 +119,9 @@ func (k *Keys[T]) find(now time.Duration, name Name, weigh func(Name) float64) *
 	return key
 }
 
-// idle is the place of a key that has nothing and may go: the one that was used least lately of those without a name, and, for one
-// that is named, else of those with one. It is -1 where there is none.
+// idle is the place of a key that has nothing and may go: the one that was used least lately of
+// those without a name, and, for one that is named, else of those with one. It is -1 where there is
+// none.
 func (k *Keys[T]) idle(now time.Duration, forNamed bool) int {
 	free := -1
 	for i, old := range k.all {
@@ -173,7 +177,8 @@ const (
 	flagNamed = 1 << 1
 )
 
-// ErrTotals is wrapped by errors of DecodeTotals: the value is not what AppendTotals of this version wrote.
+// ErrTotals is wrapped by errors of DecodeTotals: the value is not what AppendTotals of this
+// version wrote.
 var ErrTotals = errors.New("not the totals of keys")
 
 // AppendTotals encodes what the keys of one worker have, as of now, behind buf.
@@ -198,10 +203,12 @@ func AppendTotals(buf []byte, now time.Duration, totals []Total) []byte {
 	return buf
 }
 
-// maxTotal is more than a key can have in one worker, and so little that those of thousands of workers can be added up.
+// maxTotal is more than a key can have in one worker, and so little that those of thousands of
+// workers can be added up.
 const maxTotal = 1 << 48
 
-// DecodeTotals appends the totals that value holds to buf, and says as of when they are. The error wraps ErrTotals.
+// DecodeTotals appends the totals that value holds to buf, and says as of when they are. The error
+// wraps ErrTotals.
 func DecodeTotals(value []byte, buf []Total) (totals []Total, at time.Duration, err error) {
 	le := binary.LittleEndian
 	if len(value) < headerBytes || le.Uint32(value) != totalsMagic {
@@ -229,8 +236,8 @@ func DecodeTotals(value []byte, buf []Total) (totals []Total, at time.Duration, 
 // MaxWeight is the highest weight that a key may have.
 const MaxWeight = 1e6
 
-// Merge adds up the totals of the same keys, in place, and sorts them by id. Beyond MaxKeys those that have least are
-// added to the other, those without a name first.
+// Merge adds up the totals of the same keys, in place, and sorts them by id. Beyond MaxKeys those
+// that have least are added to the other, those without a name first.
 func Merge(totals []Total) []Total {
 	slices.SortFunc(totals, func(a, b Total) int { return cmp.Compare(a.ID, b.ID) })
 	merged := totals[:0]

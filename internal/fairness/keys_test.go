@@ -51,7 +51,8 @@ func tenants(n int) (names []Name, named map[Name]bool) {
 	return names, named
 }
 
-// Names that clients make up, and hold, push none of those out that are named, nor keep them from coming.
+// Names that clients make up, and hold, push none of those out that are named, nor keep them from
+// coming.
 func TestNamedKeysFindAPlace(t *testing.T) {
 	for _, n := range []int{1, 10, MaxNamed} {
 		k := NewKeys[int]()
@@ -81,7 +82,8 @@ func TestNamedKeysFindAPlace(t *testing.T) {
 	}
 }
 
-// A configuration that names some finds the places of those that clients have made up meanwhile, as soon as one has nothing.
+// A configuration that names some finds the places of those that clients have made up meanwhile, as
+// soon as one has nothing.
 func TestNamedKeysTakePlacesOfOthers(t *testing.T) {
 	k := NewKeys[int]()
 	for i := range MaxKeys {
@@ -109,7 +111,8 @@ func TestNamedKeysTakePlacesOfOthers(t *testing.T) {
 	require.NotContains(t, k.names, names[0])
 }
 
-// More than have a place, of several listeners: they take turns among themselves, and leave the others theirs.
+// More than have a place, of several listeners: they take turns among themselves, and leave the
+// others theirs.
 func TestMoreNamedKeysThanPlaces(t *testing.T) {
 	k := NewKeys[int]()
 	names, named := tenants(100)

@@ -11,10 +11,10 @@ type Demand struct {
 // maxDemands: each key's, the other's, and that of a key that is not there yet.
 const maxDemands = MaxKeys + 2
 
-// level is where weighted max-min sharing (progressive filling: Bertsekas and Gallager, Data Networks, 6.5.2) ends: each
-// key has the smaller of its demand and its weight × the level, and together they have the capacity. order lists the
-// demands by Bytes ÷ Weight, the key without is taken for one that wants all there is (-1 = none). It is +Inf if all
-// that is wanted is there.
+// level is where weighted max-min sharing (progressive filling: Bertsekas and Gallager, Data
+// Networks, 6.5.2) ends: each key has the smaller of its demand and its weight × the level, and
+// together they have the capacity. order lists the demands by Bytes ÷ Weight, the key without is
+// taken for one that wants all there is (-1 = none). It is +Inf if all that is wanted is there.
 func level(capacity int64, demands []Demand, order []uint8, without int) float64 {
 	left, weights := float64(capacity), 0.0
 	for _, d := range demands {
@@ -60,14 +60,16 @@ func atMost(most int64, f float64) int64 {
 	return min(int64(max(f, 0)), most)
 }
 
-// Shares sets each share to what that key would have of the capacity if it wanted all there is and the others what they
-// want: what an idle key does not want is the others' at once. There are at most MaxKeys+2 demands, and as many shares.
+// Shares sets each share to what that key would have of the capacity if it wanted all there is and
+// the others what they want: what an idle key does not want is the others' at once. There are at
+// most MaxKeys+2 demands, and as many shares.
 func Shares(capacity int64, demands []Demand, shares []int64) {
 	var buf [maxDemands]uint8
 	order := sorted(demands, buf[:0])
 	for i, d := range demands {
 		if d.Weight > 0 {
-			// Beside a weight that is a million times as large, or more, a small one is lost in a sum of both: then level may be anything.
+			// Beside a weight that is a million times as large, or more, a small one is lost in a
+			// sum of both: then level may be anything.
 			shares[i] = atMost(max(capacity, 0), d.Weight*level(capacity, demands, order, i))
 			continue
 		}
@@ -81,9 +83,9 @@ func Shares(capacity int64, demands []Demand, shares []int64) {
 	}
 }
 
-// Cuts sets each cut to what that key has to give up, so that together they keep no more than keep: nothing of those
-// that have no more than their share of it, and the rest from those most above theirs. There are at most MaxKeys+1
-// demands, and as many cuts.
+// Cuts sets each cut to what that key has to give up, so that together they keep no more than keep:
+// nothing of those that have no more than their share of it, and the rest from those most above
+// theirs. There are at most MaxKeys+1 demands, and as many cuts.
 func Cuts(keep int64, demands []Demand, cuts []int64) {
 	var buf [maxDemands]uint8
 	level := level(keep, demands, sorted(demands, buf[:0]), -1)

@@ -20,7 +20,8 @@ func TestShares(t *testing.T) {
 	// Two that want more than there is have half each, or by their weights.
 	require.Equal(t, []int64{50, 50}, shares(100, Demand{1, 1000}, Demand{1, 1000}))
 	require.Equal(t, []int64{25, 75}, shares(100, Demand{1, 1000}, Demand{3, 1000}))
-	// What one does not want is the other's at once; the one could have its half whenever it wanted it.
+	// What one does not want is the other's at once; the one could have its half whenever it wanted
+	// it.
 	require.Equal(t, []int64{50, 90}, shares(100, Demand{1, 10}, Demand{1, 1000})[:2][:2])
 	require.Equal(t, []int64{50, 100}, shares(100, Demand{1, 0}, Demand{1, 1000}))
 	// Without a weight a key has what is left.
@@ -42,8 +43,9 @@ func TestCuts(t *testing.T) {
 	require.Equal(t, []int64{10, 0}, cuts(100, Demand{0, 10}, Demand{1, 100}), "without a weight first")
 }
 
-// Whatever is wanted: all shares that are asked for together fit, none is less than its part by weight, and nobody who
-// wants more could have more without taking it from one that has less of its weight.
+// Whatever is wanted: all shares that are asked for together fit, none is less than its part by
+// weight, and nobody who wants more could have more without taking it from one that has less of its
+// weight.
 func TestSharesAreMaxMin(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 1))
 	for range 2000 {
@@ -90,7 +92,8 @@ func TestSharesAllocateNothing(t *testing.T) {
 	require.Zero(t, testing.AllocsPerRun(10, func() { Shares(1000, demands, parts); Cuts(1000, demands, parts) }))
 }
 
-// Whatever the weights and the figures, a share is between nothing and all there is, and a cut between nothing and all that is had.
+// Whatever the weights and the figures, a share is between nothing and all there is, and a cut
+// between nothing and all that is had.
 func FuzzShares(f *testing.F) {
 	f.Add(uint64(1), int64(100))
 	f.Add(uint64(2), int64(math.MaxInt64))

@@ -8,8 +8,9 @@ import (
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
 
-// blindAfter: without a reading for so long the guard says that it is blind. A single one that fails is counted and not told: an Envoy
-// that is busy, or has only just begun, misses one now and then.
+// blindAfter: without a reading for so long the guard says that it is blind. A single one that
+// fails is counted and not told: an Envoy that is busy, or has only just begun, misses one now and
+// then.
 const blindAfter = 2 * time.Second
 
 // Cause says why a reading failed, as far as that tells what to change.
@@ -57,8 +58,9 @@ func causeOf(err error) Cause {
 	return CauseOther
 }
 
-// StatusFailure is a failure by the status of an HTTP answer that is not 200. text is the beginning of its body. Where Envoy can't
-// reach the cluster's endpoint it answers 503 in its place, and 504 where that takes too long.
+// StatusFailure is a failure by the status of an HTTP answer that is not 200. text is the beginning
+// of its body. Where Envoy can't reach the cluster's endpoint it answers 503 in its place, and 504
+// where that takes too long.
 func StatusFailure(status int, text string) *Failure {
 	f := &Failure{Cause: CauseAnswer, Err: fmt.Errorf("the answer is status %d, not 200", status)}
 	switch status {
@@ -105,7 +107,8 @@ func (m *Memory) meanwhile() string {
 	return "Memory is not bounded by readings meanwhile, but by what the requests in flight may hold: memory.on_stale is estimate."
 }
 
-// readingAge is the time since the last reading was asked for, or since the start if there was none.
+// readingAge is the time since the last reading was asked for, or since the start if there was
+// none.
 func (w *Worker) readingAge(now Time) Time {
 	switch t := w.account.Table(); {
 	case t.Sequence > 0:
@@ -116,8 +119,8 @@ func (w *Worker) readingAge(now Time) Time {
 	return 0 // nobody has looked at the table yet
 }
 
-// tellBlind tells once, in the whole process, when readings no longer come though they are asked for. An admin that hangs gives no
-// answer at all.
+// tellBlind tells once, in the whole process, when readings no longer come though they are asked
+// for. An admin that hangs gives no answer at all.
 func (w *Worker) tellBlind(now Time) (event string) {
 	age := w.readingAge(now)
 	if age < blindAfter || w.account.Table().Blind {

@@ -9,7 +9,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// ticks lets time pass and answers what is asked for with the failure, or with a reading of 40 MiB. It returns what is to be logged.
+// ticks lets time pass and answers what is asked for with the failure, or with a reading of 40 MiB.
+// It returns what is to be logged.
 func (p *process) ticks(d time.Duration, failure error) (events []string) {
 	p.t.Helper()
 	note := func(event string) {

@@ -51,8 +51,8 @@ type Budget struct {
 	Connections int `json:"connections"`
 }
 
-// Buffers repeats what the listener and the clusters are set to; the defaults are Envoy's. A figure that is too low
-// makes the guard count too little.
+// Buffers repeats what the listener and the clusters are set to; the defaults are Envoy's. A figure
+// that is too low makes the guard count too little.
 type Buffers struct {
 	Downstream            unit.Bytes    `json:"downstream"`              // listener per_connection_buffer_limit_bytes
 	Upstream              unit.Bytes    `json:"upstream"`                // cluster per_connection_buffer_limit_bytes
@@ -69,11 +69,13 @@ type Costs struct {
 	TLSConnection unit.Bytes `json:"tls_connection"`
 }
 
-// Fairness says by what requests are told apart, so that who fills the memory waits, and not everybody.
+// Fairness says by what requests are told apart, so that who fills the memory waits, and not
+// everybody.
 type Fairness struct {
 	By string `json:"by"` // none | route | cluster | virtual_host | source | header:<name>
-	// Weights are by name of the key; one that is not named weighs 1. At most 64 keys are told apart. Those that are named have their
-	// places among them, whatever names clients make up; so no more than 48 may be.
+	// Weights are by name of the key; one that is not named weighs 1. At most 64 keys are told
+	// apart. Those that are named have their places among them, whatever names clients make up; so
+	// no more than 48 may be.
 	Weights map[string]float64 `json:"weights"`
 }
 
@@ -133,7 +135,7 @@ type Exempt struct {
 	GRPCService string `json:"grpc_service,omitempty"` // package.Service: all of its methods, as /package.Service/ would
 }
 
-// Throttle bounds the waiting line. All workers of a process share it.
+// Throttle bounds the queue. All workers of a process share it.
 type Throttle struct {
 	Queue   int           `json:"queue"`   // how many may wait; 0 = nobody waits
 	Timeout unit.Duration `json:"timeout"` // who has waited for so long is rejected; 0 = nobody waits

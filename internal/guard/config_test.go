@@ -23,7 +23,8 @@ func TestOnlyTheLimitIsRequired(t *testing.T) {
 	require.EqualError(t, err, "budget.limit: required: the memory that Envoy may use, such as 512MiB")
 }
 
-// The defaults are part of the contract: docs/reference/configuration.md and `highwater check` repeat them, and Envoy's own are among them.
+// The defaults are part of the contract: docs/reference/configuration.md and `highwater check`
+// repeat them, and Envoy's own are among them.
 func TestDefaults(t *testing.T) {
 	text, err := json.Marshal(Default())
 	require.NoError(t, err)
@@ -113,7 +114,8 @@ func TestNumbersAreSizesAndShares(t *testing.T) {
 	require.EqualError(t, err, `throttle.timeout: not understood: "2" is not a duration; write one such as 25ms or 2s`, "2 what?")
 }
 
-// with is the text of a configuration that is valid but for one value, at a path such as budget.limit.
+// with is the text of a configuration that is valid but for one value, at a path such as
+// budget.limit.
 func with(path, value string) string {
 	keys := strings.Split(path, ".")
 	text := value
@@ -270,8 +272,9 @@ func TestEachMistakeIsOneLine(t *testing.T) {
 	}
 }
 
-// Whoever corrects a configuration wants one round, not ten. But one mistake is one line: a size that could not be
-// read is not also called too small, nor what is out of range of what it depends on called so twice.
+// Whoever corrects a configuration wants one round, not ten. But one mistake is one line: a size
+// that could not be read is not also called too small, nor what is out of range of what it depends
+// on called so twice.
 func TestAllMistakesAtOnce(t *testing.T) {
 	_, err := Parse([]byte(`{
 		"mode": "dry", "mode": "wet",
@@ -312,7 +315,8 @@ func TestNotAConfiguration(t *testing.T) {
 		"two objects":   {`{"budget": {"limit": "512MiB"}} {}`, "something follows behind the closing brace"},
 		"a brace more":  {`{"budget": {"limit": "512MiB"}}}`, "something follows behind the closing brace"},
 		"a wrong brace": {`{"budget": {"limit": "512MiB"]}`, "is not JSON"},
-		// A Struct with one key, budget, as Envoy hands it to a plugin: google.protobuf.Struct{fields: {budget: ...}}.
+		// A Struct with one key, budget, as Envoy hands it to a plugin:
+		// google.protobuf.Struct{fields: {budget: ...}}.
 		"a Struct":           {"\x0a\x0f\x0a\x06budget\x12\x05\x2a\x03\x0a\x01x", "as a google.protobuf.Struct arrives: write it as configuration: "},
 		"a packed Any":       {"\x12\x03abc", "as a google.protobuf.Struct arrives"},
 		"not UTF-8":          {"{\"mode\": \xff}", "is not JSON"},
@@ -324,7 +328,8 @@ func TestNotAConfiguration(t *testing.T) {
 		require.ErrorContains(t, err, c.want, name)
 		require.Less(t, len(err.Error()), 400, "%s: it has to fit a line of a log", name)
 	}
-	// What begins with a newline, as a Struct does, is no Struct if it is JSON; and 1 MiB is not too long.
+	// What begins with a newline, as a Struct does, is no Struct if it is JSON; and 1 MiB is not
+	// too long.
 	text := "\n" + `{"budget": {"limit": "512MiB"}}`
 	text += strings.Repeat(" ", maxConfig-len(text))
 	_, err := Parse([]byte(text))

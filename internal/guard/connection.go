@@ -10,12 +10,13 @@ import (
 // Peer tells whose a connection is.
 type Peer interface {
 	Source() string // address of the client, without its port
-	// Uploads says that what comes first is an upload over HTTP/1. It is asked while it comes, and seldom.
+	// Uploads says that what comes first is an upload over HTTP/1. It is asked while it comes, and
+	// seldom.
 	Uploads() bool
 }
 
-// OpenConnection says whether a new connection is admitted, and counts it if so. One that is not is to be closed, and is
-// none of ours any more.
+// OpenConnection says whether a new connection is admitted, and counts it if so. One that is not is
+// to be closed, and is none of ours any more.
 func (g *Guard) OpenConnection(now Time, c *Connection, p Peer) (admitted bool) {
 	w := g.worker
 	cost := int64(g.config.Costs.Connection)
@@ -50,16 +51,17 @@ func (w *Worker) admits(now Time, source *key, cost int64) bool {
 	if source != nil && w.crowds(now, source) || w.account.AskConnection(now) != budget.Granted {
 		return false
 	}
-	// Only above hard, and only what does not fit under the limit, and only where all connections together cost more than the
-	// floor: refused above hard by itself, a fifth of the bystanders that reconnect were lost, and in the same floor with small
-	// requests, a crowd of those kept others from connecting. Without a recent reading the level is that of another time.
+	// Only above hard, and only what does not fit under the limit, and only where all connections
+	// together cost more than the floor: refused above hard by itself, a fifth of the bystanders
+	// that reconnect were lost, and in the same floor with small requests, a crowd of those kept
+	// others from connecting. Without a recent reading the level is that of another time.
 	t := w.account.Table()
 	open := w.account.Own().Connections + w.account.Others().Connections
 	return t.Level < budget.Hard || t.Futile || w.account.Stale(now) || (open+1)*cost <= w.account.Floor() || w.account.Ask(now, cost, budget.Full) != budget.Denied
 }
 
-// crowds says that the last eighth of the connections is for others: of sources that have less than their part of all, so that
-// one that takes what it gets does not lock them out.
+// crowds says that the last eighth of the connections is for others: of sources that have less than
+// their part of all, so that one that takes what it gets does not lock them out.
 func (w *Worker) crowds(now Time, source *key) bool {
 	if !w.scarce() {
 		return false
@@ -93,8 +95,8 @@ type inUse struct {
 	before, behind *Connection
 }
 
-// idle are a worker's connections that have had requests and have none now, those without for longest first, but for those
-// that had to be passed over.
+// idle are a worker's connections that have had requests and have none now, those without for
+// longest first, but for those that had to be passed over.
 type idle struct {
 	ring     Connection // no connection: the ends of the list
 	requests uint       // counts them, to verify some
@@ -107,20 +109,22 @@ const (
 	idleAtSoft = time.Second
 	idleAtHard = 250 * time.Millisecond
 	maxIdle    = 64 // closed in a tick
-	// Who asks for something every now and then is not idle between: to be closed he must have paused for pauses times as
-	// long as he did before, or for maxPause. Else a worker that is behind closes a connection whose next request has come,
-	// and is lost with it.
+	// Who asks for something every now and then is not idle between: to be closed he must have
+	// paused for pauses times as long as he did before, or for maxPause. Else a worker that is
+	// behind closes a connection whose next request has come, and is lost with it.
 	pauses   = 4
 	maxPause = 10 * time.Second
 	// idleTicks: a worker whose ticks come late is behind with what it reads too.
 	idleTicks = 10
-	// verifyEvery: of so many requests one is asked for its connection, which is a call of the host.
+	// verifyEvery: of so many requests one is asked for its connection, which is a call of the
+	// host.
 	verifyEvery = 256
 )
 
-// busy counts a request on its connection, which Host.Arrived tells without a call. That can be wrong: of a listener without
-// the network filter it is a connection of another one, and where a filter before ours held the request back it is the one
-// whose bytes came meanwhile. So a connection is asked for once, before it counts as one of HTTP, and now and then.
+// busy counts a request on its connection, which Host.Arrived tells without a call. That can be
+// wrong: of a listener without the network filter it is a connection of another one, and where a
+// filter before ours held the request back it is the one whose bytes came meanwhile. So a
+// connection is asked for once, before it counts as one of HTTP, and now and then.
 func (w *Worker) busy(now Time, s *Stream) {
 	c := s.host.Arrived()
 	if c == nil || w.idle.mistaken {
@@ -146,8 +150,8 @@ func (w *Worker) unbusy(now Time, s *Stream) {
 		return
 	}
 	s.counted = nil
-	// After a request that was not all sent Envoy closes an HTTP/1 connection by itself, and not before delayed_close_timeout,
-	// so that the client reads its answer.
+	// After a request that was not all sent Envoy closes an HTTP/1 connection by itself, and not
+	// before delayed_close_timeout, so that the client reads its answer.
 	unfinished := !s.http2 && (!s.Ended(budget.Request) || s.phase == rejected && s.pauseCost > 0 && !s.shadow)
 	c.ended = now
 	if c.live--; c.live == 0 && !c.IsClosed && !unfinished {
@@ -165,7 +169,8 @@ func (w *Worker) compare(exact, arrived *Connection) {
 	w.idle.event = "another filter holds requests back before they come to highwater: which connections are idle can't be told, and this worker closes none any more; put highwater first of http_filters"
 }
 
-// closeIdle picks connections to close, where memory is short. What a large response has left in one may be unread for 10 s.
+// closeIdle picks connections to close, where memory is short. What a large response has left in
+// one may be unread for 10 s.
 func (w *Worker) closeIdle(now Time, a *Actions) {
 	level, behind := w.account.Table().Level, now-w.idle.ticked
 	w.idle.ticked = now

@@ -8,7 +8,8 @@ import (
 	"github.com/highwater-envoy/highwater/internal/fairness"
 )
 
-// candidate is something that can be evicted: a stream, or what an ended response left unread on a connection.
+// candidate is something that can be evicted: a stream, or what an ended response left unread on a
+// connection.
 type candidate struct {
 	stream     *Stream
 	connection *Connection
@@ -16,12 +17,14 @@ type candidate struct {
 	shared     bool // a connection with other streams on it
 }
 
-// lingerMore is how much longer than the linger what was evicted counts as leaving: until a reading that can show it.
+// lingerMore is how much longer than the linger what was evicted counts as leaving: until a reading
+// that can show it.
 const lingerMore = 50 * 1e6
 
-// evict does this worker's part of what the one who polls has found to be too much, and says whether it ended anything. All
-// workers come to the same plan: of the keys, those most above their share give up what is too much (fairness.Cuts); of a key, the
-// streams that likely hold most go first, each worker's in proportion to what it has of them. What is likely held is scaled to what
+// evict does this worker's part of what the one who polls has found to be too much, and says
+// whether it ended anything. All workers come to the same plan: of the keys, those most above their
+// share give up what is too much (fairness.Cuts); of a key, the streams that likely hold most go
+// first, each worker's in proportion to what it has of them. What is likely held is scaled to what
 // was measured: where `buffers` understate, eight times too much would go otherwise.
 func (w *Worker) evict(now Time, a *Actions) (ended bool) {
 	n := w.account.ToEvict()
@@ -60,7 +63,8 @@ func (w *Worker) evict(now Time, a *Actions) (ended bool) {
 // candidates calls do with each that can be evicted.
 func (w *Worker) candidates(do func(k *key, c candidate)) {
 	w.account.Owners(func(owner any) {
-		// What has ended is out of reach: Envoy ignores a local reply then, and the rest stays with the connection.
+		// What has ended is out of reach: Envoy ignores a local reply then, and the rest stays with
+		// the connection.
 		if s, ok := owner.(*Stream); ok && s.phase == live && s.exempt == judged && !s.marked && s.Likely() > 0 && !s.Ended(budget.Response) {
 			do(s.key, candidate{stream: s, likely: s.Likely()})
 		}
@@ -78,10 +82,12 @@ func (w *Worker) weigh() {
 	w.candidates(func(k *key, c candidate) { k.Value.most = max(k.Value.most, c.likely) })
 }
 
-// evictOf evicts a key's part from one byte to another of what is cut from it on all workers. As many streams go on all of them
-// together as one worker alone would take: the cut is counted in streams, and each takes those that begin in its part. What
-// holds less than half of most, of what one stream of the key holds anywhere, stays for another time: 500 idle streams that may hold
-// a tenth of their bound each would go for the sake of 50 stalled readers, who hold all of what is too much.
+// evictOf evicts a key's part from one byte to another of what is cut from it on all workers. As
+// many streams go on all of them together as one worker alone would take: the cut is counted in
+// streams, and each takes those that begin in its part. What holds less than half of most, of what
+// one stream of the key holds anywhere, stays for another time: 500 idle streams that may hold a
+// tenth of their bound each would go for the sake of 50 stalled readers, who hold all of what is
+// too much.
 func (w *Worker) evictOf(now Time, a *Actions, k *key, scale float64, most int64, from, to float64) (ended bool) {
 	w.hungry = w.hungry[:0]
 	w.candidates(func(of *key, c candidate) {

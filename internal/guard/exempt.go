@@ -12,7 +12,8 @@ type exemption uint8
 
 const (
 	judged exemption = iota // it is not
-	// whileSmall: a path is what the client says. So it exempts only a request and a response of at most budget.small each.
+	// whileSmall: a path is what the client says. So it exempts only a request and a response of at
+	// most budget.small each.
 	whileSmall
 	// always: the operator's own routing decides, and the size does not matter.
 	always
@@ -41,7 +42,8 @@ func exemptionsOf(rules []Exempt) (x exemptions) {
 	return x
 }
 
-// exempts says how far a request is exempt that announces so many bytes. Each kind of rule costs one call of the host.
+// exempts says how far a request is exempt that announces so many bytes. Each kind of rule costs
+// one call of the host.
 func (g *Guard) exempts(h Host, length int64) exemption {
 	x := &g.exemptions
 	switch {
@@ -82,7 +84,8 @@ func anyPrefix(prefixes []string, path string) bool {
 	return false
 }
 
-// hasPathPrefix says whether the path, without its query, begins with the prefix, which ends with a segment or a slash.
+// hasPathPrefix says whether the path, without its query, begins with the prefix, which ends with a
+// segment or a slash.
 func hasPathPrefix(path, prefix string) bool {
 	rest, ok := strings.CutPrefix(path, prefix)
 	if !ok {
@@ -93,9 +96,10 @@ func hasPathPrefix(path, prefix string) bool {
 
 func endsPath(b byte) bool { return b == '?' || b == '#' }
 
-// plain says that whoever reads the path means the same by it, however often he decodes it, and that none of its segments leads out
-// of another. Not plain are segments that begin with dots and no name behind them (also before a parameter: "..;x"), backslashes,
-// encoded slashes, backslashes and percent signs, and what is not printable ASCII, encoded or not. The query is no part of it.
+// plain says that whoever reads the path means the same by it, however often he decodes it, and
+// that none of its segments leads out of another. Not plain are segments that begin with dots and
+// no name behind them (also before a parameter: "..;x"), backslashes, encoded slashes, backslashes
+// and percent signs, and what is not printable ASCII, encoded or not. The query is no part of it.
 func plain(path string) bool {
 	const ( // of a segment
 		begins = iota

@@ -131,7 +131,8 @@ func below(p string, prefixes map[string]bool) bool {
 	return false
 }
 
-// exempting is a process without room whose paths below /healthz are exempt, and where nobody waits.
+// exempting is a process without room whose paths below /healthz are exempt, and where nobody
+// waits.
 func exempting(t *testing.T, edit func(*Config)) *process {
 	t.Helper()
 	p := newProcess(t, 1, func(c *Config) {
@@ -182,7 +183,8 @@ func TestExemptAtTheHeaders(t *testing.T) {
 	require.Zero(t, p.workers[0].account.Own().Coming)
 }
 
-// Uploads without a length are forecast, on a route whose are large too: who is exempt is not taken for one of those.
+// Uploads without a length are forecast, on a route whose are large too: who is exempt is not taken
+// for one of those.
 func TestExemptRequestsReserveNoMoreThanSmall(t *testing.T) {
 	p := exempting(t, func(c *Config) { c.Fairness.By = byNone })
 	g, w := p.guards[0], p.workers[0]

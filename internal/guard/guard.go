@@ -1,7 +1,7 @@
-// Package guard is the policy: it admits requests, lets them wait or rejects them, so that the memory of a proxy stays
-// under its budget. It is a pure machine. It reads no clock and does no I/O: the time, readings of the allocator and
-// the storage that the workers share are arguments, and what is to be done is returned. The faces (the Wasm filter,
-// the ext_proc server) do it.
+// Package guard is the policy: it admits requests, lets them wait or rejects them, so that the
+// memory of a proxy stays under its budget. It is a pure machine. It reads no clock and does no
+// I/O: the time, readings of the allocator and the storage that the workers share are arguments,
+// and what is to be done is returned. The faces (the Wasm filter, the ext_proc server) do it.
 package guard
 
 import (
@@ -26,8 +26,8 @@ type Guard struct {
 	exemptions exemptions
 }
 
-// New returns a guard on the worker, whose shared figures it sets to those of the configuration. The configuration
-// must be valid. Streams of guards that were there before go on.
+// New returns a guard on the worker, whose shared figures it sets to those of the configuration.
+// The configuration must be valid. Streams of guards that were there before go on.
 func New(c Config, w *Worker) (g *Guard, changed string) {
 	g = &Guard{config: c, worker: w, exemptions: exemptionsOf(c.Exempt)}
 	switch by := c.Fairness.By; by {
@@ -54,15 +54,16 @@ func New(c Config, w *Worker) (g *Guard, changed string) {
 	return g, w.Use(&c)
 }
 
-// Retire says that no more requests come to the guard: its configuration has gone. Those that are there go on.
+// Retire says that no more requests come to the guard: its configuration has gone. Those that are
+// there go on.
 func (g *Guard) Retire() {
 	w := g.worker
 	w.guards = slices.DeleteFunc(w.guards, func(other *Guard) bool { return other == g })
 	w.keepPlaces()
 }
 
-// Disarm has all that is decided from now on be counted alone, of the requests that are there too, as in mode observe. Those that wait
-// are not let go by it: see Release.
+// Disarm has all that is decided from now on be counted alone, of the requests that are there too,
+// as in mode observe. Those that wait are not let go by it: see Release.
 func (g *Guard) Disarm() { g.config.Mode = Observe }
 
 // Release lets a request go on that waits, whatever room there is. It has no effect on others.
@@ -79,19 +80,22 @@ func (g *Guard) Release(now Time, s *Stream) {
 // Config is the guard's configuration.
 func (g *Guard) Config() *Config { return &g.config }
 
-// KeyHeader is the header by which requests are told apart, in lower case; empty if it is something else.
+// KeyHeader is the header by which requests are told apart, in lower case; empty if it is something
+// else.
 func (g *Guard) KeyHeader() string { return g.header }
 
 // Worker is the worker that the guard is on.
 func (g *Guard) Worker() *Worker { return g.worker }
 
-// Host answers what is needed of a request only now and then, because each answer is a call of the host. Names (of the route, the
-// cluster, the virtual host, the source) are valid until the next such call: who keeps one clones it.
+// Host answers what is needed of a request only now and then, because each answer is a call of the
+// host. Names (of the route, the cluster, the virtual host, the source) are valid until the next
+// such call: who keeps one clones it.
 type Host interface {
 	HTTP2() bool             // HTTP/2 or later
 	Connection() *Connection // nil if it can't be told
-	// Arrived is the connection whose bytes came last before the request's headers did, nil without a network filter: no
-	// call. It is the request's own, unless a filter before this one held the request back.
+	// Arrived is the connection whose bytes came last before the request's headers did, nil without
+	// a network filter: no call. It is the request's own, unless a filter before this one held the
+	// request back.
 	Arrived() *Connection
 	Path() string
 	Route() string
@@ -99,12 +103,15 @@ type Host interface {
 	VirtualHost() string
 	Source() string                    // address of the client, without its port
 	Header(name string) (value string) // of the request; empty if it has none
-	// Describe says whose the request is, of what is asked for at its first sample alone. header is the request header that goes
-	// into Key, if it is not empty. What can't be told any more is left empty. It may be called in a tick.
+	// Describe says whose the request is, of what is asked for at its first sample alone. header is
+	// the request header that goes into Key, if it is not empty. What can't be told any more is
+	// left empty. It may be called in a tick.
 	Describe(header string) reservoir.Labels
-	// Hides says that what passes of the direction's body is not told. It is asked at the headers of each.
+	// Hides says that what passes of the direction's body is not told. It is asked at the headers
+	// of each.
 	Hides(d budget.Direction) bool
-	// Untold says that nothing at all is told of responses, not even their headers. It is asked where they are hidden.
+	// Untold says that nothing at all is told of responses, not even their headers. It is asked
+	// where they are hidden.
 	Untold() bool
 }
 
@@ -118,7 +125,8 @@ const (
 	rejected
 )
 
-// Stream is one request and its response. The zero value is ready for Open, and after Close it may be used again.
+// Stream is one request and its response. The zero value is ready for Open, and after Close it may
+// be used again.
 type Stream struct {
 	budget.Stream
 	guard      *Guard
@@ -175,8 +183,8 @@ func (s *Stream) conn() *Connection {
 // seen says whether the network filter sees what comes while the request is paused.
 func (s *Stream) seen() bool { return s.connection != nil && s.connection.Context != 0 }
 
-// credit is what a paused request's pause cost has become: bytes that were seen to come, and are counted. On HTTP/2 it can't be
-// told of which request they are.
+// credit is what a paused request's pause cost has become: bytes that were seen to come, and are
+// counted. On HTTP/2 it can't be told of which request they are.
 func (s *Stream) credit() int64 {
 	if !s.seen() || s.http2 {
 		return 0
@@ -184,8 +192,8 @@ func (s *Stream) credit() int64 {
 	return min(s.connection.arrived, s.pauseCost, s.wants)
 }
 
-// Open judges a request at its headers. length is its Content-Length or budget.Unknown; without a body it is 0.
-// The stream must not be open.
+// Open judges a request at its headers. length is its Content-Length or budget.Unknown; without a
+// body it is 0. The stream must not be open.
 func (g *Guard) Open(now Time, s *Stream, h Host, length int64) Verdict {
 	w, a := g.worker, g.worker.account
 	*s = Stream{}
@@ -209,8 +217,8 @@ func (g *Guard) Open(now Time, s *Stream, h Host, length int64) Verdict {
 	if length == 0 && !hides && g.presumes(now, s) {
 		return Verdict{Action: Admit}
 	}
-	// A request without a body says nothing yet of its size: as long as nobody is held back and no key's responses are
-	// large, whose it is does not matter, and is not asked.
+	// A request without a body says nothing yet of its size: as long as nobody is held back and no
+	// key's responses are large, whose it is does not matter, and is not asked.
 	if length != 0 || w.largeKeys > 0 || hides || w.pressed() {
 		g.keyOf(now, s)
 	}
@@ -248,10 +256,11 @@ func (g *Guard) Open(now Time, s *Stream, h Host, length int64) Verdict {
 	return v
 }
 
-// foresee sets what the response is expected to come to: where all of its key's are large, as much as those, else nothing. But where a
-// response is held at its headers until we have answered, it fills its buffers meanwhile, and a burst of requests for large ones is
-// there before any of them can be refused (300 slow readers behind 1 MiB buffers made 2.2 times the limit): there the request is cold,
-// and expects as much as it may come to, for all that is known of its key's.
+// foresee sets what the response is expected to come to: where all of its key's are large, as much
+// as those, else nothing. But where a response is held at its headers until we have answered, it
+// fills its buffers meanwhile, and a burst of requests for large ones is there before any of them
+// can be refused (300 slow readers behind 1 MiB buffers made 2.2 times the limit): there the
+// request is cold, and expects as much as it may come to, for all that is known of its key's.
 func (g *Guard) foresee(now Time, s *Stream, hides bool) {
 	w, k, limit := g.worker, &s.key.Value, int64(g.config.Buffers.Downstream+g.config.Buffers.Upstream)
 	if hides {
@@ -283,8 +292,9 @@ func (g *Guard) foresee(now Time, s *Stream, hides bool) {
 	}
 }
 
-// requestCap is what Envoy may hold of a request: on HTTP/1 twice the listener's buffer limit, on HTTP/2 twice the
-// larger of that and the stream's window, behind a buffering filter the whole of it instead.
+// requestCap is what Envoy may hold of a request: on HTTP/1 twice the listener's buffer limit, on
+// HTTP/2 twice the larger of that and the stream's window, behind a buffering filter the whole of
+// it instead.
 func (g *Guard) requestCap(s *Stream) int64 {
 	if whole := int64(g.config.Buffers.WholeRequest); whole > 0 {
 		return whole
@@ -301,7 +311,8 @@ func (g *Guard) pauseCap(s *Stream) int64 {
 	return 2 * int64(b.Downstream)
 }
 
-// responseCap is the cluster's buffer limit and the larger of the listener's and, on HTTP/2, the stream's window.
+// responseCap is the cluster's buffer limit and the larger of the listener's and, on HTTP/2, the
+// stream's window.
 func (g *Guard) responseCap(s *Stream) int64 {
 	b := &g.config.Buffers
 	if b.HTTP2Window > b.Downstream && s.isHTTP2() {
@@ -310,7 +321,8 @@ func (g *Guard) responseCap(s *Stream) int64 {
 	return int64(b.Upstream + b.Downstream)
 }
 
-// mayHold is what Envoy may hold of a response of so many bytes, or of Unknown. Which protocol it has is asked only where it matters.
+// mayHold is what Envoy may hold of a response of so many bytes, or of Unknown. Which protocol it
+// has is asked only where it matters.
 func (g *Guard) mayHold(s *Stream, length int64) int64 {
 	most := int64(g.config.Buffers.Upstream + g.config.Buffers.Downstream)
 	if length == budget.Unknown || length > most {
@@ -363,14 +375,15 @@ func (g *Guard) judge(now Time, s *Stream) Verdict {
 		if s.length != budget.Unknown && s.wants > alone {
 			return g.turnAway(now, s, TooLarge)
 		}
-		// It is a forecast: what others have brought is no reason to tell this one that it can never fit.
+		// It is a forecast: what others have brought is no reason to tell this one that it can
+		// never fit.
 		s.expects = max(min(s.expects, alone-s.wants), 0)
 		s.wants = min(s.wants, max(alone, int64(w.budget.Small)+1))
 	}
 	w.noteLarge(now, s.key)
 	claim := w.largeClaim(s.key, s.total())
-	// Who comes while others wait waits too, else who has no line takes what others wait for. But one whose key has less
-	// than its share does not stand behind those that have more.
+	// Who comes while others wait waits too, else who has no line takes what others wait for. But
+	// one whose key has less than its share does not stand behind those that have more.
 	if (w.line.Len() > 0 || a.Others().Waiting > 0) && (claim != budget.Full || s.key.Value.queue.Len() > 0) {
 		return g.wait(now, s, cold)
 	}
@@ -390,7 +403,8 @@ const (
 	spareShare = 8
 )
 
-// wait puts the request in line, among the small ones or the large, or rejects it if the line has no room for it.
+// wait puts the request in line, among the small ones or the large, or rejects it if the line has
+// no room for it.
 func (g *Guard) wait(now Time, s *Stream, small bool) Verdict {
 	w := g.worker
 	if g.lets() {
@@ -412,7 +426,8 @@ func (g *Guard) wait(now Time, s *Stream, small bool) Verdict {
 			window = min(window, s.length)
 		}
 	}
-	// One whose key has more than its share leaves something of the line, and of what lies under the limit, to the others.
+	// One whose key has more than its share leaves something of the line, and of what lies under
+	// the limit, to the others.
 	queue, held, claim := int64(w.throttle.Queue), w.account.Room()/heldShare, budget.Full
 	if w.greedy(s.key) {
 		queue, held, claim = queue-queue/spareShare, held-held/spareShare, budget.Large
@@ -454,8 +469,8 @@ func (g *Guard) wait(now Time, s *Stream, small bool) Verdict {
 	return Verdict{Action: Wait}
 }
 
-// cost is what the request leaves unread while it is paused, or when it is rejected unfinished: it comes within a
-// round trip, unseen by the HTTP filter.
+// cost is what the request leaves unread while it is paused, or when it is rejected unfinished: it
+// comes within a round trip, unseen by the HTTP filter.
 func (g *Guard) cost(s *Stream) int64 {
 	if s.Ended(budget.Request) {
 		return 0
@@ -478,9 +493,10 @@ func (g *Guard) resume(now Time, s *Stream) {
 	g.unshade(now, s, credit)
 }
 
-// turnAway rejects a request, in line or not, or one that grew. A reject costs memory too: until its connection is
-// closed, which takes Envoy's delayed_close_timeout, what an unfinished HTTP/1 request has sent lies unread. Where that
-// has no room there is no answer, and the connection is closed instead.
+// turnAway rejects a request, in line or not, or one that grew. A reject costs memory too: until
+// its connection is closed, which takes Envoy's delayed_close_timeout, what an unfinished HTTP/1
+// request has sent lies unread. Where that has no room there is no answer, and the connection is
+// closed instead.
 func (g *Guard) turnAway(now Time, s *Stream, reason Reason) Verdict {
 	w := g.worker
 	v := Verdict{Action: Answer, Reason: reason}
@@ -554,17 +570,19 @@ func (g *Guard) turnAway(now Time, s *Stream, reason Reason) Verdict {
 
 func (w *Worker) count(reason Reason) { w.counts[CountRejected+int(reason)-1]++ }
 
-// toldShare: those who are told to come back get an eighth of what is admitted. The others come without being told, and
-// clients that are served come at once: they take it all. The line can't tell the two apart, so that of those who come
-// back with n others for each of them n/(n+1) are admitted.
+// toldShare: those who are told to come back get an eighth of what is admitted. The others come
+// without being told, and clients that are served come at once: they take it all. The line can't
+// tell the two apart, so that of those who come back with n others for each of them n/(n+1) are
+// admitted.
 const toldShare = 8
 
-// retryAfter books the next place in the queue of those who are told to come back, as long as n bytes take, and says
-// when it begins.
+// retryAfter books the next place in the queue of those who are told to come back, as long as n
+// bytes take, and says when it begins.
 func (g *Guard) retryAfter(now Time, n int64) unit.Duration {
 	w := g.worker
 	others := w.account.Others()
-	// Never slower than what traffic can have in max: else an idle start would tell everyone the longest delay.
+	// Never slower than what traffic can have in max: else an idle start would tell everyone the
+	// longest delay.
 	least := float64(w.account.Share(w.limits.Soft)-w.account.Table().Base) / Time(w.reject.Max).Seconds()
 	own := w.drain.perSecond()
 	rate := float64(others.Rate + own)
@@ -579,8 +597,9 @@ func (g *Guard) retryAfter(now Time, n int64) unit.Duration {
 	}
 	start, booked := w.account.Book(now, now+lowest, span, now+highest)
 	if !booked {
-		// The queue is full, and nothing can be promised. All are told the longest delay, unless so many at once would come
-		// back as one: a crowd is spread before that, by half of what this worker admits, and what is left of it anywhere.
+		// The queue is full, and nothing can be promised. All are told the longest delay, unless so
+		// many at once would come back as one: a crowd is spread before that, by half of what this
+		// worker admits, and what is left of it anywhere.
 		lowest = max(lowest, highest/4)
 		before := max(w.crowd-now, 0)
 		if before > highest-lowest {
@@ -598,7 +617,8 @@ func (g *Guard) retryAfter(now Time, n int64) unit.Duration {
 // seconds is a duration of so many, at most an hour: the longest that retry_after.max may be.
 func seconds(s float64) Time { return Time(min(s, 3600) * float64(time.Second)) }
 
-// Expect judges a response at its headers. length is its Content-Length or budget.Unknown; without a body it is 0.
+// Expect judges a response at its headers. length is its Content-Length or budget.Unknown; without
+// a body it is 0.
 func (g *Guard) Expect(now Time, s *Stream, length int64) Verdict {
 	w := g.worker
 	if s.phase != live {
@@ -623,7 +643,8 @@ func (g *Guard) Expect(now Time, s *Stream, length int64) Verdict {
 	return g.expect(now, s, length, false)
 }
 
-// expect is Expect of one that is not presumed. Who is entitled to its response is not rejected for it.
+// expect is Expect of one that is not presumed. Who is entitled to its response is not rejected for
+// it.
 func (g *Guard) expect(now Time, s *Stream, length int64, entitled bool) Verdict {
 	w, a := g.worker, g.worker.account
 	if length == 0 {
@@ -654,7 +675,8 @@ func (g *Guard) expect(now Time, s *Stream, length int64, entitled bool) Verdict
 		a.Enlarge(now, &s.Stream)
 		s.outgrows()
 		if s.exempt == judged && !s.untold && !entitled {
-			// Its upstream has done the work: it may have what lies under hard even if its key has more than its share.
+			// Its upstream has done the work: it may have what lies under hard even if its key has
+			// more than its share.
 			claim = max(w.largeClaim(s.key, 0), budget.Large)
 		}
 	}
@@ -681,7 +703,8 @@ func (g *Guard) expect(now Time, s *Stream, length int64, entitled bool) Verdict
 	}
 	a.Expect(now, &s.Stream, budget.Response, length, n, 0)
 	if left := s.ahead - n; length == budget.Unknown && left > 0 && !s.Hidden(budget.Response) {
-		// So much may be there already, behind the headers: it stays reserved until it has passed, or does not come.
+		// So much may be there already, behind the headers: it stays reserved until it has passed,
+		// or does not come.
 		a.Ask(now, left, budget.Forced)
 		a.Anticipate(now, &s.Stream, left)
 	}
@@ -689,8 +712,8 @@ func (g *Guard) expect(now Time, s *Stream, length int64, entitled bool) Verdict
 	return Verdict{}
 }
 
-// Grow counts n more body bytes of a message, and judges it if it has outgrown what was reserved for it. Who has asked Free itself, for
-// a response, need not call it where that says yes.
+// Grow counts n more body bytes of a message, and judges it if it has outgrown what was reserved
+// for it. Who has asked Free itself, for a response, need not call it where that says yes.
 func (g *Guard) Grow(now Time, s *Stream, d budget.Direction, n int64) Verdict {
 	if s.phase != live || n == 0 || d == budget.Response && s.Free(n) {
 		if s.shadow {
@@ -741,8 +764,9 @@ func (g *Guard) grow(now Time, s *Stream, d budget.Direction, n int64, entitled 
 	return v
 }
 
-// firstPiece notes that the first piece of a response has passed that was held at its headers. It has brought all that was there: more
-// is not waited for, and where nothing is known of the key yet it tells something.
+// firstPiece notes that the first piece of a response has passed that was held at its headers. It
+// has brought all that was there: more is not waited for, and where nothing is known of the key yet
+// it tells something.
 func (g *Guard) firstPiece(now Time, s *Stream) {
 	s.ahead = 0
 	g.worker.account.Trim(now, &s.Stream)

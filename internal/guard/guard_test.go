@@ -98,7 +98,8 @@ func newProcess(t *testing.T, workers int, edit func(*Config)) *process {
 	return p
 }
 
-// read gives the process a reading that is asked for and answered now, then ticks all workers, so that all know it.
+// read gives the process a reading that is asked for and answered now, then ticks all workers, so
+// that all know it.
 func (p *process) read(inUse int64) {
 	p.t.Helper()
 	for i := 0; ; i++ {
@@ -164,7 +165,8 @@ func TestAdmitsWhatFitsAndLetsTheRestWait(t *testing.T) {
 		}
 		require.LessOrEqual(t, p.estimate(), 200*mib)
 	}
-	// T(hard) = 40 + 0.9 × 160 = 184 MiB: 144 for uploads of 4 MiB, less the connections and streams themselves.
+	// T(hard) = 40 + 0.9 × 160 = 184 MiB: 144 for uploads of 4 MiB, less the connections and
+	// streams themselves.
 	require.InDelta(t, 35, len(admitted), 1)
 	require.Len(t, waiting, 100-len(admitted))
 
@@ -278,7 +280,8 @@ func TestCaps(t *testing.T) {
 	}
 }
 
-// Without the floor a lasting overload locks every bystander out: rejecting what costs nothing frees nothing.
+// Without the floor a lasting overload locks every bystander out: rejecting what costs nothing
+// frees nothing.
 func TestFloorIsAStock(t *testing.T) {
 	p := newProcess(t, 2, func(c *Config) { c.Throttle.Timeout = 0 })
 	p.settle(230 * mib)
@@ -373,8 +376,8 @@ func TestLineIsBounded(t *testing.T) {
 				waiting++
 			}
 		}
-		// Each holds 2 × 1 MiB; a quarter of 160 MiB is 40, but only what lies between hard and the limit has room
-		// for what is fresh at once: 16.
+		// Each holds 2 × 1 MiB; a quarter of 160 MiB is 40, but only what lies between hard and the
+		// limit has room for what is fresh at once: 16.
 		require.InDelta(t, 8, waiting, 1)
 	})
 	t.Run("by a quarter of the room, over all workers", func(t *testing.T) {
@@ -424,7 +427,8 @@ func TestLineIsBounded(t *testing.T) {
 	})
 }
 
-// Behind a large head, smaller ones go on after 250 ms: else one head of half the budget stops everyone.
+// Behind a large head, smaller ones go on after 250 ms: else one head of half the budget stops
+// everyone.
 func TestSmallerPassAStuckHead(t *testing.T) {
 	p := newProcess(t, 1, func(c *Config) { c.Throttle.Timeout = unit.Duration(time.Minute) })
 	p.settle(40 * mib)
@@ -452,8 +456,9 @@ func nobodyWaits(c *Config) {
 	c.Buffers.HTTP2ConnectionWindow = 24 * unit.MiB
 }
 
-// What a rejected HTTP/1 upload leaves unread lingers. It may hold 1/8 of what traffic can have; beyond that there is
-// no answer, and the connection is closed: with answers only, 100 clients held 4.5 times the budget.
+// What a rejected HTTP/1 upload leaves unread lingers. It may hold 1/8 of what traffic can have;
+// beyond that there is no answer, and the connection is closed: with answers only, 100 clients held
+// 4.5 times the budget.
 func TestRejectsCostMemory(t *testing.T) {
 	p := newProcess(t, 1, nobodyWaits)
 	p.settle(40 * mib)
@@ -489,7 +494,8 @@ func TestRejectsCostMemory(t *testing.T) {
 	require.Zero(t, p.workers[0].left.sum, "what lingers is gone after the linger")
 }
 
-// What rejects leave may hold an eighth of the room, of all workers together, for as long as it lingers.
+// What rejects leave may hold an eighth of the room, of all workers together, for as long as it
+// lingers.
 func TestLeftoversOfAllWorkers(t *testing.T) {
 	p := newProcess(t, 2, func(c *Config) {
 		c.Buffers.Downstream, c.Buffers.HTTP2Window, c.Buffers.WholeRequest = unit.MiB, unit.MiB, unit.GiB
@@ -515,8 +521,8 @@ func TestLeftoversOfAllWorkers(t *testing.T) {
 	require.Equal(t, map[Action]int{Answer: 10, Close: 2}, reject(12))
 }
 
-// Clients that are turned away and come straight back, thousands of times before the next reading, add what one of them
-// holds, and no more.
+// Clients that are turned away and come straight back, thousands of times before the next reading,
+// add what one of them holds, and no more.
 func TestTurnedAwayAgainAndAgain(t *testing.T) {
 	for name, again := range map[string]func(p *process) Verdict{
 		"HTTP/2": func(p *process) Verdict {
@@ -570,7 +576,8 @@ func TestWaitingHoldsPartOfWhatItWants(t *testing.T) {
 	require.False(t, r.Waiting(), "what it holds is in the reading already")
 }
 
-// Over HTTP/2 it can't be told of whom what comes is: it counts for those who wait, however late it comes.
+// Over HTTP/2 it can't be told of whom what comes is: it counts for those who wait, however late it
+// comes.
 func TestWhatComesOnAConnectionCountsForThoseWhoWait(t *testing.T) {
 	p := newProcess(t, 1, nil)
 	p.settle(40 * mib)
@@ -595,7 +602,8 @@ func TestWhatComesOnAConnectionCountsForThoseWhoWait(t *testing.T) {
 	require.Zero(t, own().Fresh, "nobody waits")
 }
 
-// Without a network filter nobody sees what comes of one who waits: it is coming until he is resumed.
+// Without a network filter nobody sees what comes of one who waits: it is coming until he is
+// resumed.
 func TestWhatComesUnseenIsCountedForAsLongAsItsRequestWaits(t *testing.T) {
 	p := newProcess(t, 1, nil)
 	p.settle(40 * mib)
@@ -652,7 +660,8 @@ func TestForecastsLearn(t *testing.T) {
 	require.NotEqual(t, before, forecast.Bytes(), "and from who is rejected")
 }
 
-// What a large response left unread stays in the books with its connection, until the next request comes there.
+// What a large response left unread stays in the books with its connection, until the next request
+// comes there.
 func TestUnreadResponseStaysWithItsConnection(t *testing.T) {
 	p := newProcess(t, 1, nil)
 	p.settle(40 * mib)
@@ -710,7 +719,8 @@ func TestResponses(t *testing.T) {
 		v := p.guards[0].Grow(p.now, &r.Stream, budget.Response, 64*kib)
 		require.Equal(t, Verdict{Action: Reset, Reason: Growth}, v)
 	})
-	// Testing a lapsed response's bytes against the estimate cut 994 of 1,000 slow readers at 0.8 of the budget.
+	// Testing a lapsed response's bytes against the estimate cut 994 of 1,000 slow readers at 0.8
+	// of the budget.
 	t.Run("what was once reserved is never a reason to cut it", func(t *testing.T) {
 		p := newProcess(t, 1, big)
 		p.settle(40 * mib)
@@ -738,8 +748,8 @@ func TestResponses(t *testing.T) {
 	})
 }
 
-// Mode observe lets everybody go, and counts what mode enforce does with the same requests: here who has no room, who waits, and who is
-// admitted afterwards.
+// Mode observe lets everybody go, and counts what mode enforce does with the same requests: here
+// who has no room, who waits, and who is admitted afterwards.
 func TestObserveDecidesAndDoesNothing(t *testing.T) {
 	const uploads = 100
 	run := func(mode Mode) (counts [NumCounters]uint64, let int) {
@@ -793,7 +803,8 @@ func TestObserveDecidesAndDoesNothing(t *testing.T) {
 	}
 }
 
-// Where another listener enforces, what this one lets go is memory that the other's requests can't have.
+// Where another listener enforces, what this one lets go is memory that the other's requests can't
+// have.
 func TestObserveBesideEnforceCountsWhatItLetsGo(t *testing.T) {
 	p := newProcess(t, 1, func(c *Config) { c.Mode = Observe })
 	w := p.workers[0]
@@ -955,8 +966,8 @@ func TestNoAllocationAndFewHostCalls(t *testing.T) {
 	require.Equal(t, 21, r.hostCalls)
 }
 
-// BenchmarkRequest prints what a request costs without tracing, with it, and where memory is so high that a mark may come; and what a
-// chunk of an upload does.
+// BenchmarkRequest prints what a request costs without tracing, with it, and where memory is so
+// high that a mark may come; and what a chunk of an upload does.
 func BenchmarkRequest(b *testing.B) {
 	for _, c := range []struct {
 		name     string
@@ -1018,7 +1029,8 @@ func theKey(w *Worker) *keyed {
 	return &w.keys.Get(0, fairness.Name{By: byRoute}, func(fairness.Name) float64 { return 1 }).Value
 }
 
-// Ticks cost most where nothing happens: a worker without requests makes few, and the one who polls a few more.
+// Ticks cost most where nothing happens: a worker without requests makes few, and the one who polls
+// a few more.
 func TestAnIdleWorkerTicksSeldom(t *testing.T) {
 	p := newProcess(t, 2, nil)
 	next := func() (all []time.Duration) {
@@ -1059,7 +1071,8 @@ func TestAnIdleWorkerTicksSeldom(t *testing.T) {
 	require.Equal(t, []time.Duration{Tick, Tick}, run(25*ms), "memory is short")
 }
 
-// One who has waited too long and is to be closed sends on until he is: the network filter sees it, and it counts.
+// One who has waited too long and is to be closed sends on until he is: the network filter sees it,
+// and it counts.
 func TestWhatComesOfOneWhoWaitedAndIsClosedCounts(t *testing.T) {
 	p := newProcess(t, 1, func(c *Config) { c.Evict = false })
 	p.settle(40 * mib)
@@ -1083,8 +1096,9 @@ func TestWhatComesOfOneWhoWaitedAndIsClosedCounts(t *testing.T) {
 	require.Equal(t, before+100*kib, w.account.Own().Fresh)
 }
 
-// While those are to be closed who brought what has no room, whoever comes with an upload as large is closed before it is judged: else
-// what a pass of Envoy's event loop reads of all of them is there at once.
+// While those are to be closed who brought what has no room, whoever comes with an upload as large
+// is closed before it is judged: else what a pass of Envoy's event loop reads of all of them is
+// there at once.
 func TestWhatComesFirstIsRefusedWhileOthersAreToBeClosed(t *testing.T) {
 	p := newProcess(t, 1, nobodyWaits)
 	p.settle(40 * mib)

@@ -9,11 +9,12 @@ import (
 
 // What both faces read and answer alike, in terms of HTTP.
 
-// GRPCResourceExhausted is the gRPC status of a reject (RESOURCE_EXHAUSTED). Envoy ignores it for plain HTTP; without it gRPC clients
-// would be told 14 for a 503.
+// GRPCResourceExhausted is the gRPC status of a reject (RESOURCE_EXHAUSTED). Envoy ignores it for
+// plain HTTP; without it gRPC clients would be told 14 for a 503.
 const GRPCResourceExhausted = 8
 
-// Answer is what a client is told of the verdict in place of a response: headers, and the body. grpc says that it speaks gRPC.
+// Answer is what a client is told of the verdict in place of a response: headers, and the body.
+// grpc says that it speaks gRPC.
 func (r *Reject) Answer(v Verdict, grpc bool) (headers [][2]string, body string) {
 	headers = append(make([][2]string, 0, 3), [2]string{"x-highwater-reason", v.Reason.String()})
 	if v.RetryAfter > 0 {
@@ -36,11 +37,13 @@ func (r *Reject) Answer(v Verdict, grpc bool) (headers [][2]string, body string)
 // IsGRPC says whether a message of this content-type is one of gRPC.
 func IsGRPC(contentType string) bool { return strings.HasPrefix(contentType, "application/grpc") }
 
-// maxLength is the longest message that is told apart: a longer one has no room either, and what is reckoned with it must not overflow.
+// maxLength is the longest message that is told apart: a longer one has no room either, and what is
+// reckoned with it must not overflow.
 const maxLength = budget.Unlimited
 
-// ContentLength is what a content-length announces, bytes, and no more than maxLength; budget.Unknown where there is none, or it is
-// no length (RFC 9110, 8.6: digits alone). strconv reads what numbers may be like elsewhere, at ten times the code.
+// ContentLength is what a content-length announces, bytes, and no more than maxLength;
+// budget.Unknown where there is none, or it is no length (RFC 9110, 8.6: digits alone). strconv
+// reads what numbers may be like elsewhere, at ten times the code.
 func ContentLength(text string) (n int64) {
 	if text == "" {
 		return budget.Unknown
@@ -55,7 +58,8 @@ func ContentLength(text string) (n int64) {
 	return n
 }
 
-// WithoutPort is the address of 127.0.0.1:1234 or [::1]:1234; what has no port, such as a pipe, stays.
+// WithoutPort is the address of 127.0.0.1:1234 or [::1]:1234; what has no port, such as a pipe,
+// stays.
 func WithoutPort(address string) string {
 	if port := strings.LastIndexByte(address, ':'); port >= 0 {
 		return address[:port]

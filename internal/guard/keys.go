@@ -64,7 +64,8 @@ func (g *Guard) setKey(now Time, s *Stream) {
 	}
 }
 
-// keepPlaces has the keys that the guards' weights name keep their places, whatever names clients make up.
+// keepPlaces has the keys that the guards' weights name keep their places, whatever names clients
+// make up.
 func (w *Worker) keepPlaces() {
 	names := map[fairness.Name]bool{}
 	for _, g := range w.guards {
@@ -96,8 +97,8 @@ func (w *Worker) learn(now Time, k *key, d budget.Direction, n int64) {
 	}
 }
 
-// teach teaches the forecast of all responses of a stream's key. Where the key is not known, it is one whose responses are
-// small, and this one is too.
+// teach teaches the forecast of all responses of a stream's key. Where the key is not known, it is
+// one whose responses are small, and this one is too.
 func (w *Worker) teach(now Time, s *Stream, n int64) {
 	if s.keyed {
 		w.learnResponse(now, s.key, n)
@@ -124,8 +125,9 @@ func (w *Worker) learnResponse(now Time, k *key, n int64) {
 	w.countLarge()
 }
 
-// heavyFor is how long a key must have had no small response before its requests count as large. On a route that has both, small
-// ones would wait for what the large ones bring: beside 300 slow readers a tenth of the bystanders on the same route were rejected.
+// heavyFor is how long a key must have had no small response before its requests count as large. On
+// a route that has both, small ones would wait for what the large ones bring: beside 300 slow
+// readers a tenth of the bystanders on the same route were rejected.
 const heavyFor = 2 * time.Second
 
 // large says that what is asked for with this key is large, whatever the request.
@@ -167,15 +169,16 @@ type shares struct {
 }
 
 const (
-	// sharesEvery is how often what keys have is exchanged while somebody may be held back, and calmEvery how often else, so
-	// that when it begins it is known who is there.
+	// sharesEvery is how often what keys have is exchanged while somebody may be held back, and
+	// calmEvery how often else, so that when it begins it is known who is there.
 	sharesEvery = 20 * time.Millisecond
 	calmEvery   = 500 * time.Millisecond
 	// A key counts as one that has large requests for so long after its last.
 	largeFor = 10 * time.Second
-	// Those who were turned away come back: what they want is halved each turnedHalf, for it may be the same that wants it again.
-	// Where only those in line counted, whoever was let in filled memory up to the limit; no room was left to wait in, nobody
-	// seemed to want more than he had, and so all had less than their share.
+	// Those who were turned away come back: what they want is halved each turnedHalf, for it may be
+	// the same that wants it again. Where only those in line counted, whoever was let in filled
+	// memory up to the limit; no room was left to wait in, nobody seemed to want more than he had,
+	// and so all had less than their share.
 	turnedHalf = 500 * time.Millisecond
 	// What a worker has published is of no use any more after so long.
 	sharesFor = time.Second
@@ -186,8 +189,8 @@ func (w *Worker) pressed() bool {
 	return w.account.Table().Level >= budget.Soft || w.line.Len() > 0 || w.account.Others().Waiting > 0
 }
 
-// noteLarge notes that a key has a large request or response. If it had none lately the shares are those of a time when it was
-// not there.
+// noteLarge notes that a key has a large request or response. If it had none lately the shares are
+// those of a time when it was not there.
 func (w *Worker) noteLarge(now Time, k *key) {
 	was := k.Value.lastLarge
 	k.Value.lastLarge = now
@@ -197,8 +200,8 @@ func (w *Worker) noteLarge(now Time, k *key) {
 	}
 }
 
-// share exchanges what keys have, if it is time to: where nobody has had large requests, or new connections that are told apart,
-// there is nothing to share out.
+// share exchanges what keys have, if it is time to: where nobody has had large requests, or new
+// connections that are told apart, there is nothing to share out.
 func (w *Worker) share(now Time) {
 	every := calmEvery
 	if w.pressed() || w.sources > 0 && w.scarce() {
@@ -212,7 +215,8 @@ func (w *Worker) share(now Time) {
 	}
 }
 
-// exchangeShares tells the others what this worker's keys have, and learns from them what each key's share is.
+// exchangeShares tells the others what this worker's keys have, and learns from them what each
+// key's share is.
 func (w *Worker) exchangeShares(now Time) {
 	x := &w.shares
 	fade := math.Exp2(-float64(now-x.at) / float64(turnedHalf))
@@ -284,9 +288,10 @@ func (w *Worker) divide(now Time) {
 	x.contended = large > 1
 	soft, hard := w.account.Share(w.limits.Soft), w.account.Share(w.limits.Hard)
 	all := func(t *fairness.Total) int64 { return t.Use + t.Waits }
-	// What they have already, and what is left of soft beside all that no key explains: what those in line have sent, caches of the
-	// allocator, what has passed and may be in the reading too. Where shares were of all that is between base and soft, nobody had
-	// his before memory was full, and who came first had it.
+	// What they have already, and what is left of soft beside all that no key explains: what those
+	// in line have sent, caches of the allocator, what has passed and may be in the reading too.
+	// Where shares were of all that is between base and soft, nobody had his before memory was
+	// full, and who came first had it.
 	capacity := max(soft-w.account.Estimate(now), 0)
 	for i := range x.totals {
 		capacity += x.totals[i].Use
@@ -302,8 +307,8 @@ func (w *Worker) divide(now Time) {
 	})
 }
 
-// divideConnections sets the part of each source: as much as every other's, by weight, and that of one that is still to come,
-// whatever it wants, for who connects does not say how often he will.
+// divideConnections sets the part of each source: as much as every other's, by weight, and that of
+// one that is still to come, whatever it wants, for who connects does not say how often he will.
 func (w *Worker) divideConnections() {
 	if w.limits.Connections == 0 {
 		return
@@ -328,8 +333,8 @@ func (w *Worker) divideConnections() {
 	})
 }
 
-// split divides the capacity by what each key wants of it, hands each of this worker's keys its part with its total in all workers,
-// and returns the part of a key that comes next.
+// split divides the capacity by what each key wants of it, hands each of this worker's keys its
+// part with its total in all workers, and returns the part of a key that comes next.
 func (w *Worker) split(capacity int64, wants func(*fairness.Total) int64, hand func(k *keyed, t *fairness.Total, part int64)) (next int64) {
 	x := &w.shares
 	x.ask(wants)
@@ -363,8 +368,9 @@ func (w *Worker) eachKey(do func(k *key)) {
 	}
 }
 
-// largeClaim is what a large request of n bytes may have. From soft on, what is left is for keys that have less than their
-// share; where only one key has large requests there is nobody to leave it to.
+// largeClaim is what a large request of n bytes may have. From soft on, what is left is for keys
+// that have less than their share; where only one key has large requests there is nobody to leave
+// it to.
 func (w *Worker) largeClaim(k *key, n int64) budget.Claim {
 	v := &k.Value
 	switch {
@@ -376,9 +382,10 @@ func (w *Worker) largeClaim(k *key, n int64) budget.Claim {
 	return budget.Shared
 }
 
-// claim asks for room for a large request. A key that has less than its share may have what lies between soft and hard even where
-// the estimate has no room: the others were held to soft, so that it is there. What moves fast counts for two readings in both the
-// reading and fresh, and a burst of one key turned the others away.
+// claim asks for room for a large request. A key that has less than its share may have what lies
+// between soft and hard even where the estimate has no room: the others were held to soft, so that
+// it is there. What moves fast counts for two readings in both the reading and fresh, and a burst
+// of one key turned the others away.
 func (w *Worker) claim(now Time, k *key, n int64) budget.Outcome {
 	claim := w.largeClaim(k, n)
 	out := w.account.Ask(now, n, claim)
@@ -391,7 +398,8 @@ func (w *Worker) claim(now Time, k *key, n int64) budget.Outcome {
 // smallShare of the floor is kept for keys that have little of it: it comes on top.
 const smallShare = 4
 
-// claimSmall is the same for a small one and the floor: a crowd of one key may have all of it, and the others a quarter more.
+// claimSmall is the same for a small one and the floor: a crowd of one key may have all of it, and
+// the others a quarter more.
 func (w *Worker) claimSmall(now Time, k *key, n int64) budget.Outcome {
 	out := w.account.Ask(now, n, budget.Floor)
 	if v := &k.Value; out == budget.Denied && n <= v.floor-v.smalls-v.Small {
@@ -405,7 +413,8 @@ func (w *Worker) greedy(k *key) bool {
 	return w.largeClaim(k, 1) == budget.Shared
 }
 
-// rank is how much the key of one who waits would have with it, of its weight: who has least is served first.
+// rank is how much the key of one who waits would have with it, of its weight: who has least is
+// served first.
 func rank(c *fairness.Waiter[Stream]) float64 {
 	k := c.Value.key
 	if k.Weight == 0 {

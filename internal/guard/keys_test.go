@@ -189,8 +189,8 @@ func TestNamesOfKeys(t *testing.T) {
 	require.Greater(t, w.keys.Other.Refs, 9000)
 }
 
-// Whoever likely holds most of the key most above its share goes first, once for an excess, and none that has no more than its
-// share.
+// Whoever likely holds most of the key most above its share goes first, once for an excess, and
+// none that has no more than its share.
 func TestEvict(t *testing.T) {
 	p := newProcess(t, 2, nil)
 	p.settle(40 * mib)
@@ -233,7 +233,8 @@ func TestEvict(t *testing.T) {
 	for range 4 {
 		tick(25*ms, 210*mib)
 	}
-	// 210 − T(hard) = 26 of 170 MiB that traffic holds: of 24 streams some 4, for the readings that come while they leave show the same.
+	// 210 − T(hard) = 26 of 170 MiB that traffic holds: of 24 streams some 4, for the readings that
+	// come while they leave show the same.
 	require.InDelta(t, 4, len(evicted), 2)
 	for s, v := range evicted {
 		require.Equal(t, "noisy", s.host.(*request).route)
@@ -271,7 +272,8 @@ func TestAConnectionIsCutAloneInItsTick(t *testing.T) {
 	require.True(t, w.evictStream(p.now, &Actions{}, &r.Stream))
 }
 
-// Made-up tenants, each with something in flight on each of three workers, don't make a named one one of them.
+// Made-up tenants, each with something in flight on each of three workers, don't make a named one
+// one of them.
 func TestNamedTenantsKeepTheirPlaces(t *testing.T) {
 	p := newProcess(t, 3, func(c *Config) {
 		c.Fairness.By = "header:x-tenant"
@@ -310,7 +312,8 @@ func TestNamedTenantsKeepTheirPlaces(t *testing.T) {
 	}
 }
 
-// Which names keep their places is told by all configurations that requests come to, and by none that has gone.
+// Which names keep their places is told by all configurations that requests come to, and by none
+// that has gone.
 func TestPlacesAreKeptForLiveConfigurations(t *testing.T) {
 	p := newProcess(t, 1, nil)
 	g, w := p.guards[0], p.workers[0]

@@ -80,7 +80,7 @@ func Counters() [NumCounters]Metric {
 
 var rejectedHelp = [numReasons]string{
 	TooLarge:     "it could not fit even alone",
-	QueueFull:    "the waiting line had no room for it",
+	QueueFull:    "the queue had no room for it",
 	Timeout:      "it waited throttle.timeout",
 	Growth:       "it brought more than announced or forecast, and that had no room",
 	ResponseSize: "its response had no room",
@@ -104,7 +104,7 @@ func Gauges() [NumGauges]Metric {
 		GaugeLevel:       {"highwater_level", Gauge, "0 normal, 1 soft, 2 hard, 3 over"},
 		GaugeFutile:      {"highwater_futile", Gauge, "1: the level is hard and traffic is not the cause"},
 		GaugeStreams:     {"highwater_streams", Gauge, "requests in flight"},
-		GaugeWaiting:     {"highwater_waiting", Gauge, "requests in the waiting line"},
+		GaugeWaiting:     {"highwater_waiting", Gauge, "requests in the queue"},
 		GaugeConnections: {"highwater_connections", Gauge, "connections of listeners with the network filter"},
 		GaugePeak:        {"highwater_peak_bytes", Gauge, "the highest reading so far"},
 		GaugeReadingAge:  {"highwater_reading_age_milliseconds", Gauge, "time since the last reading was asked for; as long as there was none, since the start"},
@@ -117,5 +117,5 @@ func Gauges() [NumGauges]Metric {
 
 // WaitHistogram describes the time that requests waited, admitted or not.
 func WaitHistogram() Metric {
-	return Metric{"highwater_wait_milliseconds", Histogram, "time that requests waited in line"}
+	return Metric{"highwater_wait_milliseconds", Histogram, "time that requests waited in the queue"}
 }

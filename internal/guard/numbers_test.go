@@ -87,8 +87,8 @@ func TestAWishFromTheFutureIsNotTheLast(t *testing.T) {
 	}
 }
 
-// Whatever valid limit, container and reading there is, and whatever is announced: thresholds are in their order, nothing is
-// negative, and what is closed leaves nothing.
+// Whatever valid limit, container and reading there is, and whatever is announced: thresholds are
+// in their order, nothing is negative, and what is closed leaves nothing.
 func FuzzNumbers(f *testing.F) {
 	for _, n := range []int64{0, 1, 32 << 20, 200 << 20, 1<<50 - 1, 1 << 50, 1 << 60, math.MaxInt64 - 1, math.MaxInt64} {
 		f.Add(n, 0.8, n, n, n, "9223372036854775807", int64(1<<31))

@@ -2,11 +2,13 @@ package guard
 
 import "github.com/highwater-envoy/highwater/internal/budget"
 
-// presumes lets a request without a body in unjudged, where memory is calm: all that its response can hold is reserved for it, so that
-// it does not matter what it is and whose. To judge it takes code and figures that have to come from memory where large bodies
-// have been through the caches since: of what a download of 1 MB costs Envoy that was 3 %, and of what Highwater adds to a GET of 1 kB a
-// third. Of those that come between two ticks the first is judged, so that what is known of the keys stays true; and where a peak may
-// come all are, so that it tells what they were. What can't be asked for later is asked now.
+// presumes lets a request without a body in unjudged, where memory is calm: all that its response
+// can hold is reserved for it, so that it does not matter what it is and whose. To judge it takes
+// code and figures that have to come from memory where large bodies have been through the caches
+// since: of what a download of 1 MB costs Envoy that was 3 %, and of what Highwater adds to a GET
+// of 1 kB a third. Of those that come between two ticks the first is judged, so that what is known
+// of the keys stays true; and where a peak may come all are, so that it tells what they were. What
+// can't be asked for later is asked now.
 func (g *Guard) presumes(now Time, s *Stream) bool {
 	w, a, b := g.worker, g.worker.account, &g.config.Buffers
 	n := int64(b.Upstream + max(b.Downstream, b.HTTP2Window))
@@ -37,8 +39,8 @@ func (w *Worker) doubtPresumed(now Time) {
 	})
 }
 
-// doubt begins to count what the stream's response holds. One that has begun has what it needs: that it was let in unjudged is no reason
-// to break it.
+// doubt begins to count what the stream's response holds. One that has begun has what it needs:
+// that it was let in unjudged is no reason to break it.
 func (g *Guard) doubt(now Time, s *Stream) {
 	w, a, begun, length := g.worker, g.worker.account, s.Expected(budget.Response), s.Length(budget.Response)
 	passed, over := a.Doubt(now, &s.Stream)
@@ -46,7 +48,8 @@ func (g *Guard) doubt(now Time, s *Stream) {
 		if w.largeKeys == 0 {
 			return
 		}
-		// Whoever is judged at his request's headers asks for room there if his key's responses are large. It has been promised it.
+		// Whoever is judged at his request's headers asks for room there if his key's responses are
+		// large. It has been promised it.
 		g.keyOf(now, s)
 		if g.foresee(now, s, false); s.expects > 0 {
 			w.noteLarge(now, s.key)

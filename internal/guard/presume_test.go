@@ -25,7 +25,8 @@ func (p *process) presumed(route string, n int) (all []*request) {
 	return all
 }
 
-// While memory is calm all that a response can hold is reserved for it, and nothing is asked of anybody.
+// While memory is calm all that a response can hold is reserved for it, and nothing is asked of
+// anybody.
 func TestARequestIsPresumedWhileMemoryIsCalm(t *testing.T) {
 	p := newProcess(t, 1, nil)
 	p.settle(40 * mib)
@@ -102,7 +103,8 @@ func TestAPresumedResponseReservesWhatItAnnounces(t *testing.T) {
 	require.False(t, w.keys.Other.Value.responses.Learned(), "whose it is was not asked: it teaches nobody")
 }
 
-// With half of the room in use nobody is presumed, and those who are have to tell what they are. None of them is broken.
+// With half of the room in use nobody is presumed, and those who are have to tell what they are.
+// None of them is broken.
 func TestPresumedRequestsAreDoubtedWhenMemoryIsCalmNoMore(t *testing.T) {
 	p := newProcess(t, 1, nil)
 	p.settle(40 * mib)
@@ -158,7 +160,8 @@ func TestPresumedRequestsAreDoubtedWhenMemoryIsCalmNoMore(t *testing.T) {
 	}
 }
 
-// One who asks for something on a route of large responses would have got room for that at his request's headers. He keeps it.
+// One who asks for something on a route of large responses would have got room for that at his
+// request's headers. He keeps it.
 func TestAPresumedRequestOnALargeRouteKeepsItsRoom(t *testing.T) {
 	p := newProcess(t, 1, nil)
 	p.settle(40 * mib)
@@ -219,7 +222,8 @@ func TestNobodyIsPresumedWhileOthersWait(t *testing.T) {
 	}
 }
 
-// A response whose headers come when memory is calm no more is judged there, before a tick has looked.
+// A response whose headers come when memory is calm no more is judged there, before a tick has
+// looked.
 func TestAPresumedResponseIsJudgedAtItsHeaders(t *testing.T) {
 	p := newProcess(t, 1, nil)
 	p.settle(40 * mib)
@@ -270,7 +274,8 @@ func TestWhoMayBeInAPeakIsNotPresumed(t *testing.T) {
 	}
 }
 
-// A body of the request, hidden responses: what is not known to hold no more than that is not presumed.
+// A body of the request, hidden responses: what is not known to hold no more than that is not
+// presumed.
 func TestWhoIsNotPresumed(t *testing.T) {
 	p := newProcess(t, 1, nil)
 	p.settle(40 * mib)
@@ -306,8 +311,8 @@ func (p *process) readings(do func()) (n int) {
 	return n
 }
 
-// What is reserved for those that wait for their upstream is nothing that a reading could tell more of: many that are quiet cost no more
-// readings than none.
+// What is reserved for those that wait for their upstream is nothing that a reading could tell more
+// of: many that are quiet cost no more readings than none.
 func TestPresumedRequestsAskForNoReadings(t *testing.T) {
 	p := newProcess(t, 1, nil)
 	p.settle(40 * mib)
@@ -323,8 +328,8 @@ func TestPresumedRequestsAskForNoReadings(t *testing.T) {
 	require.Greater(t, readings(), 4*idle)
 }
 
-// Nobody has to know what those are at once that are presumed: half of the ticks do. Where anybody else is in flight, or memory is calm no
-// more, all do.
+// Nobody has to know what those are at once that are presumed: half of the ticks do. Where anybody
+// else is in flight, or memory is calm no more, all do.
 func TestEveryOtherTickPassesWhileAllArePresumed(t *testing.T) {
 	p := newProcess(t, 1, nil)
 	p.settle(40 * mib)
@@ -361,8 +366,8 @@ func TestEveryOtherTickPassesWhileAllArePresumed(t *testing.T) {
 	require.False(t, all[0].Presumed())
 }
 
-// What presumed responses bring is in no reading yet, but decides nothing as long as memory is calm: where hardly anybody else is in flight
-// few readings do.
+// What presumed responses bring is in no reading yet, but decides nothing as long as memory is
+// calm: where hardly anybody else is in flight few readings do.
 func TestDownloadsAskForFewReadings(t *testing.T) {
 	p := newProcess(t, 1, nil)
 	p.settle(40 * mib)
@@ -382,7 +387,8 @@ func TestDownloadsAskForFewReadings(t *testing.T) {
 	require.InDelta(t, 20, readings(12), 1, "nobody in flight is presumed")
 	g.Close(p.now, &lone.Stream)
 	p.presumed("quiet", 1)
-	// 1/32 of the limit is 6.25 MiB. Twelve downloads in each tick are 6 MiB from one reading to the next, and those before it count too.
+	// 1/32 of the limit is 6.25 MiB. Twelve downloads in each tick are 6 MiB from one reading to
+	// the next, and those before it count too.
 	require.InDelta(t, 10, readings(12), 1)
 	require.InDelta(t, 10, readings(28), 1)
 	one, _ := p.from(0, "upload", 100*kib) // may be the one that is judged

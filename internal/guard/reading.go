@@ -7,11 +7,13 @@ import (
 	"github.com/highwater-envoy/highwater/internal/budget"
 )
 
-// Reading is what an allocator says of itself, and its container, bytes. Figures that nobody told are 0.
+// Reading is what an allocator says of itself, and its container, bytes. Figures that nobody told
+// are 0.
 type Reading struct {
-	// InUse is what the process needs of its container: heap_size − pageheap_unmapped − pageheap_free. Where the companion
-	// tells of them, what is resident outside of the heap (virtual machines, the allocator's own books, stacks) and the
-	// kernel's socket buffers are in it.
+	// InUse is what the process needs of its container: heap_size − pageheap_unmapped −
+	// pageheap_free. Where the companion tells of them, what is resident outside of the heap
+	// (virtual machines, the allocator's own books, stacks) and the kernel's socket buffers are in
+	// it.
 	InUse     int64
 	Allocated int64 // what the program has asked for
 	Free      int64 // pageheap_free: the allocator could give it back to the system
@@ -27,8 +29,8 @@ type Reading struct {
 // maxReading: more is no memory, and sums of it could overflow into something that looks possible.
 const maxReading = budget.Unlimited
 
-// ParseReading reads the answer of Envoy's /memory, or of the companion's, which tells more. All numbers are JSON strings. An error is a
-// Failure.
+// ParseReading reads the answer of Envoy's /memory, or of the companion's, which tells more. All
+// numbers are JSON strings. An error is a Failure.
 func ParseReading(text []byte) (Reading, error) {
 	r, err := parseReading(text)
 	if err != nil {
@@ -55,7 +57,8 @@ func parseReading(text []byte) (Reading, error) {
 	if m.Allocated == nil || m.HeapSize == nil {
 		return Reading{}, fmt.Errorf("not the answer of /memory: it has no allocated or no heap_size")
 	}
-	// Each is checked by itself, because differences of nonsense can overflow into something that looks possible.
+	// Each is checked by itself, because differences of nonsense can overflow into something that
+	// looks possible.
 	heap, unmapped, free := *m.HeapSize, m.PageheapUnmapped, m.PageheapFree
 	if heap <= 0 || heap > maxReading || unmapped < 0 || unmapped > heap || free < 0 || free >= heap-unmapped || !possible(*m.Allocated) {
 		return Reading{}, fmt.Errorf("not a possible answer of /memory: heap_size %d, pageheap_unmapped %d, pageheap_free %d, allocated %d",

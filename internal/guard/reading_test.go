@@ -10,7 +10,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// The captures are of one Envoy 1.40: idle, under a burst, and after it, when the allocator kept what it had got.
+// The captures are of one Envoy 1.40: idle, under a burst, and after it, when the allocator kept
+// what it had got.
 func TestParseReadingOfARealEnvoy(t *testing.T) {
 	for file, want := range map[string]Reading{
 		"idle.memory.json":  {InUse: 12582912 - 5218304, Allocated: 6389088, Free: 5218304, Mapped: 12582912},
@@ -25,7 +26,8 @@ func TestParseReadingOfARealEnvoy(t *testing.T) {
 		require.Equal(t, want, got, file)
 		require.LessOrEqual(t, got.Allocated, got.InUse, "what the program asked for is part of what is in use")
 
-		// An answer that was cut off is no reading, wherever the cut is; a newline behind the last brace may go.
+		// An answer that was cut off is no reading, wherever the cut is; a newline behind the last
+		// brace may go.
 		for cut := range len(text) {
 			if text[cut] == '}' {
 				break
@@ -43,8 +45,9 @@ func TestParseReadingTakesWhatItNeeds(t *testing.T) {
 	require.Equal(t, Reading{InUse: 10, Allocated: 5, Mapped: 10}, got)
 }
 
-// The companion's answer is Envoy's with what it sees itself. What is resident beyond the heap's pages, and the kernel's
-// socket buffers, are in use too; pages of the heap that were never touched are not resident, and nothing is less for it.
+// The companion's answer is Envoy's with what it sees itself. What is resident beyond the heap's
+// pages, and the kernel's socket buffers, are in use too; pages of the heap that were never touched
+// are not resident, and nothing is less for it.
 func TestParseReadingOfTheCompanion(t *testing.T) {
 	got, err := ParseReading([]byte(`{"allocated": "50", "heap_size": "120", "pageheap_unmapped": "20", "pageheap_free": "30",
 		"limit": "1000", "resident": "125", "working_set": "400", "sock": "7"}`))
@@ -59,8 +62,8 @@ func TestParseReadingOfTheCompanion(t *testing.T) {
 	require.Zero(t, got.Limit, "not told")
 }
 
-// A wrong figure is worse than none: without one memory.on_stale decides, with one everyone might be locked out or
-// let in.
+// A wrong figure is worse than none: without one memory.on_stale decides, with one everyone might
+// be locked out or let in.
 func TestParseReadingRefuses(t *testing.T) {
 	for name, text := range map[string]string{
 		"nothing":              ``,

@@ -14,9 +14,9 @@ import (
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
 
-// envoy is a model of what a proxy holds, driven by a sequence of operations. It holds as much as the configured
-// buffers let it, or any part of that: whoever reads slowly, and whoever drains at once, are both in it. So the
-// properties that step checks must hold whatever the clients do.
+// envoy is a model of what a proxy holds, driven by a sequence of operations. It holds as much as
+// the configured buffers let it, or any part of that: whoever reads slowly, and whoever drains at
+// once, are both in it. So the properties that step checks must hold whatever the clients do.
 type envoy struct {
 	*process
 	source  source
@@ -132,7 +132,8 @@ func (e *envoy) shared() *budget.Table {
 	return t
 }
 
-// run does operations until the source ends, and checks after each. Then all is closed, and nothing may be left.
+// run does operations until the source ends, and checks after each. Then all is closed, and nothing
+// may be left.
 func (e *envoy) run() {
 	for {
 		op, ok := e.source()
@@ -319,7 +320,8 @@ func (e *envoy) comesUnseen(x *exchange) {
 // send is a read of the request's body.
 func (e *envoy) send(x *exchange) {
 	if x.phase == waiting || x.phase == closing {
-		// Reading has been stopped, but up to the pause cost comes; where there is a network filter it sees that.
+		// Reading has been stopped, but up to the pause cost comes; where there is a network filter
+		// it sees that.
 		if x.link.Context != 0 && !x.link.http2 {
 			n := min(e.size(64*kib), x.rest(), x.pauseCost-x.unread)
 			if n > 0 {
@@ -369,7 +371,8 @@ func (e *envoy) rejected(x *exchange, v Verdict) {
 	if v.Action == Close || v.Reason == Evicted || v.Reason == ResponseSize || v.Action == Reset {
 		return // who is ended in mid-upload leaves nothing: see TestWhoIsEndedInMidUploadLeavesNothing of e2e
 	}
-	// What comes of an unfinished request, a round trip long, goes with the stream on HTTP/2, and lingers with the connection on HTTP/1.
+	// What comes of an unfinished request, a round trip long, goes with the stream on HTTP/2, and
+	// lingers with the connection on HTTP/1.
 	var n int64
 	if !x.finished {
 		most := min(x.guard.pauseCap(&x.Stream), x.unread+x.rest())
@@ -553,7 +556,8 @@ func (e *envoy) find(s *Stream) *exchange {
 	return nil
 }
 
-// upperBound is the upper bound on memory in use, as of now, with what each worker has not told yet.
+// upperBound is the upper bound on memory in use, as of now, with what each worker has not told
+// yet.
 func (e *envoy) upperBound() int64 {
 	sum := e.shared().Reading
 	for _, w := range e.workers {
@@ -563,8 +567,8 @@ func (e *envoy) upperBound() int64 {
 	return sum
 }
 
-// admitted checks an admission of a large request or response: as far as its worker can know, all that all workers
-// were promised stays under hard.
+// admitted checks an admission of a large request or response: as far as its worker can know, all
+// that all workers were promised stays under hard.
 func (e *envoy) admitted(w *Worker) {
 	if w.account.Stale(e.now) || e.guards[0].config.Mode == Observe {
 		return
@@ -663,8 +667,8 @@ func (e *envoy) finish() {
 	require.Equal(e.t, e.base, e.shared().InUse)
 }
 
-// settings are those that the sequences run with: the shipped example's, Envoy's defaults, and some that make rare
-// paths common.
+// settings are those that the sequences run with: the shipped example's, Envoy's defaults, and some
+// that make rare paths common.
 var settings = []struct {
 	name string
 	edit func(*Config)
@@ -685,8 +689,9 @@ var settings = []struct {
 	{"observe", func(c *Config) { c.Mode = Observe; c.Budget.Limit.Bytes = 64 * unit.MiB }},
 }
 
-// The one promise: as long as buffers tell the truth, reading + fresh + coming is never less than the memory in use,
-// and no admission exceeds what there is room for, whatever clients and upstreams do, and however readings come.
+// The one promise: as long as buffers tell the truth, reading + fresh + coming is never less than
+// the memory in use, and no admission exceeds what there is room for, whatever clients and
+// upstreams do, and however readings come.
 func TestEstimateIsNeverBelowTheTruth(t *testing.T) {
 	seen := map[string]int{}
 	defer func() { t.Log(seen) }()
@@ -733,8 +738,8 @@ func FuzzSequence(f *testing.F) {
 	})
 }
 
-// Workers run at once in Envoy. Whatever they admit at the same moment, each from its own lease, is together no more
-// than what lies under hard.
+// Workers run at once in Envoy. Whatever they admit at the same moment, each from its own lease, is
+// together no more than what lies under hard.
 func TestWorkersAtOnceNeverAdmitMoreThanHard(t *testing.T) {
 	const workers = 6
 	for round := range uint64(8) {

@@ -35,7 +35,8 @@ func TestAShadowIsCountedOnce(t *testing.T) {
 	require.Zero(t, w.account.Own().Shadows)
 }
 
-// A shadow that has waited goes on as what it has become meanwhile: with its bytes, and its response.
+// A shadow that has waited goes on as what it has become meanwhile: with its bytes, and its
+// response.
 func TestAShadowGoesOn(t *testing.T) {
 	p := newProcess(t, 1, observing)
 	p.settle(40 * mib)
@@ -61,8 +62,8 @@ func TestAShadowGoesOn(t *testing.T) {
 	require.Zero(t, w.account.Own().Coming)
 }
 
-// Who would have been closed at the first bytes of his connection is counted there, and not again with his request. The next one would
-// have come on another connection.
+// Who would have been closed at the first bytes of his connection is counted there, and not again
+// with his request. The next one would have come on another connection.
 func TestAShadowOfWhoIsClosedAtItsFirstBytes(t *testing.T) {
 	p := newProcess(t, 1, func(c *Config) { nobodyWaits(c); observing(c) })
 	p.settle(40 * mib)
@@ -92,7 +93,8 @@ func TestAShadowOfWhoIsClosedAtItsFirstBytes(t *testing.T) {
 	counted(2)
 }
 
-// What waits holds its client's bytes back, and a shadow does not: only what would have come counts.
+// What waits holds its client's bytes back, and a shadow does not: only what would have come
+// counts.
 func TestWhatAShadowBringsBeyondWhatWouldHaveCome(t *testing.T) {
 	p := newProcess(t, 1, observing)
 	p.settle(40 * mib)

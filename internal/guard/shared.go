@@ -8,7 +8,8 @@ import (
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
 
-// shared is what all plugins of a process have in common of their configurations, under the keys that it has there.
+// shared is what all plugins of a process have in common of their configurations, under the keys
+// that it has there.
 type shared struct {
 	Budget     Budget        `json:"budget"`
 	Throttle   Throttle      `json:"throttle"`
@@ -23,7 +24,8 @@ func (c *Config) shared() shared {
 	return shared{c.Budget, c.Throttle, c.Memory, c.Trace, c.Reject.RetryAfter, c.Buffers.Linger, c.Evict}
 }
 
-// differences lists what is not the same, such as "budget.limit 200MiB → 150MiB, evict true → false".
+// differences lists what is not the same, such as "budget.limit 200MiB → 150MiB, evict true →
+// false".
 func differences(was, is *shared) string {
 	var all []string
 	compareFields("", reflect.ValueOf(was).Elem(), reflect.ValueOf(is).Elem(), &all)

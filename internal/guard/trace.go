@@ -10,8 +10,8 @@ import (
 	"github.com/highwater-envoy/highwater/internal/reservoir"
 )
 
-// traced is what the sample knows of a stream, or of what an ended response left unread on its connection. The zero value is
-// one that nobody has looked at yet.
+// traced is what the sample knows of a stream, or of what an ended response left unread on its
+// connection. The zero value is one that nobody has looked at yet.
 type traced struct {
 	draw      float64           // see reservoir.Draw; 0 = not drawn yet
 	reach     int64             // the most that it has come to, as far as was looked
@@ -20,9 +20,10 @@ type traced struct {
 	opened    Time
 }
 
-// tracer is a worker's sample of its requests. Who is in it is decided when the worker looks: when a mark is made or somebody
-// wants to see it, and each traceEvery meanwhile, so that the labels of those that stay are there by then. A stream that is short
-// or small costs nothing, not even a draw.
+// tracer is a worker's sample of its requests. Who is in it is decided when the worker looks: when
+// a mark is made or somebody wants to see it, and each traceEvery meanwhile, so that the labels of
+// those that stay are there by then. A stream that is short or small costs nothing, not even a
+// draw.
 type tracer struct {
 	gap      float64 // as of the last look; 0 = there was none
 	at       Time    // of that
@@ -55,7 +56,8 @@ func (s *Stream) holds() holding {
 	h := holding{request: s.Held(budget.Request), response: s.Held(budget.Response), likely: s.Likely()}
 	switch {
 	case s.phase != live && s.pauseCost > 0 && !s.shadow:
-		// It lies unread in the codec, and is in no sum of the account: on HTTP/1 exactly what the network filter saw.
+		// It lies unread in the codec, and is in no sum of the account: on HTTP/1 exactly what the
+		// network filter saw.
 		come := s.pauseCost
 		if s.phase != rejected && s.seen() && !s.http2 {
 			come = min(come, s.connection.arrived)
@@ -95,7 +97,8 @@ func (w *Worker) marks(t *budget.Table) reservoir.Marks {
 	return reservoir.Marks{}
 }
 
-// warm says that memory is where a mark can come, so that what is sampled is worth its calls of the host.
+// warm says that memory is where a mark can come, so that what is sampled is worth its calls of the
+// host.
 func (w *Worker) warm() bool {
 	t := w.account.Table()
 	return w.trace.Capacity > 0 && t.InUse-t.Base >= int64(w.trace.Floor)
@@ -113,8 +116,8 @@ func (w *Worker) near() bool {
 
 const nearMark = .9
 
-// traceOpen keeps the method of a request that will be in the sample if it brings what is expected of it: later Envoy does not
-// tell it any more.
+// traceOpen keeps the method of a request that will be in the sample if it brings what is expected
+// of it: later Envoy does not tell it any more.
 func (w *Worker) traceOpen(s *Stream) {
 	if s.total() > 0 && w.warm() && w.isSampled(&s.traced, s.total()) {
 		s.labels = &reservoir.Labels{Method: s.host.Header(":method")}
@@ -137,7 +140,8 @@ func (w *Worker) rank(t *traced, reach int64) float64 {
 	return reservoir.Rank(t.draw, reach)
 }
 
-// traceLeave hands a stream's place in the sample to what its response leaves unread. Now is the last time to ask whose it was.
+// traceLeave hands a stream's place in the sample to what its response leaves unread. Now is the
+// last time to ask whose it was.
 func (w *Worker) traceLeave(s *Stream, c *Connection) {
 	h := s.holds()
 	s.reach = max(s.reach, h.bound())
@@ -161,7 +165,8 @@ func (w *Worker) members(do func(t *traced, h holding, s *Stream, c *Connection)
 	}
 }
 
-// sample looks at the requests where it is time to, and freezes the sample where a mark was made or somebody wants to see it.
+// sample looks at the requests where it is time to, and freezes the sample where a mark was made or
+// somebody wants to see it.
 func (w *Worker) sample(now Time) {
 	x, m := &w.tracer, w.marks(w.account.Table())
 	if w.trace.Capacity == 0 || !w.account.Joined() {
@@ -184,8 +189,8 @@ func (w *Worker) sample(now Time) {
 	}
 }
 
-// look chooses the gap and with it who is in the sample, asks whose those are that are new in it, and, if it is to be frozen, makes
-// the snapshot.
+// look chooses the gap and with it who is in the sample, asks whose those are that are new in it,
+// and, if it is to be frozen, makes the snapshot.
 func (w *Worker) look(now Time, freeze bool) {
 	x, own := &w.tracer, w.account.Own()
 	x.count.Reset(int64(w.trace.Every))
@@ -320,7 +325,8 @@ func (w *Worker) Look(now Time) {
 	}
 }
 
-// Looked says whether this worker and all that have requests have frozen their samples since, or no answer can be expected any more.
+// Looked says whether this worker and all that have requests have frozen their samples since, or no
+// answer can be expected any more.
 func (w *Worker) Looked(now, since Time) bool {
 	if now-since >= freezeWithin || w.trace.Capacity == 0 {
 		return true
@@ -338,8 +344,8 @@ func (w *Worker) Looked(now, since Time) bool {
 	return true
 }
 
-// Current are the samples that Look had frozen. A worker without requests is not waited for: what it froze for an older wish is of
-// requests that have ended since.
+// Current are the samples that Look had frozen. A worker without requests is not waited for: what
+// it froze for an older wish is of requests that have ended since.
 func (w *Worker) Current() reservoir.Peak {
 	t := w.account.Table()
 	looked := w.marks(t).Looked
@@ -390,7 +396,8 @@ func (w *Worker) kept(slot int) (all []reservoir.Snapshot) {
 	return all
 }
 
-// Status are the figures of the process, beginning with who likely holds its memory. They are the same whichever worker tells them.
+// Status are the figures of the process, beginning with who likely holds its memory. They are the
+// same whichever worker tells them.
 func (w *Worker) Status(now Time, add func(name string, value int64)) {
 	if w.account.Refresh(now) != nil {
 		w.HostError() // what it knows is half a second old at most

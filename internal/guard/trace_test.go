@@ -57,7 +57,8 @@ func (p *process) uploading(worker int, route string, n int64) *request {
 	return r
 }
 
-// A worker that has nothing any more is not waited for; what it had at an older wish is not told as of now.
+// A worker that has nothing any more is not waited for; what it had at an older wish is not told as
+// of now.
 func TestCurrentIsOfNow(t *testing.T) {
 	p := newProcess(t, 2, nil)
 	p.settle(40 * mib)
@@ -128,7 +129,8 @@ func TestAPeakShowsWhoMadeIt(t *testing.T) {
 	}
 }
 
-// Two floods an hour apart are two peaks. What comes between, and a little more of the same flood, is none.
+// Two floods an hour apart are two peaks. What comes between, and a little more of the same flood,
+// is none.
 func TestTwoFloodsAreTwoPeaks(t *testing.T) {
 	p := newProcess(t, 2, func(c *Config) { c.Trace.Keep = 2 })
 	p.settle(20 * mib)
@@ -219,7 +221,8 @@ func TestPhases(t *testing.T) {
 	require.True(t, found)
 }
 
-// A request that is in no sample costs no call of the host more, and nothing at all is asked where a mark is far.
+// A request that is in no sample costs no call of the host more, and nothing at all is asked where
+// a mark is far.
 func TestUnsampledCostsNoHostCall(t *testing.T) {
 	for _, capacity := range []int{0, 512} {
 		p := newProcess(t, 1, func(c *Config) { c.Trace.Capacity = capacity })
@@ -240,7 +243,8 @@ func TestUnsampledCostsNoHostCall(t *testing.T) {
 	}
 }
 
-// Garbage, what is cut short and what another version wrote is left out and counted; the rest is answered.
+// Garbage, what is cut short and what another version wrote is left out and counted; the rest is
+// answered.
 func TestBadSnapshotsAreIgnored(t *testing.T) {
 	p := newProcess(t, 2, nil)
 	p.settle(20 * mib)
@@ -264,8 +268,8 @@ func TestBadSnapshotsAreIgnored(t *testing.T) {
 	require.NotPanics(t, func() { p.workers[0].Peaks() })
 }
 
-// 512 requests in the sample, each with labels as long and as different as clients can make them, take no more than 256 KiB of a
-// worker, and what it publishes no more than 64.
+// 512 requests in the sample, each with labels as long and as different as clients can make them,
+// take no more than 256 KiB of a worker, and what it publishes no more than 64.
 func TestMemoryOfASample(t *testing.T) {
 	p := newProcess(t, 1, func(c *Config) {
 		c.Budget.Limit = unit.Limit{Bytes: 64 * unit.GiB}
@@ -305,7 +309,8 @@ func TestMemoryOfASample(t *testing.T) {
 	runtime.KeepAlive(all)
 }
 
-// A worker that was not there when a mark was made, or has only just begun, does not freeze what it has now for it.
+// A worker that was not there when a mark was made, or has only just begun, does not freeze what it
+// has now for it.
 func TestALateWorkerFreezesNothing(t *testing.T) {
 	p := newProcess(t, 2, nil)
 	p.settle(20 * mib)

@@ -49,7 +49,8 @@ type Verdict struct {
 	Waited     unit.Duration // in line, before the verdict
 }
 
-// String is what access logs show: "rejected timeout waited=2s retry_after=3s". A plain admit is "admitted".
+// String is what access logs show: "rejected timeout waited=2s retry_after=3s". A plain admit is
+// "admitted".
 func (v Verdict) String() string {
 	b := make([]byte, 0, 64)
 	switch v.Action {

@@ -14,8 +14,8 @@ import (
 // Time is a reading of the host's CLOCK_MONOTONIC, the same for all workers of a process.
 type Time = budget.Time
 
-// Worker is what one worker (in Envoy: one virtual machine) keeps: its account, its waiting line and its connections.
-// The Guards of all plugins in it share it. It is not safe for concurrent use.
+// Worker is what one worker (in Envoy: one virtual machine) keeps: its account, its waiting line
+// and its connections. The Guards of all plugins in it share it. It is not safe for concurrent use.
 type Worker struct {
 	account *budget.Account
 	random  func() float64
@@ -74,7 +74,8 @@ type Worker struct {
 	counts    [NumCounters]uint64
 }
 
-// NewWorker returns a worker without a configuration: give it one with Use. random returns numbers in [0, 1). The error is the store's.
+// NewWorker returns a worker without a configuration: give it one with Use. random returns numbers
+// in [0, 1). The error is the store's.
 func NewWorker(store budget.Store, random func() float64) (*Worker, error) {
 	account, err := budget.NewAccount(store, budget.Limits{})
 	if err != nil {
@@ -86,8 +87,8 @@ func NewWorker(store budget.Store, random func() float64) (*Worker, error) {
 	return w, nil
 }
 
-// Use puts the parts of a configuration in force that all plugins share, and returns what that changes, such as
-// "budget.limit 200MiB → 150MiB"; empty if nothing, or if it is the first.
+// Use puts the parts of a configuration in force that all plugins share, and returns what that
+// changes, such as "budget.limit 200MiB → 150MiB"; empty if nothing, or if it is the first.
 func (w *Worker) Use(c *Config) (changed string) {
 	next := c.shared()
 	if w.shared != nil && *w.shared != next {
@@ -147,15 +148,17 @@ func (g *Guard) TLS(now Time, c *Connection) {
 // burden is how much a client has to send at first to be taken for one who uploads.
 const burden = 256 << 10
 
-// burdens says that what a client sends first is an upload, and has no room under the limit, while others are to be closed for that. Those
-// have to wait for the next tick, and until then a pass of Envoy's event loop reads a buffer of each that comes. This one's request has not
-// been begun, so that its connection can be closed at once.
+// burdens says that what a client sends first is an upload, and has no room under the limit, while
+// others are to be closed for that. Those have to wait for the next tick, and until then a pass of
+// Envoy's event loop reads a buffer of each that comes. This one's request has not been begun, so
+// that its connection can be closed at once.
 func (w *Worker) burdens(now Time, p Peer, n int64) bool {
 	return n >= burden && len(w.closing) > 0 && w.account.Ask(now, n, budget.Full) == budget.Denied && p.Uploads()
 }
 
-// Data notes n bytes that came on the connection. The HTTP filter does not see what a paused request's client sends. Where it says
-// refused, they are to be thrown away, and the connection closed: see burdens.
+// Data notes n bytes that came on the connection. The HTTP filter does not see what a paused
+// request's client sends. Where it says refused, they are to be thrown away, and the connection
+// closed: see burdens.
 func (w *Worker) Data(now Time, c *Connection, n int64) (refused bool) {
 	if p := c.silent; p != nil {
 		c.silent = nil
@@ -238,8 +241,8 @@ func (w *Worker) settle(now Time) {
 	w.residual = kept
 }
 
-// leftovers sums what rejected requests left unread, for as long as they linger: in 16 buckets, so that a flood of
-// rejects costs no memory here.
+// leftovers sums what rejected requests left unread, for as long as they linger: in 16 buckets, so
+// that a flood of rejects costs no memory here.
 type leftovers struct {
 	sum     int64
 	buckets [16]struct {
@@ -259,7 +262,8 @@ func (l *leftovers) add(now, linger Time, n int64) {
 		last.bytes += n
 		return
 	}
-	// The ring is full only of what has not expired if the clock stood still: then the oldest is kept longer.
+	// The ring is full only of what has not expired if the clock stood still: then the oldest is
+	// kept longer.
 	if b := &l.buckets[l.next]; b.bytes > 0 {
 		last.bytes += n
 		last.until = now + linger
@@ -278,8 +282,9 @@ func (l *leftovers) expire(now Time) {
 	}
 }
 
-// rate is what this worker admits per second while somebody waits: when nobody does, what is admitted is what is asked
-// for, and says nothing. It forgets with a time constant of 5 s of such time.
+// rate is what this worker admits per second while somebody waits: when nobody does, what is
+// admitted is what is asked for, and says nothing. It forgets with a time constant of 5 s of such
+// time.
 type rate struct {
 	bytes, seconds float64
 	at             Time // as of when
@@ -287,7 +292,8 @@ type rate struct {
 
 func (r *rate) add(n int64) { r.bytes += float64(n) }
 
-// pass lets the time pass, a tenth of a second at a time: else each tick would have something to publish.
+// pass lets the time pass, a tenth of a second at a time: else each tick would have something to
+// publish.
 func (r *rate) pass(now Time, waiting bool) {
 	if !waiting || r.at == 0 {
 		r.at = now
@@ -332,8 +338,9 @@ type Decision struct {
 	Verdict Verdict
 }
 
-// How long it is from one tick to the next. What the others know of a worker, and it of them, is a tick old; and a tick of an
-// idle machine costs some 0.2 ms of CPU, most of it to wake up, so that 40 a second and worker cost as much as 300 requests.
+// How long it is from one tick to the next. What the others know of a worker, and it of them, is a
+// tick old; and a tick of an idle machine costs some 0.2 ms of CPU, most of it to wake up, so that
+// 40 a second and worker cost as much as 300 requests.
 const (
 	FastTick = 2 * time.Millisecond   // while somebody waits or is to be closed: one is resumed per tick
 	Tick     = 25 * time.Millisecond  // else
@@ -341,10 +348,12 @@ const (
 	SlowTick = 500 * time.Millisecond // and where this one has had none for calmAfter: the others
 )
 
-// calmAfter is how long a worker without requests ticks on: between two requests the host is not called for the sake of ticks.
+// calmAfter is how long a worker without requests ticks on: between two requests the host is not
+// called for the sake of ticks.
 const calmAfter = time.Second
 
-// Tick does what is due: call it first Tick after the start, then after Actions.Next, and Tick after Wake at the latest.
+// Tick does what is due: call it first Tick after the start, then after Actions.Next, and Tick
+// after Wake at the latest.
 func (w *Worker) Tick(now Time) *Actions {
 	a := &w.actions
 	*a = Actions{Rejected: a.Rejected[:0], Close: a.Close[:0], Cut: a.Cut[:0], Idle: a.Idle[:0]}
@@ -387,8 +396,8 @@ func (w *Worker) Tick(now Time) *Actions {
 	return a
 }
 
-// rests lets every other tick pass while memory is calm and all in flight are presumed: nothing is known of them, and nobody has to know
-// more than what they have leased.
+// rests lets every other tick pass while memory is calm and all in flight are presumed: nothing is
+// known of them, and nobody has to know more than what they have leased.
 func (w *Worker) rests(now Time) bool {
 	own := w.account.Own()
 	w.rested = !w.rested && own.PresumedStreams > 0 && own.PresumedStreams == own.Streams && w.account.Calm(now)
@@ -412,7 +421,8 @@ func (w *Worker) next(now Time) time.Duration {
 	return SlowTick
 }
 
-// Wake says that there is work again, where Sleeps is true: the next tick is due after Tick at the latest.
+// Wake says that there is work again, where Sleeps is true: the next tick is due after Tick at the
+// latest.
 func (w *Worker) Wake(now Time) { w.Sleeps, w.active = false, now }
 
 // publish hands what the line and the rejects hold to the account.
@@ -423,9 +433,9 @@ func (w *Worker) publish() {
 	w.account.SetLeaving(w.leaving.sum)
 }
 
-// serve resumes one of those who wait, or rejects those who have waited too long, by turns where both is due. One call of
-// the host must not do both: Envoy, which runs what the resumed request has sent nested in that call, crashed where it
-// rejected others of the same HTTP/2 connection.
+// serve resumes one of those who wait, or rejects those who have waited too long, by turns where
+// both is due. One call of the host must not do both: Envoy, which runs what the resumed request
+// has sent nested in that call, crashed where it rejected others of the same HTTP/2 connection.
 func (w *Worker) serve(now Time, a *Actions) {
 	if w.line.Len() == 0 {
 		return
@@ -457,8 +467,9 @@ func (w *Worker) serve(now Time, a *Actions) {
 	w.publish()
 }
 
-// Resume takes the next who fits out of the line, and tells what it has waited; nil = there is none. Tick does it once; where more
-// than one may be resumed in a call of the host, and nothing is seen of what comes while they wait, it may be called again after that.
+// Resume takes the next who fits out of the line, and tells what it has waited; nil = there is
+// none. Tick does it once; where more than one may be resumed in a call of the host, and nothing is
+// seen of what comes while they wait, it may be called again after that.
 func (w *Worker) Resume(now Time) (s *Stream, waited unit.Duration) {
 	for {
 		next := w.line.Next(now, rank, func(c *fairness.Waiter[Stream]) bool { return w.fits(now, c.Value) })
@@ -477,9 +488,10 @@ func (w *Worker) Resume(now Time) (s *Stream, waited unit.Duration) {
 	}
 }
 
-// end and mayCut keep the rules by which Envoy survives (ENVOY-FACTS: it crashes otherwise): in one call of the host, a stream
-// is ended once, and who closes a connection has done nothing else to it. Whatever a tick ends goes through one of them. A stream
-// that was ended is no longer live, and a connection that was closed is gone.
+// end and mayCut keep the rules by which Envoy survives (ENVOY-FACTS: it crashes otherwise): in one
+// call of the host, a stream is ended once, and who closes a connection has done nothing else to
+// it. Whatever a tick ends goes through one of them. A stream that was ended is no longer live, and
+// a connection that was closed is gone.
 func (w *Worker) end(c *Connection) {
 	if c != nil {
 		c.endedIn = w.ticks
@@ -495,7 +507,8 @@ func (w *Worker) mayCut(c *Connection) bool {
 	return true
 }
 
-// close has the connections of those closed that get no answer. What may not be closed now is for the next tick.
+// close has the connections of those closed that get no answer. What may not be closed now is for
+// the next tick.
 func (w *Worker) close(a *Actions) {
 	kept := w.closing[:0]
 	for _, s := range w.closing {
@@ -511,14 +524,16 @@ func (w *Worker) close(a *Actions) {
 	w.closing = kept
 }
 
-// earlyFrom: from this part of the timeout on, which the line will take, some are turned away at its end, and all where it
-// takes all of it. Those who were told the same second come back in one instant. Where only a full line
-// turned requests away, it was the last of them: a third to a half of those who came back, when it was a tenth of all.
+// earlyFrom: from this part of the timeout on, which the line will take, some are turned away at
+// its end, and all where it takes all of it. Those who were told the same second come back in one
+// instant. Where only a full line turned requests away, it was the last of them: a third to a half
+// of those who came back, when it was a tenth of all.
 const earlyFrom = .75
 
-// turnsAwayEarly says whether the line is so long that the next is not to join it. It spreads those evenly over all that come,
-// and only while promises are out and still made: where the queue of those told to come back is nearly full, whoever
-// comes now does not obey, and an early reject only brings him back at once.
+// turnsAwayEarly says whether the line is so long that the next is not to join it. It spreads those
+// evenly over all that come, and only while promises are out and still made: where the queue of
+// those told to come back is nearly full, whoever comes now does not obey, and an early reject only
+// brings him back at once.
 func (w *Worker) turnsAwayEarly(now Time) bool {
 	out := w.account.Table().Booked - now
 	if !w.drain.known() || out <= 0 || out > Time(w.reject.Max)/8*7 {
@@ -534,7 +549,8 @@ func (w *Worker) turnsAwayEarly(now Time) bool {
 	return golden < share
 }
 
-// fits tests a waiting request. One that is cold may be none any more, by what is known of its key now, or go as a probe.
+// fits tests a waiting request. One that is cold may be none any more, by what is known of its key
+// now, or go as a probe.
 func (w *Worker) fits(now Time, s *Stream) bool {
 	if s.cold == 0 {
 		return w.fitsWhole(now, s)
@@ -555,7 +571,8 @@ func (w *Worker) fits(now Time, s *Stream) bool {
 	return true
 }
 
-// fitsWhole tests it without what is counted of it already: what was seen to come of it, or may come unseen.
+// fitsWhole tests it without what is counted of it already: what was seen to come of it, or may
+// come unseen.
 func (w *Worker) fitsWhole(now Time, s *Stream) bool {
 	n := s.total() - s.credit()
 	if s.total() <= int64(w.budget.Small) {
@@ -577,11 +594,13 @@ const (
 	coldFor    = 2 * time.Second // as long as what is reserved for a response that does not come
 )
 
-// mayProbe says whether a cold request may go to its upstream without room for what may come of it. Of a key with small responses
-// and large ones nobody can tell whose this is; while large ones fill the memory, small ones get through by this. Each is over when its
-// response's headers have come, so that few are enough for many.
-// Where none was small yet, one goes now and then: most likely its upstream does the work for nothing. By turns it is one in line and one
-// that has just come: behind a burst of large ones, who comes now may well be small, and in line would be found last, at its timeout.
+// mayProbe says whether a cold request may go to its upstream without room for what may come of it.
+// Of a key with small responses and large ones nobody can tell whose this is; while large ones fill
+// the memory, small ones get through by this. Each is over when its response's headers have come,
+// so that few are enough for many. Where none was small yet, one goes now and then: most likely its
+// upstream does the work for nothing. By turns it is one in line and one that has just come: behind
+// a burst of large ones, who comes now may well be small, and in line would be found last, at its
+// timeout.
 func (w *Worker) mayProbe(now Time, s *Stream) bool {
 	k, comes := &s.key.Value, s.phase != waiting
 	switch {
@@ -637,9 +656,11 @@ func (w *Worker) forgetCold(now Time) {
 	})
 }
 
-// futile lets large requests in while traffic is not what fills the memory: into the floor, and one at a time beside.
+// futile lets large requests in while traffic is not what fills the memory: into the floor, and one
+// at a time beside.
 func (w *Worker) futile(now Time, s *Stream, n int64) bool {
-	// What it left, unread in the codec, must be in the reading first: else one after the other fills the memory.
+	// What it left, unread in the codec, must be in the reading first: else one after the other
+	// fills the memory.
 	if t := w.account.Table(); !t.Futile || t.Asked <= w.letIn {
 		return false
 	}
@@ -672,11 +693,13 @@ func (w *Worker) leaveLine(s *Stream) {
 	w.publish()
 }
 
-// A reading costs Envoy as much as two requests. It is worth that where what is only bounded, fresh and coming, is more than 1/32
-// of the limit. Where it is fresh alone, and less than an eighth of what is free under hard, it decides nothing yet, and half as many do:
-// downloads are so. A burst of uploads is coming first, and with half as many readings more of it found no room in line. What is
-// reserved for presumed responses is left out: it may never come, and what has come is fresh. And where those are all that
-// is in flight, but for the one that each worker judges, half as many do again: as long as memory is calm they decide nothing.
+// A reading costs Envoy as much as two requests. It is worth that where what is only bounded, fresh
+// and coming, is more than 1/32 of the limit. Where it is fresh alone, and less than an eighth of
+// what is free under hard, it decides nothing yet, and half as many do: downloads are so. A burst
+// of uploads is coming first, and with half as many readings more of it found no room in line. What
+// is reserved for presumed responses is left out: it may never come, and what has come is fresh.
+// And where those are all that is in flight, but for the one that each worker judges, half as many
+// do again: as long as memory is calm they decide nothing.
 const (
 	unsureShare   = 32
 	decidingShare = 8
@@ -716,8 +739,8 @@ func (w *Worker) AskTimeout() unit.Duration { return unit.Duration(askTimeout) }
 // logEvery: a level that swings with a flood is told once a second at most.
 const logEvery = time.Second
 
-// Observe takes the answer to what Tick asked for: the reading, or why there is none. It returns what is to be
-// logged, if anything.
+// Observe takes the answer to what Tick asked for: the reading, or why there is none. It returns
+// what is to be logged, if anything.
 func (w *Worker) Observe(now Time, r Reading, failure error) (event string) {
 	asked := w.asking
 	w.asking = 0

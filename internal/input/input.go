@@ -1,5 +1,6 @@
-// Package input reads what people write, configurations and the like, of which nobody knows beforehand how large it is or what
-// it says: no more than so many bytes, and of YAML no more than these bytes say without aliases that multiply them.
+// Package input reads what people write, configurations and the like, of which nobody knows
+// beforehand how large it is or what it says: no more than so many bytes, and of YAML no more than
+// these bytes say without aliases that multiply them.
 package input
 
 import (
@@ -23,8 +24,8 @@ func Read(path string, limit unit.Bytes) ([]byte, error) {
 	return readFile(f, limit)
 }
 
-// ReadRegular is Read for a file that is read again and again: it refuses what is no regular file, and waits for nobody who
-// might write into it.
+// ReadRegular is Read for a file that is read again and again: it refuses what is no regular file,
+// and waits for nobody who might write into it.
 func ReadRegular(path string, limit unit.Bytes) ([]byte, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {

@@ -53,7 +53,8 @@ type failing struct{}
 
 func (failing) Read([]byte) (int, error) { return 0, io.ErrUnexpectedEOF }
 
-// A pipe is read to its end, whoever writes into it takes his time; but not where a file is to be read again and again.
+// A pipe is read to its end, whoever writes into it takes his time; but not where a file is to be
+// read again and again.
 func TestPipes(t *testing.T) {
 	dir := t.TempDir()
 	pipe := filepath.Join(dir, "pipe")

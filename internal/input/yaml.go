@@ -14,15 +14,16 @@ import (
 )
 
 const (
-	// Parsed, a value takes some 500 bytes beside its text, however short that is: so their number is bounded too. Large
-	// configurations of Envoy have one in ten bytes, people's in twenty.
+	// Parsed, a value takes some 500 bytes beside its text, however short that is: so their number
+	// is bounded too. Large configurations of Envoy have one in ten bytes, people's in twenty.
 	bytesPerValue = 8
 	// maxDepth is more than any configuration needs, and little enough to descend.
 	maxDepth = 100
 )
 
-// JSON makes JSON of a text that is YAML or JSON. JSON is YAML too, but is left as it is: then its errors name the byte. It fails
-// where there is more than one document, where a key is set twice, and where aliases make more than limit of the text.
+// JSON makes JSON of a text that is YAML or JSON. JSON is YAML too, but is left as it is: then its
+// errors name the byte. It fails where there is more than one document, where a key is set twice,
+// and where aliases make more than limit of the text.
 func JSON(text []byte, limit unit.Bytes) ([]byte, error) {
 	if err := bounded(text, limit); err != nil {
 		return nil, err
@@ -33,8 +34,8 @@ func JSON(text []byte, limit unit.Bytes) ([]byte, error) {
 	return fromYAML(text, limit)
 }
 
-// Tree is what a text that is YAML or JSON says: maps, lists, text, json.Number as it is written, true, false and nil. It fails as
-// JSON does.
+// Tree is what a text that is YAML or JSON says: maps, lists, text, json.Number as it is written,
+// true, false and nil. It fails as JSON does.
 func Tree(text []byte, limit unit.Bytes) (any, error) {
 	if err := bounded(text, limit); err != nil {
 		return nil, err
@@ -96,7 +97,8 @@ func tree(d *json.Decoder, depth int) (any, error) {
 	return object, err
 }
 
-// bounded says whether a text has few enough values, before anything is made of it: each is next to one of these signs.
+// bounded says whether a text has few enough values, before anything is made of it: each is next to
+// one of these signs.
 func bounded(text []byte, limit unit.Bytes) error {
 	most := int(limit) / bytesPerValue
 	n := 0
@@ -109,8 +111,8 @@ func bounded(text []byte, limit unit.Bytes) error {
 	return nil
 }
 
-// fromYAML is JSON of YAML. It is looked at first as it is written, for the parser follows aliases: a thousand of one long text are
-// a thousand such texts.
+// fromYAML is JSON of YAML. It is looked at first as it is written, for the parser follows aliases:
+// a thousand of one long text are a thousand such texts.
 func fromYAML(text []byte, limit unit.Bytes) ([]byte, error) {
 	documents := yamlnode.NewDecoder(bytes.NewReader(text))
 	var document yamlnode.Node

@@ -107,7 +107,8 @@ func TestYAMLRefused(t *testing.T) {
 	require.NoError(t, err)
 }
 
-// However few bytes a value takes, what is read of a limit takes no more than some hundred times as much.
+// However few bytes a value takes, what is read of a limit takes no more than some hundred times as
+// much.
 func TestMemoryIsBounded(t *testing.T) {
 	allocated := func() uint64 {
 		var m runtime.MemStats

@@ -14,8 +14,9 @@ import (
 	"time"
 )
 
-// Uploads are clients that upload, again and again: who is served starts his next at once, who is rejected (or finds
-// his connection closed) comes back after Retry. Over HTTP/2 all share one connection, or PerConnection each.
+// Uploads are clients that upload, again and again: who is served starts his next at once, who is
+// rejected (or finds his connection closed) comes back after Retry. Over HTTP/2 all share one
+// connection, or PerConnection each.
 type Uploads struct {
 	Addr          string
 	Path          string // with its query; "/upload?delay=2s" if empty
@@ -90,9 +91,9 @@ func (u *Uploads) Run(ctx context.Context) {
 	}
 }
 
-// Sizes is what client i uploads, one after the other. Who is rejected comes back with the same, or the large ones
-// would give way to small ones wherever large ones are rejected more. Each power of two has the same share of them, as
-// in real traffic: many small ones and a few large ones.
+// Sizes is what client i uploads, one after the other. Who is rejected comes back with the same, or
+// the large ones would give way to small ones wherever large ones are rejected more. Each power of
+// two has the same share of them, as in real traffic: many small ones and a few large ones.
 func (u *Uploads) Sizes(i int) func() int64 {
 	if u.Largest <= u.Size {
 		return func() int64 { return u.Size }

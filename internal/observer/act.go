@@ -68,15 +68,17 @@ func (o *Observer) write(now time.Time, pressure, pulse *valueFile, value float6
 }
 
 const (
-	// ahead is how far pressure looks along the trend: about what Envoy's overload manager takes to act.
+	// ahead is how far pressure looks along the trend: about what Envoy's overload manager takes to
+	// act.
 	ahead = time.Second
 	// fallPerSecond: pressure rises at once and falls slowly, so that actions do not flap.
 	fallPerSecond = 0.1
 )
 
-// pressing is the pressure as it is now, 0 to 1: the larger of the shares that memory in use has of the budget's limit and that what can't
-// be given back has of the container's (memory.high counts: above it the kernel throttles). Growth counts as if it went on for
-// a moment. What is not known presses nothing. o.mu is held.
+// pressing is the pressure as it is now, 0 to 1: the larger of the shares that memory in use has of
+// the budget's limit and that what can't be given back has of the container's (memory.high counts:
+// above it the kernel throttles). Growth counts as if it went on for a moment. What is not known
+// presses nothing. o.mu is held.
 func (o *Observer) pressing(now time.Time) float64 {
 	var growth, free, share float64
 	if o.fresh(now) {

@@ -15,7 +15,8 @@ import (
 	"github.com/highwater-envoy/highwater/internal/guard"
 )
 
-// admin asks Envoy's admin interface: GET alone, one answer at a time, and not more often than it can bear.
+// admin asks Envoy's admin interface: GET alone, one answer at a time, and not more often than it
+// can bear.
 type admin struct {
 	client  *http.Client
 	base    string
@@ -33,7 +34,8 @@ type admin struct {
 func newClient(address string) (*http.Client, string, error) {
 	transport := &http.Transport{
 		Proxy: nil, // whatever the environment says: it is on this machine
-		// Few, for admin is one thread's work. They time out, so that nothing is left behind that was asked after the end of Run.
+		// Few, for admin is one thread's work. They time out, so that nothing is left behind that
+		// was asked after the end of Run.
 		MaxConnsPerHost: 2, IdleConnTimeout: 5 * time.Second, DisableCompression: true, MaxResponseHeaderBytes: 16 << 10,
 	}
 	client := &http.Client{
@@ -64,8 +66,8 @@ const (
 // rests says how long the admin is to be left alone.
 func (a *admin) rests(now time.Time) time.Duration { return a.next.Sub(now) }
 
-// asked notes when a question was asked and how long its answer took, and sets the pace: one that is slow is given as long again to do
-// something else, one that fails is tried less and less often.
+// asked notes when a question was asked and how long its answer took, and sets the pace: one that
+// is slow is given as long again to do something else, one that fails is tried less and less often.
 func (a *admin) asked(at time.Time, took time.Duration, err error) {
 	a.failure = err
 	if err == nil {
@@ -77,7 +79,8 @@ func (a *admin) asked(at time.Time, took time.Duration, err error) {
 	a.failed++
 }
 
-// get returns the body of the answer, at most so many bytes. The error says what Envoy did, and what may help.
+// get returns the body of the answer, at most so many bytes. The error says what Envoy did, and
+// what may help.
 func (a *admin) get(ctx context.Context, path string, most int64) ([]byte, error) {
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(c httptrace.GotConnInfo) { a.at = c.Conn.RemoteAddr() }})
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, a.base+path, nil)
@@ -109,7 +112,8 @@ func (a *admin) get(ctx context.Context, path string, most int64) ([]byte, error
 	return body, nil
 }
 
-// maxError is how much of an error is kept: who answers in Envoy's place can have much of what it says quoted in one.
+// maxError is how much of an error is kept: who answers in Envoy's place can have much of what it
+// says quoted in one.
 const maxError = 400
 
 // brief is the error with a text that is not too long, in UTF-8.

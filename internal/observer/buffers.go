@@ -11,7 +11,8 @@ import (
 	"time"
 )
 
-// Buffered is what Envoy's own gauges say of its buffers, bytes: rx is read and not yet passed on, tx not yet written.
+// Buffered is what Envoy's own gauges say of its buffers, bytes: rx is read and not yet passed on,
+// tx not yet written.
 type Buffered struct {
 	DownstreamRx int64 `json:"downstream_rx"`
 	DownstreamTx int64 `json:"downstream_tx"`

@@ -15,15 +15,17 @@ type Config struct {
 	Envoy   Envoy   `json:"envoy"`
 }
 
-// Release says when free pages are given back, and by which files Envoy's overload manager is driven.
+// Release says when free pages are given back, and by which files Envoy's overload manager is
+// driven.
 type Release struct {
-	// Threshold: where Envoy, its free pages included, has this share of its limit, they are to be given back. 0 = never for that.
+	// Threshold: where Envoy, its free pages included, has this share of its limit, they are to be
+	// given back. 0 = never for that.
 	Threshold unit.Ratio `json:"threshold"`
 	// Interval: else after so long, where there are more than Keep. 0 = never for that.
 	Interval unit.Duration `json:"interval"`
 	Keep     unit.Bytes    `json:"keep"`
-	// PressureFile and PulseFile are what Envoy's injected_resource monitors read; empty = none. Only this user and root may be able to
-	// write to their directory and to those above it.
+	// PressureFile and PulseFile are what Envoy's injected_resource monitors read; empty = none.
+	// Only this user and root may be able to write to their directory and to those above it.
 	PressureFile string `json:"pressure_file"`
 	PulseFile    string `json:"pulse_file"`
 }
@@ -46,7 +48,8 @@ func Default() Config {
 	return Config{Release: Release{Threshold: 0.85, Interval: unit.Duration(30 * time.Second), Keep: 32 * unit.MiB}}
 }
 
-// Validate returns all that is wrong with the configuration, joined; each error begins with the key.
+// Validate returns all that is wrong with the configuration, joined; each error begins with the
+// key.
 func (c *Config) Validate() error {
 	var errs []error
 	check := func(ok bool, format string, args ...any) {

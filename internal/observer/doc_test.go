@@ -12,7 +12,8 @@ import (
 	"github.com/highwater-envoy/highwater/internal/guard"
 )
 
-// The reference has each figure of the observer with its kind and the values of its label, and no other.
+// The reference has each figure of the observer with its kind and the values of its label, and no
+// other.
 func TestMetricsReference(t *testing.T) {
 	text, err := os.ReadFile("../../docs/reference/metrics.md")
 	require.NoError(t, err)

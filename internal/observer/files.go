@@ -10,7 +10,8 @@ import (
 	"time"
 )
 
-// valueFile is a file of one of Envoy's injected_resource monitors. Envoy sees it change only when another file is renamed to it.
+// valueFile is a file of one of Envoy's injected_resource monitors. Envoy sees it change only when
+// another file is renamed to it.
 type valueFile struct {
 	path  string
 	text  string    // what is in it; empty = nothing of ours
@@ -35,8 +36,8 @@ func (f *valueFile) set(now time.Time, text string) error {
 // next is what is behind the name of a file that is going to take the place of another.
 const next = ".new"
 
-// replace puts a file with the text in the place of whatever has that name: a link, a pipe or a socket there is replaced, and neither
-// followed nor opened.
+// replace puts a file with the text in the place of whatever has that name: a link, a pipe or a
+// socket there is replaced, and neither followed nor opened.
 func replace(file, text string) error {
 	dir, name := filepath.Split(file)
 	if err := private(filepath.Clean(dir), os.Geteuid()); errors.Is(err, ErrShared) {
@@ -49,7 +50,8 @@ func replace(file, text string) error {
 		return unwritable(file, err)
 	}
 	defer root.Close()
-	// One name, so that a crash leaves one file behind, which goes here. What has the name now is unlinked, and the file is ours alone.
+	// One name, so that a crash leaves one file behind, which goes here. What has the name now is
+	// unlinked, and the file is ours alone.
 	temporary := name + next
 	if err := root.Remove(temporary); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return unwritable(file, err)
@@ -79,8 +81,8 @@ func unwritable(file string, err error) error {
 	return fmt.Errorf("%s can't be written, its directory must exist and be writable: %w", file, err)
 }
 
-// writable says whether the files of a configuration may be written, as far as that can be said: a directory that is not there yet may come.
-// The error begins with the key.
+// writable says whether the files of a configuration may be written, as far as that can be said: a
+// directory that is not there yet may come. The error begins with the key.
 func (r *Release) writable() error {
 	var errs []error
 	for _, f := range r.files() {
@@ -102,9 +104,10 @@ var ErrShared = errors.New("others may write there")
 // maxLinks is how many links of a path are followed, as the kernel does.
 const maxLinks = 40
 
-// private says whether a directory is that of a user or of root alone, and so is each on the way to it: who can write to one of them decides
-// which file is written. As for ssh, a directory on the way may be open to all if it is sticky, as /tmp is: there
-// nobody can rename or remove what belongs to another. Each is looked at before those below it, so that none can change behind the
+// private says whether a directory is that of a user or of root alone, and so is each on the way to
+// it: who can write to one of them decides which file is written. As for ssh, a directory on the
+// way may be open to all if it is sticky, as /tmp is: there nobody can rename or remove what
+// belongs to another. Each is looked at before those below it, so that none can change behind the
 // look. The error wraps ErrShared, or is the file system's.
 func private(dir string, uid int) error {
 	at, rest, links := "/", strings.TrimPrefix(dir, "/"), 0
@@ -151,7 +154,8 @@ func private(dir string, uid int) error {
 	return ownDirectory(at, uid, true)
 }
 
-// ownDirectory says whether only root and the user can write to a directory, the last one of a path or one on the way to it.
+// ownDirectory says whether only root and the user can write to a directory, the last one of a path
+// or one on the way to it.
 func ownDirectory(path string, uid int, last bool) error {
 	info, err := os.Lstat(path)
 	if err != nil {

@@ -23,7 +23,8 @@ func ownDir(t *testing.T, mode fs.FileMode, below ...string) string {
 	return dir
 }
 
-// What others left at the file's name or at that of the next one is replaced, and neither followed, opened nor waited for.
+// What others left at the file's name or at that of the next one is replaced, and neither followed,
+// opened nor waited for.
 func TestFileTakesThePlaceOfWhatIsThere(t *testing.T) {
 	precious := filepath.Join(t.TempDir(), "precious")
 	plant := map[string]func(at string) error{
@@ -93,7 +94,8 @@ func TestFileIsADirectory(t *testing.T) {
 	require.DirExists(t, filepath.Join(file+".new", "below"))
 }
 
-// Where others can write there is no file of ours: neither in such a directory, nor below one, nor behind a link that they made.
+// Where others can write there is no file of ours: neither in such a directory, nor below one, nor
+// behind a link that they made.
 func TestWhoMayWriteThere(t *testing.T) {
 	us, stranger := os.Geteuid(), 54321
 	for name, c := range map[string]struct {

@@ -16,8 +16,9 @@ import (
 	"strings"
 )
 
-// finder finds the process that is to be observed: the one that answers at memory.url, for what it says of its memory is set beside
-// what the kernel says of its process. Whoever is called envoy is a guess where that can't be seen; any user's process may be called so.
+// finder finds the process that is to be observed: the one that answers at memory.url, for what it
+// says of its memory is set beside what the kernel says of its process. Whoever is called envoy is
+// a guess where that can't be seen; any user's process may be called so.
 type finder struct {
 	local func(netip.Addr) bool // whether an address is one of this machine's; nil = by its interfaces
 
@@ -84,7 +85,8 @@ func (f *finder) find(root fs.FS, at net.Addr) (pid int, how string, err error) 
 	return 0, "", fmt.Errorf("there are several Envoys here, %v, and what they listen on is not to be seen: set envoy.pid, or run as their user", hidden)
 }
 
-// maxProcesses is how many are looked through. A machine has some hundreds; those of a hostile container count too.
+// maxProcesses is how many are looked through. A machine has some hundreds; those of a hostile
+// container count too.
 const maxProcesses = 1 << 16
 
 // called returns the processes of a name, lowest first.
@@ -148,7 +150,8 @@ const unknownUser = -1
 
 func (s socket) link() string { return "socket:[" + strconv.FormatUint(s.inode, 10) + "]" }
 
-// listening returns the sockets that listen at an address of this machine, none if none is to be seen.
+// listening returns the sockets that listen at an address of this machine, none if none is to be
+// seen.
 func (f *finder) listening(root fs.FS, at net.Addr) ([]socket, error) {
 	switch at := at.(type) {
 	case nil:
@@ -216,7 +219,8 @@ const (
 	maxLine  = 1 << 10
 )
 
-// eachLine calls f with each line of a file, until it returns false. A file that is not there, or not for us, has none.
+// eachLine calls f with each line of a file, until it returns false. A file that is not there, or
+// not for us, has none.
 func eachLine(root fs.FS, name string, f func(line string) bool) error {
 	file, err := root.Open(name)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
@@ -289,14 +293,16 @@ func parseUnix(line string) (s socket, path string, ok bool) {
 	return socket{inode, unknownUser}, rest, true
 }
 
-// maxFiles is how many open files of a process are looked through. What it opened early, as it does its admin socket, comes first.
+// maxFiles is how many open files of a process are looked through. What it opened early, as it does
+// its admin socket, comes first.
 const maxFiles = 1 << 16
 
 func fdDir(pid int) string { return "proc/" + strconv.Itoa(pid) + "/fd" }
 
 func fdPath(pid int, fd string) string { return fdDir(pid) + "/" + fd }
 
-// holding returns which processes hold one of the sockets, and those that don't show what they hold.
+// holding returns which processes hold one of the sockets, and those that don't show what they
+// hold.
 func holding(root fs.FS, pids []int, sockets []socket) (holders []held, hidden []int) {
 	for _, pid := range pids {
 		var linkErr error
@@ -318,7 +324,8 @@ func holding(root fs.FS, pids []int, sockets []socket) (holders []held, hidden [
 	return holders, hidden
 }
 
-// youngest is the one that started last: in a hot restart that is the one that takes over. Holders of several users are not one Envoy.
+// youngest is the one that started last: in a hot restart that is the one that takes over. Holders
+// of several users are not one Envoy.
 func youngest(root fs.FS, holders []held) (last held, err error) {
 	var begun uint64
 	var owner int

@@ -268,7 +268,8 @@ func (name) ModTime() time.Time { return time.Time{} }
 func (name) IsDir() bool        { return false }
 func (name) Sys() any           { return nil }
 
-// On a real machine, by real sockets: two processes are called envoy, and the one that answers at memory.url is found.
+// On a real machine, by real sockets: two processes are called envoy, and the one that answers at
+// memory.url is found.
 func TestFindEnvoyOnThisMachine(t *testing.T) {
 	a, b := pretend(t), pretend(t)
 	root := os.DirFS("/")
@@ -281,7 +282,8 @@ func TestFindEnvoyOnThisMachine(t *testing.T) {
 			require.Equal(t, byItsSocket, how)
 		}
 	}
-	// The test process answers too, but it is not called envoy: that is not taken for one of those that are.
+	// The test process answers too, but it is not called envoy: that is not taken for one of those
+	// that are.
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	defer l.Close()
@@ -346,7 +348,8 @@ func pretending(socket string) error {
 	return server.Serve(l)
 }
 
-// In a hot restart the Envoy that goes still answers on the connections that it has. Its successor is asked soon all the same.
+// In a hot restart the Envoy that goes still answers on the connections that it has. Its successor
+// is asked soon all the same.
 func TestHotRestart(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)

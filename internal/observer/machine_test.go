@@ -13,7 +13,8 @@ import (
 	"github.com/highwater-envoy/highwater/internal/guard"
 )
 
-// envoyHeap is a heap whose free pages go only while a pulse is on, as far as the allocator lets them.
+// envoyHeap is a heap whose free pages go only while a pulse is on, as far as the allocator lets
+// them.
 type envoyHeap struct {
 	r         releaser
 	now       time.Time
@@ -42,7 +43,8 @@ func (h *envoyHeap) pass(d time.Duration) (pulses uint64) {
 	return h.r.pulses - before
 }
 
-// After each interval there is a pulse, if there is more than to keep, and it ends when there is not.
+// After each interval there is a pulse, if there is more than to keep, and it ends when there is
+// not.
 func TestPeriodicRelease(t *testing.T) {
 	h := newHeap(0, 30*time.Second, 32*mib)
 	h.perSecond = 20 * mib
@@ -57,7 +59,8 @@ func TestPeriodicRelease(t *testing.T) {
 	require.EqualValues(t, 1, h.pass(time.Second), "the interval has passed")
 }
 
-// What brings nothing is tried less and less often, and at the old pace when it has brought something.
+// What brings nothing is tried less and less often, and at the old pace when it has brought
+// something.
 func TestReleaseBacksOff(t *testing.T) {
 	h := newHeap(0, 30*time.Second, 32*mib)
 	require.LessOrEqual(t, h.pass(10*time.Minute), uint64(4), "30 s, 60 s, 2 min, 4 min")
@@ -163,7 +166,8 @@ func TestTrend(t *testing.T) {
 	require.Zero(t, tr.growth())
 }
 
-// How long it is to the limit is a figure, and a line in the log when it becomes short, once a minute at most.
+// How long it is to the limit is a figure, and a line in the log when it becomes short, once a
+// minute at most.
 func TestForesee(t *testing.T) {
 	log := &lines{}
 	o, err := New(Options{URL: "http://127.0.0.1:1", Log: textLog(log)})
@@ -194,7 +198,8 @@ func TestForesee(t *testing.T) {
 	require.Equal(t, time.Millisecond, o.mu.near.left, "beyond the limit it is now")
 }
 
-// Pressure is the larger of the shares of the budget and of the container, looks a second ahead, rises at once and falls slowly.
+// Pressure is the larger of the shares of the budget and of the container, looks a second ahead,
+// rises at once and falls slowly.
 func TestPressing(t *testing.T) {
 	o, err := New(Options{URL: "http://127.0.0.1:1"})
 	require.NoError(t, err)
@@ -235,7 +240,8 @@ func TestPressing(t *testing.T) {
 	require.InDelta(t, 0.8, p, 1e-9, "a tenth in a second")
 }
 
-// The share that the threshold is compared with has the free pages in it: of the container, or of the budget where there is none.
+// The share that the threshold is compared with has the free pages in it: of the container, or of
+// the budget where there is none.
 func TestHeapShare(t *testing.T) {
 	o, err := New(Options{URL: "http://127.0.0.1:1"})
 	require.NoError(t, err)
@@ -250,8 +256,8 @@ func TestHeapShare(t *testing.T) {
 	require.InDelta(t, 0.9, o.heap(now).share, 1e-9)
 }
 
-// What a reading costs this process, 40 times a second under load: the question to admin (with the answer's side of it), and what
-// is read of the kernel.
+// What a reading costs this process, 40 times a second under load: the question to admin (with the
+// answer's side of it), and what is read of the kernel.
 func BenchmarkRead(b *testing.B) {
 	server := httptest.NewServer(memory(100*mib, 20*mib))
 	defer server.Close()

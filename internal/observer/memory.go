@@ -17,12 +17,14 @@ const (
 	// askTimeout is less than guard's, so that who asks hears why.
 	askTimeout = 800 * time.Millisecond
 	maxMemory  = 64 << 10
-	// reconnect: in a hot restart the Envoy that goes answers on connections that it has, and only new ones come to its successor.
+	// reconnect: in a hot restart the Envoy that goes answers on connections that it has, and only
+	// new ones come to its successor.
 	reconnect = 5 * time.Second
 )
 
-// read asks Envoy for its memory and looks at its process and container: the answer in Envoy's form with what was seen in it, and
-// the same as a reading. told: whoever asked is told of a failure, and need not read of it in the log too.
+// read asks Envoy for its memory and looks at its process and container: the answer in Envoy's form
+// with what was seen in it, and the same as a reading. told: whoever asked is told of a failure,
+// and need not read of it in the log too.
 func (o *Observer) read(ctx context.Context, told bool) (text []byte, r guard.Reading, err error) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
@@ -69,8 +71,9 @@ func (o *Observer) read(ctx context.Context, told bool) (text []byte, r guard.Re
 	return text, r, nil
 }
 
-// compose adds what was seen to Envoy's answer, in its form: numbers in quotes. It goes behind what Envoy said, which stays as it is: of
-// a key that is there twice a reader takes the last, whatever its case.
+// compose adds what was seen to Envoy's answer, in its form: numbers in quotes. It goes behind what
+// Envoy said, which stays as it is: of a key that is there twice a reader takes the last, whatever
+// its case.
 func compose(text []byte, f figures) ([]byte, error) {
 	m := map[string]json.RawMessage{}
 	if err := json.Unmarshal(text, &m); err != nil {
@@ -102,8 +105,9 @@ func compose(text []byte, f figures) ([]byte, error) {
 	return append(out, "\n}\n"...), nil
 }
 
-// Memory answers as Envoy's /memory does, with limit, resident, working_set and sock beside, as far as they are known: a filter
-// may take its readings from here. What it answers was asked for after the call, in one question with all who wait.
+// Memory answers as Envoy's /memory does, with limit, resident, working_set and sock beside, as far
+// as they are known: a filter may take its readings from here. What it answers was asked for after
+// the call, in one question with all who wait.
 func (o *Observer) Memory() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodGet && r.Method != http.MethodHead {

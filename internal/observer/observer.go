@@ -1,6 +1,7 @@
-// Package observer is the server's eyes and hands: it asks Envoy's admin interface for memory and buffers, reads the container's
-// cgroup and the process in /proc, says how long it is to the limit, and drives Envoy's own overload actions by files.
-// It decides nothing about requests: that is guard's.
+// Package observer is the server's eyes and hands: it asks Envoy's admin interface for memory and
+// buffers, reads the container's cgroup and the process in /proc, says how long it is to the limit,
+// and drives Envoy's own overload actions by files. It decides nothing about requests: that is
+// guard's.
 package observer
 
 import (
@@ -23,14 +24,16 @@ type Options struct {
 	URL  string // of Envoy's admin interface: http://127.0.0.1:9901, or unix:/run/envoy/admin.sock
 	Path string // where it answers as /memory does; empty = /memory
 
-	// Interval is the least time between two questions for memory, whoever asks how often; 0 = as the guard's default.
+	// Interval is the least time between two questions for memory, whoever asks how often; 0 = as
+	// the guard's default.
 	Interval time.Duration
-	// Limit is the budget's limit in force, bytes; 0 = not known. nil = there is no budget. It is called from the observer's
-	// goroutines.
+	// Limit is the budget's limit in force, bytes; 0 = not known. nil = there is no budget. It is
+	// called from the observer's goroutines.
 	Limit func() int64
 	Root  fs.FS        // of the machine, with proc and sys in it; nil = this one's
 	Log   *slog.Logger // nil = nothing is logged
-	// Told says that somebody calls Ask all the time, and tells of failures himself: then the log has nothing of readings that fail.
+	// Told says that somebody calls Ask all the time, and tells of failures himself: then the log
+	// has nothing of readings that fail.
 	Told bool
 }
 
@@ -107,7 +110,8 @@ func New(o Options) (*Observer, error) {
 // idleInterval is how often memory is asked for where nobody calls Ask.
 const idleInterval = 250 * time.Millisecond
 
-// Run observes until the context ends, and leaves nothing behind: no goroutine, and no pressure in the files.
+// Run observes until the context ends, and leaves nothing behind: no goroutine, and no pressure in
+// the files.
 func (o *Observer) Run(ctx context.Context) {
 	var loops sync.WaitGroup
 	loops.Go(func() { o.poll(ctx) })
@@ -122,9 +126,10 @@ func (o *Observer) Run(ctx context.Context) {
 	o.admin.client.CloseIdleConnections()
 }
 
-// round is one question for memory, and all who wait for its answer. Whoever comes while a question is under way joins the next one:
-// the answer that is on its way may have been made before they came, and would not have in it what had passed by then. So however many
-// ask, Envoy's main thread is asked once in an interval, and who only waits for done costs the round nothing.
+// round is one question for memory, and all who wait for its answer. Whoever comes while a question
+// is under way joins the next one: the answer that is on its way may have been made before they
+// came, and would not have in it what had passed by then. So however many ask, Envoy's main thread
+// is asked once in an interval, and who only waits for done costs the round nothing.
 type round struct {
 	done chan struct{} // closed when what follows is there
 
@@ -145,8 +150,8 @@ func (r *round) end(text []byte, reading guard.Reading, err error) {
 	}
 }
 
-// join returns the next question, which is asked soon, and adds an answer to it, if it is not nil. After the end of Run it is one that
-// was answered with ErrStopped.
+// join returns the next question, which is asked soon, and adds an answer to it, if it is not nil.
+// After the end of Run it is one that was answered with ErrStopped.
 func (o *Observer) join(answer func(guard.Reading, error)) *round {
 	o.mu.Lock()
 	r, stopped := o.mu.next, o.mu.stopped
@@ -167,9 +172,10 @@ func (o *Observer) join(answer func(guard.Reading, error)) *round {
 	return r
 }
 
-// Ask asks for a reading and returns at once. answer is called once, soon, with the reading or why there is none; all that had
-// passed when Ask was called is in it. Asked again before the answer, both get the next one. After failures Envoy is asked less often, and
-// answer is called at once with the last failure.
+// Ask asks for a reading and returns at once. answer is called once, soon, with the reading or why
+// there is none; all that had passed when Ask was called is in it. Asked again before the answer,
+// both get the next one. After failures Envoy is asked less often, and answer is called at once
+// with the last failure.
 func (o *Observer) Ask(answer func(guard.Reading, error)) { o.join(answer) }
 
 // poll asks the questions, one after the other, with the pause between them that admin is to have.

@@ -226,7 +226,8 @@ func (w *watch) ask() (guard.Reading, error) {
 	}
 }
 
-// A reading has what Envoy tells and what the kernel does: the same for guard and for a filter that asks over HTTP.
+// A reading has what Envoy tells and what the kernel does: the same for guard and for a filter that
+// asks over HTTP.
 func TestReading(t *testing.T) {
 	e := newEnvoy(t)
 	w := newWatch(t, Options{URL: e.URL})
@@ -277,7 +278,8 @@ func TestMemoryIsNeverFromACache(t *testing.T) {
 	require.Equal(t, http.StatusMethodNotAllowed, res.Code)
 }
 
-// The answer to Ask holds all that had passed when it was called: an answer that was on its way then does not do.
+// The answer to Ask holds all that had passed when it was called: an answer that was on its way
+// then does not do.
 func TestAskIsNotAnsweredByWhatWasAskedBefore(t *testing.T) {
 	e := newEnvoy(t)
 	entered, leave := make(chan struct{}, 10), make(chan struct{})
@@ -297,8 +299,8 @@ func TestAskIsNotAnsweredByWhatWasAskedBefore(t *testing.T) {
 	require.Equal(t, int64(2*mib), <-got, "both get the same")
 }
 
-// However many ask, Envoy is asked once in an interval, and the answer to each was asked for after the question: what had passed by then is
-// in it. Those who give up cost the others nothing.
+// However many ask, Envoy is asked once in an interval, and the answer to each was asked for after
+// the question: what had passed by then is in it. Those who give up cost the others nothing.
 func TestManyAskAtOnce(t *testing.T) {
 	const clients, interval = 300, 25 * time.Millisecond
 	e := newEnvoy(t)
@@ -463,7 +465,8 @@ func TestAdminMisbehaves(t *testing.T) {
 	}
 }
 
-// Many ask at once, of an admin that sometimes fails, in all ways that there are: each is answered once, before the end of Run or at it.
+// Many ask at once, of an admin that sometimes fails, in all ways that there are: each is answered
+// once, before the end of Run or at it.
 func TestHammer(t *testing.T) {
 	e := newEnvoy(t)
 	var n atomic.Int64
@@ -530,8 +533,8 @@ func TestAdminIsNotThereYet(t *testing.T) {
 	w.until("a reading", func(s Status) bool { return s.Fresh })
 }
 
-// Who asks is told of a failure, and it is not in the log a second time. An admin that fails is left in peace for longer and longer,
-// up to a second, whoever asks how often.
+// Who asks is told of a failure, and it is not in the log a second time. An admin that fails is
+// left in peace for longer and longer, up to a second, whoever asks how often.
 func TestBackOff(t *testing.T) {
 	e := newEnvoy(t)
 	e.set(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(500) })
@@ -613,7 +616,8 @@ func TestStop(t *testing.T) {
 	require.Zero(t, w.Status().Failures["memory"], "that was not Envoy's fault")
 }
 
-// A cgroup that vanishes takes its figures along; the limit in force is guard's to keep. The process that comes back is found again.
+// A cgroup that vanishes takes its figures along; the limit in force is guard's to keep. The
+// process that comes back is found again.
 func TestCgroupVanishes(t *testing.T) {
 	e := newEnvoy(t)
 	root := &files{m: machine()}
@@ -656,7 +660,8 @@ func TestProcessIsReplaced(t *testing.T) {
 	require.Equal(t, 1, w.log.count("memory outside of Envoy's heap is not known"))
 }
 
-// Without an Envoy in sight its own figures are missing, and one setting helps: the directory of its cgroup.
+// Without an Envoy in sight its own figures are missing, and one setting helps: the directory of
+// its cgroup.
 func TestOnlyTheCgroupIsKnown(t *testing.T) {
 	e := newEnvoy(t)
 	root := machine()
@@ -791,7 +796,8 @@ func TestFigures(t *testing.T) {
 	}
 }
 
-// A file's directory that is missing or read-only: one line, a counter, tried again, and nothing else suffers.
+// A file's directory that is missing or read-only: one line, a counter, tried again, and nothing
+// else suffers.
 func TestFilesThatCanNotBeWritten(t *testing.T) {
 	e := newEnvoy(t)
 	dir := filepath.Join(t.TempDir(), "missing")

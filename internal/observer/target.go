@@ -25,8 +25,8 @@ type figures struct {
 
 type failures struct{ process, cgroup error }
 
-// target is the process and its cgroup. They are looked for again when they are gone, and now and then: a process can be moved.
-// It is not safe for concurrent use.
+// target is the process and its cgroup. They are looked for again when they are gone, and now and
+// then: a process can be moved. It is not safe for concurrent use.
 type target struct {
 	root   fs.FS
 	config Envoy
@@ -43,8 +43,8 @@ type target struct {
 
 const lookAgain = 5 * time.Second
 
-// look reads what there is to see of who answers at an address of Envoy's admin interface; nil = nobody has yet. What fails is missing in
-// the figures, and nothing else.
+// look reads what there is to see of who answers at an address of Envoy's admin interface; nil =
+// nobody has yet. What fails is missing in the figures, and nothing else.
 func (t *target) look(now time.Time, at net.Addr) (f figures, failed failures) {
 	if t.looked.IsZero() || now.Sub(t.looked) >= lookAgain || !same(at, t.at) {
 		t.looked, t.at = now, at
@@ -77,7 +77,8 @@ func same(a, b net.Addr) bool {
 	return a == nil && b == nil || a != nil && b != nil && a.Network() == b.Network() && a.String() == b.String()
 }
 
-// forget has the next look but one begin anew: at once a process that is just being replaced is not there yet.
+// forget has the next look but one begin anew: at once a process that is just being replaced is not
+// there yet.
 func (t *target) forget(now time.Time) {
 	t.pid, t.group = 0, nil
 	t.looked = now.Add(time.Second - lookAgain)
@@ -108,7 +109,8 @@ func resident(root fs.FS, pid int) (int64, error) {
 	return parseStatus(text)
 }
 
-// maxProc is how much of a file of a process is read. Its status names all groups of its user, 65,536 at most.
+// maxProc is how much of a file of a process is read. Its status names all groups of its user,
+// 65,536 at most.
 const maxProc = 1 << 20
 
 func readProc(root fs.FS, pid int, file string) ([]byte, error) {

@@ -39,8 +39,8 @@ const (
 	groupsOfPeak    = 10
 )
 
-// Below is what a path, with its query, asks for below base: "" for base itself. It is false for other paths, and where base is
-// empty for all.
+// Below is what a path, with its query, asks for below base: "" for base itself. It is false for
+// other paths, and where base is empty for all.
 func Below(base, path string) (question string, below bool) {
 	rest, below := strings.CutPrefix(path, base)
 	if base == "" || !below {
@@ -55,7 +55,8 @@ func Below(base, path string) (question string, below bool) {
 	return "", false
 }
 
-// WantsCurrent says whether the question is for the samples as of now, so that all workers have to freeze theirs before Ask.
+// WantsCurrent says whether the question is for the samples as of now, so that all workers have to
+// freeze theirs before Ask.
 func WantsCurrent(question string) bool {
 	what, query, _ := strings.Cut(question, "?")
 	return what == current || what == "pprof" && peakOf(query) == current
@@ -78,7 +79,8 @@ func peakOf(query string) string {
 	return current
 }
 
-// Ask answers a question: status, peaks, current, pprof (as of now) or pprof?peak= with the number of one, latest or highest.
+// Ask answers a question: status, peaks, current, pprof (as of now) or pprof?peak= with the number
+// of one, latest or highest.
 func (s *Source) Ask(method, question string) Answer {
 	if method != "GET" {
 		return text(methodNotAllowed, "only GET\n")

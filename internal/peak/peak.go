@@ -1,6 +1,6 @@
-// Package peak tells what the workers of a process froze at a high-water mark: as JSON for people and scripts, and as a profile
-// for pprof. Names in it come from traffic, so whatever is not printable is escaped, and none is longer than
-// reservoir.MaxLabel bytes.
+// Package peak tells what the workers of a process froze at a high-water mark: as JSON for people
+// and scripts, and as a profile for pprof. Names in it come from traffic, so whatever is not
+// printable is escaped, and none is longer than reservoir.MaxLabel bytes.
 package peak
 
 import (
@@ -15,7 +15,8 @@ import (
 	"github.com/highwater-envoy/highwater/internal/reservoir"
 )
 
-// Clock is now, as the host's CLOCK_MONOTONIC and as wall time: by both what was frozen at a monotonic time gets a date.
+// Clock is now, as the host's CLOCK_MONOTONIC and as wall time: by both what was frozen at a
+// monotonic time gets a date.
 type Clock struct {
 	Monotonic time.Duration
 	Wall      int64 // nanoseconds since 1970
@@ -23,8 +24,8 @@ type Clock struct {
 
 func (c *Clock) nanos(at time.Duration) int64 { return c.Wall + int64(at-c.Monotonic) }
 
-// View is a peak in figures. Sizes are bytes. What is likely held is an estimate by the guard, of which the sum is made what was
-// measured: see scale.
+// View is a peak in figures. Sizes are bytes. What is likely held is an estimate by the guard, of
+// which the sum is made what was measured: see scale.
 type View struct {
 	Peak    int64  `json:"peak"`    // its number; 0 = as of now
 	Highest bool   `json:"highest"` // of all
@@ -91,9 +92,10 @@ type Group struct {
 	OldestMS int64   `json:"oldest_ms"`
 }
 
-// scale makes of what streams likely hold what they hold together as far as was measured, above the base. Less than likely: all
-// hold less, in proportion. More: each holds so much of what lies between likely and its bound. It is those of whom the guard
-// can't tell whether they have drained that have something there. What is measured beyond all bounds can be no stream's, as far as
+// scale makes of what streams likely hold what they hold together as far as was measured, above the
+// base. Less than likely: all hold less, in proportion. More: each holds so much of what lies
+// between likely and its bound. It is those of whom the guard can't tell whether they have drained
+// that have something there. What is measured beyond all bounds can be no stream's, as far as
 // `buffers` tells the truth.
 type scale struct{ likely, rest float64 }
 
@@ -282,9 +284,9 @@ func (g *Group) name() string {
 	return g.VirtualHost + "\x00" + g.Route + "\x00" + g.Cluster + "\x00" + g.Phase
 }
 
-// Clean is text from traffic as it may be shown anywhere: what is not printable (control characters, escape sequences of
-// terminals, marks that turn the writing round) is escaped as in Go, and bytes that are no UTF-8 too. It is no longer than
-// reservoir.MaxLabel bytes before that.
+// Clean is text from traffic as it may be shown anywhere: what is not printable (control
+// characters, escape sequences of terminals, marks that turn the writing round) is escaped as in
+// Go, and bytes that are no UTF-8 too. It is no longer than reservoir.MaxLabel bytes before that.
 func Clean(text string) string {
 	text = text[:min(len(text), reservoir.MaxLabel)]
 	plain := true

@@ -19,8 +19,8 @@ const mib = 1 << 20
 
 var clock = Clock{Monotonic: 2 * time.Hour, Wall: 1_700_000_000_000_000_000}
 
-// example is a peak of two workers: large uploads of one route, all in the sample, and small downloads of another, each of which
-// stands for several.
+// example is a peak of two workers: large uploads of one route, all in the sample, and small
+// downloads of another, each of which stands for several.
 func example() reservoir.Peak {
 	labels := func(route, key string) *reservoir.Labels {
 		return &reservoir.Labels{VirtualHost: "all", Route: route, Cluster: "upstream", Key: key, Method: "PUT", Source: "10.0.0.1", Protocol: "HTTP/1.1"}
@@ -52,7 +52,8 @@ func TestView(t *testing.T) {
 	require.EqualValues(t, 3_600_000, v.AgeMS)
 	require.EqualValues(t, 10, v.SkewMS)
 	require.Equal(t, []int64{0, 10}, []int64{v.Workers[0].AfterMS, v.Workers[1].AfterMS})
-	// Side by side: 100 MiB are above the base. 50 are likely held, 80 could be: what is measured beyond is nobody's.
+	// Side by side: 100 MiB are above the base. 50 are likely held, 80 could be: what is measured
+	// beyond is nobody's.
 	require.Equal(t, []int64{120 * mib, 110 * mib, 20 * mib, 80 * mib, 80 * mib, 20 * mib, 50 * mib}, []int64{v.InUse, v.Allocated, v.Base, v.Held, v.Bounds, v.Unexplained, v.Likely})
 	require.EqualValues(t, 1000, v.Streams)
 	require.Equal(t, 64, v.Samples)
@@ -91,7 +92,8 @@ func TestScale(t *testing.T) {
 		{200, 0, 0, 0},
 	} {
 		s := scaleTo(c.measured, c.likely, c.bounds)
-		// Of two streams, one of which certainly holds all of its bound: it is never told to hold more.
+		// Of two streams, one of which certainly holds all of its bound: it is never told to hold
+		// more.
 		certain := int64(c.likely / 2)
 		a, b := s.of(certain, certain), s.of(int64(c.likely)-certain, int64(c.bounds)-certain)
 		require.InDelta(t, c.want, a+b, 1e-9, "%+v", c)
@@ -107,8 +109,9 @@ func parsed(t *testing.T, p reservoir.Peak) *profile.Profile {
 	return prof
 }
 
-// scrapable is what those ask for who scrape profiles each few seconds and keep them (Parca's normalizer, of them, is strict): a
-// kind, made of the types of what is counted and of what is sampled; no duration, for it is of a moment; ids without gaps.
+// scrapable is what those ask for who scrape profiles each few seconds and keep them (Parca's
+// normalizer, of them, is strict): a kind, made of the types of what is counted and of what is
+// sampled; no duration, for it is of a moment; ids without gaps.
 func scrapable(t *testing.T, p *profile.Profile) {
 	t.Helper()
 	require.NoError(t, p.CheckValid())
@@ -161,7 +164,8 @@ func TestProfile(t *testing.T) {
 	require.Equal(t, []string{UnitAge}, prof.Sample[0].NumUnit[LabelAge])
 	require.Equal(t, []int64{1000}, prof.Sample[0].NumLabel[LabelWeight])
 
-	// A peak keeps its time, though the clocks are read anew, and one a little later than the other.
+	// A peak keeps its time, though the clocks are read anew, and one a little later than the
+	// other.
 	again := clock
 	again.Monotonic += time.Minute
 	again.Wall += int64(time.Minute) + 700
@@ -170,7 +174,8 @@ func TestProfile(t *testing.T) {
 	require.Equal(t, prof.TimeNanos, kept.TimeNanos)
 }
 
-// As of now it has the time of now, whatever is in it: also before anything was frozen, and when a worker answers late.
+// As of now it has the time of now, whatever is in it: also before anything was frozen, and when a
+// worker answers late.
 func TestProfileOfNow(t *testing.T) {
 	p := example()
 	p.Number = 0

@@ -135,17 +135,20 @@ func named(kind, name string) string {
 	return kind + " " + Clean(name)
 }
 
-// Profile is the peak as pprof reads it, uncompressed. Its samples count requests and the bytes that these likely hold, and stand
-// for those that are not sampled too. What is to be seen beside (measured, base, unexplained) is in its comments. It is as those of
-// Go's heap: bytes of space are sampled, one in so many, and it is of a moment, so that it has no duration. As of now its time is
-// now: who scrapes profiles knows them by their time, and drops or refuses those whose time he has had.
+// Profile is the peak as pprof reads it, uncompressed. Its samples count requests and the bytes
+// that these likely hold, and stand for those that are not sampled too. What is to be seen beside
+// (measured, base, unexplained) is in its comments. It is as those of Go's heap: bytes of space are
+// sampled, one in so many, and it is of a moment, so that it has no duration. As of now its time is
+// now: who scrapes profiles knows them by their time, and drops or refuses those whose time he has
+// had.
 func Profile(p reservoir.Peak, clock Clock) []byte {
 	m := merge(p)
 	e := encoder{strings: map[string]int64{}, frames: map[string]uint64{}}
 	e.text("") // the first one is empty
 	e.valueType(profileSampleType, "requests", "count")
 	e.valueType(profileSampleType, "held", "bytes")
-	// Requests that a sample stands for are no whole number, and values are: what one is rounded, the next one makes good.
+	// Requests that a sample stands for are no whole number, and values are: what one is rounded,
+	// the next one makes good.
 	carry := map[stack]float64{}
 	for i := range p.Snapshots {
 		s := &p.Snapshots[i]

@@ -9,7 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// CPU is the time that a process has used, by its clock: clock_getcpuclockid(3) makes the number this way.
+// CPU is the time that a process has used, by its clock: clock_getcpuclockid(3) makes the number
+// this way.
 func CPU(pid int) (time.Duration, error) {
 	var t unix.Timespec
 	if err := unix.ClockGettime(int32(^pid<<3|2), &t); err != nil { //nolint:gosec // a pid has 22 bits

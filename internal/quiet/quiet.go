@@ -1,5 +1,6 @@
-// Package quiet logs what a peer can cause. Whoever can reach a port can cause a line for each connection; a log that takes
-// them all fills the disk and hides the rest. So a Log writes one line in a while, and says with it how many it left out.
+// Package quiet logs what a peer can cause. Whoever can reach a port can cause a line for each
+// connection; a log that takes them all fills the disk and hides the rest. So a Log writes one line
+// in a while, and says with it how many it left out.
 package quiet
 
 import (
@@ -11,7 +12,8 @@ import (
 	"time"
 )
 
-// Log writes at most one line in each interval. Make it with New. It is safe for concurrent use, and so is nil: it writes nothing.
+// Log writes at most one line in each interval. Make it with New. It is safe for concurrent use,
+// and so is nil: it writes nothing.
 type Log struct {
 	log   *slog.Logger
 	every time.Duration
@@ -29,7 +31,8 @@ func New(log *slog.Logger, every time.Duration) *Log {
 	return &Log{log: log, every: every, now: time.Now}
 }
 
-// Warn writes a line, or counts it. The line after those that were left out has their number as the attribute "suppressed".
+// Warn writes a line, or counts it. The line after those that were left out has their number as the
+// attribute "suppressed".
 func (l *Log) Warn(msg string, args ...any) {
 	if l == nil {
 		return
@@ -61,7 +64,8 @@ func (l *Log) turn() (skipped uint64, ok bool) {
 // longest is how much of a line is written: what a peer sent may be quoted in it.
 const longest = 512
 
-// Standard returns a logger of the standard library whose lines are warnings of l, for servers that take no other: http.Server.ErrorLog.
+// Standard returns a logger of the standard library whose lines are warnings of l, for servers that
+// take no other: http.Server.ErrorLog.
 func (l *Log) Standard() *log.Logger { return log.New(writer{l}, "", 0) }
 
 type writer struct{ log *Log }

@@ -12,8 +12,8 @@ type Rules struct {
 // rearm: an episode ends when use falls below this share of its mark.
 const rearm = .7
 
-// Marks are the high-water marks of a process. Each episode, from a rise of memory until it has fallen again, has a slot for its
-// highest. The zero value is a process without any.
+// Marks are the high-water marks of a process. Each episode, from a rise of memory until it has
+// fallen again, has a slot for its highest. The zero value is a process without any.
 type Marks struct {
 	Epoch    int64 // counts marks; a worker that sees another one than the last freezes its sample
 	At       Time  // of the last mark
@@ -24,7 +24,8 @@ type Marks struct {
 	HighSlot int64 // and its slot: no other episode gets it
 	Low      int64 // between episodes: the least that traffic had in use since the last one
 	Looked   Time  // when somebody last wanted to see the samples as of then
-	// Allocated is what the program had asked for, bytes, as of the last reading: only who brought that knows it.
+	// Allocated is what the program had asked for, bytes, as of the last reading: only who brought
+	// that knows it.
 	Allocated int64
 }
 
@@ -87,7 +88,8 @@ func (m *Marks) nextSlot(r *Rules) int64 {
 	return slot
 }
 
-// MaxKeep is how many episodes can be kept, beside the highest of all. The store has a place for each.
+// MaxKeep is how many episodes can be kept, beside the highest of all. The store has a place for
+// each.
 const MaxKeep = 64
 
 // Valid says whether they can be marks: what is read from a table may be anything.
@@ -108,8 +110,8 @@ type Peak struct {
 	Snapshots []Snapshot
 }
 
-// Gather makes a peak of what the workers have in one slot: of the latest episode among it, for a worker may have been away when
-// the slot changed hands. It is false where there is none.
+// Gather makes a peak of what the workers have in one slot: of the latest episode among it, for a
+// worker may have been away when the slot changed hands. It is false where there is none.
 func Gather(snapshots []Snapshot) (p Peak, ok bool) {
 	for i := range snapshots {
 		p.Number = max(p.Number, snapshots[i].Episode)

@@ -11,8 +11,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// A stream's draw decides for all gaps at once: the share of streams that is sampled is that of theory at each, and who is
-// sampled at one gap is at every smaller one.
+// A stream's draw decides for all gaps at once: the share of streams that is sampled is that of
+// theory at each, and who is sampled at one gap is at every smaller one.
 func TestDrawHoldsForEveryGap(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	const n, reach = 200_000, 100_000

@@ -54,7 +54,8 @@ func (l *Labels) Cut() {
 	}
 }
 
-// Sample is one stream of a snapshot, or what an ended response left unread on its connection. Sizes are bytes.
+// Sample is one stream of a snapshot, or what an ended response left unread on its connection.
+// Sizes are bytes.
 type Sample struct {
 	Labels   *Labels
 	Phase    Phase
@@ -134,8 +135,8 @@ type Encoder struct {
 	strings map[string]uint64
 }
 
-// Append encodes the snapshot behind buf, in MaxSnapshot bytes at most: where it is larger, its gap is doubled, and those that no
-// longer reach it go, until it is not.
+// Append encodes the snapshot behind buf, in MaxSnapshot bytes at most: where it is larger, its gap
+// is doubled, and those that no longer reach it go, until it is not.
 func (e *Encoder) Append(buf []byte, s *Snapshot) []byte {
 	begin := len(buf)
 	for {
@@ -149,7 +150,8 @@ func (e *Encoder) Append(buf []byte, s *Snapshot) []byte {
 
 const keepStrings = 256
 
-// append writes the head, the texts that occur, each once, and the samples, which name texts by number.
+// append writes the head, the texts that occur, each once, and the samples, which name texts by
+// number.
 func (e *Encoder) append(buf []byte, s *Snapshot) []byte {
 	if e.strings == nil || len(e.strings) > keepStrings {
 		e.strings = map[string]uint64{} // one that was large once is not kept
@@ -235,15 +237,16 @@ func Decode(value []byte) (Snapshot, error) {
 }
 
 const (
-	// maxSize is more than a process can hold, bytes, and maxTime longer than any machine lives: what is added up of sizes, or of the
-	// difference of two times, overflows nothing.
+	// maxSize is more than a process can hold, bytes, and maxTime longer than any machine lives:
+	// what is added up of sizes, or of the difference of two times, overflows nothing.
 	maxSize      = 1 << 50
 	maxTime Time = 1 << 60
 	// maxGap is more than any Count finds: with it the weight of one byte is no infinity.
 	maxGap = 1 << 100
 )
 
-// sizes are all of the head that are added up with those of other workers, or held against each other.
+// sizes are all of the head that are added up with those of other workers, or held against each
+// other.
 func (s *Snapshot) sizes() []int64 {
 	h := s.head()
 	return append(h[10:], s.Limit, s.InUse, s.Allocated, s.Base)

@@ -23,8 +23,9 @@ const (
 	Blind
 )
 
-// Random is a load by seed, and the settings of the proxy under it: a quarter of a second to many seconds of uploads and
-// downloads of all sizes and speeds, on HTTP/1 and HTTP/2, beside small requests.
+// Random is a load by seed, and the settings of the proxy under it: a quarter of a second to many
+// seconds of uploads and downloads of all sizes and speeds, on HTTP/1 and HTTP/2, beside small
+// requests.
 func Random(seed uint64, workers int, has Trait) (Settings, int64, Load) {
 	r := rand.New(rand.NewPCG(seed, 7))
 	s := Example()

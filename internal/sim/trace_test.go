@@ -13,8 +13,8 @@ import (
 	"github.com/highwater-envoy/highwater/internal/reservoir"
 )
 
-// looker is the guard, with somebody who looks at the requests of all workers now and then, and knows what they truly hold at the
-// instant at which each worker freezes its sample.
+// looker is the guard, with somebody who looks at the requests of all workers now and then, and
+// knows what they truly hold at the instant at which each worker freezes its sample.
 type looker struct {
 	*Native
 	e     *Envoy
@@ -116,10 +116,11 @@ func clientsOf(name string, n int, call Call) []Client {
 	return Repeat(n, 5*time.Millisecond, Client{Class: name, Worker: -1, MakeCall: func(*rand.Rand) Call { return call }})
 }
 
-// What is likely held against what is truly held, for each kind of request alone, and for all of those with the
-// example's settings at once: the table of docs/explanation/attribution.md. Who stands still in the middle is known
-// exactly. Of what moves fast or has drained, likely is a bound, and of what has all come and is not taken it is short:
-// the two look alike from where the guard stands.
+// What is likely held against what is truly held, for each kind of request alone, and for all of
+// those with the example's settings at once: the table of docs/explanation/attribution.md. Who
+// stands still in the middle is known exactly. Of what moves fast or has drained, likely is a
+// bound, and of what has all come and is not taken it is short: the two look alike from where the
+// guard stands.
 func TestLikelyAgainstTruth(t *testing.T) {
 	mixed := look(t, Example(), Load{Name: "all", Duration: 6 * time.Second, Drain: 20 * time.Second, Clients: func() (all []Client) {
 		for _, k := range kinds {

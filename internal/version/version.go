@@ -3,8 +3,8 @@ package version
 
 import "runtime/debug"
 
-// String is the version of the module with the commit that it was built from, such as "v0.1.0 (1a2b3c4)" or
-// "(devel) (1a2b3c4, modified)". Where the build kept neither it is "(devel)".
+// String is the version of the module with the commit that it was built from, such as "v0.1.0
+// (1a2b3c4)" or "(devel) (1a2b3c4, modified)". Where the build kept neither it is "(devel)".
 func String() string {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {

@@ -22,9 +22,9 @@ const (
 
 const hostModule = "env"
 
-// hostCalls are the functions that the plugin imports. All parameters are i32, but the last one of those that are wide,
-// which is i64. They are addresses in the linear memory, sizes in bytes, and for what is returned the addresses of
-// where to put it.
+// hostCalls are the functions that the plugin imports. All parameters are i32, but the last one of
+// those that are wide, which is i64. They are addresses in the linear memory, sizes in bytes, and
+// for what is returned the addresses of where to put it.
 var hostCalls = []struct {
 	name   string
 	params int
@@ -61,7 +61,8 @@ func hasHostCall(name string) bool {
 	return false
 }
 
-// instantiateHost makes the host calls one module, for all VMs: each call finds its VM in the context.
+// instantiateHost makes the host calls one module, for all VMs: each call finds its VM in the
+// context.
 func instantiateHost(ctx context.Context, r wazero.Runtime) error {
 	b := r.NewHostModuleBuilder(hostModule)
 	for i := range hostCalls {
@@ -280,8 +281,8 @@ func (vm *VM) getHeaderMapPairs(a []uint64) status {
 	return give(vm, encodePairs(headers), a[1], a[2])
 }
 
-// encodePairs is the ABI's form of a header map: their number, the sizes of each name and value, then these themselves,
-// each with a zero after it.
+// encodePairs is the ABI's form of a header map: their number, the sizes of each name and value,
+// then these themselves, each with a zero after it.
 func encodePairs(headers [][2]string) []byte {
 	b := binary.LittleEndian.AppendUint32(nil, uint32(len(headers)))
 	for _, h := range headers {
@@ -351,8 +352,8 @@ func (vm *VM) getBufferBytes(a []uint64) status {
 	}
 }
 
-// setBufferBytes takes buffer, start, size, and what comes in their place. Of what a connection sent, that can be nothing alone: it is a
-// size here, as bodies are.
+// setBufferBytes takes buffer, start, size, and what comes in their place. Of what a connection
+// sent, that can be nothing alone: it is a size here, as bodies are.
 func (vm *VM) setBufferBytes(a []uint64) status {
 	on := vm.on()
 	if a[0] != downstreamData || on.connection == nil || a[1] != 0 || a[4] != 0 {
@@ -428,7 +429,8 @@ func (vm *VM) sendLocalResponse(a []uint64) status {
 	return success
 }
 
-// httpCall takes cluster, headers, body, trailers, timeout in ms; returns token. The plugin's calls have no body.
+// httpCall takes cluster, headers, body, trailers, timeout in ms; returns token. The plugin's calls
+// have no body.
 func (vm *VM) httpCall(a []uint64) status {
 	cluster, ok1 := vm.read(a[0], a[1])
 	pairs, ok2 := vm.read(a[2], a[3])

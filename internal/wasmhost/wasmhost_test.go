@@ -274,13 +274,15 @@ func TestStart(t *testing.T) {
 func TestPluginWithUnknownImportIsRefused(t *testing.T) {
 	_, err := wasmhost.Compile(t.Context(), []byte("\x00asm"))
 	require.ErrorContains(t, err, "compile the plugin")
-	// A module that does nothing but import env.proxy_dequeue_shared_queue, a function without parameters.
+	// A module that does nothing but import env.proxy_dequeue_shared_queue, a function without
+	// parameters.
 	wasm := "\x00asm\x01\x00\x00\x00" + "\x01\x04\x01\x60\x00\x00" + "\x02\x22\x01\x03env\x1aproxy_dequeue_shared_queue\x00\x00"
 	_, err = wasmhost.Compile(t.Context(), []byte(wasm))
 	require.ErrorContains(t, err, "it imports proxy_dequeue_shared_queue")
 }
 
-// TestPauseAndResume is a large upload that finds no room, and gets it when the next reading says that there is some.
+// TestPauseAndResume is a large upload that finds no room, and gets it when the next reading says
+// that there is some.
 func TestPauseAndResume(t *testing.T) {
 	e := newEnvoy(t, hosttest.Plugin)
 	w := e.worker(config)
@@ -398,8 +400,8 @@ func (e *envoy) warnings() (all []string) {
 	return all
 }
 
-// A single reading that fails is only counted. Without one for 2 s the guard says once that it is blind, in the whole process and
-// whichever virtual machine asks, and once that it is over.
+// A single reading that fails is only counted. Without one for 2 s the guard says once that it is
+// blind, in the whole process and whichever virtual machine asks, and once that it is over.
 func TestReadingsFail(t *testing.T) {
 	e := newEnvoy(t, hosttest.Plugin)
 	w, other := e.worker(config), e.worker(config)
@@ -429,7 +431,8 @@ func TestReadingsFail(t *testing.T) {
 	require.ErrorContains(t, w.requests.HTTPResponse(12345, nil, nil), "no HTTP call with token 12345")
 }
 
-// What has started is told once in the process, though each plugin runs in every virtual machine; so is what changes.
+// What has started is told once in the process, though each plugin runs in every virtual machine;
+// so is what changes.
 func TestWhatHasStartedIsToldOnce(t *testing.T) {
 	e := newEnvoy(t, hosttest.Plugin)
 	workers := []*worker{e.worker(config), e.worker(config), e.worker(config)}
@@ -456,7 +459,8 @@ func TestWhatHasStartedIsToldOnce(t *testing.T) {
 	require.Contains(t, e.logged[1], "mode enforce, limit 200MiB")
 }
 
-// Without its network filter the plugin says so once, and where another virtual machine has it too: nobody can tell from within.
+// Without its network filter the plugin says so once, and where another virtual machine has it too:
+// nobody can tell from within.
 func TestAMissingFilterIsTold(t *testing.T) {
 	for missing, want := range map[string]string{"connections": "there is no network filter with root_id connections", "requests": "there is no HTTP filter with root_id requests"} {
 		e := newEnvoy(t, hosttest.Plugin)
@@ -533,7 +537,8 @@ func TestTwoWorkers(t *testing.T) {
 	_, _, ok := e.process.Shared().Get("highwater.table")
 	require.True(t, ok)
 
-	// Uploads that have announced 160 MiB and not yet sent any leave no room for more, on either worker.
+	// Uploads that have announced 160 MiB and not yet sent any leave no room for more, on either
+	// worker.
 	whole := `{"budget": {"limit": "200MiB"}, "buffers": {"downstream": "64KiB", "upstream": "64KiB",
 		"http2_window": "64KiB", "http2_connection_window": "16MiB", "linger": "100ms", "whole_request": "16MiB"}}`
 	buffered, err := a.vm.Start("requests", whole)
@@ -597,8 +602,9 @@ func TestTrap(t *testing.T) {
 	a.exchange(a.connect(), 100, 100, 1000, 1000)
 }
 
-// TestCallsPerRequest counts what a request costs below soft: each call is a way out of the VM and back. What the ticks
-// cost is not in it. The calls of a request's own are the same for each; exchanges of leases come now and then.
+// TestCallsPerRequest counts what a request costs below soft: each call is a way out of the VM and
+// back. What the ticks cost is not in it. The calls of a request's own are the same for each;
+// exchanges of leases come now and then.
 func TestCallsPerRequest(t *testing.T) {
 	const requests = 10_000
 	for _, c := range []struct {
@@ -705,7 +711,8 @@ func TestMemoryIsFlat(t *testing.T) {
 	}
 	after200 := w.vm.MemoryBytes()
 	t.Logf("linear memory: %.2f MiB after 60,000 streams, %.2f MiB after 200,000", float64(after60)/mib, float64(after200)/mib)
-	// The heap of Go in it takes its full size slowly; from there on it is flat (2,000,000 streams were tried).
+	// The heap of Go in it takes its full size slowly; from there on it is flat (2,000,000 streams
+	// were tried).
 	require.LessOrEqual(t, after200, after60+mib)
 	require.LessOrEqual(t, after200, int64(9*mib))
 }
