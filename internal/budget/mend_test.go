@@ -102,9 +102,11 @@ func TestImpossibleSizesCountAsNone(t *testing.T) {
 	for _, size := range []int64{math.MaxInt64, math.MinInt64, maxSize + 1, -1} {
 		b := open(t, 1)
 		a := b.accounts[0]
-		b.foreign(&Table{Reading: size, Asked: b.now, Sequence: math.MaxUint64, Low: size, Base: size, Surprise: size,
+		b.foreign(&Table{
+			Reading: size, Asked: b.now, Sequence: math.MaxUint64, Low: size, Base: size, Surprise: size,
 			Evict: size, EvictSequence: math.MaxUint64, Container: size,
-			InUse: size, Peak: size, Allocated: size, Begun: Time(size)})
+			InUse: size, Peak: size, Allocated: size, Begun: Time(size),
+		})
 		require.NoError(t, a.Refresh(b.now))
 		require.True(t, a.Stale(b.now), "there is no reading")
 		require.Equal(t, Table{Asked: min(0, b.now-2*staleAfter), Begun: b.now, Entries: a.table.Entries}, a.table)
