@@ -110,8 +110,8 @@ func TestWhoIsEndedInMidUploadLeavesNothing(t *testing.T) {
 				upstream.answer("HTTP/1.1 200 OK\r\ncontent-length: 16777216\r\n\r\n")
 			}
 			s.counter("highwater_rejected_total.reason."+c.reason, uploads)
+			s.memory.inUse.Store(40 * mib) // at once, else idle connections are closed
 			s.streams(0)
-			s.memory.inUse.Store(40 * mib) // else idle connections are closed
 			for end := time.Now().Add(2 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 				require.Less(t, allocated(), before+held/8)
 			}

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -23,7 +24,9 @@ import (
 )
 
 // h2spec tries a server's HTTP/2 and returns what it failed, and how many cases there were.
-func h2spec(t *testing.T, address string) (failed map[string]bool, cases int) {
+func h2spec(
+	t *testing.T, address string, timeout time.Duration, groups ...string,
+) (failed map[string]bool, cases int) {
 	t.Helper()
 	host, port, err := net.SplitHostPort(address)
 	require.NoError(t, err)
@@ -35,7 +38,7 @@ func h2spec(t *testing.T, address string) (failed map[string]bool, cases int) {
 	stdout := os.Stdout
 	os.Stdout = quiet
 	defer func() { os.Stdout = stdout }()
-	c := &config.Config{Host: host, Port: n, Path: "/grpc.health.v1.Health/Check", Timeout: 500 * time.Millisecond, MaxHeaderLen: 4000}
+	c := &config.Config{Host: host, Port: n, Path: "/grpc.health.v1.Health/Check", Timeout: timeout, MaxHeaderLen: 4000, Sections: groups}
 	failed = map[string]bool{}
 	var count func(g *spec.TestGroup)
 	count = func(g *spec.TestGroup) {
@@ -58,6 +61,9 @@ func h2spec(t *testing.T, address string) (failed map[string]bool, cases int) {
 	return failed, cases
 }
 
+// quick is how long a case waits: some thirty of them wait in vain.
+const quick = 500 * time.Millisecond
+
 // What h2spec fails on the gRPC port is what it fails on a bare server of grpc-go.
 func TestHTTP2Conformance(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -68,11 +74,11 @@ func TestHTTP2Conformance(t *testing.T) {
 	running.Go(func() { _ = bare.Serve(l) })
 	defer running.Wait()
 	defer bare.Stop()
-	theirs, cases := h2spec(t, l.Addr().String())
+	theirs, cases := h2spec(t, l.Addr().String(), quick)
 	require.Greater(t, cases, 100)
 
 	s := start(t, setup{face: envoytest.ExtProc, workers: 1})
-	ours, same := h2spec(t, s.Server().GRPC)
+	ours, same := h2spec(t, s.Server().GRPC, quick)
 	require.Equal(t, cases, same)
 	t.Logf("of %d cases a bare server fails %d, this one %d", cases, len(theirs), len(ours))
 	alone := func(all map[string]bool) (names []string) {
@@ -83,9 +89,15 @@ func TestHTTP2Conformance(t *testing.T) {
 		}
 		return names
 	}
-	if len(alone(ours)) > 0 { // a busy machine may answer too late, once
-		again, _ := h2spec(t, s.Server().GRPC)
-		for name := range ours {
+	// A busy machine may answer too late: what fails here alone has to do so each time.
+	for try := 0; try < 3 && len(alone(ours)) > 0; try++ {
+		var groups []string
+		for _, name := range alone(ours) {
+			group, _, _ := strings.Cut(name, " ")
+			groups = append(groups, group)
+		}
+		again, _ := h2spec(t, s.Server().GRPC, 2*time.Second, groups...)
+		for _, name := range alone(ours) {
 			if !again[name] {
 				delete(ours, name)
 			}
