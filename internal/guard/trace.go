@@ -351,7 +351,7 @@ func (w *Worker) Current() reservoir.Peak {
 	looked := w.marks(t).Looked
 	all := slices.DeleteFunc(w.kept(lookSlot), func(s reservoir.Snapshot) bool {
 		i := slices.IndexFunc(t.Entries, func(e budget.Entry) bool { return e.ID == s.Worker })
-		return looked-s.At >= freezeWithin && (i < 0 || idles(&t.Entries[i]))
+		return s.At < looked && (i < 0 || idles(&t.Entries[i]))
 	})
 	if len(all) == 0 { // nobody had a request yet, or nothing is to be sampled
 		all = append(all, w.empty(looked))
