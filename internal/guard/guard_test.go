@@ -23,7 +23,7 @@ const (
 type process struct {
 	t       *testing.T
 	now     Time
-	store   *budget.Memory
+	store   budget.Store
 	workers []*Worker
 	guards  []*Guard
 	nextID  uint32
@@ -82,12 +82,17 @@ func example() Config {
 
 func newProcess(t *testing.T, workers int, edit func(*Config)) *process {
 	t.Helper()
+	return newProcessOn(t, &budget.Memory{}, workers, edit)
+}
+
+func newProcessOn(t *testing.T, store budget.Store, workers int, edit func(*Config)) *process {
+	t.Helper()
 	c := example()
 	if edit != nil {
 		edit(&c)
 	}
 	require.NoError(t, c.Validate())
-	p := &process{t: t, now: time.Hour, store: &budget.Memory{}}
+	p := &process{t: t, now: time.Hour, store: store}
 	for range workers {
 		w, err := NewWorker(p.store, rand.New(rand.NewPCG(1, 2)).Float64)
 		require.NoError(t, err)

@@ -2,8 +2,10 @@ package guard
 
 import (
 	"errors"
+	"flag"
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -11,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/decisions"
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
 
@@ -27,6 +30,8 @@ type envoy struct {
 	reading *inFlight // asked for, not yet answered
 	trace   []string  // the last operations, for a failure
 	seen    map[string]int
+	record  *decisions.Record // nil = nothing is recorded
+	counts  [16][NumCounters]uint64
 }
 
 // source gives the operations and their arguments; ok is false at its end.
@@ -72,7 +77,11 @@ type inFlight struct {
 
 func newEnvoy(t *testing.T, workers int, edit func(*Config), s source) *envoy {
 	t.Helper()
-	e := &envoy{process: newProcess(t, workers, edit), source: s, seen: map[string]int{}}
+	return newEnvoyOn(newProcess(t, workers, edit), s)
+}
+
+func newEnvoyOn(p *process, s source) *envoy {
+	e := &envoy{process: p, source: s, seen: map[string]int{}}
 	// From nearly all to nearly nothing is left to share out.
 	e.base = int64(e.guards[0].config.Budget.Limit.Bytes) / 16 * (2 + e.byte()%14)
 	e.settle(e.base)
@@ -142,6 +151,7 @@ func (e *envoy) run() {
 		}
 		e.now += Time(e.byte()) * 20 * time.Microsecond
 		name := e.step(op)
+		e.note("%v %s", e.now, name)
 		e.trace = append(e.trace, name)
 		if len(e.trace) > 24 {
 			e.trace = e.trace[1:]
@@ -482,8 +492,11 @@ func (e *envoy) tick(d Time) {
 	for i, w := range e.workers {
 		e.now += 100 * time.Microsecond
 		a := w.Tick(e.now)
+		e.note("tick of %d: ask %v, polls %v, next %v %s; rejected %d, close %d, cut %d, idle %d", i, a.Ask, a.Polls, a.Next, a.Event,
+			len(a.Rejected), len(a.Close), len(a.Cut), len(a.Idle))
 		if a.Resume != nil {
 			x := e.find(a.Resume)
+			e.note("resume %d bytes after %v", x.length, a.Waited)
 			require.False(e.t, x.Waiting())
 			e.seen["resumed"]++
 			if x.total() > int64(w.budget.Small) && !x.inFloor && w.alone != &x.Stream {
@@ -498,6 +511,7 @@ func (e *envoy) tick(d Time) {
 		}
 		for _, d := range a.Rejected {
 			e.seen["timeout"]++
+			e.note("%v for %d bytes", d.Verdict, e.find(d.Stream).length)
 			e.rejected(e.find(d.Stream), d.Verdict)
 		}
 		for _, s := range a.Close {
@@ -544,6 +558,20 @@ func (e *envoy) answer() {
 	}
 	e.workers[r.worker].Observe(e.now, Reading{InUse: r.inUse, Allocated: r.inUse}, failure)
 	e.check()
+}
+
+// note records an operation, and what it did to the counters.
+func (e *envoy) note(format string, args ...any) {
+	if e.record == nil {
+		return
+	}
+	e.record.Add(format, args...)
+	for i, w := range e.workers {
+		if n := *w.Counts(); n != e.counts[i] {
+			e.counts[i] = n
+			e.record.Add("counters of %d: %d", i, n)
+		}
+	}
 }
 
 func (e *envoy) find(s *Stream) *exchange {
@@ -693,22 +721,46 @@ var settings = []struct {
 // the memory in use, and no admission exceeds what there is room for, whatever clients and
 // upstreams do, and however readings come.
 func TestEstimateIsNeverBelowTheTruth(t *testing.T) {
-	seen := map[string]int{}
+	seen, sums := map[string]int{}, map[string]string{}
 	defer func() { t.Log(seen) }()
 	for _, workers := range []int{1, 2, 8} {
 		for i, s := range settings {
 			t.Run(fmt.Sprintf("%d workers, %s", workers, s.name), func(t *testing.T) {
+				name := fmt.Sprintf("%d workers, %s", workers, s.name)
+				record, err := decisions.New(*texts, "sequences, "+name)
+				require.NoError(t, err)
 				for seed := range uint64(20) {
-					e := newEnvoy(t, workers, s.edit, random(100*seed+uint64(10*i+workers), 6000))
+					p := newProcessOn(t, decisions.Store{Store: &budget.Memory{}, To: record}, workers, s.edit)
+					e := newEnvoyOn(p, random(100*seed+uint64(10*i+workers), 6000))
+					e.record = record
 					e.run()
 					for name, n := range e.seen {
 						seen[name] += n
 					}
 				}
+				sums[name], err = record.Sum()
+				require.NoError(t, err)
 			})
 		}
 	}
+	kept, err := decisions.ReadSums("testdata/decisions.sum")
+	require.NoError(t, err)
+	switch {
+	case *rewriteSums:
+		require.NoError(t, kept.Write(sums))
+	case runtime.GOARCH == "amd64": // others fuse multiplications and additions, and round otherwise
+		for name, sum := range sums {
+			require.Equal(t, kept.Of(name), sum, "%s: it decides otherwise than it did", name)
+		}
+	}
 }
+
+// What is decided in the random sequences is kept, as hashes, as that in the random loads of
+// internal/sim is: a refactoring changes none.
+var (
+	rewriteSums = flag.Bool("rewrite-sums", false, "keep the hashes of what is decided now in the random sequences")
+	texts       = flag.String("decisions", "", "folder for what is decided in the random sequences, as text")
+)
 
 func FuzzSequence(f *testing.F) {
 	for seed := range uint64(4) {

@@ -14,6 +14,9 @@ import (
 
 // Native is the guard, without the plugin around it.
 type Native struct {
+	// Decided is told each verdict and each action; nil = nobody is. Set it before the load.
+	Decided func(format string, args ...any)
+
 	proxy   Proxy
 	store   watched
 	table   budget.Table
@@ -24,14 +27,14 @@ type Native struct {
 
 // watched says when the table has changed.
 type watched struct {
-	budget.Memory
+	budget.Store
 	changed bool
 }
 
 // Swap implements budget.Store.
 func (s *watched) Swap(value []byte, version uint32) error {
 	s.changed = true
-	return s.Memory.Swap(value, version)
+	return s.Store.Swap(value, version)
 }
 
 type nativeWorker struct {
@@ -77,7 +80,12 @@ func (p peer) Uploads() bool { return !p.http2 }
 
 // NewNative returns the guard on so many workers.
 func NewNative(p Proxy, c guard.Config, workers int) (*Native, error) {
-	n := &Native{proxy: p, streams: map[*guard.Stream]*Stream{}, conns: map[uint32]*Conn{}}
+	return NewNativeOn(&budget.Memory{}, p, c, workers)
+}
+
+// NewNativeOn is NewNative with a store of the caller's.
+func NewNativeOn(store budget.Store, p Proxy, c guard.Config, workers int) (*Native, error) {
+	n := &Native{proxy: p, store: watched{Store: store}, streams: map[*guard.Stream]*Stream{}, conns: map[uint32]*Conn{}}
 	for i := range workers {
 		w, err := guard.NewWorker(&n.store, rand.New(rand.NewPCG(1, uint64(i))).Float64)
 		if err != nil {
@@ -189,6 +197,9 @@ func (n *Native) wake(worker, plugin int) {
 }
 
 func (n *Native) do(s *Stream, v guard.Verdict) (pause bool) {
+	if n.Decided != nil && v != (guard.Verdict{}) {
+		n.Decided("%v stream %d: action %d, %v, retry after %d", n.proxy.Now(), s.ID, v.Action, v.Reason, v.RetryAfter)
+	}
 	switch v.Action {
 	case guard.Wait, guard.Close:
 		n.hurry(s.Conn.Worker, requests, guard.FastTick)
@@ -229,6 +240,7 @@ func (n *Native) tick(worker int, t *timer) {
 	}
 	w.pacer, w.ticked = t, now
 	a := w.Tick(now)
+	n.tell(worker, a)
 	if a.Ask {
 		n.proxy.Ask(worker)
 	}
@@ -249,6 +261,28 @@ func (n *Native) tick(worker int, t *timer) {
 		}
 	}
 	t.set(now, a.Next)
+}
+
+// tell tells what a tick wants done.
+func (n *Native) tell(worker int, a *guard.Actions) {
+	if n.Decided == nil {
+		return
+	}
+	n.Decided("%v tick of %d: ask %v, polls %v, next %v %s", n.proxy.Now(), worker, a.Ask, a.Polls, a.Next, a.Event)
+	if a.Resume != nil {
+		n.Decided("resume stream %d, waited %d", n.streams[a.Resume].ID, a.Waited)
+	}
+	for _, d := range a.Rejected {
+		n.Decided("stream %d: action %d, %v, retry after %d, waited %d", n.streams[d.Stream].ID, d.Verdict.Action, d.Verdict.Reason, d.Verdict.RetryAfter, d.Verdict.Waited)
+	}
+	for _, s := range a.Close {
+		n.Decided("close for stream %d", n.streams[s].ID)
+	}
+	for _, list := range [...][]*guard.Connection{a.Cut, a.Idle} {
+		for _, c := range list {
+			n.Decided("close connection %d", c.Context)
+		}
+	}
 }
 
 // Reading implements Filter.

@@ -25,11 +25,13 @@ func TestRandomLoads(t *testing.T) {
 		t.Run(fmt.Sprintf("workers=%d", workers), func(t *testing.T) {
 			t.Parallel()
 			admissions, worst, waits := 0, 0.0, 0
+			var h hashed
 			n := *loads / max(workers/16, 1) // 64 take their time
 			for seed := uint64(*first); seed < uint64(*first+n); seed++ {
 				has := Trait(seed % 32)
 				s, limit, l := Random(seed, workers, has)
-				r := run(t, s, limit, true, seed, l)
+				r, sum := recorded(t, workers, s, limit, seed, l)
+				h.add(t, fmt.Sprintf("%d workers, loads from %3d", workers, seed), sum)
 				require.Empty(t, r.Left, "seed %d, traits %b", seed, has)
 				require.NotZero(t, r.Checks)
 				if has&Blind != 0 {
@@ -48,6 +50,7 @@ func TestRandomLoads(t *testing.T) {
 					worst = max(worst, float64(r.Peak)/float64(limit))
 				}
 			}
+			h.check(t, workers)
 			require.True(t, n < 50 || admissions > 0 && waits > 0, "nothing was checked: %d admissions, %d waits", admissions, waits)
 			t.Logf("%d admissions of large ones checked, someone waited in %d loads; worst peak where lengths are missing or readers stall again: %.2f × limit", admissions, waits, worst)
 		})
