@@ -10,7 +10,6 @@ import (
 	"math/rand/v2"
 	"runtime/debug"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
@@ -29,7 +28,7 @@ type Server struct {
 	origin, started time.Time
 	wake            chan time.Duration // have the next tick come after so long at the latest
 	counts          counts
-	modes           modes
+	coverage        guard.Coverage // what the filter tells of requests
 	once            onces
 	orders          sync.WaitGroup // that are being carried out
 
@@ -306,53 +305,22 @@ func (s *Server) faulted(in string, fault any) {
 	s.log.Error("a fault of ours; traffic goes on", "in", in, "fault", fmt.Sprint(fault), "stack", string(debug.Stack()))
 }
 
-// modes are what the filter was seen to do with the modes that it is answered.
-type modes struct {
-	seen    atomic.Bool  // a body came that was asked for
-	missed  atomic.Int64 // none came though one was asked for, so often
-	refused atomic.Bool  // it ignores what it is answered: allow_mode_override is not set
-	toldAt  atomic.Int64 // when a response was told last; 0 = never
-	untold  atomic.Int64 // so many requests in a row ended without a word of their responses
-}
-
 // onces say what is told once.
-type onces struct{ override, untold, buffered, observability, attribute, unnamed sync.Once }
+type onces struct{ silent, buffered, observability, attribute, unnamed sync.Once }
 
-// enoughMissed: a message without a length may have no body at all, but not so many of them.
-const enoughMissed = 32
-
-// enoughUntold: a request may end before it is answered, but not so many in a row.
-const enoughUntold = 16
-
-// toldFor: while any response was told so lately, one that was not is of a client that gave up.
-const toldFor = 2 * time.Second
-
-func (s *Server) responseTold() {
-	s.modes.toldAt.Store(int64(s.now()))
-	if s.modes.untold.Load() != 0 {
-		s.modes.untold.Store(0)
-	}
-}
-
-func (s *Server) responseUntold() {
-	if at := s.modes.toldAt.Load(); at != 0 && s.now()-guard.Time(at) < toldFor {
+// responseMissed notes that a request has ended without a word of its response.
+func (s *Server) responseMissed() {
+	if !s.coverage.ResponseMissed(s.now()) {
 		return
 	}
-	if s.modes.untold.Add(1) == enoughUntold {
-		s.once.untold.Do(func() {
-			s.log.Warn("nothing is told of responses: set response_header_mode: SEND in the ext_proc filter; until then each is taken for as large as buffers allow", "requests", enoughUntold)
-		})
-	}
-}
-
-func (s *Server) bodyCame() { s.modes.seen.Store(true) }
-
-func (s *Server) bodyMissed() {
-	if s.modes.seen.Load() || s.modes.missed.Add(1) < enoughMissed {
-		return
-	}
-	s.modes.refused.Store(true)
-	s.once.override.Do(func() {
-		s.log.Warn("bodies without a length are not seen, and only forecast: set allow_mode_override in the ext_proc filter to have them counted as they pass")
+	s.once.silent.Do(func() {
+		s.log.Warn("nothing is told of responses: set response_header_mode: SEND in the ext_proc filter; until then each is taken for as large as buffers allow", "requests", guard.EnoughSilent)
 	})
+}
+
+// bodyMissed notes that a body that was asked for has not come.
+func (s *Server) bodyMissed() {
+	if s.coverage.BodyMissed() {
+		s.log.Warn("bodies without a length are not seen, and only forecast: set allow_mode_override in the ext_proc filter to have them counted as they pass")
+	}
 }

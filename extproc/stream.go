@@ -333,7 +333,7 @@ func (s *stream) responseHeaders(h *extprocv3.HttpHeaders) {
 		length = 0
 	}
 	s.bodiless[budget.Response] = length == 0
-	s.server.responseTold()
+	s.server.coverage.ResponseCame(s.server.now())
 	s.missed(budget.Request)
 	if length == budget.Unknown {
 		s.ask(budget.Response)
@@ -364,7 +364,7 @@ func (s *stream) body(d budget.Direction, b *extprocv3.HttpBody) {
 	}
 	s.came[d] = true
 	if s.asked[d] {
-		s.server.bodyCame()
+		s.server.coverage.BodyCame()
 	}
 	var v guard.Verdict
 	s.server.do(func(now guard.Time) {
@@ -430,7 +430,7 @@ func (s *stream) left() {
 // counted: a forecast is no bound.
 func (s *stream) ask(d budget.Direction) {
 	const streamed = filterv3.ProcessingMode_STREAMED
-	s.asked[d] = s.modes[d] == filterv3.ProcessingMode_NONE && s.modes[1-d] <= streamed && !s.upgrades && !s.server.modes.refused.Load()
+	s.asked[d] = s.modes[d] == filterv3.ProcessingMode_NONE && s.modes[1-d] <= streamed && !s.upgrades && s.server.coverage.SendsBodies()
 }
 
 // missed notes that a body that was asked for has not come, where it must have if it was to.
@@ -511,7 +511,7 @@ func (s *stream) close() {
 	if s.end == nil { // else it ends because of a message, or of us, and nothing was missed
 		s.missed(budget.Response)
 		if s.headers[budget.Request] && !s.headers[budget.Response] && !s.came[budget.Response] && !s.over && !s.held {
-			s.server.responseUntold()
+			s.server.responseMissed()
 		}
 	}
 	s.over, s.held, s.pending = true, false, nil
@@ -775,7 +775,7 @@ func (s *stream) Hides(d budget.Direction) bool {
 }
 
 // Untold implements guard.Host: most likely the filter's response_header_mode is SKIP.
-func (s *stream) Untold() bool { return s.server.modes.untold.Load() >= enoughUntold }
+func (s *stream) Untold() bool { return !s.server.coverage.TellsResponses() }
 
 // Path implements guard.Host.
 func (s *stream) Path() string { return s.path }

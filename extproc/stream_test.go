@@ -297,7 +297,7 @@ func TestMessagesWithoutALengthAreAskedFor(t *testing.T) {
 func TestOverridesThatAreIgnored(t *testing.T) {
 	s, _ := serve(t, 40*mib, nil)
 	asked := 0
-	for range 2 * enoughMissed {
+	for range 2 * guard.EnoughMissed {
 		c := s.dial(t)
 		c.say(request(false))
 		if c.heard().GetModeOverride() != nil {
@@ -307,7 +307,7 @@ func TestOverridesThatAreIgnored(t *testing.T) {
 		c.heard()
 		c.close()
 	}
-	require.Equal(t, enoughMissed, asked)
+	require.Equal(t, guard.EnoughMissed, asked)
 	c := s.dial(t)
 	c.say(request(false))
 	c.heard()
@@ -321,7 +321,7 @@ func TestOverridesThatAreIgnored(t *testing.T) {
 func TestResponsesThatAreNotTold(t *testing.T) {
 	const response128 = 128 << 10 // both buffers
 	s, _ := serve(t, 40*mib, nil)
-	for range enoughUntold {
+	for range guard.EnoughSilent {
 		require.Zero(t, s.gauge("coming_bytes"))
 		c := s.dial(t)
 		c.say(request(true))
