@@ -1,8 +1,6 @@
 package guard
 
 import (
-	"time"
-
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/fairness"
 )
@@ -13,6 +11,96 @@ type Peer interface {
 	// Uploads says that what comes first is an upload over HTTP/1. It is asked while it comes, and
 	// seldom.
 	Uploads() bool
+}
+
+// Connection is one downstream connection. The zero value is ready.
+type Connection struct {
+	budget.Connection
+	Context  uint32 // the network filter's context, by which it can be closed; 0 = there is no network filter
+	last     int64  // bytes of the last read
+	silent   Peer   // whose it is, while nothing has come that might be refused
+	paused   *Stream
+	arrived  int64  // for the paused HTTP/1 request, before and since
+	window   int64  // what paused HTTP/2 requests take of the connection's window
+	costs    int64  // and what they can leave unread
+	unread   bool   // is in Worker.residual
+	marked   bool   // mode observe: that would have been evicted
+	doomed   bool   // and that it would have been closed at its first bytes
+	key      *key   // of the response that it is there for
+	source   *key   // that it counts for; nil = connections are not told apart
+	endedIn  uint64 // the tick in which a stream of it was ended
+	cut      uint64 // and the one in which it was closed
+	Waiting  int    // requests of it in line
+	IsClosed bool
+	inUse
+	traced // the response that ended
+}
+
+// TLS notes that the connection turned out to be a TLS one.
+func (g *Guard) TLS(now Time, c *Connection) {
+	g.worker.account.RaiseConnection(&c.Connection, int64(g.config.Costs.TLSConnection))
+	g.worker.account.Cover(now)
+}
+
+// burden is how much a client has to send at first to be taken for one who uploads.
+const burden = 256 << 10
+
+// burdens says that what a client sends first is an upload, and has no room under the limit, while
+// others are to be closed for that. Those have to wait for the next tick, and until then a pass of
+// Envoy's event loop reads a buffer of each that comes. This one's request has not been begun, so
+// that its connection can be closed at once.
+func (w *Worker) burdens(now Time, p Peer, n int64) bool {
+	return n >= burden && len(w.closing) > 0 && w.account.Ask(now, n, budget.Full) == budget.Denied && p.Uploads()
+}
+
+// Data notes n bytes that came on the connection. The HTTP filter does not see what a paused
+// request's client sends. Where it says refused, they are to be thrown away, and the connection
+// closed: see burdens.
+func (w *Worker) Data(now Time, c *Connection, n int64) (refused bool) {
+	if p := c.silent; p != nil {
+		c.silent = nil
+		if w.burdens(now, p, n) {
+			w.count(Closed)
+			w.counts[CountClosedConnections]++
+			if !c.observed {
+				return true
+			}
+			c.doomed = true
+		}
+	}
+	c.last = n
+	w.idle.touch(now, c)
+	if c.unread {
+		// The next request: on HTTP/1 the response before it has been read.
+		w.account.Leave(now, &c.Connection, 0, nil)
+	}
+	switch {
+	case c.paused != nil:
+		if s := c.paused; s.shadow {
+			n = max(min(n, s.pauseCost-c.arrived), 0) // it is not paused, and the rest passes
+		}
+		c.arrived += n
+		w.account.PassPaused(&c.paused.Stream, n)
+		w.account.Cover(now)
+	case c.costs > 0 && !c.observed:
+		w.account.PassShared(&c.Connection, n, c.costs)
+		w.account.Cover(now)
+	}
+	return false
+}
+
+// CloseConnection takes it away again.
+func (w *Worker) CloseConnection(c *Connection) {
+	c.IsClosed = true
+	c.paused = nil
+	c.leaveIdle()
+	if c.source != nil {
+		c.source.Value.open--
+		w.sources--
+		c.source.Refs--
+		c.source = nil
+	}
+	w.account.CloseConnection(&c.Connection)
 }
 
 // OpenConnection says whether a new connection is admitted, and counts it if so. One that is not is
@@ -82,140 +170,4 @@ func (w *Worker) crowds(now Time, source *key) bool {
 // scarce says that connections may soon be short: it is worth to know who has how many.
 func (w *Worker) scarce() bool {
 	return w.account.FreeConnections() <= 2*w.limits.Connections/spareShare
-}
-
-// inUse is whether there are requests on a connection. The zero value is one that has had none.
-type inUse struct {
-	live           int  // requests
-	http           bool // there has been one: a raw connection is never idle
-	observed       bool // mode observe: it is never closed
-	since          Time // without a request and without bytes of its client
-	ended          Time // its last request
-	pause          Time // the longest without a request of late
-	before, behind *Connection
-}
-
-// idle are a worker's connections that have had requests and have none now, those without for
-// longest first, but for those that had to be passed over.
-type idle struct {
-	ring     Connection // no connection: the ends of the list
-	requests uint       // counts them, to verify some
-	ticked   Time
-	mistaken bool   // Host.Arrived was wrong once: who is idle can't be told
-	event    string // to be logged; empty = nothing
-}
-
-const (
-	idleAtSoft = time.Second
-	idleAtHard = 250 * time.Millisecond
-	maxIdle    = 64 // closed in a tick
-	// Who asks for something every now and then is not idle between: to be closed he must have
-	// paused for pauses times as long as he did before, or for maxPause. Else a worker that is
-	// behind closes a connection whose next request has come, and is lost with it.
-	pauses   = 4
-	maxPause = 10 * time.Second
-	// idleTicks: a worker whose ticks come late is behind with what it reads too.
-	idleTicks = 10
-	// verifyEvery: of so many requests one is asked for its connection, which is a call of the
-	// host.
-	verifyEvery = 256
-)
-
-// busy counts a request on its connection, which Host.Arrived tells without a call. That can be
-// wrong: of a listener without the network filter it is a connection of another one, and where a
-// filter before ours held the request back it is the one whose bytes came meanwhile. So a
-// connection is asked for once, before it counts as one of HTTP, and now and then.
-func (w *Worker) busy(now Time, s *Stream) {
-	c := s.host.Arrived()
-	if c == nil || w.idle.mistaken {
-		return
-	}
-	w.idle.requests++
-	if (!c.http || w.idle.requests%verifyEvery == 0) && s.conn() != c {
-		return
-	}
-	if c.http && c.live == 0 {
-		c.pause = max(now-c.ended, c.pause-c.pause/8)
-	}
-	c.http = true
-	c.live++
-	c.leaveIdle()
-	s.counted = c
-}
-
-// unbusy takes it away again.
-func (w *Worker) unbusy(now Time, s *Stream) {
-	c := s.counted
-	if c == nil {
-		return
-	}
-	s.counted = nil
-	// After a request that was not all sent Envoy closes an HTTP/1 connection by itself, and not
-	// before delayed_close_timeout, so that the client reads its answer.
-	unfinished := !s.http2 && (!s.Ended(budget.Request) || s.phase == rejected && s.pauseCost > 0 && !s.shadow)
-	c.ended = now
-	if c.live--; c.live == 0 && !c.IsClosed && !unfinished {
-		c.since = now
-		w.idle.join(c)
-	}
-}
-
-// compare holds the connection that a request is on against the one that was taken for it.
-func (w *Worker) compare(exact, arrived *Connection) {
-	if exact == nil || exact.Context == 0 || exact == arrived || w.idle.mistaken {
-		return // without the network filter nothing is counted on it
-	}
-	w.idle.mistaken = true
-	w.idle.event = "another filter holds requests back before they come to highwater: which connections are idle can't be told, and this worker closes none any more; put highwater first of http_filters"
-}
-
-// closeIdle picks connections to close, where memory is short. What a large response has left in
-// one may be unread for 10 s.
-func (w *Worker) closeIdle(now Time, a *Actions) {
-	level, behind := w.account.Table().Level, now-w.idle.ticked
-	w.idle.ticked = now
-	if level < budget.Soft || w.idle.mistaken || w.account.Stale(now) {
-		return
-	}
-	least := idleAtSoft
-	if level >= budget.Hard {
-		least = idleAtHard
-	}
-	least = max(least, idleTicks*behind)
-	for range maxIdle {
-		c := w.idle.ring.behind
-		if c == &w.idle.ring || now-c.since < least {
-			return
-		}
-		c.leaveIdle()
-		if c.unread || now-c.since < min(pauses*c.pause, maxPause) {
-			w.idle.join(c)
-			continue
-		}
-		w.counts[CountClosedIdle]++
-		if !c.observed && w.mayCut(c) {
-			a.Idle = append(a.Idle, c)
-		}
-	}
-}
-
-func (i *idle) join(c *Connection) {
-	c.before, c.behind = i.ring.before, &i.ring
-	c.before.behind, c.behind.before = c, c
-}
-
-// touch puts a connection that is idle behind all others.
-func (i *idle) touch(now Time, c *Connection) {
-	if c.behind != nil {
-		c.since = now
-		c.leaveIdle()
-		i.join(c)
-	}
-}
-
-func (c *Connection) leaveIdle() {
-	if c.behind != nil {
-		c.before.behind, c.behind.before = c.behind, c.before
-		c.before, c.behind = nil, nil
-	}
 }

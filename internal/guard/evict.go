@@ -118,7 +118,7 @@ func (w *Worker) evictOf(now Time, a *Actions, k *key, scale float64, most int64
 			continue
 		}
 		w.count(Evicted)
-		w.leaving.add(now, w.linger+lingerMore, int64(size))
+		w.leaving.Add(now, Time(w.linger)+lingerMore, int64(size))
 		from += size
 		ended = true
 	}

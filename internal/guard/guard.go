@@ -531,7 +531,7 @@ func (g *Guard) turnAway(now Time, s *Stream, reason Reason) Verdict {
 		if paused {
 			fresh = 0
 		}
-		full := cost > w.account.Room()/leftShare-w.left.sum-w.account.Others().Left ||
+		full := cost > w.account.Room()/leftShare-w.left.Bytes()-w.account.Others().Left ||
 			fresh > w.account.Share(limit)-w.account.Estimate(now)+s.Held(budget.Request)
 		if c := s.conn(); full && c != nil && c.Context != 0 {
 			s.phase = closing
@@ -540,7 +540,7 @@ func (g *Guard) turnAway(now Time, s *Stream, reason Reason) Verdict {
 			c.paused, c.arrived = s, c.last
 			w.closing = append(w.closing, s)
 		} else {
-			w.left.add(now, Time(g.config.Buffers.Linger), cost)
+			w.left.Add(now, Time(g.config.Buffers.Linger), cost)
 		}
 	}
 	s.pauseCost = cost

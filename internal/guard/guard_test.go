@@ -482,7 +482,7 @@ func TestRejectsCostMemory(t *testing.T) {
 	// Each leaves 2 MiB; between the estimate and the limit there is room for some 8 of the 20 MiB.
 	require.InDelta(t, 8, actions[Answer], 2)
 	require.Equal(t, 30, actions[Answer]+actions[Close])
-	require.LessOrEqual(t, p.workers[0].left.sum, 20*mib)
+	require.LessOrEqual(t, p.workers[0].left.Bytes(), 20*mib)
 
 	// A client that hangs up before it is closed, and the others at the next tick.
 	p.guards[0].Close(p.now, &closed[0].Stream)
@@ -496,7 +496,7 @@ func TestRejectsCostMemory(t *testing.T) {
 
 	p.now += 1100 * ms
 	p.workers[0].Tick(p.now)
-	require.Zero(t, p.workers[0].left.sum, "what lingers is gone after the linger")
+	require.Zero(t, p.workers[0].left.Bytes(), "what lingers is gone after the linger")
 }
 
 // What rejects leave may hold an eighth of the room, of all workers together, for as long as it
@@ -1085,7 +1085,7 @@ func TestWhatComesOfOneWhoWaitedAndIsClosedCounts(t *testing.T) {
 	r, v := p.open(0, 4*mib)
 	require.Equal(t, Wait, v.Action)
 	w := p.workers[0]
-	w.left.add(p.now, time.Hour, 160*mib) // there is no room for what it would leave unread
+	w.left.Add(p.now, time.Hour, 160*mib) // there is no room for what it would leave unread
 	p.settle(182 * mib)
 	require.True(t, r.Waiting())
 	require.Zero(t, w.account.Own().Fresh)

@@ -644,8 +644,8 @@ func (e *envoy) check() {
 	for i, w := range e.workers {
 		own := w.account.Own()
 		if min(own.Lease, own.Fresh, own.Coming, own.Small, own.Likely, own.Bounds, own.Exposure, own.Left, own.Held,
-			own.Waiting, own.Connections, w.line.Bytes(), w.left.sum) < 0 {
-			e.fail("worker %d: something is negative: %+v, line %d, left %d", i, own, w.line.Bytes(), w.left.sum)
+			own.Waiting, own.Connections, w.line.Bytes(), w.left.Bytes()) < 0 {
+			e.fail("worker %d: something is negative: %+v, line %d, left %d", i, own, w.line.Bytes(), w.left.Bytes())
 		}
 		switch {
 		case own.Streams != count[i]:
@@ -687,7 +687,7 @@ func (e *envoy) finish() {
 		require.Zero(e.t, w.held)
 		require.Zero(e.t, w.line.Len())
 		require.Zero(e.t, w.line.Bytes())
-		require.Zero(e.t, w.left.sum)
+		require.Zero(e.t, w.left.Bytes())
 		require.Empty(e.t, w.closing)
 		require.Empty(e.t, w.residual)
 		require.Nil(e.t, w.alone)

@@ -8,6 +8,7 @@ import (
 
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/fairness"
+	"github.com/highwater-envoy/highwater/internal/linger"
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
 
@@ -20,34 +21,23 @@ type Worker struct {
 	account *budget.Account
 	random  func() float64
 
-	// In force for the whole process: the plugin that started last sets them.
-	shared   *shared // all of it; nil = none has started yet
-	budget   Budget
-	throttle Throttle
-	memory   Memory
-	reject   RetryAfter
-	limits   *budget.Limits // in force now
+	policy
+	pace
 
 	line      fairness.Line[Stream]
 	held      int64   // pause cost of those in line
 	resumed   bool    // the last tick that served them resumed one
 	credited  *Stream // the one resumed since the last tick
 	closing   []*Stream
-	left      leftovers
-	leaving   leftovers // what was evicted
-	linger    Time      // how long that may still be there
+	left      linger.Sum // what rejected requests left unread
+	leaving   linger.Sum // what was evicted
 	hungry    []candidate
-	ticks     uint64
-	rested    bool // the last tick was none
-	active    Time // when it last had something to do
-	Sleeps    bool // the next tick comes late: Wake it, where a connection or a request begins or bytes come
 	keys      *fairness.Keys[keyed]
 	guards    []*Guard // that requests come to
 	shares    shares
 	stirred   bool          // there was something to share out since the last exchange of shares
 	sources   int           // connections that are told apart by their source
 	largeKeys int           // of them, how many have large responses
-	judged    uint64        // the tick since which one was judged that could be presumed
 	cold      []*Stream     // cold requests that went as probes or when nothing was known, and some that were answered since
 	probing   int64         // what their responses may hold and is not reserved
 	residual  []*Connection // with an ended response that may be unread
@@ -59,7 +49,6 @@ type Worker struct {
 	alone     *Stream // while shedding is futile: the one large request that is let in
 	letIn     Time    // when the last that was let in for it ended: the next one needs a reading asked for after that
 
-	trace     Trace // likewise in force for all
 	tracer    tracer
 	polls     bool
 	asking    Time // when the outstanding reading was asked for; 0 = none is outstanding
@@ -81,28 +70,12 @@ func NewWorker(store budget.Store, random func() float64) (*Worker, error) {
 	if err != nil {
 		return nil, fmt.Errorf("join the other workers: %w", err)
 	}
-	w := &Worker{account: account, limits: account.Limits(), random: random, keys: fairness.NewKeys[keyed]()}
+	w := &Worker{account: account, random: random, keys: fairness.NewKeys[keyed]()}
+	w.policy.limits = account.Limits()
 	account.Watch(w.mark)
 	w.idle.ring.before, w.idle.ring.behind = &w.idle.ring, &w.idle.ring
 	return w, nil
 }
-
-// Use puts the parts of a configuration in force that all plugins share, and returns what that
-// changes, such as "budget.limit 200MiB → 150MiB"; empty if nothing, or if it is the first.
-func (w *Worker) Use(c *Config) (changed string) {
-	next := c.shared()
-	if w.shared != nil && *w.shared != next {
-		changed = differences(w.shared, &next)
-	}
-	w.shared = &next
-	w.budget, w.throttle, w.memory, w.trace = c.Budget, c.Throttle, c.Memory, c.Trace
-	w.reject, w.linger = c.Reject.RetryAfter, Time(c.Buffers.Linger)
-	w.account.SetLimits(c.limits())
-	return changed
-}
-
-// Memory says where readings come from.
-func (w *Worker) Memory() Memory { return w.memory }
 
 // Account is the worker's part of the books, to look at.
 func (w *Worker) Account() *budget.Account { return w.account }
@@ -115,172 +88,6 @@ func (w *Worker) Counts() *[NumCounters]uint64 {
 
 // HostError counts a call of the host that failed.
 func (w *Worker) HostError() { w.counts[CountHostErrors]++ }
-
-// Connection is one downstream connection. The zero value is ready.
-type Connection struct {
-	budget.Connection
-	Context  uint32 // the network filter's context, by which it can be closed; 0 = there is no network filter
-	last     int64  // bytes of the last read
-	silent   Peer   // whose it is, while nothing has come that might be refused
-	paused   *Stream
-	arrived  int64  // for the paused HTTP/1 request, before and since
-	window   int64  // what paused HTTP/2 requests take of the connection's window
-	costs    int64  // and what they can leave unread
-	unread   bool   // is in Worker.residual
-	marked   bool   // mode observe: that would have been evicted
-	doomed   bool   // and that it would have been closed at its first bytes
-	key      *key   // of the response that it is there for
-	source   *key   // that it counts for; nil = connections are not told apart
-	endedIn  uint64 // the tick in which a stream of it was ended
-	cut      uint64 // and the one in which it was closed
-	Waiting  int    // requests of it in line
-	IsClosed bool
-	inUse
-	traced // the response that ended
-}
-
-// TLS notes that the connection turned out to be a TLS one.
-func (g *Guard) TLS(now Time, c *Connection) {
-	g.worker.account.RaiseConnection(&c.Connection, int64(g.config.Costs.TLSConnection))
-	g.worker.account.Cover(now)
-}
-
-// burden is how much a client has to send at first to be taken for one who uploads.
-const burden = 256 << 10
-
-// burdens says that what a client sends first is an upload, and has no room under the limit, while
-// others are to be closed for that. Those have to wait for the next tick, and until then a pass of
-// Envoy's event loop reads a buffer of each that comes. This one's request has not been begun, so
-// that its connection can be closed at once.
-func (w *Worker) burdens(now Time, p Peer, n int64) bool {
-	return n >= burden && len(w.closing) > 0 && w.account.Ask(now, n, budget.Full) == budget.Denied && p.Uploads()
-}
-
-// Data notes n bytes that came on the connection. The HTTP filter does not see what a paused
-// request's client sends. Where it says refused, they are to be thrown away, and the connection
-// closed: see burdens.
-func (w *Worker) Data(now Time, c *Connection, n int64) (refused bool) {
-	if p := c.silent; p != nil {
-		c.silent = nil
-		if w.burdens(now, p, n) {
-			w.count(Closed)
-			w.counts[CountClosedConnections]++
-			if !c.observed {
-				return true
-			}
-			c.doomed = true
-		}
-	}
-	c.last = n
-	w.idle.touch(now, c)
-	if c.unread {
-		// The next request: on HTTP/1 the response before it has been read.
-		w.account.Leave(now, &c.Connection, 0, nil)
-	}
-	switch {
-	case c.paused != nil:
-		if s := c.paused; s.shadow {
-			n = max(min(n, s.pauseCost-c.arrived), 0) // it is not paused, and the rest passes
-		}
-		c.arrived += n
-		w.account.PassPaused(&c.paused.Stream, n)
-		w.account.Cover(now)
-	case c.costs > 0 && !c.observed:
-		w.account.PassShared(&c.Connection, n, c.costs)
-		w.account.Cover(now)
-	}
-	return false
-}
-
-// CloseConnection takes it away again.
-func (w *Worker) CloseConnection(c *Connection) {
-	c.IsClosed = true
-	c.paused = nil
-	c.leaveIdle()
-	if c.source != nil {
-		c.source.Value.open--
-		w.sources--
-		c.source.Refs--
-		c.source = nil
-	}
-	w.account.CloseConnection(&c.Connection)
-}
-
-// leave notes what an ended response may still hold, unread, on its connection.
-func (w *Worker) leave(now Time, c *Connection, n int64, k *key) {
-	w.account.Leave(now, &c.Connection, n, &k.Value.Sum)
-	if c.key != nil {
-		c.key.Refs--
-	}
-	c.key, c.marked = k, false
-	k.Refs++
-	if !c.unread {
-		c.unread = true
-		w.residual = append(w.residual, c)
-	}
-}
-
-// settle lets what ended responses left become less likely with time.
-func (w *Worker) settle(now Time) {
-	if now-w.settled < 500*time.Millisecond {
-		return
-	}
-	w.settled = now
-	kept := w.residual[:0]
-	for _, c := range w.residual {
-		if !c.IsClosed && w.account.Settle(now, &c.Connection) {
-			kept = append(kept, c)
-		} else {
-			c.unread = false
-			c.key.Refs--
-			c.key = nil
-			c.traced = traced{}
-		}
-	}
-	clear(w.residual[len(kept):])
-	w.residual = kept
-}
-
-// leftovers sums what rejected requests left unread, for as long as they linger: in 16 buckets, so
-// that a flood of rejects costs no memory here.
-type leftovers struct {
-	sum     int64
-	buckets [16]struct {
-		until Time
-		bytes int64
-	}
-	next int
-}
-
-func (l *leftovers) add(now, linger Time, n int64) {
-	if n == 0 || linger == 0 {
-		return
-	}
-	l.sum += n
-	last := &l.buckets[(l.next+len(l.buckets)-1)%len(l.buckets)]
-	if last.bytes > 0 && now+linger-last.until < linger/Time(len(l.buckets)-1) {
-		last.bytes += n
-		return
-	}
-	// The ring is full only of what has not expired if the clock stood still: then the oldest is
-	// kept longer.
-	if b := &l.buckets[l.next]; b.bytes > 0 {
-		last.bytes += n
-		last.until = now + linger
-		return
-	}
-	l.buckets[l.next].until, l.buckets[l.next].bytes = now+linger, n
-	l.next = (l.next + 1) % len(l.buckets)
-}
-
-func (l *leftovers) expire(now Time) {
-	for i := range l.buckets {
-		if b := &l.buckets[i]; b.bytes > 0 && now >= b.until {
-			l.sum -= b.bytes
-			b.bytes = 0
-		}
-	}
-}
 
 // rate is what this worker admits per second while somebody waits: when nobody does, what is
 // admitted is what is asked for, and says nothing. It forgets with a time constant of 5 s of such
@@ -338,32 +145,18 @@ type Decision struct {
 	Verdict Verdict
 }
 
-// How long it is from one tick to the next. What the others know of a worker, and it of them, is a
-// tick old; and a tick of an idle machine costs some 0.2 ms of CPU, most of it to wake up, so that
-// 40 a second and worker cost as much as 300 requests.
-const (
-	FastTick = 2 * time.Millisecond   // while somebody waits or is to be closed: one is resumed per tick
-	Tick     = 25 * time.Millisecond  // else
-	CalmTick = 50 * time.Millisecond  // where this one has no request: the one who polls, as long as no reading is due before
-	SlowTick = 500 * time.Millisecond // and where this one has had none for calmAfter: the others
-)
-
-// calmAfter is how long a worker without requests ticks on: between two requests the host is not
-// called for the sake of ticks.
-const calmAfter = time.Second
-
 // Tick does what is due: call it first Tick after the start, then after Actions.Next, and Tick
 // after Wake at the latest.
 func (w *Worker) Tick(now Time) *Actions {
 	a := &w.actions
 	*a = Actions{Rejected: a.Rejected[:0], Close: a.Close[:0], Cut: a.Cut[:0], Idle: a.Idle[:0]}
-	if w.rests(now) {
+	if w.rested = w.mayRest(now); w.rested {
 		a.Polls, a.Next = w.polls, Tick
 		return a
 	}
 	w.ticks++
-	w.left.expire(now)
-	w.leaving.expire(now)
+	w.left.Expire(now)
+	w.leaving.Expire(now)
 	w.settle(now)
 	w.forgetCold(now)
 	if s := w.credited; s != nil {
@@ -391,46 +184,20 @@ func (w *Worker) Tick(now Time) *Actions {
 	if a.Event == "" {
 		a.Event, w.idle.event = w.idle.event, ""
 	}
-	a.Next = w.next(now)
+	if w.works() {
+		w.active = now
+	}
+	a.Next = w.due(now)
 	w.Sleeps = a.Next > Tick
 	return a
 }
-
-// rests lets every other tick pass while memory is calm and all in flight are presumed: nothing is
-// known of them, and nobody has to know more than what they have leased.
-func (w *Worker) rests(now Time) bool {
-	own := w.account.Own()
-	w.rested = !w.rested && own.PresumedStreams > 0 && own.PresumedStreams == own.Streams && w.account.Calm(now)
-	return w.rested
-}
-
-// next is when the next tick is due.
-func (w *Worker) next(now Time) time.Duration {
-	own := w.account.Own()
-	if own.Streams > 0 || own.Fresh > 0 || len(w.residual) > 0 || w.left.sum > 0 || w.leaving.sum > 0 || w.account.Table().Level > budget.Normal {
-		w.active = now
-	}
-	switch {
-	case w.line.Len() > 0 || len(w.closing) > 0:
-		return FastTick
-	case now-w.active < calmAfter, w.polls && w.every < CalmTick && w.account.Others().Streams > 0:
-		return Tick
-	case w.polls:
-		return CalmTick
-	}
-	return SlowTick
-}
-
-// Wake says that there is work again, where Sleeps is true: the next tick is due after Tick at the
-// latest.
-func (w *Worker) Wake(now Time) { w.Sleeps, w.active = false, now }
 
 // publish hands what the line and the rejects hold to the account.
 func (w *Worker) publish() {
 	w.account.SetWaiting(int64(w.line.Len()), w.held, w.line.Since())
 	w.account.SetRate(w.line.Bytes(), w.drain.perSecond())
-	w.account.SetLeft(w.left.sum)
-	w.account.SetLeaving(w.leaving.sum)
+	w.account.SetLeft(w.left.Bytes())
+	w.account.SetLeaving(w.leaving.Bytes())
 }
 
 // serve resumes one of those who wait, or rejects those who have waited too long, by turns where
