@@ -1,6 +1,7 @@
 package guard
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"path"
@@ -17,22 +18,37 @@ import (
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
 
-// TestScenarios plays the stories of testdata/scenarios. After a change of the policy `go test ./internal/guard -run Scenarios
-// -rewrite` writes what happens now; read the difference before it is committed.
+// TestScenarios plays the stories of testdata/scenarios. After a change of the policy `go test
+// ./internal/guard -run Scenarios -rewrite` writes what happens now; read the difference before it
+// is committed. Where it is not obvious, `plot` shows it.
 //
-//	process [workers=1] [by=route] [limit=200MiB] [connections=0] [queue=1024] [evict=true] [mode=enforce] [weights=(a:2,b:1)]
-//	read in-use=B [times=1]                 a reading, after ticks of 25 ms: what each tick did, the level and the line
-//	tick [for=25ms] [in-use=B]              ticks for so long, with readings of B: what they did
-//	open NAME [n=1] [worker=0] key=K [bytes=B|unknown]  n requests NAME1, NAME2 …; without bytes they have no body. One worker after the other for worker=all
-//	respond GLOB [bytes=B|unknown]          response headers
-//	pass GLOB request|response bytes=B      so much more of the body
+//	process [workers=1] [by=route] [limit=200MiB] [connections=0] [queue=1024] [timeout=2s]
+//	        [evict=true] [mode=enforce] [weights=(a:2,b:1)] [buffers=64KiB] [on-stale=estimate]
+//	read in-use=B [times=1]    a reading, after ticks of 25 ms: what each tick did, and the level
+//	tick [for=25ms] [every=25ms] [in-use=B|none]
+//	                           ticks for so long, with readings of B, or each reading fails
+//	open NAME [n=1] [worker=0] key=K [bytes=B|unknown] [request=announced]
+//	     [response=announced|silent]
+//	                           n requests NAME1, NAME2 …; without bytes they have no body. One
+//	                           worker after the other for worker=all. Of a direction that is
+//	                           announced only the headers are told, of a silent one nothing.
+//	respond GLOB [bytes=B|unknown]
+//	                           response headers
+//	pass GLOB request|response bytes=B
+//	                           so much more of the body
 //	end GLOB request|response
-//	close GLOB                              the streams end, their connections stay
-//	connect [n=1] [source=10.0.0.1]         new connections, one worker after the other
+//	close GLOB                 the streams end, their connections stay
+//	connect [n=1] [source=10.0.0.1]
+//	                           new connections, one worker after the other
 //	disconnect GLOB
-//	hang-up [n=1] [source=10.0.0.1]         connections of connect close, those first that came first
-//	counts                                  the counters of all workers, but for those that are 0
-//	shares                                  what each key has and may have, in all workers
+//	hang-up [n=1] [source=10.0.0.1]
+//	                           connections of connect close, those first that came first
+//	trap WORKER                it ticks no more, and its requests tell nothing any more
+//	counts                     the counters of all workers, but for those that are 0
+//	shares                     what each key has and may have, in all workers
+//	books                      what the estimate is made of
+//	poller                     the worker that asks for readings
+//	plot                       reading, estimate and limit since the process began
 func TestScenarios(t *testing.T) {
 	datadriven.Walk(t, "testdata/scenarios", func(t *testing.T, file string) {
 		t.Helper()
@@ -71,6 +87,10 @@ type story struct {
 	names    []string // in the order of their coming
 	opened   map[string]int
 	idle     map[string][]peered // connections without requests, by source
+	trapped  map[int]bool        // workers
+	poller   int                 // the worker that asks for readings
+	begun    Time
+	plot     plot
 }
 
 func (s *story) arg(key, otherwise string) string {
@@ -87,6 +107,15 @@ func (s *story) number(key string, otherwise int) int {
 	return otherwise
 }
 
+func (s *story) duration(key, otherwise string) time.Duration {
+	d, err := time.ParseDuration(s.arg(key, otherwise))
+	require.NoError(s.t, err, s.d.Pos)
+	return d
+}
+
+// noReading stands for one that fails.
+const noReading = -1
+
 func (s *story) bytes(key string, otherwise int64) int64 {
 	text := s.arg(key, "")
 	switch text {
@@ -94,6 +123,8 @@ func (s *story) bytes(key string, otherwise int64) int64 {
 		return otherwise
 	case "unknown":
 		return budget.Unknown
+	case "none":
+		return noReading
 	}
 	n, err := unit.ParseBytes(text)
 	require.NoError(s.t, err, s.d.Pos)
@@ -101,24 +132,36 @@ func (s *story) bytes(key string, otherwise int64) int64 {
 }
 
 func (s *story) command() string {
-	switch s.d.Cmd {
-	case "process":
+	if s.d.Cmd == "process" {
 		s.start()
 		return ""
+	}
+	defer s.sample()
+	switch s.d.Cmd {
 	case "read":
 		did := tally{}
 		for range s.number("times", 1) {
-			s.step(did, s.bytes("in-use", 0))
+			s.step(did, 25*ms, s.bytes("in-use", 0))
 		}
 		return did.String() + s.state()
 	case "tick":
 		did := tally{}
-		length, err := time.ParseDuration(s.arg("for", "25ms"))
-		require.NoError(s.t, err)
-		for until := s.now + length; s.now < until; {
-			s.step(did, s.bytes("in-use", s.workers[0].account.Table().Reading))
+		every := s.duration("every", "25ms")
+		for until := s.now + s.duration("for", "25ms"); s.now < until; {
+			s.step(did, every, s.bytes("in-use", s.table().InUse))
 		}
 		return did.String() + s.state()
+	case "books":
+		return s.books()
+	case "poller":
+		return fmt.Sprintln("worker", s.poller)
+	case "trap":
+		worker, err := strconv.Atoi(s.d.CmdArgs[0].Key)
+		require.NoError(s.t, err, s.d.Pos)
+		s.trapped[worker] = true
+		return ""
+	case "plot":
+		return s.plot.String()
 	case "open":
 		return s.openAll()
 	case "shares":
@@ -141,6 +184,10 @@ func (s *story) start() {
 		c.Budget.Limit.Bytes = unit.Bytes(s.bytes("limit", 200*mib))
 		c.Budget.Connections = s.number("connections", 0)
 		c.Throttle.Queue = s.number("queue", c.Throttle.Queue)
+		c.Throttle.Timeout = unit.Duration(s.duration("timeout", "2s"))
+		c.Buffers.Downstream = unit.Bytes(s.bytes("buffers", int64(c.Buffers.Downstream)))
+		c.Buffers.Upstream = unit.Bytes(s.bytes("buffers", int64(c.Buffers.Upstream)))
+		c.Memory.OnStale = s.arg("on-stale", c.Memory.OnStale)
 		c.Fairness.By = s.arg("by", byRoute)
 		c.Evict = s.arg("evict", "true") == "true"
 		c.Mode = Mode(s.arg("mode", string(Enforce)))
@@ -156,18 +203,65 @@ func (s *story) start() {
 		}
 	})
 	s.requests, s.names, s.opened, s.idle = map[string]*request{}, nil, map[string]int{}, map[string][]peered{}
+	s.trapped, s.poller, s.begun, s.plot = map[int]bool{}, 0, s.now, plot{limit: s.bytes("limit", 200*mib)}
 }
 
-// step lets a tick of 25 ms pass on all workers, and answers what is asked for.
-func (s *story) step(did tally, inUse int64) {
-	s.now += 25 * ms
-	for _, w := range s.workers {
+// step lets a tick pass on all workers, and answers what is asked for.
+func (s *story) step(did tally, after Time, inUse int64) {
+	s.now += after
+	for i, w := range s.workers {
+		if s.trapped[i] {
+			continue
+		}
 		a := w.Tick(s.now)
 		s.note(did, a)
-		if a.Ask {
+		if a.Polls {
+			s.poller = i
+		}
+		switch {
+		case !a.Ask:
+		case inUse == noReading:
+			w.Observe(s.now, Reading{}, errors.New("connection refused"))
+		default:
 			w.Observe(s.now, Reading{InUse: inUse, Allocated: inUse}, nil)
 		}
 	}
+	s.sample()
+}
+
+// account is that of a worker that knows the newest.
+func (s *story) account() *budget.Account { return s.workers[s.poller].Account() }
+
+func (s *story) table() *budget.Table { return s.account().Table() }
+
+// sample notes for the plot what is known now.
+func (s *story) sample() {
+	t, sum := s.table(), s.sum()
+	now := point{at: s.now - s.begun, reading: t.InUse, estimate: t.Reading + sum.Fresh + sum.Coming}
+	if s.account().Stale(s.now) {
+		now.reading, now.estimate = noReading, t.Base+sum.Bounds+sum.Coming
+	}
+	s.plot.add(now)
+}
+
+// sum is what all workers have, as of now.
+func (s *story) sum() (all budget.Entry) {
+	for i, w := range s.workers {
+		if s.trapped[i] {
+			continue
+		}
+		own := w.Account().Own()
+		all.Fresh, all.Coming, all.Bounds = all.Fresh+own.Fresh, all.Coming+own.Coming, all.Bounds+own.Bounds
+		all.Waiting += own.Waiting
+	}
+	return all
+}
+
+// books is what the estimate is made of.
+func (s *story) books() string {
+	t, sum := s.table(), s.sum()
+	size := func(n int64) string { return unit.Bytes(n).Human() }
+	return fmt.Sprintf("reading %s, fresh %s, coming %s; in flight at most %s\n", size(t.Reading), size(sum.Fresh), size(sum.Coming), size(sum.Bounds))
 }
 
 func (s *story) note(did tally, a *Actions) {
@@ -202,11 +296,7 @@ func (s *story) name(x *Stream) string {
 
 // state is what the process knows.
 func (s *story) state() string {
-	t := s.workers[0].account.Table()
-	waiting := 0
-	for _, w := range s.workers {
-		waiting += w.line.Len()
-	}
+	t, waiting := s.table(), s.sum().Waiting
 	text := fmt.Sprintf("level %v", t.Level)
 	if t.Futile {
 		text += ", shedding is futile"
@@ -227,6 +317,7 @@ func (s *story) openAll() string {
 		}
 		key := s.arg("key", "")
 		r := &request{connected: s.connection(worker), route: key, tenant: key}
+		s.hide(r)
 		full := fmt.Sprint(name, s.opened[name])
 		s.requests[full] = r
 		s.names = append(s.names, full)
@@ -234,6 +325,13 @@ func (s *story) openAll() string {
 		did.add(v.String(), name)
 	}
 	return did.String()
+}
+
+// hide sets what is not told of the request.
+func (s *story) hide(r *request) {
+	response := s.arg("response", "counted")
+	r.hides = [2]bool{budget.Request: s.arg("request", "counted") == "announced", budget.Response: response != "counted"}
+	r.untold = response == "silent"
 }
 
 // each does the command to all whose names match.
