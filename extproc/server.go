@@ -97,7 +97,7 @@ func (s *Server) Reload(c guard.Config, reader Reader) (changed string) {
 // returns those that were held.
 func (s *Server) disarm(now guard.Time) (held []*stream) {
 	for st := range s.mu.streams {
-		if !st.open || st.closed {
+		if st.standing != standingOpen {
 			continue
 		}
 		st.guard.Disarm()

@@ -23,7 +23,9 @@ import (
 	"github.com/highwater-envoy/highwater/internal/reservoir"
 )
 
-// stream is one HTTP stream, and the gRPC stream on which Envoy tells of it.
+// stream is one HTTP stream, and the gRPC stream on which Envoy tells of it. Its phase says what
+// becomes of the messages that come, its halves what has come, and its standing whether the policy
+// has it.
 //
 // Two goroutines may send on it: its own, which takes the messages (process), and that of an order,
 // which lets a held request go on or evicts it. mu has one of them at a time, and a send may block
@@ -36,27 +38,61 @@ type stream struct {
 	out    sender
 
 	mu       sync.Mutex // guards what is below: what has come and what is answered
-	pending  []*message // came while the answer to the headers was held
-	held     bool
-	over     bool           // nothing more is sent: it has had its last answer
+	phase    phase
+	pending  []*message     // came while the answer to the headers was held
 	end      *status.Status // with which it ends; nil = the peer has yet to end it
+	halves   [2]half        // by direction
 	gRPC     bool           // the client speaks it
 	upgrades bool
-	modes    [2]filterv3.ProcessingMode_BodySendMode
-	asked    [2]bool // for the body, by an answer, because its length is not known
-	came     [2]bool // some of the body has
-	headers  [2]bool // these have
-	bodiless [2]bool // the headers say that there is no body
-	ended    [2]bool // all of it has come
-	leaving  bool    // the server ends: the stream is to be closed as soon as that does no harm
+	leaving  bool // the server ends: the stream is to be closed as soon as that does no harm
 
 	// With the server's lock held.
-	open, closed bool
-	told
+	standing standing
+	traits
 }
 
-// told is what the filter told of the request.
-type told struct {
+// phase is what becomes of the messages that come, and of our answers.
+type phase uint8
+
+const (
+	phaseLive phase = iota // each message is judged and answered as it comes
+	phaseHeld              // the request waits: the answer to its headers is held, and what comes is kept
+	phaseOver              // it has had its last answer, or its peer is gone: nothing more is sent
+)
+
+// half is one direction: the request, or the response.
+type half struct {
+	mode     filterv3.ProcessingMode_BodySendMode // as the filter is configured
+	asked    bool                                 // for the body, by an answer, because its length is not known
+	headers  bool                                 // these have come
+	bodiless bool                                 // they say that there is no body
+	body     bool                                 // some of it has come
+	ended    bool                                 // all of it has come
+}
+
+// hidden says whether nothing of the body is told.
+func (h *half) hidden() bool { return h.mode == filterv3.ProcessingMode_NONE && !h.asked }
+
+// streamed says whether the body is sent in pieces, with what has been asked for.
+func (h *half) streamed() bool { return h.asked || h.mode == filterv3.ProcessingMode_STREAMED }
+
+// missed says whether the body was asked for and has not come.
+func (h *half) missed() bool { return h.asked && !h.body }
+
+// unfinished says whether some of the body is still to come to us.
+func (h *half) unfinished() bool { return !h.hidden() && h.headers && !h.ended && !h.bodiless }
+
+// standing is whether the policy has the stream.
+type standing uint8
+
+const (
+	standingNew    standing = iota // it was not judged: its headers have not come, or the server ends
+	standingOpen                   // it was judged, and counts
+	standingClosed                 // it has ended, and counts no more
+)
+
+// traits are what the filter told of the request.
+type traits struct {
 	path, method, route, cluster, virtualHost, source, protocol string
 	header                                                      string // that by which requests are told apart
 	connection                                                  uint64 // Envoy's id; 0 = not told
@@ -135,7 +171,7 @@ func (s *Server) outcome(err error) error {
 func (s *stream) take(m *message) (end bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.held {
+	if s.phase == phaseHeld {
 		s.keep(m)
 	} else {
 		s.judge(m)
@@ -161,7 +197,7 @@ func (s *stream) keep(m *message) {
 
 // judge has the policy judge a message, and answers it, with mu held.
 func (s *stream) judge(m *message) {
-	if s.over {
+	if s.phase == phaseOver {
 		return
 	}
 	defer func() {
@@ -173,14 +209,18 @@ func (s *stream) judge(m *message) {
 	switch {
 	case errors.Is(m.err, errTooLarge):
 		s.fail(badSize, codes.ResourceExhausted, "%v", m.err)
-		return
 	case m.err != nil:
 		s.fail(badMessage, codes.InvalidArgument, "not a ProcessingRequest: %v", m.err)
-		return
+	default:
+		s.part(&m.request)
+		s.left()
 	}
-	r := &m.request
+}
+
+// part takes the part of a request or a response that a message is.
+func (s *stream) part(r *extprocv3.ProcessingRequest) {
 	if c := r.GetProtocolConfig(); c != nil {
-		s.modes = [2]filterv3.ProcessingMode_BodySendMode{c.GetRequestBodyMode(), c.GetResponseBodyMode()}
+		s.halves[budget.Request].mode, s.halves[budget.Response].mode = c.GetRequestBodyMode(), c.GetResponseBodyMode()
 	}
 	switch of := r.GetRequest().(type) {
 	case *extprocv3.ProcessingRequest_RequestHeaders:
@@ -198,36 +238,35 @@ func (s *stream) judge(m *message) {
 	default:
 		s.fail(badUnknown, codes.InvalidArgument, "the message is none that is known: neither headers nor body nor trailers of a request or a response")
 	}
-	s.left()
 }
 
-// begins says that the headers of a direction may come now, and are some; else the stream is
-// refused.
-func (s *stream) begins(d budget.Direction, h *extprocv3.HttpHeaders) bool {
+// begin notes the headers of a direction, where they may come now and are some. Else it refuses the
+// stream, and says so.
+func (s *stream) begin(d budget.Direction, h *extprocv3.HttpHeaders) (ok bool) {
 	name := [...]string{"request_headers", "response_headers"}[d]
+	half, response := &s.halves[d], &s.halves[budget.Response]
 	switch {
-	case s.headers[d]:
+	case half.headers:
 		s.fail(badTwice, codes.InvalidArgument, "%s came twice", name)
-	case d == budget.Request && (s.headers[budget.Response] || s.came[budget.Response]):
+	case d == budget.Request && (response.headers || response.body):
 		s.fail(badOrder, codes.InvalidArgument, "%s came behind those of the response", name)
 	case len(h.GetHeaders().GetHeaders()) == 0:
 		s.fail(badHeaders, codes.InvalidArgument, "%s has no headers", name)
 	default:
-		s.headers[d] = true
-		s.ended[d] = h.GetEndOfStream()
+		half.headers, half.ended = true, h.GetEndOfStream()
 		return true
 	}
 	return false
 }
 
-// goesOn says that more of a direction may come now, else the stream is refused. what is "body" or
+// inOrder says that more of a direction may come now. Else it refuses the stream. what is "body" or
 // "trailers".
-func (s *stream) goesOn(d budget.Direction, what string) bool {
+func (s *stream) inOrder(d budget.Direction, what string) bool {
 	name := [...]string{"request", "response"}[d]
 	switch {
-	case d == budget.Request && !s.headers[d] && !s.headers[budget.Response]:
+	case d == budget.Request && !s.halves[budget.Request].headers && !s.halves[budget.Response].headers:
 		s.fail(badOrder, codes.InvalidArgument, "%s_%s came before request_headers: set request_header_mode: SEND", name, what)
-	case s.ended[d]:
+	case s.halves[d].ended:
 		s.fail(badOrder, codes.InvalidArgument, "%s_%s came behind the end of the %s", name, what, name)
 	default:
 		return true
@@ -236,7 +275,7 @@ func (s *stream) goesOn(d budget.Direction, what string) bool {
 }
 
 func (s *stream) requestHeaders(r *extprocv3.ProcessingRequest, h *extprocv3.HttpHeaders) {
-	if !s.begins(budget.Request, h) {
+	if !s.begin(budget.Request, h) {
 		return
 	}
 	if err := s.attributes(r); err != nil {
@@ -244,26 +283,51 @@ func (s *stream) requestHeaders(r *extprocv3.ProcessingRequest, h *extprocv3.Htt
 		return
 	}
 	length := s.readRequest(h)
-	s.bodiless[budget.Request] = length == 0
+	s.halves[budget.Request].bodiless = length == 0
 	if length == budget.Unknown {
 		s.ask(budget.Request)
 	}
-	for _, mode := range s.modes {
-		if mode == filterv3.ProcessingMode_BUFFERED || mode == filterv3.ProcessingMode_BUFFERED_PARTIAL {
-			s.server.once.buffered.Do(func() {
-				s.server.log.Warn("the ext_proc filter buffers whole bodies before it sends them (body mode BUFFERED): that holds more memory than it saves; NONE is enough")
+	s.warnOf(r)
+	v, woke := s.open(r, h, length)
+	switch {
+	case v.Action == guard.Wait:
+		s.phase = phaseHeld
+		s.server.hurry(guard.FastTick)
+		return
+	case v.Action == guard.Pass:
+		s.server.hurry(guard.FastTick)
+	case woke:
+		s.server.hurry(guard.Tick)
+	}
+	s.judged(v, s.passHeaders(budget.Request))
+}
+
+// warnOf tells once of what the filter's configuration costs.
+func (s *stream) warnOf(r *extprocv3.ProcessingRequest) {
+	srv := s.server
+	for d := range s.halves {
+		if mode := s.halves[d].mode; mode == filterv3.ProcessingMode_BUFFERED || mode == filterv3.ProcessingMode_BUFFERED_PARTIAL {
+			srv.once.buffered.Do(func() {
+				srv.log.Warn("the ext_proc filter buffers whole bodies before it sends them (body mode BUFFERED): that holds more memory than it saves; NONE is enough")
 			})
 		}
 	}
-	var v guard.Verdict
-	var sleeps bool
+	if r.GetObservabilityMode() {
+		srv.once.observability.Do(func() {
+			srv.log.Warn("an ext_proc filter is in observability_mode: what is decided for it is counted and not done")
+		})
+	}
+}
+
+// open has the policy judge the request. woke: ticks were rare until now.
+func (s *stream) open(r *extprocv3.ProcessingRequest, h *extprocv3.HttpHeaders, length int64) (v guard.Verdict, woke bool) {
 	srv := s.server
 	srv.do(func(now guard.Time) {
-		if s.closed || srv.mu.draining {
+		if s.standing == standingClosed || srv.mu.draining {
 			return
 		}
 		w := srv.mu.worker
-		if sleeps = w.Sleeps; sleeps {
+		if woke = w.Sleeps; woke {
 			w.Wake(now)
 		}
 		s.guard = srv.mu.guard
@@ -273,26 +337,11 @@ func (s *stream) requestHeaders(r *extprocv3.ProcessingRequest, h *extprocv3.Htt
 		if by := s.guard.KeyHeader(); by != "" {
 			s.header = clip(headerValue(h, by), maxKey)
 		}
-		s.open = true
+		s.standing = standingOpen
 		v = s.guard.Open(now, &s.Stream, s, length)
 		s.path = "" // nobody asks for it again, and it may be long
 	})
-	if r.GetObservabilityMode() {
-		srv.once.observability.Do(func() {
-			srv.log.Warn("an ext_proc filter is in observability_mode: what is decided for it is counted and not done")
-		})
-	}
-	switch {
-	case v.Action == guard.Wait:
-		s.held = true
-		srv.hurry(guard.FastTick)
-		return
-	case v.Action == guard.Pass:
-		srv.hurry(guard.FastTick)
-	case sleeps:
-		srv.hurry(guard.Tick)
-	}
-	s.judged(v, s.passHeaders(budget.Request))
+	return v, woke
 }
 
 // readRequest takes what is needed of the headers, and returns the length of the body.
@@ -320,7 +369,7 @@ func (s *stream) readRequest(h *extprocv3.HttpHeaders) (length int64) {
 }
 
 func (s *stream) responseHeaders(h *extprocv3.HttpHeaders) {
-	if !s.begins(budget.Response, h) {
+	if !s.begin(budget.Response, h) {
 		return
 	}
 	length := budget.Unknown
@@ -332,9 +381,11 @@ func (s *stream) responseHeaders(h *extprocv3.HttpHeaders) {
 	if h.GetEndOfStream() {
 		length = 0
 	}
-	s.bodiless[budget.Response] = length == 0
+	s.halves[budget.Response].bodiless = length == 0
 	s.server.coverage.ResponseCame(s.server.now())
-	s.missed(budget.Request)
+	if s.halves[budget.Request].missed() { // it must have come, if it was to
+		s.server.bodyMissed()
+	}
 	if length == budget.Unknown {
 		s.ask(budget.Response)
 	}
@@ -345,7 +396,7 @@ func (s *stream) responseHeaders(h *extprocv3.HttpHeaders) {
 
 func (s *stream) expect(length int64) (v guard.Verdict) {
 	s.server.do(func(now guard.Time) {
-		if s.open && !s.closed {
+		if s.standing == standingOpen {
 			v = s.guard.Expect(now, &s.Stream, length)
 		}
 	})
@@ -353,22 +404,23 @@ func (s *stream) expect(length int64) (v guard.Verdict) {
 }
 
 func (s *stream) body(d budget.Direction, b *extprocv3.HttpBody) {
-	if !s.goesOn(d, "body") {
+	if !s.inOrder(d, "body") {
 		return
 	}
-	if d == budget.Response && !s.headers[d] && !s.came[d] {
+	half := &s.halves[d]
+	if d == budget.Response && !half.headers && !half.body {
 		if v := s.expect(budget.Unknown); v.Action != guard.Admit { // response_header_mode is SKIP
 			s.judged(v, nil)
 			return
 		}
 	}
-	s.came[d] = true
-	if s.asked[d] {
+	half.body = true
+	if half.asked {
 		s.server.coverage.BodyCame()
 	}
 	var v guard.Verdict
 	s.server.do(func(now guard.Time) {
-		if !s.open || s.closed {
+		if s.standing != standingOpen {
 			return
 		}
 		if !s.Hidden(d) {
@@ -378,20 +430,20 @@ func (s *stream) body(d budget.Direction, b *extprocv3.HttpBody) {
 			s.guard.End(now, &s.Stream, d)
 		}
 	})
-	s.ended[d] = b.GetEndOfStream()
+	half.ended = b.GetEndOfStream()
 	s.judged(v, s.passBody(d, b))
 }
 
 func (s *stream) trailers(d budget.Direction) {
-	if !s.goesOn(d, "trailers") {
+	if !s.inOrder(d, "trailers") {
 		return
 	}
 	s.server.do(func(now guard.Time) {
-		if s.open && !s.closed {
+		if s.standing == standingOpen {
 			s.guard.End(now, &s.Stream, d)
 		}
 	})
-	s.ended[d] = true
+	s.halves[d].ended = true
 	s.send(passTrailers[d])
 }
 
@@ -415,29 +467,16 @@ func (s *stream) leave() {
 
 // left closes a stream that is to be, with mu held.
 func (s *stream) left() {
-	if !s.leaving || s.over || s.held {
-		return
+	if s.leaving && s.phase == phaseLive && !s.halves[budget.Request].unfinished() && !s.halves[budget.Response].unfinished() {
+		s.finish(codes.OK, "")
 	}
-	for d := range s.modes {
-		if (s.asked[d] || s.modes[d] != filterv3.ProcessingMode_NONE) && s.headers[d] && !s.ended[d] && !s.bodiless[d] {
-			return
-		}
-	}
-	s.finish(codes.OK, "")
 }
 
 // ask has the body of a message that announces no length sent to us, so that what passes is
 // counted: a forecast is no bound.
 func (s *stream) ask(d budget.Direction) {
-	const streamed = filterv3.ProcessingMode_STREAMED
-	s.asked[d] = s.modes[d] == filterv3.ProcessingMode_NONE && s.modes[1-d] <= streamed && !s.upgrades && s.server.coverage.SendsBodies()
-}
-
-// missed notes that a body that was asked for has not come, where it must have if it was to.
-func (s *stream) missed(d budget.Direction) {
-	if s.asked[d] && !s.came[d] {
-		s.server.bodyMissed()
-	}
+	half, other := &s.halves[d], &s.halves[1-d]
+	half.asked = half.mode == filterv3.ProcessingMode_NONE && other.mode <= filterv3.ProcessingMode_STREAMED && !s.upgrades && s.server.coverage.SendsBodies()
 }
 
 // judged answers a message that was let pass with pass, or carries the verdict out.
@@ -451,10 +490,10 @@ func (s *stream) judged(v guard.Verdict, pass answer) {
 
 // refuse answers in place of the upstream, or, when a response has begun, has Envoy end it.
 func (s *stream) refuse(v guard.Verdict) {
-	if s.over {
+	if s.phase == phaseOver {
 		return
 	}
-	s.over, s.held, s.pending = true, false, nil
+	s.quit()
 	s.send(s.immediate(v))
 }
 
@@ -462,10 +501,10 @@ func (s *stream) refuse(v guard.Verdict) {
 func (s *stream) resume(v guard.Verdict) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.over || !s.held {
+	if s.phase != phaseHeld {
 		return
 	}
-	s.held = false
+	s.phase = phaseLive
 	if v.Waited > 0 {
 		s.send(s.passWaited(v))
 	} else {
@@ -499,28 +538,36 @@ func (s *stream) fail(kind bad, code codes.Code, format string, args ...any) {
 // finish has the stream end with a status, with mu held. The first counts.
 func (s *stream) finish(code codes.Code, text string) {
 	if s.end == nil {
-		s.over, s.held, s.pending, s.end = true, false, nil, status.New(code, text)
+		s.quit()
+		s.end = status.New(code, text)
 		s.out.finish(s.end)
 	}
 }
+
+// quit has nothing more judged or sent, with mu held.
+func (s *stream) quit() { s.phase, s.pending = phaseOver, nil }
 
 // close ends what the policy knows of the stream, however it ended. It is called once, by its own
 // goroutine.
 func (s *stream) close() {
 	s.mu.Lock()
 	if s.end == nil { // else it ends because of a message, or of us, and nothing was missed
-		s.missed(budget.Response)
-		if s.headers[budget.Request] && !s.headers[budget.Response] && !s.came[budget.Response] && !s.over && !s.held {
+		request, response := &s.halves[budget.Request], &s.halves[budget.Response]
+		if response.missed() {
+			s.server.bodyMissed()
+		}
+		if s.phase == phaseLive && request.headers && !response.headers && !response.body {
 			s.server.responseMissed()
 		}
 	}
-	s.over, s.held, s.pending = true, false, nil
+	s.quit()
 	s.mu.Unlock()
 	var waited float64
 	s.server.do(func(now guard.Time) {
 		delete(s.server.mu.streams, s)
-		s.closed = true
-		if !s.open {
+		was := s.standing
+		s.standing = standingClosed
+		if was != standingOpen {
 			return
 		}
 		waited = float64(s.guard.Close(now, &s.Stream).Milliseconds())
@@ -569,14 +616,6 @@ func modeOf(request, response bool) *filterv3.ProcessingMode {
 	return m
 }
 
-// streamed says of each direction whether its body is sent in pieces, with what has been asked for.
-func (s *stream) streamed() (m [2]bool) {
-	for d := range m {
-		m[d] = s.asked[d] || s.modes[d] == filterv3.ProcessingMode_STREAMED
-	}
-	return m
-}
-
 func marshal(m *extprocv3.ProcessingResponse) answer {
 	out, err := proto.Marshal(m)
 	if err != nil {
@@ -606,11 +645,10 @@ func bodyAnswer(d budget.Direction, echo *extprocv3.HttpBody) *extprocv3.Process
 }
 
 func (s *stream) passHeaders(d budget.Direction) answer {
-	if !s.asked[d] {
+	if !s.halves[d].asked {
 		return passHeaders[d]
 	}
-	m := s.streamed()
-	return passAsking[d][index(m[budget.Request])][index(m[budget.Response])]
+	return passAsking[d][index(s.halves[budget.Request].streamed())][index(s.halves[budget.Response].streamed())]
 }
 
 func index(b bool) int {
@@ -627,9 +665,8 @@ const verdictNamespace = "highwater"
 // passWaited is passHeaders of one who has waited, and tells that.
 func (s *stream) passWaited(v guard.Verdict) answer {
 	var mode *filterv3.ProcessingMode
-	if s.asked[budget.Request] {
-		m := s.streamed()
-		mode = modeOf(m[budget.Request], m[budget.Response])
+	if s.halves[budget.Request].asked {
+		mode = modeOf(true, s.halves[budget.Response].streamed())
 	}
 	m := headersAnswer(budget.Request, mode)
 	m.DynamicMetadata = &structpb.Struct{Fields: map[string]*structpb.Value{
@@ -639,7 +676,7 @@ func (s *stream) passWaited(v guard.Verdict) answer {
 }
 
 func (s *stream) passBody(d budget.Direction, b *extprocv3.HttpBody) answer {
-	if mode := s.modes[d]; mode == filterv3.ProcessingMode_FULL_DUPLEX_STREAMED || mode == filterv3.ProcessingMode_GRPC {
+	if mode := s.halves[d].mode; mode == filterv3.ProcessingMode_FULL_DUPLEX_STREAMED || mode == filterv3.ProcessingMode_GRPC {
 		return marshal(bodyAnswer(d, b)) // in these modes what is not sent back is gone
 	}
 	return passBodies[d]
@@ -700,41 +737,55 @@ func headerValue(h *extprocv3.HttpHeaders, name string) string {
 }
 
 // attributes takes what request_attributes has the filter tell.
-func (s *stream) attributes(r *extprocv3.ProcessingRequest) error {
+func (t *traits) attributes(r *extprocv3.ProcessingRequest) error {
 	for _, a := range r.GetAttributes() {
 		for name, v := range a.GetFields() {
-			var into *string
-			var has attribute
-			switch name {
-			case "xds.route_name":
-				into, has = &s.route, hasRoute
-			case "xds.cluster_name":
-				into, has = &s.cluster, hasCluster
-			case "xds.virtual_host_name":
-				into, has = &s.virtualHost, hasVirtualHost
-			case "source.address":
-				into, has = &s.source, hasSource
-			case "request.protocol":
-				into, has = &s.protocol, hasProtocol
-			case "connection.id":
-				n, ok := v.GetKind().(*structpb.Value_NumberValue)
-				if !ok || !(n.NumberValue >= 0 && n.NumberValue < math.MaxUint64) {
-					return fmt.Errorf("attribute %s is not a whole number", name)
-				}
-				s.connection = uint64(n.NumberValue)
-				continue
-			default:
-				continue
+			if err := t.set(name, v); err != nil {
+				return err
 			}
-			text, ok := v.GetKind().(*structpb.Value_StringValue)
-			if !ok {
-				return fmt.Errorf("attribute %s is not text", name)
-			}
-			*into = clip(text.StringValue, maxName)
-			s.has |= has
 		}
 	}
 	return nil
+}
+
+// set keeps an attribute, unless it is none of those that are used.
+func (t *traits) set(name string, v *structpb.Value) error {
+	if name == "connection.id" {
+		n, ok := v.GetKind().(*structpb.Value_NumberValue)
+		if !ok || !(n.NumberValue >= 0 && n.NumberValue < math.MaxUint64) {
+			return fmt.Errorf("attribute %s is not a whole number", name)
+		}
+		t.connection = uint64(n.NumberValue)
+		return nil
+	}
+	into, has := t.named(name)
+	if into == nil {
+		return nil
+	}
+	text, ok := v.GetKind().(*structpb.Value_StringValue)
+	if !ok {
+		return fmt.Errorf("attribute %s is not text", name)
+	}
+	*into = clip(text.StringValue, maxName)
+	t.has |= has
+	return nil
+}
+
+// named is where an attribute that is text is kept; nil: it is none of those that are used.
+func (t *traits) named(name string) (into *string, has attribute) {
+	switch name {
+	case "xds.route_name":
+		return &t.route, hasRoute
+	case "xds.cluster_name":
+		return &t.cluster, hasCluster
+	case "xds.virtual_host_name":
+		return &t.virtualHost, hasVirtualHost
+	case "source.address":
+		return &t.source, hasSource
+	case "request.protocol":
+		return &t.protocol, hasProtocol
+	}
+	return nil, 0
 }
 
 // wants says once which attribute the filter should tell and does not.
@@ -771,7 +822,7 @@ func (s *stream) Connection() *guard.Connection {
 // Hides implements guard.Host: where the mode of a body is NONE, nothing of it is told, unless we
 // ask for it.
 func (s *stream) Hides(d budget.Direction) bool {
-	return s.modes[d] == filterv3.ProcessingMode_NONE && !s.asked[d]
+	return s.halves[d].hidden()
 }
 
 // Untold implements guard.Host: most likely the filter's response_header_mode is SKIP.
