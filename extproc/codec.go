@@ -35,7 +35,7 @@ func (m *message) free() {
 	messages.Put(m)
 }
 
-// answer is an encoded ProcessingResponse. Most are made once: see stream.go.
+// answer is an encoded ProcessingResponse. Most are made once: see answers.go.
 type answer []byte
 
 // codec is gRPC's for protobuf, but for the two types above: answers are sent as they are, and what
