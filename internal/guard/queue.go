@@ -1,0 +1,224 @@
+package guard
+
+import (
+	"math"
+
+	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/fairness"
+	"github.com/highwater-envoy/highwater/internal/unit"
+)
+
+const (
+	heldShare = 4 // the line's pause costs may hold 1/4 of what traffic can have
+	leftShare = 8 // and what rejected requests leave unread 1/8
+	// Of the line a key that has more than its share leaves 1/8 to the others.
+	spareShare = 8
+)
+
+// wait puts the request in line, among the small ones or the large, or rejects it if the line has
+// no room for it.
+func (g *Guard) wait(now Time, s *Stream, small bool) Verdict {
+	w := g.worker
+	if g.lets() {
+		w.counts[CountThrottled]++
+		w.account.Ask(now, s.total(), budget.Forced)
+		return Verdict{Action: Admit}
+	}
+	if s.probing > 0 {
+		w.answered(s) // it is none as long as it waits
+		s.expects = s.cold
+	}
+	cost := g.cost(s)
+	others := w.account.Others()
+	c := s.conn()
+	var window int64
+	if c != nil && s.length != 0 && s.isHTTP2() {
+		window = int64(g.config.Buffers.HTTP2Window)
+		if s.length != budget.Unknown {
+			window = min(window, s.length)
+		}
+	}
+	// One whose key has more than its share leaves something of the line, and of what lies under
+	// the limit, to the others.
+	queue, held, claim := int64(w.throttle.Queue), w.account.Room()/heldShare, budget.Full
+	if w.greedy(s.key) {
+		queue, held, claim = queue-queue/spareShare, held-held/spareShare, budget.Large
+	}
+	switch {
+	case w.throttle.Timeout == 0,
+		int64(w.line.Len())+others.Waiting >= queue,
+		cost > held-w.held-others.Held,
+		!small && cost > 0 && w.largeClaim(s.key, s.total()) != budget.Full && w.turnsAwayEarly(now), // to wait costs a GET nothing
+		window > 0 && window > int64(g.config.Buffers.HTTP2ConnectionWindow)/2-c.window,
+		cost > 0 && w.account.Ask(now, cost, claim) == budget.Denied:
+		return g.turnAway(now, s, QueueFull)
+	}
+	w.counts[CountThrottled]++
+	s.phase, s.pauseCost, s.window = waiting, cost, window
+	g.shade(now, s)
+	w.held += cost
+	if s.seen() {
+		w.account.Pause(now, &s.Stream, cost, cost)
+	} else {
+		w.account.PauseUnseen(&s.Stream, cost)
+	}
+	if c != nil {
+		c.Waiting++
+		c.window += window
+		if s.isHTTP2() {
+			c.costs += cost
+		} else {
+			c.paused, c.arrived = s, c.last
+		}
+	}
+	s.waiter.Size = s.total()
+	if small {
+		s.waiter.Size = s.wants // what it expects is a guess, by which others must not be told how long the line takes
+	}
+	w.line.Join(now, &s.key.Value.queue, &s.waiter, small)
+	w.publish()
+	w.account.Cover(now)
+	return Verdict{Action: Wait}
+}
+
+// resume admits a request that has waited; the room has been asked for.
+func (g *Guard) resume(now Time, s *Stream) {
+	credit := s.credit()
+	g.worker.account.Unpause(&s.Stream)
+	if !s.shadow {
+		g.admit(now, s, credit)
+		return
+	}
+	g.unshade(now, s, credit)
+}
+
+// Release lets a request go on that waits, whatever room there is. It has no effect on others.
+func (g *Guard) Release(now Time, s *Stream) {
+	if !s.Waiting() {
+		return
+	}
+	g.worker.leaveLine(s)
+	g.worker.account.Ask(now, max(s.total()-s.credit(), 0), budget.Forced)
+	g.resume(now, s)
+	g.worker.publish()
+}
+
+// serve resumes one of those who wait, or rejects those who have waited too long, by turns where
+// both is due. One call of the host must not do both: Envoy, which runs what the resumed request
+// has sent nested in that call, crashed where it rejected others of the same HTTP/2 connection.
+func (w *Worker) serve(now Time, a *Actions) {
+	if w.line.Len() == 0 {
+		return
+	}
+	if !w.resumed || w.line.Overdue(now, Time(w.throttle.Timeout)) == nil {
+		if a.Resume, a.Waited = w.Resume(now); a.Resume != nil {
+			w.resumed = true
+			return
+		}
+	}
+	w.resumed = false
+	for {
+		next := w.line.Overdue(now, Time(w.throttle.Timeout))
+		if next == nil {
+			break
+		}
+		s := next.Value
+		waited := unit.Duration(now - next.Since)
+		v := s.guard.turnAway(now, s, Timeout)
+		if s.shadow {
+			continue
+		}
+		v.Waited = waited
+		if v.Action == Answer {
+			w.end(s.connection)
+		}
+		a.Rejected = append(a.Rejected, Decision{s, v}) // if it is to be closed, close does that
+	}
+	w.publish()
+}
+
+// Resume takes the next who fits out of the line, and tells what it has waited; nil = there is
+// none. Tick does it once; where more than one may be resumed in a call of the host, and nothing is
+// seen of what comes while they wait, it may be called again after that.
+func (w *Worker) Resume(now Time) (s *Stream, waited unit.Duration) {
+	for {
+		next := w.line.Next(now, rank, func(c *fairness.Waiter[Stream]) bool { return w.fits(now, c.Value) })
+		if next == nil {
+			return nil, 0
+		}
+		s = next.Value
+		shadow := s.shadow
+		w.leaveLine(s)
+		s.guard.resume(now, s)
+		w.publish()
+		if !shadow {
+			w.credited = s
+			return s, unit.Duration(now - next.Since)
+		}
+	}
+}
+
+// fits tests a waiting request. One that is cold may be none any more, by what is known of its key
+// now, or go as a probe.
+func (w *Worker) fits(now Time, s *Stream) bool {
+	if s.cold == 0 {
+		return w.fitsWhole(now, s)
+	}
+	before := s.expects // as much as could fit alone
+	s.guard.foresee(now, s, true)
+	s.expects = min(s.expects, before)
+	if s.cold == 0 || !w.mayProbe(now, s) {
+		return w.fitsWhole(now, s)
+	}
+	expects := s.expects
+	s.expects = 0
+	if !w.fitsWhole(now, s) {
+		s.expects = expects
+		return false
+	}
+	w.probe(now, s)
+	return true
+}
+
+// fitsWhole tests it without what is counted of it already: what was seen to come of it, or may
+// come unseen.
+func (w *Worker) fitsWhole(now Time, s *Stream) bool {
+	n := s.total() - s.credit()
+	if s.total() <= int64(w.budget.Small) {
+		return w.claimSmall(now, s.key, n) != budget.Denied // what is awaited is not in the floor
+	}
+	n = max(n-s.Awaited(), 0)
+	switch w.claim(now, s.key, n) {
+	case budget.Granted:
+		return true
+	case budget.Denied:
+		return w.futile(now, s, n)
+	default:
+		return false
+	}
+}
+
+// earlyFrom: from this part of the timeout on, which the line will take, some are turned away at
+// its end, and all where it takes all of it. Those who were told the same second come back in one
+// instant. Where only a full line turned requests away, it was the last of them: a third to a half
+// of those who came back, when it was a tenth of all.
+const earlyFrom = .75
+
+// turnsAwayEarly says whether the line is so long that the next is not to join it. It spreads those
+// evenly over all that come, and only while promises are out and still made: where the queue of
+// those told to come back is nearly full, whoever comes now does not obey, and an early reject only
+// brings him back at once.
+func (w *Worker) turnsAwayEarly(now Time) bool {
+	out := w.account.Table().Booked - now
+	if !w.drain.known() || out <= 0 || out > Time(w.reject.Max)/8*7 {
+		return false
+	}
+	length := float64(w.line.Bytes()) / float64(max(w.drain.perSecond(), 1)) / Time(w.throttle.Timeout).Seconds()
+	share := (length - earlyFrom) / (1 - earlyFrom)
+	if share <= 0 {
+		return false
+	}
+	w.early++
+	_, golden := math.Modf(float64(w.early) * math.Phi)
+	return golden < share
+}

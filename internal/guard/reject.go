@@ -1,0 +1,116 @@
+package guard
+
+import "github.com/highwater-envoy/highwater/internal/budget"
+
+// turnAway rejects a request, in line or not, or one that grew. A reject costs memory too: until
+// its connection is closed, which takes Envoy's delayed_close_timeout, what an unfinished HTTP/1
+// request has sent lies unread. Where that has no room there is no answer, and the connection is
+// closed instead.
+func (g *Guard) turnAway(now Time, s *Stream, reason Reason) Verdict {
+	w := g.worker
+	v := Verdict{Action: Answer, Reason: reason}
+	if g.lets() {
+		w.count(reason)
+		w.account.Ask(now, s.total(), budget.Forced)
+		return Verdict{Action: Admit}
+	}
+	if s.length == budget.Unknown && s.Seen(budget.Request) > 0 {
+		s.key.Value.forecasts[budget.Request].Learn(s.Held(budget.Request))
+	}
+	paused := s.phase == waiting
+	if paused {
+		w.leaveLine(s)
+	}
+	if reason == QueueFull || reason == Timeout {
+		s.key.Value.turned += s.total()
+	}
+	if s.Awaited() > 0 {
+		w.account.Unpause(&s.Stream)
+		paused = false // what it leaves unread counts no more, and is to be counted
+	}
+	s.phase = rejected
+	cost := g.cost(s)
+	unfinished := !s.Ended(budget.Request)
+	if unfinished && !s.isHTTP2() {
+		limit := 1.0
+		if w.greedy(s.key) {
+			limit = w.limits.Hard // as for its place in line: the rest is for the others
+		}
+		fresh := cost // not yet counted
+		if paused {
+			fresh = 0
+		}
+		full := cost > w.account.Room()/leftShare-w.left.Bytes()-w.account.Others().Left ||
+			fresh > w.account.Share(limit)-w.account.Estimate(now)+s.Held(budget.Request)
+		if c := s.conn(); full && c != nil && c.Context != 0 {
+			s.phase = closing
+			v.Action = Close
+			w.counts[CountClosedConnections]++
+			c.paused, c.arrived = s, c.last
+			w.closing = append(w.closing, s)
+		} else {
+			w.left.Add(now, Time(g.config.Buffers.Linger), cost)
+		}
+	}
+	s.pauseCost = cost
+	if v.Action == Close {
+		w.count(Closed) // in place of the reason: each is counted once
+	} else {
+		w.count(reason)
+	}
+	g.shade(now, s)
+	switch {
+	case paused:
+	case v.Action == Close:
+		w.account.Pause(now, &s.Stream, cost, s.connection.arrived)
+	default:
+		w.account.Pause(now, &s.Stream, cost, cost)
+	}
+	if v.Action == Answer && !s.shadow {
+		w.account.End(now, &s.Stream, budget.Request)
+	}
+	w.publish()
+	w.account.Cover(now)
+	if v.Action == Answer && reason != TooLarge {
+		v.RetryAfter = g.retryAfter(now, max(s.wants, s.Held(budget.Request)))
+	}
+	return v
+}
+
+func (w *Worker) count(reason Reason) { w.counts[CountRejected+int(reason)-1]++ }
+
+// end and mayCut keep the rules by which Envoy survives (ENVOY-FACTS: it crashes otherwise): in one
+// call of the host, a stream is ended once, and who closes a connection has done nothing else to
+// it. Whatever a tick ends goes through one of them. A stream that was ended is no longer live, and
+// a connection that was closed is gone.
+func (w *Worker) end(c *Connection) {
+	if c != nil {
+		c.endedIn = w.ticks
+	}
+}
+
+// mayCut says that the connection may be closed in this tick, and notes that it will be.
+func (w *Worker) mayCut(c *Connection) bool {
+	if c.IsClosed || c.endedIn == w.ticks || c.cut == w.ticks {
+		return false
+	}
+	c.cut = w.ticks
+	return true
+}
+
+// close has the connections of those closed that get no answer. What may not be closed now is for
+// the next tick.
+func (w *Worker) close(a *Actions) {
+	kept := w.closing[:0]
+	for _, s := range w.closing {
+		if s.shadow {
+			w.vanish(s)
+		} else if w.mayCut(s.connection) {
+			a.Close = append(a.Close, s)
+		} else if !s.connection.IsClosed {
+			kept = append(kept, s)
+		}
+	}
+	clear(w.closing[len(kept):])
+	w.closing = kept
+}
