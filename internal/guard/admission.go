@@ -10,19 +10,7 @@ import (
 // body it is 0. The stream must not be open.
 func (g *Guard) Open(now Time, s *Stream, h Host, length int64) Verdict {
 	w, a := g.worker, g.worker.account
-	*s = Stream{}
-	s.guard, s.host, s.phase, s.length, s.key, s.opened, s.waiter.Value = g, h, live, length, &w.keys.Other, now, s
-	s.key.Refs++
-	w.busy(now, s)
-	b := &g.config.Buffers
-	requestCap := 2 * int64(b.Downstream)
-	switch {
-	case length == 0:
-		requestCap = 0
-	case length == budget.Unknown || length > requestCap:
-		requestCap = g.requestCap(s)
-	}
-	a.Open(now, &s.Stream, s, &s.key.Value.Sum, int64(g.config.Costs.Stream), requestCap, int64(b.Downstream+b.Upstream))
+	s.begin(now, g, h, length)
 	if length != 0 && h.Hides(budget.Request) {
 		a.Hide(&s.Stream, budget.Request)
 	}
@@ -40,7 +28,7 @@ func (g *Guard) Open(now Time, s *Stream, h Host, length int64) Verdict {
 	if n == budget.Unknown {
 		n = s.key.Value.forecasts[budget.Request].Bytes()
 	}
-	s.wants = min(n, requestCap)
+	s.wants = min(n, s.Cap(budget.Request))
 	g.foresee(now, s, hides)
 	if small := int64(w.budget.Small); s.exempt == whileSmall {
 		s.wants = min(s.wants, small) // with more it is judged
@@ -57,7 +45,7 @@ func (g *Guard) Open(now Time, s *Stream, h Host, length int64) Verdict {
 		w.probe(now, s)
 	}
 	if g.shadows() && w.doomed(s) {
-		w.turnedAway(now, s)
+		s.reject(now)
 		return Verdict{Action: Pass}
 	}
 	v := g.judge(now, s)
@@ -100,7 +88,7 @@ func (g *Guard) judge(now Time, s *Stream) Verdict {
 	if (w.line.Len() > 0 || a.Others().Waiting > 0) && (claim != budget.Full || s.key.Value.queue.Len() > 0) {
 		return g.wait(now, s, cold)
 	}
-	if w.claim(now, s.key, s.total()) == budget.Granted || w.futile(now, s, s.total()) {
+	if w.claim(now, s.key, s.total()) == budget.Granted || w.letInFutile(now, s, s.total()) {
 		return Verdict{Action: Admit}
 	}
 	return g.wait(now, s, cold)
@@ -113,7 +101,7 @@ func (g *Guard) admit(now Time, s *Stream, credit int64) Verdict {
 	if s.cold > 0 {
 		w.admitCold(now, s)
 	}
-	if s.total() > int64(w.budget.Small) && !s.inFloor {
+	if s.total() > int64(w.budget.Small) && !s.letIn.is(inFloor) {
 		a.Enlarge(now, &s.Stream)
 	}
 	if s.expects > 0 {

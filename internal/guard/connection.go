@@ -76,7 +76,7 @@ func (w *Worker) Data(now Time, c *Connection, n int64) (refused bool) {
 	}
 	switch {
 	case c.paused != nil:
-		if s := c.paused; s.shadow {
+		if s := c.paused; s.Shadow() {
 			n = max(min(n, s.pauseCost-c.arrived), 0) // it is not paused, and the rest passes
 		}
 		c.arrived += n

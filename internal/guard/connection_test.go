@@ -281,7 +281,7 @@ func TestIdleConnectionsAreClosed(t *testing.T) {
 		r := &request{connected: all[0]}
 		require.Equal(t, Wait, p.guards[0].Open(p.now, &r.Stream, r, 16*mib).Action)
 		p.tick(0, 2100*ms, full)
-		require.Equal(t, rejected, r.phase)
+		require.Equal(t, rejected, r.state)
 		p.guards[0].Close(p.now, &r.Stream)
 		r = &request{connected: all[1]} // an answer before all of the upload has come
 		require.Equal(t, Admit, p.guards[0].Open(p.now, &r.Stream, r, 100).Action)

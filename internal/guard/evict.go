@@ -65,7 +65,7 @@ func (w *Worker) candidates(do func(k *key, c candidate)) {
 	w.account.Owners(func(owner any) {
 		// What has ended is out of reach: Envoy ignores a local reply then, and the rest stays with
 		// the connection.
-		if s, ok := owner.(*Stream); ok && s.phase == live && s.exempt == judged && !s.marked && s.Likely() > 0 && !s.Ended(budget.Response) {
+		if s, ok := owner.(*Stream); ok && s.admitted() && s.exempt == judged && !s.marked && s.Likely() > 0 && !s.Ended(budget.Response) {
 			do(s.key, candidate{stream: s, likely: s.Likely()})
 		}
 	})
@@ -139,9 +139,7 @@ func (w *Worker) evictStream(now Time, a *Actions, s *Stream) bool {
 		s.marked = true
 		return true
 	}
-	if s.guard.shadows() {
-		s.phase = rejected
-		s.guard.shade(now, s)
+	if shadow := s.reject(now); shadow {
 		return true
 	}
 	w.end(c)
@@ -151,7 +149,6 @@ func (w *Worker) evictStream(now Time, a *Actions, s *Stream) bool {
 	} else {
 		v.RetryAfter = s.guard.retryAfter(now, s.total())
 	}
-	s.phase = rejected
 	w.account.End(now, &s.Stream, budget.Request)
 	w.account.End(now, &s.Stream, budget.Response)
 	a.Rejected = append(a.Rejected, Decision{s, v})

@@ -326,7 +326,7 @@ func TestExemptAndPresumed(t *testing.T) {
 	require.Equal(t, whileSmall, small.exempt)
 	for _, r := range []*request{announced, brought, small} {
 		require.False(t, r.Presumed())
-		require.Equal(t, live, r.phase, "none of them is broken for having been presumed")
+		require.Equal(t, live, r.state, "none of them is broken for having been presumed")
 	}
 }
 

@@ -1095,7 +1095,7 @@ func TestWhatComesOfOneWhoWaitedAndIsClosedCounts(t *testing.T) {
 			w.Observe(p.now, Reading{InUse: 182 * mib, Allocated: 182 * mib}, nil)
 		}
 	}
-	require.Equal(t, closing, r.phase)
+	require.Equal(t, closing, r.state)
 	before := w.account.Own().Fresh
 	w.Data(p.now, r.connected, 100*kib)
 	require.Equal(t, before+100*kib, w.account.Own().Fresh)

@@ -74,7 +74,7 @@ func (w *Worker) unbusy(now Time, s *Stream) {
 	s.counted = nil
 	// After a request that was not all sent Envoy closes an HTTP/1 connection by itself, and not
 	// before delayed_close_timeout, so that the client reads its answer.
-	unfinished := !s.http2 && (!s.Ended(budget.Request) || s.phase == rejected && s.pauseCost > 0 && !s.shadow)
+	unfinished := !s.http2 && (!s.Ended(budget.Request) || s.state == rejected && s.pauseCost > 0 && !s.Shadow())
 	c.ended = now
 	if c.live--; c.live == 0 && !c.IsClosed && !unfinished {
 		c.since = now

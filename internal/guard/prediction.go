@@ -56,7 +56,7 @@ const (
 // a burst of large ones, who comes now may well be small, and in line would be found last, at its
 // timeout.
 func (w *Worker) mayProbe(now Time, s *Stream) bool {
-	k, comes := &s.key.Value, s.phase != waiting
+	k, comes := &s.key.Value, s.state != queued
 	switch {
 	case k.heavy != 0 && k.lastSmall == 0:
 		every := Tick
@@ -74,7 +74,7 @@ func (w *Worker) mayProbe(now Time, s *Stream) bool {
 
 func (w *Worker) probe(now Time, s *Stream) {
 	s.probing, s.expects = s.cold, 0
-	s.key.Value.probed, s.key.Value.cameProbed = now, s.phase != waiting
+	s.key.Value.probed, s.key.Value.cameProbed = now, s.state != queued
 	s.key.Value.probing += s.cold
 	w.probing += s.cold
 }
@@ -86,7 +86,7 @@ func (w *Worker) admitCold(now Time, s *Stream) {
 		k.unknown += s.cold
 	}
 	if s.unknown+s.probing > 0 {
-		s.admitted = now
+		s.since = now
 		w.cold = append(w.cold, s)
 	}
 }
@@ -103,7 +103,7 @@ func (w *Worker) answered(s *Stream) {
 // forgetCold takes those whose upstream is slow for answered: they are no burst.
 func (w *Worker) forgetCold(now Time) {
 	w.cold = slices.DeleteFunc(w.cold, func(s *Stream) bool {
-		if now-s.admitted >= coldFor {
+		if now-s.since >= coldFor {
 			w.answered(s)
 		}
 		return s.unknown+s.probing == 0

@@ -22,7 +22,7 @@ func (g *Guard) presumes(now Time, s *Stream) bool {
 	if g.header != "" {
 		g.keyOf(now, s)
 	}
-	a.Presume(&s.Stream, n)
+	s.presume(n)
 	w.counts[CountAdmitted]++
 	return true
 }
@@ -33,7 +33,7 @@ func (w *Worker) doubtPresumed(now Time) {
 		return
 	}
 	w.account.Owners(func(owner any) {
-		if s := owner.(*Stream); s.Presumed() {
+		if s := owner.(*Stream); s.state == presumed {
 			s.guard.doubt(now, s)
 		}
 	})
@@ -43,7 +43,7 @@ func (w *Worker) doubtPresumed(now Time) {
 // that it was let in unjudged is no reason to break it.
 func (g *Guard) doubt(now Time, s *Stream) {
 	w, a, begun, length := g.worker, g.worker.account, s.Expected(budget.Response), s.Length(budget.Response)
-	passed, over := a.Doubt(now, &s.Stream)
+	passed, over := s.count(now)
 	if !begun {
 		if w.largeKeys == 0 {
 			return

@@ -54,29 +54,7 @@ func (g *Guard) wait(now Time, s *Stream, small bool) Verdict {
 		return g.turnAway(now, s, QueueFull)
 	}
 	w.counts[CountThrottled]++
-	s.phase, s.pauseCost, s.window = waiting, cost, window
-	g.shade(now, s)
-	w.held += cost
-	if s.seen() {
-		w.account.Pause(now, &s.Stream, cost, cost)
-	} else {
-		w.account.PauseUnseen(&s.Stream, cost)
-	}
-	if c != nil {
-		c.Waiting++
-		c.window += window
-		if s.isHTTP2() {
-			c.costs += cost
-		} else {
-			c.paused, c.arrived = s, c.last
-		}
-	}
-	s.waiter.Size = s.total()
-	if small {
-		s.waiter.Size = s.wants // what it expects is a guess, by which others must not be told how long the line takes
-	}
-	w.line.Join(now, &s.key.Value.queue, &s.waiter, small)
-	w.publish()
+	s.joinLine(now, small, cost, window)
 	w.account.Cover(now)
 	return Verdict{Action: Wait}
 }
@@ -85,7 +63,7 @@ func (g *Guard) wait(now Time, s *Stream, small bool) Verdict {
 func (g *Guard) resume(now Time, s *Stream) {
 	credit := s.credit()
 	g.worker.account.Unpause(&s.Stream)
-	if !s.shadow {
+	if !s.Shadow() {
 		g.admit(now, s, credit)
 		return
 	}
@@ -97,7 +75,7 @@ func (g *Guard) Release(now Time, s *Stream) {
 	if !s.Waiting() {
 		return
 	}
-	g.worker.leaveLine(s)
+	s.leaveLine()
 	g.worker.account.Ask(now, max(s.total()-s.credit(), 0), budget.Forced)
 	g.resume(now, s)
 	g.worker.publish()
@@ -125,7 +103,7 @@ func (w *Worker) serve(now Time, a *Actions) {
 		s := next.Value
 		waited := unit.Duration(now - next.Since)
 		v := s.guard.turnAway(now, s, Timeout)
-		if s.shadow {
+		if s.Shadow() {
 			continue
 		}
 		v.Waited = waited
@@ -147,8 +125,8 @@ func (w *Worker) Resume(now Time) (s *Stream, waited unit.Duration) {
 			return nil, 0
 		}
 		s = next.Value
-		shadow := s.shadow
-		w.leaveLine(s)
+		shadow := s.Shadow()
+		s.leaveLine()
 		s.guard.resume(now, s)
 		w.publish()
 		if !shadow {
@@ -192,7 +170,7 @@ func (w *Worker) fitsWhole(now Time, s *Stream) bool {
 	case budget.Granted:
 		return true
 	case budget.Denied:
-		return w.futile(now, s, n)
+		return w.letInFutile(now, s, n)
 	default:
 		return false
 	}

@@ -8,7 +8,6 @@ import "github.com/highwater-envoy/highwater/internal/budget"
 // closed instead.
 func (g *Guard) turnAway(now Time, s *Stream, reason Reason) Verdict {
 	w := g.worker
-	v := Verdict{Action: Answer, Reason: reason}
 	if g.lets() {
 		w.count(reason)
 		w.account.Ask(now, s.total(), budget.Forced)
@@ -17,64 +16,53 @@ func (g *Guard) turnAway(now Time, s *Stream, reason Reason) Verdict {
 	if s.length == budget.Unknown && s.Seen(budget.Request) > 0 {
 		s.key.Value.forecasts[budget.Request].Learn(s.Held(budget.Request))
 	}
-	paused := s.phase == waiting
-	if paused {
-		w.leaveLine(s)
-	}
 	if reason == QueueFull || reason == Timeout {
 		s.key.Value.turned += s.total()
 	}
-	if s.Awaited() > 0 {
-		w.account.Unpause(&s.Stream)
-		paused = false // what it leaves unread counts no more, and is to be counted
+	counted := false // what it leaves unread
+	if s.state == queued {
+		counted = s.Awaited() == 0
+		s.leaveLine()
+		if !counted {
+			w.account.Unpause(&s.Stream)
+		}
 	}
-	s.phase = rejected
 	cost := g.cost(s)
-	unfinished := !s.Ended(budget.Request)
-	if unfinished && !s.isHTTP2() {
-		limit := 1.0
-		if w.greedy(s.key) {
-			limit = w.limits.Hard // as for its place in line: the rest is for the others
-		}
-		fresh := cost // not yet counted
-		if paused {
-			fresh = 0
-		}
-		full := cost > w.account.Room()/leftShare-w.left.Bytes()-w.account.Others().Left ||
-			fresh > w.account.Share(limit)-w.account.Estimate(now)+s.Held(budget.Request)
-		if c := s.conn(); full && c != nil && c.Context != 0 {
-			s.phase = closing
-			v.Action = Close
-			w.counts[CountClosedConnections]++
-			c.paused, c.arrived = s, c.last
-			w.closing = append(w.closing, s)
-		} else {
-			w.left.Add(now, Time(g.config.Buffers.Linger), cost)
-		}
-	}
-	s.pauseCost = cost
-	if v.Action == Close {
+	if g.mustClose(now, s, cost, counted) {
+		w.counts[CountClosedConnections]++
 		w.count(Closed) // in place of the reason: each is counted once
-	} else {
-		w.count(reason)
+		s.rejectClosing(now, cost, counted)
+		return Verdict{Action: Close, Reason: reason}
 	}
-	g.shade(now, s)
-	switch {
-	case paused:
-	case v.Action == Close:
-		w.account.Pause(now, &s.Stream, cost, s.connection.arrived)
-	default:
-		w.account.Pause(now, &s.Stream, cost, cost)
-	}
-	if v.Action == Answer && !s.shadow {
-		w.account.End(now, &s.Stream, budget.Request)
-	}
-	w.publish()
-	w.account.Cover(now)
-	if v.Action == Answer && reason != TooLarge {
+	w.count(reason)
+	s.rejectUnread(now, cost, counted)
+	v := Verdict{Action: Answer, Reason: reason}
+	if reason != TooLarge {
 		v.RetryAfter = g.retryAfter(now, max(s.wants, s.Held(budget.Request)))
 	}
 	return v
+}
+
+// mustClose says that what a rejected request leaves unread has no room until its client has read an
+// answer: its connection is to be closed instead, which it can be where there is a network filter.
+func (g *Guard) mustClose(now Time, s *Stream, cost int64, counted bool) bool {
+	w := g.worker
+	if s.Ended(budget.Request) || s.isHTTP2() {
+		return false
+	}
+	if c := s.conn(); c == nil || c.Context == 0 {
+		return false
+	}
+	limit := 1.0
+	if w.greedy(s.key) {
+		limit = w.limits.Hard // as for its place in line: the rest is for the others
+	}
+	fresh := cost
+	if counted {
+		fresh = 0
+	}
+	return cost > w.account.Room()/leftShare-w.left.Bytes()-w.account.Others().Left ||
+		fresh > w.account.Share(limit)-w.account.Estimate(now)+s.Held(budget.Request)
 }
 
 func (w *Worker) count(reason Reason) { w.counts[CountRejected+int(reason)-1]++ }
@@ -103,8 +91,8 @@ func (w *Worker) mayCut(c *Connection) bool {
 func (w *Worker) close(a *Actions) {
 	kept := w.closing[:0]
 	for _, s := range w.closing {
-		if s.shadow {
-			w.vanish(s)
+		if s.Shadow() {
+			s.vanish()
 		} else if w.mayCut(s.connection) {
 			a.Close = append(a.Close, s)
 		} else if !s.connection.IsClosed {

@@ -6,18 +6,16 @@ import "github.com/highwater-envoy/highwater/internal/budget"
 // a body it is 0.
 func (g *Guard) Expect(now Time, s *Stream, length int64) Verdict {
 	w := g.worker
-	if s.phase != live {
-		if s.shadow {
-			s.answers, s.announced = true, length
-			w.account.Supposes(now, &s.Stream, budget.Response, g.supposes(now, s, length))
-		}
+	switch {
+	case s.Shadow():
+		g.expectShadow(now, s, length)
 		return Verdict{}
-	}
-	if s.Presumed() {
-		if w.account.Calm(now) {
-			w.account.Foretell(&s.Stream, length, g.mayHold(s, length))
-			return Verdict{}
-		}
+	case !s.admitted():
+		return Verdict{}
+	case s.state == presumed && w.account.Calm(now):
+		w.account.Foretell(&s.Stream, length, g.mayHold(s, length))
+		return Verdict{}
+	case s.state == presumed:
 		g.doubt(now, s)
 	}
 	w.answered(s)
@@ -70,14 +68,12 @@ func (g *Guard) expect(now Time, s *Stream, length int64, entitled bool) Verdict
 	}
 	// What was reserved for it at the request's headers, and has not lapsed, it has already.
 	more := max(n-s.Reserved(budget.Response), 0)
-	if more > 0 && a.Ask(now, more, claim) == budget.Denied && !w.futile(now, s, more) {
+	if more > 0 && a.Ask(now, more, claim) == budget.Denied && !w.letInFutile(now, s, more) {
 		w.count(ResponseSize)
 		w.counts[CountRejectedResponses]++
 		if !g.lets() {
 			v := Verdict{Action: Answer, Reason: ResponseSize, RetryAfter: g.retryAfter(now, n)}
-			s.phase = rejected
-			if g.shadows() {
-				g.shade(now, s)
+			if shadow := s.reject(now); shadow {
 				w.account.Supposes(now, &s.Stream, budget.Response, n)
 				return Verdict{}
 			}
@@ -100,8 +96,8 @@ func (g *Guard) expect(now Time, s *Stream, length int64, entitled bool) Verdict
 // Grow counts n more body bytes of a message, and judges it if it has outgrown what was reserved
 // for it. Who has asked Free itself, for a response, need not call it where that says yes.
 func (g *Guard) Grow(now Time, s *Stream, d budget.Direction, n int64) Verdict {
-	if s.phase != live || n == 0 || d == budget.Response && s.Free(n) {
-		if s.shadow {
+	if !s.admitted() || n == 0 || d == budget.Response && s.Free(n) {
+		if s.Shadow() {
 			g.worker.account.PassShadow(now, &s.Stream, d, n)
 		}
 		return Verdict{}
@@ -122,7 +118,7 @@ func (g *Guard) grow(now Time, s *Stream, d budget.Direction, n int64, entitled 
 	w, a := g.worker, g.worker.account
 	beyond := a.Pass(now, &s.Stream, d, n)
 	large := s.Seen(d) > int64(w.budget.Small)
-	if large && s.Small() && !s.inFloor {
+	if large && s.Small() && !s.letIn.is(inFloor) {
 		a.Enlarge(now, &s.Stream)
 	}
 	lost := large && s.outgrows()
@@ -164,7 +160,7 @@ func (g *Guard) firstPiece(now Time, s *Stream) {
 func (g *Guard) outgrown(now Time, s *Stream, d budget.Direction) Verdict {
 	w := g.worker
 	if d == budget.Request {
-		if v := g.turnAway(now, s, Growth); !s.shadow {
+		if v := g.turnAway(now, s, Growth); !s.Shadow() {
 			return v
 		}
 		return Verdict{Action: Pass}
@@ -177,9 +173,7 @@ func (g *Guard) outgrown(now Time, s *Stream, d budget.Direction) Verdict {
 	if g.lets() {
 		return Verdict{}
 	}
-	s.phase = rejected
-	if g.shadows() {
-		g.shade(now, s)
+	if shadow := s.reject(now); shadow {
 		return Verdict{}
 	}
 	w.account.End(now, &s.Stream, d)

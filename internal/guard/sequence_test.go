@@ -283,7 +283,7 @@ func (e *envoy) open1() string {
 
 	v := g.Open(e.now, &x.Stream, x, x.length)
 	e.streams = append(e.streams, x)
-	if v.Action == Admit && x.total() > int64(w.budget.Small) && x.exempt == judged && !x.inFloor && w.alone != &x.Stream {
+	if v.Action == Admit && x.total() > int64(w.budget.Small) && x.exempt == judged && !x.letIn.is(inFloor) && !x.letIn.is(alone) {
 		e.admitted(w)
 	}
 	e.seen["open "+v.String()[:7]+" "+v.Reason.String()]++
@@ -329,7 +329,7 @@ func (e *envoy) comesUnseen(x *exchange) {
 
 // send is a read of the request's body.
 func (e *envoy) send(x *exchange) {
-	if x.phase == waiting || x.phase == closing {
+	if x.state == queued || x.state == closing {
 		// Reading has been stopped, but up to the pause cost comes; where there is a network filter
 		// it sees that.
 		if x.link.Context != 0 && !x.link.http2 {
@@ -411,7 +411,7 @@ func (e *envoy) respond(x *exchange) {
 	w := e.workers[x.link.worker]
 	had := x.Reserved(budget.Response) // at its request's headers
 	v := e.guards[x.link.worker].Expect(e.now, &x.Stream, x.response)
-	if v.Action == Admit && x.Reserved(budget.Response) > had && x.Reserved(budget.Response) > int64(w.budget.Small) && x.exempt == judged && w.alone != &x.Stream && !x.inFloor && !w.account.Table().Futile {
+	if v.Action == Admit && x.Reserved(budget.Response) > had && x.Reserved(budget.Response) > int64(w.budget.Small) && x.exempt == judged && !x.letIn.is(alone) && !x.letIn.is(inFloor) && !w.account.Table().Futile {
 		e.admitted(w)
 	}
 	if v.Action != Admit {
@@ -499,7 +499,7 @@ func (e *envoy) tick(d Time) {
 			e.note("resume %d bytes after %v", x.length, a.Waited)
 			require.False(e.t, x.Waiting())
 			e.seen["resumed"]++
-			if x.total() > int64(w.budget.Small) && !x.inFloor && w.alone != &x.Stream {
+			if x.total() > int64(w.budget.Small) && !x.letIn.is(inFloor) && !x.letIn.is(alone) {
 				e.admitted(w)
 			}
 			n := x.unread
@@ -515,7 +515,7 @@ func (e *envoy) tick(d Time) {
 			e.rejected(e.find(d.Stream), d.Verdict)
 		}
 		for _, s := range a.Close {
-			require.Equal(e.t, closing, s.phase)
+			require.Equal(e.t, closing, s.state)
 			e.seen["closed"]++
 			e.closeLink(e.find(s).link)
 		}
@@ -580,7 +580,7 @@ func (e *envoy) find(s *Stream) *exchange {
 			return x
 		}
 	}
-	e.t.Fatalf("a stream that is closed: %v", s.phase)
+	e.t.Fatalf("a stream that is closed: %v", s.state)
 	return nil
 }
 
@@ -636,7 +636,7 @@ func (e *envoy) check() {
 			if !x.Shadow() {
 				bounds[i] += x.Held(d)
 			}
-			if small := int64(e.workers[i].budget.Small); x.exempt == whileSmall && !x.Presumed() && x.phase == live && x.Seen(d)-x.Unbooked() > small {
+			if small := int64(e.workers[i].budget.Small); x.exempt == whileSmall && !x.Presumed() && x.state == live && x.Seen(d)-x.Unbooked() > small {
 				e.fail("exempt by its path, and not small: %d bytes of %d", x.Seen(d), small)
 			}
 		}
@@ -690,7 +690,7 @@ func (e *envoy) finish() {
 		require.Zero(e.t, w.left.Bytes())
 		require.Empty(e.t, w.closing)
 		require.Empty(e.t, w.residual)
-		require.Nil(e.t, w.alone)
+		require.False(e.t, w.futile.taken)
 	}
 	require.Equal(e.t, e.base, e.shared().InUse)
 }

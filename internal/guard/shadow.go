@@ -34,7 +34,6 @@ func (g *Guard) shade(now Time, s *Stream) {
 	if !g.shadows() {
 		return
 	}
-	s.shadow = true
 	w := g.worker
 	w.answered(s)
 	w.account.Shade(now, &s.Stream)
@@ -45,21 +44,14 @@ func (g *Guard) shade(now Time, s *Stream) {
 // it meanwhile passes now.
 func (g *Guard) unshade(now Time, s *Stream, credit int64) {
 	a := g.worker.account
-	s.shadow = false
 	a.Unshade(now, &s.Stream)
 	g.admit(now, s, credit)
 	a.CatchUp(now, &s.Stream, budget.Request)
-	if s.answers {
-		g.Expect(now, s, s.announced)
+	if s.meanwhile.answered {
+		g.Expect(now, s, s.meanwhile.length)
 		a.CatchUp(now, &s.Stream, budget.Response)
 	}
 	a.Cover(now)
-}
-
-// turnedAway makes a shadow of a request whose connection would have been closed before it came.
-func (w *Worker) turnedAway(now Time, s *Stream) {
-	s.phase = rejected
-	s.guard.shade(now, s)
 }
 
 // doomed says that the connection of a request that has just come would have been closed at its
@@ -73,13 +65,17 @@ func (w *Worker) doomed(s *Stream) bool {
 	return true
 }
 
-// vanish ends a shadow whose connection would be closed now.
-func (w *Worker) vanish(s *Stream) {
-	s.phase = rejected
-	if c := s.connection; c.paused == s {
-		c.paused = nil
-	}
-	w.account.Drop(&s.Stream)
+// meanwhile is what has come of a shadow's response. Where the shadow stands in line, it is judged
+// when that has let it go.
+type meanwhile struct {
+	answered bool
+	length   int64
+}
+
+// expectShadow notes the headers of a shadow's response.
+func (g *Guard) expectShadow(now Time, s *Stream, length int64) {
+	s.meanwhile = meanwhile{true, length}
+	g.worker.account.Supposes(now, &s.Stream, budget.Response, g.supposes(now, s, length))
 }
 
 // supposes is what a response of so many bytes, or of Unknown, likely comes to.

@@ -1,19 +1,37 @@
 package guard
 
 import (
+	"slices"
+
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/fairness"
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
 
-type phase uint8
+// state is where a request is in its life. Each transition is one method of Stream, which adds all
+// of the books that the state keeps and removes those of the state before:
+//
+//	      Open             reservation no longer certain
+//	done ──────▶ presumed ───────────────────────────────▶ live
+//	  │                                                    ▲  │
+//	  │  Open                                       resume │  │
+//	  ├──────────▶ live ─── no room ──────────▶ queued ────┘  │
+//	  │                                           │           │
+//	  │                           timeout ────────┴─┬─────────┘ growth, response, eviction
+//	  │                                             ▼
+//	  │                        rejected, or closing where even an answer has no room
+//
+// From each of them Close leads back to done. In mode observe queued, rejected and closing are in
+// the books alone: see Stream.Shadow.
+type state uint8
 
 const (
-	done phase = iota
-	live
-	waiting
-	closing
-	rejected
+	done     state = iota
+	presumed       // let in unjudged: its response may hold all that is reserved for it
+	live           // let in, and what it brings is counted
+	queued         // paused at its headers, in line
+	rejected       // answered, reset or evicted
+	closing        // rejected without an answer: paused until its connection is closed
 )
 
 // Stream is one request and its response. The zero value is ready for Open, and after Close it may
@@ -22,39 +40,45 @@ type Stream struct {
 	budget.Stream
 	guard      *Guard
 	host       Host
-	waiter     fairness.Waiter[Stream]
 	connection *Connection // known only if it was asked for: it waited, was rejected or was the one to verify
 	counted    *Connection // the one that counts it as live; nil = none, or there is no network filter
 	key        *key        // the other, if not keyed
 	length     int64
 	wants      int64 // what the request brings, announced or forecast, at most its cap
 	expects    int64 // what its response will, as far as that is to be reserved at its headers: see foresee
-	pauseCost  int64
-	window     int64 // of its HTTP/2 connection's window, while it waits
-	phase      phase
 	cold       int64 // what its response may hold, where that of its key's is not known and may be large; else 0
 	ahead      int64 // and how much of a response may be there before its headers are answered
 	probing    int64 // of what is cold, what is not reserved: see Worker.mayProbe
 	unknown    int64 // of what is cold, what is in its key's sum
-	admitted   Time
-	exempt     exemption
-	untold     bool // nothing will be told of its response
-	shadow     bool // mode observe: it waits, or was turned away, in the books alone
-	answers    bool // the headers of a shadow's response have come
-	announced  int64
-	http2      bool
-	asked      bool // http2 is known
-	keyed      bool // key is known
-	marked     bool // mode observe: it would have been evicted
-	inFloor    bool // large, but let into the floor: it stays in the small sum
+	since      Time  // when it was admitted, if it is cold
+	pause
+	meanwhile meanwhile // where it is a shadow
+	state     state
+	exempt    exemption
+	letIn     letIn
+	untold    bool // nothing will be told of its response
+	http2     bool
+	asked     bool // http2 is known
+	keyed     bool // key is known
+	marked    bool // mode observe beside one that enforces: it would have been evicted, and stays
 	traced
+}
+
+// pause is what a paused request costs: one in line, or one that was rejected unfinished.
+type pause struct {
+	waiter    fairness.Waiter[Stream]
+	pauseCost int64 // what it can leave unread
+	window    int64 // of its HTTP/2 connection's window, while it waits
 }
 
 // Host is whom the stream asks.
 func (s *Stream) Host() Host { return s.host }
 
 // Waiting says whether the stream is in line, and not as a shadow.
-func (s *Stream) Waiting() bool { return s.phase == waiting && !s.shadow }
+func (s *Stream) Waiting() bool { return s.state == queued && !s.Shadow() }
+
+// admitted says that the request was let in, and goes on.
+func (s *Stream) admitted() bool { return s.state == presumed || s.state == live }
 
 // total is what the request is expected to come to, with its response.
 func (s *Stream) total() int64 { return s.wants + s.expects }
@@ -86,7 +110,68 @@ func (s *Stream) credit() int64 {
 	return min(s.connection.arrived, s.pauseCost, s.wants)
 }
 
-func (w *Worker) leaveLine(s *Stream) {
+// begin opens the stream: done → live.
+func (s *Stream) begin(now Time, g *Guard, h Host, length int64) {
+	w, b := g.worker, &g.config.Buffers
+	*s = Stream{}
+	s.guard, s.host, s.state, s.length, s.key, s.opened, s.waiter.Value = g, h, live, length, &w.keys.Other, now, s
+	s.key.Refs++
+	w.busy(now, s)
+	requestCap := 2 * int64(b.Downstream)
+	switch {
+	case length == 0:
+		requestCap = 0
+	case length == budget.Unknown || length > requestCap:
+		requestCap = g.requestCap(s)
+	}
+	w.account.Open(now, &s.Stream, s, &s.key.Value.Sum, int64(g.config.Costs.Stream), requestCap, int64(b.Downstream+b.Upstream))
+}
+
+// presume lets it go unjudged, with n bytes reserved for its response: live → presumed.
+func (s *Stream) presume(n int64) {
+	s.state = presumed
+	s.guard.worker.account.Presume(&s.Stream, n)
+}
+
+// count begins to count what its response holds, of which so much has passed, and it may be over:
+// presumed → live.
+func (s *Stream) count(now Time) (passed int64, over bool) {
+	s.state = live
+	return s.guard.worker.account.Doubt(now, &s.Stream)
+}
+
+// joinLine pauses it, at a cost, among the small ones in line or the large: live → queued.
+func (s *Stream) joinLine(now Time, small bool, cost, window int64) {
+	g, w := s.guard, s.guard.worker
+	s.state, s.pauseCost, s.window = queued, cost, window
+	g.shade(now, s)
+	w.held += cost
+	if s.seen() {
+		w.account.Pause(now, &s.Stream, cost, cost)
+	} else {
+		w.account.PauseUnseen(&s.Stream, cost)
+	}
+	if c := s.connection; c != nil {
+		c.Waiting++
+		c.window += window
+		if s.isHTTP2() {
+			c.costs += cost
+		} else {
+			c.paused, c.arrived = s, c.last
+		}
+	}
+	s.waiter.Size = s.total()
+	if small {
+		s.waiter.Size = s.wants // what it expects is a guess, by which others must not be told how long the line takes
+	}
+	w.line.Join(now, &s.key.Value.queue, &s.waiter, small)
+	w.publish()
+}
+
+// leaveLine ends that: queued → live. What the pause costs stays in the account: it goes with
+// budget.Account.Unpause or Drop.
+func (s *Stream) leaveLine() {
+	w := s.guard.worker
 	w.line.Leave(&s.waiter)
 	w.held -= s.pauseCost
 	if c := s.connection; c != nil {
@@ -99,75 +184,156 @@ func (w *Worker) leaveLine(s *Stream) {
 			c.paused = nil
 		}
 	}
-	s.phase = live
+	s.state = live
 	w.publish()
+}
+
+// reject ends what it was let in for, with nothing left unread: live → rejected. It says whether
+// that is so in the books alone.
+func (s *Stream) reject(now Time) (shadow bool) {
+	s.state = rejected
+	s.guard.shade(now, s)
+	return s.Shadow()
+}
+
+// rejectUnread has it answered, though so much of it may lie unread until its client has read the
+// answer: live → rejected.
+func (s *Stream) rejectUnread(now Time, cost int64, counted bool) {
+	g, w := s.guard, s.guard.worker
+	s.pauseCost = cost
+	if !s.Ended(budget.Request) && !s.isHTTP2() {
+		w.left.Add(now, Time(g.config.Buffers.Linger), cost)
+	}
+	shadow := s.reject(now)
+	if !counted {
+		w.account.Pause(now, &s.Stream, cost, cost)
+	}
+	if !shadow {
+		w.account.End(now, &s.Stream, budget.Request)
+	}
+	w.publish()
+	w.account.Cover(now)
+}
+
+// rejectClosing has its connection closed, where so much of it may lie unread until then:
+// live → closing.
+func (s *Stream) rejectClosing(now Time, cost int64, counted bool) {
+	w, c := s.guard.worker, s.connection
+	s.state, s.pauseCost = closing, cost
+	c.paused, c.arrived = s, c.last
+	w.closing = append(w.closing, s)
+	s.guard.shade(now, s)
+	if !counted {
+		w.account.Pause(now, &s.Stream, cost, c.arrived)
+	}
+	w.publish()
+	w.account.Cover(now)
+}
+
+// vanish takes its connection for closed, where it is a shadow: closing → rejected. The list of
+// those that are to be closed is Worker.close's.
+func (s *Stream) vanish() {
+	s.state = rejected
+	s.unpause()
+	s.guard.worker.account.Drop(&s.Stream)
+}
+
+// unpause has what comes on its connection no longer be taken for its own.
+func (s *Stream) unpause() {
+	if c := s.connection; c.paused == s {
+		c.paused = nil
+	}
 }
 
 // End notes that a message has ended, with its body or with its trailers.
 func (g *Guard) End(now Time, s *Stream, d budget.Direction) {
-	if s.phase == done || d == budget.Response && s.Ends() || s.Ended(d) {
+	if s.state == done || d == budget.Response && s.Ends() || s.Ended(d) {
 		return
 	}
-	if s.phase == live && s.Lengthless(d) {
+	if s.admitted() && s.Lengthless(d) {
 		g.worker.learn(now, s.key, d, s.Held(d))
 	}
 	g.worker.account.End(now, &s.Stream, d)
 }
 
-// Close ends the stream, however it came to that. It returns what a waiting one had waited, else 0.
+// Close ends the stream, however it came to that: any state → done. It returns what a waiting one
+// had waited, else 0.
 func (g *Guard) Close(now Time, s *Stream) (waited unit.Duration) {
-	w, a := g.worker, g.worker.account
-	switch s.phase {
+	switch s.state {
 	case done:
 		return 0
-	case waiting:
-		if !s.shadow {
-			waited = unit.Duration(now - s.waiter.Since)
-		}
-		w.leaveLine(s)
-		a.Drop(&s.Stream)
-	case closing:
-		a.Drop(&s.Stream)
-		for i, c := range w.closing {
-			if c == s {
-				w.closing = append(w.closing[:i], w.closing[i+1:]...)
-				break
-			}
-		}
+	case presumed, live:
+		s.leaveResponse(now)
+	case queued:
+		waited = s.abandon(now)
 	case rejected:
-		switch c := s.connection; {
-		case s.pauseCost == 0, s.shadow:
-		case s.isHTTP2():
-			a.Drop(&s.Stream)
-		case c != nil && c.Context != 0 && !c.IsClosed:
-			a.Linger(&s.Stream, &c.Connection)
-		}
-	case live:
-		if n := s.Held(budget.Response); n > int64(w.budget.Small) {
-			if c := s.host.Arrived(); c != nil && !c.IsClosed {
-				g.keyOf(now, s)
-				w.leave(now, c, n, s.key)
-				w.traceLeave(s, c)
-			}
-		}
+		s.linger()
+	case closing:
+		s.isClosed()
 	}
-	if c := s.connection; c != nil && c.paused == s {
-		c.paused = nil
+	s.finish(now)
+	return waited
+}
+
+// leaveResponse hands what a large response may have left unread to its connection.
+func (s *Stream) leaveResponse(now Time) {
+	g, w := s.guard, s.guard.worker
+	n := s.Held(budget.Response)
+	if n <= int64(w.budget.Small) {
+		return
 	}
+	if c := s.host.Arrived(); c != nil && !c.IsClosed {
+		g.keyOf(now, s)
+		w.leave(now, c, n, s.key)
+		w.traceLeave(s, c)
+	}
+}
+
+// abandon takes it out of the line, with what it has sent, and says how long it waited: a shadow
+// has not.
+func (s *Stream) abandon(now Time) (waited unit.Duration) {
+	if !s.Shadow() {
+		waited = unit.Duration(now - s.waiter.Since)
+	}
+	s.leaveLine()
+	s.guard.worker.account.Drop(&s.Stream)
+	return waited
+}
+
+// linger leaves what it has sent to its HTTP/1 connection: it is gone when that is closed. On HTTP/2
+// it is gone now.
+func (s *Stream) linger() {
+	a := s.guard.worker.account
+	switch c := s.connection; {
+	case s.pauseCost == 0, s.Shadow():
+	case s.isHTTP2():
+		a.Drop(&s.Stream)
+	case c != nil && c.Context != 0 && !c.IsClosed:
+		a.Linger(&s.Stream, &c.Connection)
+	}
+}
+
+// isClosed takes it off the list of those whose connections are to be closed: what it has sent has
+// gone with its own.
+func (s *Stream) isClosed() {
+	w := s.guard.worker
+	w.account.Drop(&s.Stream)
+	if i := slices.Index(w.closing, s); i >= 0 {
+		w.closing = slices.Delete(w.closing, i, i+1)
+	}
+	s.unpause()
+}
+
+// finish gives back what a stream has in every state.
+func (s *Stream) finish(now Time) {
+	w := s.guard.worker
 	if w.credited == s {
 		w.credited = nil
 	}
-	if w.alone == s {
-		w.alone = nil
-		w.letIn = now
-	}
-	if s.inFloor {
-		w.letIn = now
-	}
+	w.futile.leaves(now, s.letIn)
 	w.unbusy(now, s)
 	w.answered(s)
-	s.phase = done
-	a.Close(now, &s.Stream)
+	s.state = done
+	w.account.Close(now, &s.Stream)
 	s.key.Refs--
-	return waited
 }

@@ -55,11 +55,11 @@ func (h *holding) bound() int64 { return h.request + h.response }
 func (s *Stream) holds() holding {
 	h := holding{request: s.Held(budget.Request), response: s.Held(budget.Response), likely: s.Likely()}
 	switch {
-	case s.phase != live && s.pauseCost > 0 && !s.shadow:
+	case !s.admitted() && s.pauseCost > 0 && !s.Shadow():
 		// It lies unread in the codec, and is in no sum of the account: on HTTP/1 exactly what the
 		// network filter saw.
 		come := s.pauseCost
-		if s.phase != rejected && s.seen() && !s.http2 {
+		if s.state != rejected && s.seen() && !s.http2 {
 			come = min(come, s.connection.arrived)
 		}
 		h.request += s.pauseCost

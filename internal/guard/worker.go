@@ -43,10 +43,9 @@ type Worker struct {
 	idle      idle
 	settled   Time
 	drain     rate
-	early     uint64  // requests that met a line that is nearly too long
-	crowd     Time    // when those who were told the longest delay and more could have been admitted; past = there is no crowd
-	alone     *Stream // while shedding is futile: the one large request that is let in
-	letIn     Time    // when the last that was let in for it ended: the next one needs a reading asked for after that
+	early     uint64 // requests that met a line that is nearly too long
+	crowd     Time   // when those who were told the longest delay and more could have been admitted; past = there is no crowd
+	futile    futile
 
 	tracer    tracer
 	polls     bool
