@@ -247,14 +247,24 @@ func (s *story) sample() {
 // sum is what all workers have, as of now.
 func (s *story) sum() (all budget.Entry) {
 	for i, w := range s.workers {
-		if s.trapped[i] {
-			continue
-		}
 		own := w.Account().Own()
+		if s.trapped[i] {
+			own = s.last(own.ID)
+		}
 		all.Fresh, all.Coming, all.Bounds = all.Fresh+own.Fresh, all.Coming+own.Coming, all.Bounds+own.Bounds
 		all.Waiting += own.Waiting
 	}
 	return all
+}
+
+// last is what the others know of a trapped worker, until they drop it.
+func (s *story) last(id uint32) budget.Entry {
+	for _, e := range s.table().Entries {
+		if e.ID == id {
+			return e
+		}
+	}
+	return budget.Entry{}
 }
 
 // books is what the estimate is made of.
