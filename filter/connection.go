@@ -42,9 +42,7 @@ func (c *connection) OnNewConnection() types.Action {
 	c.open = true
 	if key, ok := connectionID(); ok {
 		c.key = key
-		if machine.oldest == 0 {
-			machine.oldest = key
-		}
+		machine.setup.connected(key)
 		machine.connections[key] = &c.Connection
 	}
 	return types.ActionContinue

@@ -68,7 +68,7 @@ func (s *stream) tell(method, question string) {
 	w := machine.worker
 	source := peak.Source{
 		Clock:    peak.Clock{Monotonic: now(), Wall: wall()},
-		About:    [][2]string{{"version", version.String()}, {"face", face}, {"mode", string(machine.mode())}},
+		About:    [][2]string{{"version", version.String()}, {"face", face}, {"mode", string(machine.setup.mode())}},
 		Level:    w.Account().Table().Level.String(),
 		Figures:  func(add func(name string, value int64)) { w.Status(machine.now, add) },
 		Counters: machine.stats.counted,

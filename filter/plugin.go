@@ -29,18 +29,10 @@ type vm struct {
 	gauged      budget.Time
 	measured    budget.Time
 	looking     []looking // who waits for an answer of all workers
-
-	plugins map[*plugin]struct{} // that are there
-	batch   []*plugin            // that have started since it was told which
-	batched budget.Time          // when the last of them did
-	changes []string             // of shared settings, by them
-	late    bool                 // other virtual machines were here long before
-	oldest  uint64               // the first connection that the network filter has seen; 0 = none yet
-	strange bool                 // a request came on one that it has not
-	unnamed bool                 // a request came whose route has no name
+	setup       setup
 }
 
-var machine = vm{connections: map[uint64]*guard.Connection{}, plugins: map[*plugin]struct{}{}}
+var machine = vm{connections: map[uint64]*guard.Connection{}, setup: setup{plugins: map[*plugin]struct{}{}}}
 
 // start makes the worker when the first plugin of the virtual machine starts.
 func (v *vm) start() error {
@@ -59,10 +51,19 @@ func (v *vm) start() error {
 	if worker.Account().Refresh(v.now) != nil {
 		v.hostError()
 	}
-	v.late = v.now-worker.Account().Table().Begun > lateAfter
+	v.setup.late = v.now-worker.Account().Table().Begun > lateAfter
 	return nil
 }
 
+// enforce tells the worker whether any of its plugins enforces. Like hostError it is not inlined:
+// start-up is V8 compiling bytes.
+//
+//go:noinline
+func (v *vm) enforce() { v.worker.SetEnforcing(v.setup.mode() == guard.Enforce) }
+
+// hostError counts a call of the host that failed.
+//
+//go:noinline
 func (v *vm) hostError() {
 	if v.worker != nil {
 		v.worker.HostError()
@@ -114,12 +115,10 @@ func (p *plugin) start() error {
 		return err
 	}
 	g, changed := guard.New(config, machine.worker)
-	if changed != "" && len(machine.changes) < maxSummaries {
-		machine.changes = append(machine.changes, changed)
-	}
 	p.guard = g
 	machine.now = now()
-	machine.joined(p, true)
+	machine.setup.join(p, changed)
+	machine.enforce()
 	machine.pacer = p // of the plugins that are there the newest is likely to stay longest
 	return p.setTick(guard.Tick)
 }
@@ -133,7 +132,7 @@ func (p *plugin) OnTick() {
 	if p.guard == nil {
 		return
 	}
-	if machine.pacer != p && machine.pacer != nil && t-machine.ticked < guard.SlowTick {
+	if !machine.paces(p, t) {
 		_ = p.setTick(guard.SlowTick) // the other's ticks do it, as long as there are any
 		return
 	}
@@ -150,7 +149,7 @@ func (p *plugin) OnTick() {
 	if a.Resume != nil || len(a.Rejected) > 0 || len(a.Close) > 0 || len(a.Cut) > 0 || len(a.Idle) > 0 {
 		p.carryOut(a)
 	}
-	machine.introduce(t)
+	machine.setup.introduce(t)
 	if p.answerLooking(t) {
 		a.Next = guard.FastTick
 	}
@@ -160,6 +159,11 @@ func (p *plugin) OnTick() {
 	_ = p.setTick(a.Next)
 }
 
+// paces says whether this plugin's ticks are those that count.
+func (v *vm) paces(p *plugin, now budget.Time) bool {
+	return v.pacer == p || v.pacer == nil || now-v.ticked >= guard.SlowTick
+}
+
 // OnPluginDone implements types.PluginContext: its listener, or its configuration, is going.
 func (p *plugin) OnPluginDone() bool {
 	if machine.pacer == p {
@@ -167,7 +171,8 @@ func (p *plugin) OnPluginDone() bool {
 	}
 	if p.guard != nil {
 		p.guard.Retire()
-		machine.joined(p, false)
+		machine.setup.leave(p)
+		machine.enforce()
 	}
 	return true
 }
@@ -198,6 +203,13 @@ func (p *plugin) carryOut(a *guard.Actions) {
 			}
 		}
 	}
+	p.closeConnections(a)
+	p.on(p.id)
+}
+
+// closeConnections closes those of requests that were rejected, those that send too much, and those
+// that are idle.
+func (p *plugin) closeConnections(a *guard.Actions) {
 	for _, c := range a.Close {
 		s := streamOf(c)
 		if p.on(s.network) && proxywasm.CloseDownstream() == nil {
@@ -215,7 +227,6 @@ func (p *plugin) carryOut(a *guard.Actions) {
 			}
 		}
 	}
-	p.on(p.id)
 }
 
 // on makes the context the one that host calls are for.

@@ -48,22 +48,42 @@ func warn(matter, text string) {
 	}
 }
 
-// joined notes that a plugin has started, or is going.
-func (v *vm) joined(p *plugin, joins bool) {
-	if joins {
-		v.plugins[p] = struct{}{}
-		v.batch = append(v.batch, p)
-		v.batched = v.now
-	} else {
-		delete(v.plugins, p)
+// setup is which plugins run in this virtual machine, and what has been told of that.
+type setup struct {
+	plugins map[*plugin]struct{} // that are there
+	batch   []*plugin            // that have started since it was told which
+	batched budget.Time          // when the last of them did
+	changes []string             // of shared settings, by them
+	late    bool                 // other virtual machines were here long before
+	oldest  uint64               // the first connection that the network filter has seen; 0 = none yet
+	strange bool                 // a request came on one that it has not: that is told
+	unnamed bool                 // a request came whose route has no name: that is told
+}
+
+// join notes that a plugin has started, and what that changed of shared settings.
+func (s *setup) join(p *plugin, changed string) {
+	if changed != "" && len(s.changes) < maxSummaries {
+		s.changes = append(s.changes, changed)
 	}
-	v.worker.SetEnforcing(v.mode() == guard.Enforce)
+	s.plugins[p] = struct{}{}
+	s.batch = append(s.batch, p)
+	s.batched = machine.now
+}
+
+// leave notes that a plugin is going.
+func (s *setup) leave(p *plugin) { delete(s.plugins, p) }
+
+// connected notes a connection that the network filter has seen.
+func (s *setup) connected(id uint64) {
+	if s.oldest == 0 {
+		s.oldest = id
+	}
 }
 
 // mode is enforce where any plugin that is there enforces: an old one goes on for as long as its
 // listener drains.
-func (v *vm) mode() guard.Mode {
-	for p := range v.plugins {
+func (s *setup) mode() guard.Mode {
+	for p := range s.plugins {
 		if p.guard.Config().Mode == guard.Enforce {
 			return guard.Enforce
 		}
@@ -73,30 +93,30 @@ func (v *vm) mode() guard.Mode {
 
 // introduce tells what has started, and what is missing of it, as soon as no other plugin has
 // joined for a while.
-func (v *vm) introduce(t budget.Time) {
-	if len(v.batch) == 0 || t-v.batched < settleAfter {
+func (s *setup) introduce(t budget.Time) {
+	if len(s.batch) == 0 || t-s.batched < settleAfter {
 		return
 	}
 	var summaries []string
-	for _, p := range v.batch {
+	for _, p := range s.batch {
 		summary := p.guard.Config().Summary()
 		known := false
-		for _, s := range summaries {
-			known = known || s == summary
+		for _, other := range summaries {
+			known = known || other == summary
 		}
 		if !known && len(summaries) < maxSummaries {
 			summaries = append(summaries, summary)
 		}
 	}
-	if changed := strings.Join(v.changes, "; then "); changed != "" && first("changes", changed) {
+	if changed := strings.Join(s.changes, "; then "); changed != "" && first("changes", changed) {
 		proxywasm.LogWarn("highwater: shared settings have changed: " + changed +
 			". All plugins of a vm_id share them, and the one that starts last sets them")
 	}
-	v.batch, v.changes = nil, nil
+	s.batch, s.changes = nil, nil
 	if text := fmt.Sprintf("%s, face %s: %s", version.String(), face, strings.Join(summaries, "; and ")); first("start", text) {
 		proxywasm.LogInfo("highwater: " + text)
 	}
-	v.missing()
+	s.missing()
 }
 
 // maxSummaries: more configurations that differ are not told.
@@ -104,9 +124,9 @@ const maxSummaries = 8
 
 // missing tells which of the two filters is not there. Which listeners have it can't be asked:
 // those that come to be used without are told at their first request, by unknown.
-func (v *vm) missing() {
+func (s *setup) missing() {
 	network, requests := false, false
-	for p := range v.plugins {
+	for p := range s.plugins {
 		network = network || p.network
 		requests = requests || !p.network && p.guard.Config().Debug.Path == ""
 	}
@@ -131,7 +151,7 @@ const lateAfter = 30 * time.Second
 // unknown tells that a request came on a connection that the network filter does not know. Where
 // there is none at all, that was told.
 func (p *plugin) unknown(connection uint64) {
-	v := &machine
+	v := &machine.setup
 	if v.strange || p.guard.Config().Debug.Path != "" || v.late && (v.oldest == 0 || connection < v.oldest) {
 		return
 	}
@@ -149,11 +169,11 @@ func (p *plugin) unknown(connection uint64) {
 // unnamed tells that a request's route has no name, where that is by what requests are told apart.
 // One that has no route at all, and no cluster therefore, is none of those.
 func (p *plugin) unnamed() {
-	if machine.unnamed || !p.guard.Config().TellsRoutesApart() {
+	if machine.setup.unnamed || !p.guard.Config().TellsRoutesApart() {
 		return
 	}
 	if cluster, _ := propertyOf(clusterName); cluster != "" {
-		machine.unnamed = true
+		machine.setup.unnamed = true
 		warn("routes", guard.UnnamedRoutes)
 	}
 }
