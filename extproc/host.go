@@ -31,12 +31,18 @@ func (s *stream) Connection() *guard.Connection {
 	return c
 }
 
-// Hides implements guard.Host: where the mode of a body is NONE, nothing of it is told, unless we
-// ask for it.
-func (s *stream) Hides(d budget.Direction) bool { return s.halves[d].hidden() }
-
-// Untold implements guard.Host: most likely the filter's response_header_mode is SKIP.
-func (s *stream) Untold() bool { return !s.server.coverage.TellsResponses() }
+// Visibility implements guard.Host: where the mode of a body is NONE its headers alone are told,
+// unless we ask for it; and where the filter's response_header_mode is SKIP, most likely nothing is
+// told of responses.
+func (s *stream) Visibility(d budget.Direction) budget.Visibility {
+	switch {
+	case !s.halves[d].hidden():
+		return budget.Counted
+	case d == budget.Response && !s.server.coverage.TellsResponses():
+		return budget.Silent
+	}
+	return budget.Announced
+}
 
 // Path implements guard.Host.
 func (s *stream) Path() string { return s.path }

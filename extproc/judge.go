@@ -215,7 +215,7 @@ func (s *stream) body(d budget.Direction, b *extprocv3.HttpBody) {
 		if s.standing != standingOpen {
 			return
 		}
-		if !s.Hidden(d) {
+		if s.Counted(d) {
 			v = s.guard.Grow(now, &s.Stream, d, int64(len(b.GetBody())))
 		}
 		if b.GetEndOfStream() {

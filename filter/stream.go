@@ -83,7 +83,7 @@ func (s *stream) OnHttpResponseHeaders(_ int, end bool) (action types.Action) {
 
 // OnHttpResponseBody implements types.HttpContext.
 func (s *stream) OnHttpResponseBody(n int, end bool) types.Action {
-	if (!end || s.Ends()) && s.Free(int64(n)) { // most chunks: it touches one line of memory
+	if (!end || s.Ends()) && s.PassesUnbooked(int64(n)) { // most chunks: it touches one line of memory
 		return types.ActionContinue
 	}
 	return s.body(budget.Response, n, end)
@@ -229,11 +229,8 @@ func (s *stream) Describe(header string) (l reservoir.Labels) {
 	return l
 }
 
-// Hides implements guard.Host.
-func (s *stream) Hides(budget.Direction) bool { return false }
-
-// Untold implements guard.Host.
-func (s *stream) Untold() bool { return false }
+// Visibility implements guard.Host.
+func (s *stream) Visibility(budget.Direction) budget.Visibility { return budget.Counted }
 
 // Path implements guard.Host.
 func (s *stream) Path() string { return s.Header(":path") }

@@ -466,27 +466,6 @@ func (a *Account) Open(now Time, s *Stream, owner any, sum *Sum, cost, requestCa
 	a.own.Exposure += s.exposure
 }
 
-// Hide notes, before the headers of a direction, that nobody will tell what passes of it: then what
-// was announced or forecast stands for it. What comes unexpected can't be told as long as there is
-// such a stream.
-func (a *Account) Hide(s *Stream, d Direction) {
-	if !s.dir[Request].unseen && !s.dir[Response].unseen {
-		a.hidden++
-	}
-	s.dir[d].unseen = true
-}
-
-// Tell notes that what passes of the direction will be told after all.
-func (a *Account) Tell(s *Stream, d Direction) {
-	if !s.dir[d].unseen {
-		return
-	}
-	s.dir[d].unseen = false
-	if !s.dir[1-d].unseen {
-		a.hidden--
-	}
-}
-
 // Move takes the stream from its key's sum into that of another.
 func (a *Account) Move(s *Stream, to *Sum) {
 	coming := s.dir[Request].coming + s.dir[Response].coming
@@ -842,7 +821,7 @@ func (a *Account) finish(now Time, s *Stream, d Direction) {
 	}
 	m.ended = true
 	m.credit = 0
-	if m.unseen && m.expected && !s.shadow {
+	if m.unseen() && m.expected && !s.shadow {
 		a.addFresh(m.fill(a.gen, m.coming)) // it may have passed just now
 	}
 	a.unreserve(s, m, m.coming)
@@ -855,7 +834,7 @@ func (a *Account) Close(now Time, s *Stream) {
 	}
 	s.live = false
 	a.unpresume(s)
-	if s.dir[Request].unseen || s.dir[Response].unseen {
+	if s.hides() {
 		a.hidden--
 	}
 	a.Unpause(s)
@@ -1172,7 +1151,7 @@ func (a *Account) CatchUp(now Time, s *Stream, d Direction) {
 // Supposes notes what a shadow's message likely comes to, bytes, where nobody tells what passes of
 // it.
 func (a *Account) Supposes(now Time, s *Stream, d Direction, n int64) {
-	if m := &s.dir[d]; s.shadow && m.unseen {
+	if m := &s.dir[d]; s.shadow && m.unseen() {
 		m.reserved = min(max(m.reserved, n), m.cap)
 		m.moved = now
 		s.settle(a, now)
@@ -1272,5 +1251,5 @@ func (a *Account) giveBack(gen uint32, n int64) {
 // Lengthless says that the message has a body and announced no length: it teaches the forecast.
 func (s *Stream) Lengthless(d Direction) bool {
 	m := &s.dir[d]
-	return m.expected && m.length == Unknown && !m.unseen
+	return m.expected && m.length == Unknown && !m.unseen()
 }

@@ -178,37 +178,37 @@ func TestUnbookedBytesStayComing(t *testing.T) {
 	b.join()
 	a := b.accounts[0]
 	s := b.stream(a)
-	require.False(t, s.Free(1), "nothing was announced")
+	require.False(t, s.PassesUnbooked(1), "nothing was announced")
 	a.Expect(b.now, s, Response, 50*kib, 50*kib, 0)
-	require.False(t, s.Free(1), "a small stream may outgrow what is small")
+	require.False(t, s.PassesUnbooked(1), "a small stream may outgrow what is small")
 	a.Enlarge(b.now, s)
 	a.Expect(b.now, s, Response, mib, mib, 0)
 	before := a.Estimate(b.now)
 	fresh := a.Own().Fresh
 	for range 4 {
-		require.True(t, s.Free(60*kib))
+		require.True(t, s.PassesUnbooked(60*kib))
 		require.Equal(t, before, a.Estimate(b.now))
 		require.Equal(t, fresh, a.Own().Fresh)
 	}
 	require.Equal(t, 240*kib, s.Seen(Response), "what has passed is known at once")
 	require.Equal(t, 240*kib, s.Unbooked())
-	require.False(t, s.Free(60*kib), "more than freeMost")
+	require.False(t, s.PassesUnbooked(60*kib), "more than freeMost")
 	require.Zero(t, a.Pass(b.now, s, Response, 60*kib))
 	require.Equal(t, 300*kib, s.Seen(Response))
 	require.Equal(t, fresh+300*kib, a.Own().Fresh)
 	require.Equal(t, mib-300*kib, a.Own().Coming)
 	require.Equal(t, 300*kib, a.Own().Bounds)
 
-	require.True(t, s.Free(60*kib))
+	require.True(t, s.PassesUnbooked(60*kib))
 	b.tick(25 * ms)
 	require.Equal(t, fresh+360*kib, a.Own().Fresh, "a tick books it")
 	require.Zero(t, s.Unbooked())
 
-	require.True(t, s.Free(60*kib))
+	require.True(t, s.PassesUnbooked(60*kib))
 	a.End(b.now, s, Response)
 	require.Equal(t, fresh+420*kib, a.Own().Fresh, "and so does the end")
 	require.Zero(t, a.Own().Coming)
-	require.False(t, s.Free(1))
+	require.False(t, s.PassesUnbooked(1))
 	a.Close(b.now, s)
 	require.Zero(t, a.Own().Bounds)
 	require.Empty(t, a.free)
@@ -223,7 +223,7 @@ func TestExpectBooksWhatPassedBefore(t *testing.T) {
 	a.Enlarge(b.now, s)
 	fresh := a.Own().Fresh
 	a.Expect(b.now, s, Response, mib, mib, 0)
-	require.True(t, s.Free(200*kib))
+	require.True(t, s.PassesUnbooked(200*kib))
 	a.Expect(b.now, s, Response, mib, mib, 0)
 	require.Equal(t, 200*kib, s.Seen(Response))
 	require.Equal(t, fresh+200*kib, a.Own().Fresh)
@@ -240,13 +240,13 @@ func TestFreeBytesLapse(t *testing.T) {
 		a.Enlarge(b.now, s)
 		a.Expect(b.now, s, Response, mib, mib, 0)
 	}
-	require.True(t, streams[1].Free(kib))
+	require.True(t, streams[1].PassesUnbooked(kib))
 	for range 11 { // the one moves all the time
 		b.tick(50 * ms)
-		require.True(t, streams[1].Free(kib))
+		require.True(t, streams[1].PassesUnbooked(kib))
 	}
-	require.False(t, streams[0].Free(kib))
-	require.False(t, streams[2].Free(kib))
+	require.False(t, streams[0].PassesUnbooked(kib))
+	require.False(t, streams[2].PassesUnbooked(kib))
 	require.Len(t, a.free, 1)
 	for _, s := range streams {
 		a.Close(b.now, s)
@@ -266,12 +266,12 @@ func TestAFullResponseIsFreeUntilTheNextReading(t *testing.T) {
 	a.Open(b.now, s, nil, new(Sum), 16*kib, mib, 128*kib)
 	a.Enlarge(b.now, s)
 	a.Expect(b.now, s, Response, 4*mib, 128*kib, 0)
-	require.True(t, s.Free(128*kib), "as coming")
-	require.False(t, s.Free(16*kib), "it is to be booked")
+	require.True(t, s.PassesUnbooked(128*kib), "as coming")
+	require.False(t, s.PassesUnbooked(16*kib), "it is to be booked")
 	require.Equal(t, 16*kib, a.Pass(b.now, s, Response, 16*kib))
 	before := a.Own()
 	for range 10 {
-		require.True(t, s.Free(16*kib))
+		require.True(t, s.PassesUnbooked(16*kib))
 	}
 	require.Equal(t, before, a.Own())
 	require.Equal(t, 304*kib, s.Seen(Response))
@@ -283,7 +283,7 @@ func TestAFullResponseIsFreeUntilTheNextReading(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, 304*kib, s.Seen(Response))
 	fresh := a.Own().Fresh
-	require.False(t, s.Free(16*kib), "what it holds now may have come since")
+	require.False(t, s.PassesUnbooked(16*kib), "what it holds now may have come since")
 	require.Equal(t, 16*kib, a.Pass(b.now, s, Response, 16*kib))
 	require.Equal(t, fresh+16*kib, a.Own().Fresh)
 	require.Equal(t, 320*kib, s.Seen(Response))

@@ -47,10 +47,10 @@ type message struct {
 	burst  [2]int64
 	second Time // start of burst[0]; burst[1] is what passed in the second before
 
-	expected bool // headers have been seen
-	ended    bool
-	lapsed   bool // something of the reservation was taken back
-	unseen   bool // its bytes pass without being told
+	expected   bool // headers have been seen
+	ended      bool
+	lapsed     bool // something of the reservation was taken back
+	visibility Visibility
 }
 
 func (m *message) begin(now Time, gen uint32, most int64) {
@@ -60,7 +60,7 @@ func (m *message) begin(now Time, gen uint32, most int64) {
 // bound is the most that can be held of what has passed. Where nobody tells that, it is what was
 // announced or forecast.
 func (m *message) bound() int64 {
-	if m.unseen {
+	if m.unseen() {
 		return min(m.reserved, m.cap)
 	}
 	return min(m.seen, m.cap)
@@ -129,9 +129,9 @@ func (s *Stream) Seen(d Direction) int64 {
 	return s.dir[d].seen
 }
 
-// Free notes n more bytes of the response, and says whether that is all there is to do; else they
-// are for Account.Pass.
-func (s *Stream) Free(n int64) bool {
+// PassesUnbooked notes n more bytes of the response, and says whether that is all there is to do:
+// they need no booking. Else they are for Account.Pass.
+func (s *Stream) PassesUnbooked(n int64) bool {
 	if s.free < n {
 		return false
 	}
@@ -150,14 +150,11 @@ func (s *Stream) Length(d Direction) int64 { return s.dir[d].length }
 
 // Held is the most that the stream can hold of what it has moved in the direction, bytes.
 func (s *Stream) Held(d Direction) int64 {
-	if m := &s.dir[d]; !m.unseen {
+	if m := &s.dir[d]; !m.unseen() {
 		return min(s.Seen(d), m.cap)
 	}
 	return s.dir[d].bound()
 }
-
-// Hidden says that nobody tells what passes of the direction.
-func (s *Stream) Hidden(d Direction) bool { return s.dir[d].unseen }
 
 // Expected says whether the headers of the direction have been seen.
 func (s *Stream) Expected(d Direction) bool { return s.dir[d].expected }
@@ -260,7 +257,7 @@ func (s *Stream) lapse(a *Account, now Time) {
 	switch m := &s.dir[Response]; {
 	case !m.expected:
 		late = requestLapse // anticipated at the request's headers: the upstream may take its time
-	case m.unseen:
+	case m.unseen():
 		late = unseenLapse
 	}
 	if m := &s.dir[Response]; m.coming > 0 && now-m.moved >= late {
@@ -271,7 +268,7 @@ func (s *Stream) lapse(a *Account, now Time) {
 	m := &s.dir[Request]
 	switch idle := now - m.moved; {
 	case m.coming == 0:
-	case m.unseen:
+	case m.unseen():
 		if idle >= unseenLapse {
 			a.unreserve(s, m, m.coming)
 			m.lapsed = true

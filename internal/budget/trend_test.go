@@ -251,7 +251,7 @@ func TestSurprise(t *testing.T) {
 		b.tick(24 * ms)
 		asked := b.now
 		for _, s := range all {
-			require.True(t, s.Free(256*kib))
+			require.True(t, s.PassesUnbooked(256*kib))
 		}
 		b.now += 3 * ms
 		_, _, err := a.Observe(b.now, asked, 56*mib)

@@ -51,7 +51,7 @@ func (g *Guard) exempts(h Host, length int64) exemption {
 		return always
 	case len(x.paths) == 0, length > int64(g.worker.budget.Small):
 		return judged
-	case length == budget.Unknown && h.Hides(budget.Request): // when it has brought more than small, nobody would know
+	case length == budget.Unknown && h.Visibility(budget.Request) != budget.Counted: // when it has brought more than small, nobody would know
 		return judged
 	case anyPrefix(x.paths, h.Path()):
 		return whileSmall
@@ -66,8 +66,8 @@ func (g *Guard) mayExempt(n int64) bool {
 	return len(x.routes)+len(x.clusters) > 0 || len(x.paths) > 0 && int64(g.worker.budget.Small) >= n/2
 }
 
-// outgrows ends an exemption that is for small ones alone.
-func (s *Stream) outgrows() (ended bool) {
+// passSmall ends an exemption that is for small ones alone, and says whether the stream had one.
+func (s *Stream) passSmall() (ended bool) {
 	ended = s.exempt == whileSmall
 	if ended {
 		s.exempt = judged

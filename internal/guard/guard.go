@@ -94,12 +94,9 @@ type Host interface {
 	// the request header that goes into Key, if it is not empty. What can't be told any more is
 	// left empty. It may be called in a tick.
 	Describe(header string) reservoir.Labels
-	// Hides says that what passes of the direction's body is not told. It is asked at the headers
-	// of each.
-	Hides(d budget.Direction) bool
-	// Untold says that nothing at all is told of responses, not even their headers. It is asked
-	// where they are hidden.
-	Untold() bool
+	// Visibility says what will be told of the direction. It is asked at the headers of each, and
+	// of a response at those of its request too.
+	Visibility(d budget.Direction) budget.Visibility
 }
 
 // toldShare: those who are told to come back get an eighth of what is admitted. The others come

@@ -43,7 +43,6 @@ type request struct {
 	untold    bool
 }
 
-func (r *request) Untold() bool            { return r.untold }
 func (r *request) HTTP2() bool             { r.hostCalls++; return r.http2 }
 func (r *request) Connection() *Connection { r.hostCalls++; return r.connected }
 func (r *request) Arrived() *Connection {
@@ -52,13 +51,12 @@ func (r *request) Arrived() *Connection {
 	}
 	return r.connected
 }
-func (r *request) Hides(d budget.Direction) bool { return r.hides[d] }
-func (r *request) Path() string                  { r.hostCalls++; return r.path }
-func (r *request) Route() string                 { r.hostCalls++; return r.route }
-func (r *request) Cluster() string               { r.hostCalls++; return r.cluster }
-func (r *request) VirtualHost() string           { r.hostCalls++; return "" }
-func (r *request) Source() string                { r.hostCalls++; return "" }
-func (r *request) Header(string) string          { r.hostCalls++; return r.tenant }
+func (r *request) Path() string         { r.hostCalls++; return r.path }
+func (r *request) Route() string        { r.hostCalls++; return r.route }
+func (r *request) Cluster() string      { r.hostCalls++; return r.cluster }
+func (r *request) VirtualHost() string  { r.hostCalls++; return "" }
+func (r *request) Source() string       { r.hostCalls++; return "" }
+func (r *request) Header(string) string { r.hostCalls++; return r.tenant }
 
 func (r *request) Describe(header string) reservoir.Labels {
 	r.hostCalls++
@@ -1151,4 +1149,14 @@ func TestWhatComesFirstIsRefusedWhileOthersAreToBeClosed(t *testing.T) {
 	require.True(t, w.Data(p.now, from(exempting, "10.0.0.1"), mib), "no upload is exempt by its path")
 	larger.Budget.Limit.Bytes = 400 * unit.MiB
 	require.False(t, w.Data(p.now, from(larger, "10.0.0.1"), mib), "now there is room")
+}
+
+func (r *request) Visibility(d budget.Direction) budget.Visibility {
+	switch {
+	case !r.hides[d]:
+		return budget.Counted
+	case d == budget.Response && r.untold:
+		return budget.Silent
+	}
+	return budget.Announced
 }

@@ -202,7 +202,7 @@ func TestHiddenKeyIsKnownForGood(t *testing.T) {
 	}
 	require.Zero(t, theKey(p.workers[0]).unknown)
 	for _, r := range under {
-		require.Zero(t, r.cold)
+		require.Zero(t, r.expects.cold())
 	}
 	require.Len(t, p.burst(300), 300)
 }
@@ -278,7 +278,7 @@ func TestHiddenProbesOfALargeKey(t *testing.T) {
 		t.Helper()
 		r := w.Tick(p.now).Resume
 		require.NotNil(t, r)
-		require.Zero(t, r.expects)
+		require.Zero(t, r.expects.bytes)
 		again, _ := w.Resume(p.now)
 		require.Nil(t, again, "one at a time")
 		require.Empty(t, p.burst(1), "one at a time")
@@ -427,7 +427,7 @@ func TestUntoldForAWhile(t *testing.T) {
 	g.Close(p.now, &never.Stream)
 	require.Zero(t, theKey(w).largest)
 	r := get(true, budget.Unknown)
-	require.False(t, r.Hidden(budget.Response))
+	require.True(t, r.Counted(budget.Response))
 	require.Equal(t, Admit, g.Grow(p.now, &r.Stream, budget.Response, mib).Action)
 	require.Equal(t, mib, r.Seen(budget.Response))
 	g.Close(p.now, &r.Stream)
@@ -465,7 +465,7 @@ func TestHiddenResponseIsNotCutWithinWhatIsReserved(t *testing.T) {
 	g := p.guards[0]
 	r := hidden()
 	require.Equal(t, Admit, g.Open(p.now, &r.Stream, r, 0).Action)
-	r.hides[budget.Response], r.ahead = false, 300*kib // of a key whose largest is so large
+	r.hides[budget.Response], r.expects.ahead = false, 300*kib // of a key whose largest is so large
 	require.Equal(t, Admit, g.Expect(p.now, &r.Stream, budget.Unknown).Action)
 	p.read(230 * mib)
 	require.Equal(t, Admit, g.Grow(p.now, &r.Stream, budget.Response, 200*kib).Action)

@@ -7,40 +7,93 @@ import (
 	"github.com/highwater-envoy/highwater/internal/budget"
 )
 
-// foresee sets what the response is expected to come to: where all of its key's are large, as much
-// as those, else nothing. But where a response is held at its headers until we have answered, it
-// fills its buffers meanwhile, and a burst of requests for large ones is there before any of them
-// can be refused (300 slow readers behind 1 MiB buffers made 2.2 times the limit): there the
-// request is cold, and expects as much as it may come to, for all that is known of its key's.
-func (g *Guard) foresee(now Time, s *Stream, hides bool) {
-	w, k, limit := g.worker, &s.key.Value, int64(g.config.Buffers.Downstream+g.config.Buffers.Upstream)
-	if hides {
+// prediction is what the response of a request will come to, as far as that is to be reserved when
+// the request is admitted.
+//
+// Where bodies are told, little has to be foreseen. A response can be refused when its headers come,
+// before it has filled anything, so that only a request of a key all of whose responses are large
+// reserves room for one: it is better to reject it before its upstream has done the work.
+//
+// Where an external processor is told headers alone, Envoy holds a response at its headers until
+// they are answered. It fills its buffers meanwhile, and a burst of requests for large responses is
+// there before any of them can be refused: 300 slow readers behind 1 MiB buffers made 2.2 times the
+// limit. So there each request expects as much as may lie ahead of that answer, by the evidence:
+//
+//	nothing is told of responses   the buffers' limits
+//	all of its key's are large     their forecast
+//	nothing is known of its key    the buffers' limits
+//	its key has had large ones     the largest of late
+//
+// By the last two the request is cold: its response is most likely small, and whether it is can be
+// found out. It may go as a probe, without what it expects being reserved: see unproven.
+type prediction struct {
+	bytes    int64
+	ahead    int64 // of a response that Envoy holds at its headers, so much may be there before those are answered
+	evidence evidence
+}
+
+// evidence is by what a prediction was made.
+type evidence uint8
+
+const (
+	none    evidence = iota // nothing is to be expected
+	learned                 // all responses of its key are large
+	guessed                 // its key may have large ones
+	silent                  // nothing will be told of the response
+)
+
+// cold is what the response may hold, where that is guessed.
+func (p *prediction) cold() int64 {
+	if p.evidence != guessed {
+		return 0
+	}
+	return p.ahead
+}
+
+// predict says what the response of a request comes to, of which so much will be told.
+func (g *Guard) predict(now Time, s *Stream, told budget.Visibility) (p prediction) {
+	w, k := g.worker, &s.key.Value
+	held, limit := told != budget.Counted, int64(g.config.Buffers.Downstream+g.config.Buffers.Upstream)
+	if held {
 		limit = g.responseCap(s) // no call of a host
 	}
-	s.expects, s.cold, s.ahead = 0, 0, 0
-	large, lengthless := s.keyed && k.large(now), k.forecasts[budget.Response].Learned()
+	lengthless := k.forecasts[budget.Response].Learned()
 	switch {
-	case hides && s.host.Untold():
-		s.expects, s.untold, large = limit, true, true
-	case large:
-		s.expects = min(k.responses.Known(), limit)
-	case !hides:
+	case told == budget.Silent:
+		p.bytes, p.evidence = limit, silent
+	case s.keyed && k.large(now):
+		p.bytes, p.evidence = min(k.responses.Known(), limit), learned
+	case !held:
 	case !k.responses.Learned() || k.unknown > w.account.Floor(): // nothing is known, or too much is under way from then
-		s.expects, lengthless = limit, true
+		p.bytes, p.evidence, lengthless = limit, guessed, true
 	default:
-		if s.expects = min(k.largestAt(now), limit); s.expects <= int64(w.budget.Small) {
-			s.expects = 0
+		if n := min(k.largestAt(now), limit); n > int64(w.budget.Small) {
+			p.bytes, p.evidence = n, guessed
 		}
 	}
-	if hides && s.expects > 0 {
+	if held {
 		if lengthless {
-			s.expects *= 2 // as much lies in Envoy again on its way to us: 80 of those held 3.2 MiB each, of 2
+			p.bytes *= 2 // as much lies in Envoy again on its way to us: 80 of those held 3.2 MiB each, of 2
 		}
-		s.ahead = s.expects
-		if !large {
-			s.cold = s.expects
-		}
+		p.ahead = p.bytes
 	}
+	return p
+}
+
+// unproven is what a cold request's response may hold and is in one of two sums, until its headers
+// have come or coldFor is over. A probe goes without what it expects being reserved: few are enough
+// for many, because each is over when its response's headers have come. And what went when nothing
+// was known of its key tells that more of those are no news.
+type unproven struct {
+	probing int64 // in the worker's and its key's sum of what probes may hold
+	unknown int64 // in its key's sum of what may be held of those that went when nothing was known
+	sent    Time  // when it was admitted
+}
+
+// proofs are a worker's requests that are unproven.
+type proofs struct {
+	cold    []*Stream // and some that were answered since
+	probing int64     // what the responses of probes may hold and is not reserved
 }
 
 const (
@@ -48,16 +101,17 @@ const (
 	coldFor    = 2 * time.Second // as long as what is reserved for a response that does not come
 )
 
-// mayProbe says whether a cold request may go to its upstream without room for what may come of it.
-// Of a key with small responses and large ones nobody can tell whose this is; while large ones fill
-// the memory, small ones get through by this. Each is over when its response's headers have come,
-// so that few are enough for many. Where none was small yet, one goes now and then: most likely its
-// upstream does the work for nothing. By turns it is one in line and one that has just come: behind
-// a burst of large ones, who comes now may well be small, and in line would be found last, at its
-// timeout.
+// mayProbe says whether a request is cold, and may go to its upstream without room for what may
+// come of it. Of a key with small responses and large ones nobody can tell whose this is; while
+// large ones fill the memory, small ones get through by this. Where none was small yet, one goes now
+// and then: most likely its upstream does the work for nothing. By turns it is one in line and one
+// that has just come: behind a burst of large ones, who comes now may well be small, and in line
+// would be found last, at its timeout.
 func (w *Worker) mayProbe(now Time, s *Stream) bool {
-	k, comes := &s.key.Value, s.state != queued
+	k, comes, cold := &s.key.Value, s.state != queued, s.expects.cold()
 	switch {
+	case cold == 0:
+		return false
 	case k.heavy != 0 && k.lastSmall == 0:
 		every := Tick
 		if k.cameProbed == comes {
@@ -69,30 +123,44 @@ func (w *Worker) mayProbe(now Time, s *Stream) bool {
 	case comes && k.queue.Len() > 0:
 		return false
 	}
-	return w.probing == 0 || k.probing+s.cold <= w.account.Floor() && w.probing+s.cold <= w.account.Room()/probeShare
+	return w.probing == 0 || k.probing+cold <= w.account.Floor() && w.probing+cold <= w.account.Room()/probeShare
 }
 
+// probe makes a probe of a cold request.
 func (w *Worker) probe(now Time, s *Stream) {
-	s.probing, s.expects = s.cold, 0
-	s.key.Value.probed, s.key.Value.cameProbed = now, s.state != queued
-	s.key.Value.probing += s.cold
-	w.probing += s.cold
+	k, cold := &s.key.Value, s.expects.cold()
+	s.probing, s.expects.bytes = cold, 0
+	k.probed, k.cameProbed = now, s.state != queued
+	k.probing += cold
+	w.probing += cold
 }
 
-// admitCold notes that a cold request goes to its upstream.
+// unprobe ends that, where the request is not admitted.
+func (w *Worker) unprobe(s *Stream) {
+	if s.probing > 0 {
+		w.proven(s)
+		s.expects.bytes = s.expects.cold()
+	}
+}
+
+// admitCold notes that a request goes to its upstream, if it is cold.
 func (w *Worker) admitCold(now Time, s *Stream) {
+	cold := s.expects.cold()
+	if cold == 0 {
+		return
+	}
 	if k := &s.key.Value; !k.responses.Learned() {
-		s.unknown = s.cold
-		k.unknown += s.cold
+		s.unknown = cold
+		k.unknown += cold
 	}
 	if s.unknown+s.probing > 0 {
-		s.since = now
+		s.sent = now
 		w.cold = append(w.cold, s)
 	}
 }
 
-// answered notes that the response of a request has come, or will not.
-func (w *Worker) answered(s *Stream) {
+// proven notes that the response of a request has come, or will not.
+func (w *Worker) proven(s *Stream) {
 	k := &s.key.Value
 	k.unknown -= s.unknown
 	k.probing -= s.probing
@@ -100,11 +168,11 @@ func (w *Worker) answered(s *Stream) {
 	s.unknown, s.probing = 0, 0
 }
 
-// forgetCold takes those whose upstream is slow for answered: they are no burst.
+// forgetCold takes those whose upstream is slow for proven: they are no burst.
 func (w *Worker) forgetCold(now Time) {
 	w.cold = slices.DeleteFunc(w.cold, func(s *Stream) bool {
-		if now-s.since >= coldFor {
-			w.answered(s)
+		if now-s.sent >= coldFor {
+			w.proven(s)
 		}
 		return s.unknown+s.probing == 0
 	})

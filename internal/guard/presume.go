@@ -2,14 +2,14 @@ package guard
 
 import "github.com/highwater-envoy/highwater/internal/budget"
 
-// presumes lets a request without a body in unjudged, where memory is calm: all that its response
+// admitPresumed lets a request without a body in unjudged, where memory is calm: all that its response
 // can hold is reserved for it, so that it does not matter what it is and whose. To judge it takes
 // code and figures that have to come from memory where large bodies have been through the caches
 // since: of what a download of 1 MB costs Envoy that was 3 %, and of what Highwater adds to a GET
 // of 1 kB a third. Of those that come between two ticks the first is judged, so that what is known
 // of the keys stays true; and where a peak may come all are, so that it tells what they were. What
 // can't be asked for later is asked now.
-func (g *Guard) presumes(now Time, s *Stream) bool {
+func (g *Guard) admitPresumed(now Time, s *Stream) bool {
 	w, a, b := g.worker, g.worker.account, &g.config.Buffers
 	n := int64(b.Upstream + max(b.Downstream, b.HTTP2Window))
 	if w.judged != w.ticks {
@@ -51,10 +51,10 @@ func (g *Guard) doubt(now Time, s *Stream) {
 		// Whoever is judged at his request's headers asks for room there if his key's responses are
 		// large. It has been promised it.
 		g.keyOf(now, s)
-		if g.foresee(now, s, false); s.expects > 0 {
+		if s.expects = g.predict(now, s, budget.Counted); s.expects.bytes > 0 {
 			w.noteLarge(now, s.key)
 			a.Enlarge(now, &s.Stream)
-			a.Anticipate(now, &s.Stream, s.expects)
+			a.Anticipate(now, &s.Stream, s.expects.bytes)
 		}
 		return
 	}

@@ -148,7 +148,7 @@ func TestPresumedRequestsAreDoubtedWhenMemoryIsCalmNoMore(t *testing.T) {
 	require.Zero(t, ended.Reserved(budget.Response))
 	require.Zero(t, all[4].Reserved(budget.Response), "its response has not come, and may be small")
 	require.Equal(t, 1, all[4].hostCalls, "no route's are large: whose it is does not matter yet")
-	require.False(t, all[4].Free(1), "what comes of it is booked at once")
+	require.False(t, all[4].PassesUnbooked(1), "what comes of it is booked at once")
 	require.Equal(t, 10*kib+20*kib, w.account.Own().Small, "what is still to come of the one, and what the other has ended with")
 
 	p.settle(200*mib - kib) // no room is left

@@ -24,22 +24,35 @@ func (g *Guard) wait(now Time, s *Stream, small bool) Verdict {
 		w.account.Ask(now, s.total(), budget.Forced)
 		return Verdict{Action: Admit}
 	}
-	if s.probing > 0 {
-		w.answered(s) // it is none as long as it waits
-		s.expects = s.cold
-	}
+	w.unprobe(s)
 	cost := g.cost(s)
-	others := w.account.Others()
-	c := s.conn()
-	var window int64
-	if c != nil && s.length != 0 && s.isHTTP2() {
-		window = int64(g.config.Buffers.HTTP2Window)
-		if s.length != budget.Unknown {
-			window = min(window, s.length)
-		}
+	s.conn()
+	window := g.windowOf(s)
+	if !g.claimPlace(now, s, small, cost, window) {
+		return g.turnAway(now, s, QueueFull)
 	}
-	// One whose key has more than its share leaves something of the line, and of what lies under
-	// the limit, to the others.
+	w.counts[CountThrottled]++
+	s.joinLine(now, small, cost, window)
+	w.account.Cover(now)
+	return Verdict{Action: Wait}
+}
+
+// windowOf is what a request can take of its HTTP/2 connection's window while it waits.
+func (g *Guard) windowOf(s *Stream) int64 {
+	if s.connection == nil || s.length == 0 || !s.isHTTP2() {
+		return 0
+	}
+	window := int64(g.config.Buffers.HTTP2Window)
+	if s.length != budget.Unknown {
+		window = min(window, s.length)
+	}
+	return window
+}
+
+// claimPlace asks for a place in line, and room for what it costs. One whose key has more than its
+// share leaves something of the line, and of what lies under the limit, to the others.
+func (g *Guard) claimPlace(now Time, s *Stream, small bool, cost, window int64) bool {
+	w, others := g.worker, g.worker.account.Others()
 	queue, held, claim := int64(w.throttle.Queue), w.account.Room()/heldShare, budget.Full
 	if w.greedy(s.key) {
 		queue, held, claim = queue-queue/spareShare, held-held/spareShare, budget.Large
@@ -49,14 +62,11 @@ func (g *Guard) wait(now Time, s *Stream, small bool) Verdict {
 		int64(w.line.Len())+others.Waiting >= queue,
 		cost > held-w.held-others.Held,
 		!small && cost > 0 && w.largeClaim(s.key, s.total()) != budget.Full && w.turnsAwayEarly(now), // to wait costs a GET nothing
-		window > 0 && window > int64(g.config.Buffers.HTTP2ConnectionWindow)/2-c.window,
+		window > 0 && window > int64(g.config.Buffers.HTTP2ConnectionWindow)/2-s.connection.window,
 		cost > 0 && w.account.Ask(now, cost, claim) == budget.Denied:
-		return g.turnAway(now, s, QueueFull)
+		return false
 	}
-	w.counts[CountThrottled]++
-	s.joinLine(now, small, cost, window)
-	w.account.Cover(now)
-	return Verdict{Action: Wait}
+	return true
 }
 
 // resume admits a request that has waited; the room has been asked for.
@@ -120,7 +130,7 @@ func (w *Worker) serve(now Time, a *Actions) {
 // seen of what comes while they wait, it may be called again after that.
 func (w *Worker) Resume(now Time) (s *Stream, waited unit.Duration) {
 	for {
-		next := w.line.Next(now, rank, func(c *fairness.Waiter[Stream]) bool { return w.fits(now, c.Value) })
+		next := w.line.Next(now, rank, func(c *fairness.Waiter[Stream]) bool { return w.claimFor(now, c.Value) })
 		if next == nil {
 			return nil, 0
 		}
@@ -136,41 +146,43 @@ func (w *Worker) Resume(now Time) (s *Stream, waited unit.Duration) {
 	}
 }
 
-// fits tests a waiting request. One that is cold may be none any more, by what is known of its key
-// now, or go as a probe.
-func (w *Worker) fits(now Time, s *Stream) bool {
-	if s.cold == 0 {
-		return w.fitsWhole(now, s)
+// claimFor asks for the room of a waiting request. One that is cold may be none any more, by what is
+// known of its key now, or go as a probe.
+func (w *Worker) claimFor(now Time, s *Stream) bool {
+	if s.expects.cold() > 0 {
+		w.foreseeAgain(now, s)
+		if w.mayProbe(now, s) {
+			if !w.claimRest(now, s, s.wants) {
+				return false
+			}
+			w.probe(now, s)
+			return true
+		}
 	}
-	before := s.expects // as much as could fit alone
-	s.guard.foresee(now, s, true)
-	s.expects = min(s.expects, before)
-	if s.cold == 0 || !w.mayProbe(now, s) {
-		return w.fitsWhole(now, s)
-	}
-	expects := s.expects
-	s.expects = 0
-	if !w.fitsWhole(now, s) {
-		s.expects = expects
-		return false
-	}
-	w.probe(now, s)
-	return true
+	return w.claimRest(now, s, s.total())
 }
 
-// fitsWhole tests it without what is counted of it already: what was seen to come of it, or may
-// come unseen.
-func (w *Worker) fitsWhole(now Time, s *Stream) bool {
-	n := s.total() - s.credit()
-	if s.total() <= int64(w.budget.Small) {
-		return w.claimSmall(now, s.key, n) != budget.Denied // what is awaited is not in the floor
+// foreseeAgain sets what the response of a cold request is expected to bring, by what is known of
+// its key now, but not more than could fit alone when it came.
+func (w *Worker) foreseeAgain(now Time, s *Stream) {
+	before := s.expects.bytes
+	s.expects = s.guard.predict(now, s, max(s.host.Visibility(budget.Response), budget.Announced))
+	s.expects.bytes = min(s.expects.bytes, before)
+}
+
+// claimRest asks for n bytes without what is counted of them already: what was seen to come of the
+// request, or may come unseen.
+func (w *Worker) claimRest(now Time, s *Stream, n int64) bool {
+	rest := n - s.credit()
+	if n <= int64(w.budget.Small) {
+		return w.claimSmall(now, s.key, rest) != budget.Denied // what is awaited is not in the floor
 	}
-	n = max(n-s.Awaited(), 0)
-	switch w.claim(now, s.key, n) {
+	rest = max(rest-s.Awaited(), 0)
+	switch w.claim(now, s.key, rest) {
 	case budget.Granted:
 		return true
 	case budget.Denied:
-		return w.letInFutile(now, s, n)
+		return w.letInFutile(now, s, rest)
 	default:
 		return false
 	}

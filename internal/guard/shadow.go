@@ -35,7 +35,7 @@ func (g *Guard) shade(now Time, s *Stream) {
 		return
 	}
 	w := g.worker
-	w.answered(s)
+	w.proven(s)
 	w.account.Shade(now, &s.Stream)
 	w.account.Supposes(now, &s.Stream, budget.Request, s.wants)
 }
@@ -54,15 +54,14 @@ func (g *Guard) unshade(now Time, s *Stream, credit int64) {
 	a.Cover(now)
 }
 
-// doomed says that the connection of a request that has just come would have been closed at its
-// first bytes.
-func (w *Worker) doomed(s *Stream) bool {
+// takeDoomed says that the connection of a request that has just come would have been closed at its
+// first bytes. The next one would have come on another connection.
+func (s *Stream) takeDoomed() (was bool) {
 	c := s.host.Arrived()
-	if c == nil || !c.doomed {
-		return false
+	if c != nil {
+		was, c.doomed = c.doomed, false
 	}
-	c.doomed = false // the next one would have come on another connection
-	return true
+	return was
 }
 
 // meanwhile is what has come of a shadow's response. Where the shadow stands in line, it is judged

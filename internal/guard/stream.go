@@ -44,19 +44,14 @@ type Stream struct {
 	counted    *Connection // the one that counts it as live; nil = none, or there is no network filter
 	key        *key        // the other, if not keyed
 	length     int64
-	wants      int64 // what the request brings, announced or forecast, at most its cap
-	expects    int64 // what its response will, as far as that is to be reserved at its headers: see foresee
-	cold       int64 // what its response may hold, where that of its key's is not known and may be large; else 0
-	ahead      int64 // and how much of a response may be there before its headers are answered
-	probing    int64 // of what is cold, what is not reserved: see Worker.mayProbe
-	unknown    int64 // of what is cold, what is in its key's sum
-	since      Time  // when it was admitted, if it is cold
+	wants      int64      // what the request brings, announced or forecast, at most its cap
+	expects    prediction // and what its response will
+	unproven
 	pause
 	meanwhile meanwhile // where it is a shadow
 	state     state
 	exempt    exemption
 	letIn     letIn
-	untold    bool // nothing will be told of its response
 	http2     bool
 	asked     bool // http2 is known
 	keyed     bool // key is known
@@ -81,7 +76,7 @@ func (s *Stream) Waiting() bool { return s.state == queued && !s.Shadow() }
 func (s *Stream) admitted() bool { return s.state == presumed || s.state == live }
 
 // total is what the request is expected to come to, with its response.
-func (s *Stream) total() int64 { return s.wants + s.expects }
+func (s *Stream) total() int64 { return s.wants + s.expects.bytes }
 
 func (s *Stream) isHTTP2() bool {
 	if !s.asked {
@@ -332,7 +327,7 @@ func (s *Stream) finish(now Time) {
 	}
 	w.futile.leaves(now, s.letIn)
 	w.unbusy(now, s)
-	w.answered(s)
+	w.proven(s)
 	s.state = done
 	w.account.Close(now, &s.Stream)
 	s.key.Refs--

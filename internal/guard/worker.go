@@ -34,18 +34,17 @@ type Worker struct {
 	keys      *fairness.Keys[keyed]
 	guards    []*Guard // that requests come to
 	shares    shares
-	stirred   bool          // there was something to share out since the last exchange of shares
-	sources   int           // connections that are told apart by their source
-	largeKeys int           // of them, how many have large responses
-	cold      []*Stream     // cold requests that went as probes or when nothing was known, and some that were answered since
-	probing   int64         // what their responses may hold and is not reserved
-	residual  []*Connection // with an ended response that may be unread
-	idle      idle
-	settled   Time
-	drain     rate
-	early     uint64 // requests that met a line that is nearly too long
-	crowd     Time   // when those who were told the longest delay and more could have been admitted; past = there is no crowd
-	futile    futile
+	stirred   bool // there was something to share out since the last exchange of shares
+	sources   int  // connections that are told apart by their source
+	largeKeys int  // of them, how many have large responses
+	proofs
+	residual []*Connection // with an ended response that may be unread
+	idle     idle
+	settled  Time
+	drain    rate
+	early    uint64 // requests that met a line that is nearly too long
+	crowd    Time   // when those who were told the longest delay and more could have been admitted; past = there is no crowd
+	futile   futile
 
 	tracer    tracer
 	polls     bool

@@ -367,11 +367,8 @@ func (s *nativeStream) Source() string { return strconv.Itoa(s.s.Conn.ID) }
 // Header implements guard.Host.
 func (s *nativeStream) Header(string) string { return s.s.client.Class }
 
-// Hides implements guard.Host.
-func (s *nativeStream) Hides(budget.Direction) bool { return false }
-
-// Untold implements guard.Host.
-func (s *nativeStream) Untold() bool { return false }
+// Visibility implements guard.Host.
+func (s *nativeStream) Visibility(budget.Direction) budget.Visibility { return budget.Counted }
 
 // Path implements guard.Host.
 func (s *nativeStream) Path() string { return "/" }
