@@ -83,7 +83,7 @@ func (s *stream) OnHttpResponseHeaders(_ int, end bool) (action types.Action) {
 
 // OnHttpResponseBody implements types.HttpContext.
 func (s *stream) OnHttpResponseBody(n int, end bool) types.Action {
-	if (!end || s.Ends()) && s.PassesUnbooked(int64(n)) { // most chunks: it touches one line of memory
+	if (!end || s.EndsUnbooked()) && s.PassesUnbooked(int64(n)) { // most chunks: it touches one line of memory
 		return types.ActionContinue
 	}
 	return s.body(budget.Response, n, end)

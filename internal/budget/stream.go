@@ -111,9 +111,9 @@ type Stream struct {
 // at.
 func (s *Stream) Presumed() bool { return s.presumed }
 
-// Ends notes that a presumed response has ended, and says whether that is all there is to do; else
+// EndsUnbooked notes that a presumed response has ended, and says whether that is all there is to do; else
 // it is for Account.End.
-func (s *Stream) Ends() bool {
+func (s *Stream) EndsUnbooked() bool {
 	s.over = s.presumed
 	return s.presumed
 }

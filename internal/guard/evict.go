@@ -160,7 +160,7 @@ func (w *Worker) evictLeft(a *Actions, c *Connection) bool {
 		c.marked = true
 		return true
 	}
-	if !w.mayCut(c) {
+	if !w.claimCut(c) {
 		return false
 	}
 	a.Cut = append(a.Cut, c)

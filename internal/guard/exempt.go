@@ -66,8 +66,9 @@ func (g *Guard) mayExempt(n int64) bool {
 	return len(x.routes)+len(x.clusters) > 0 || len(x.paths) > 0 && int64(g.worker.budget.Small) >= n/2
 }
 
-// passSmall ends an exemption that is for small ones alone, and says whether the stream had one.
-func (s *Stream) passSmall() (ended bool) {
+// endSmallExemption ends an exemption that is for small ones alone, and says whether the stream had
+// one.
+func (s *Stream) endSmallExemption() (ended bool) {
 	ended = s.exempt == whileSmall
 	if ended {
 		s.exempt = judged

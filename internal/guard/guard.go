@@ -2,6 +2,23 @@
 // memory of a proxy stays under its budget. It is a pure machine. It reads no clock and does no
 // I/O: the time, readings of the allocator and the storage that the workers share are arguments,
 // and what is to be done is returned. The faces (the Wasm filter, the ext_proc server) do it.
+//
+// Who owns whom:
+//
+//	Guard        one configuration of a listener or route, on one worker
+//	  │ many to one
+//	  ▼
+//	Worker ────▶ Account ────▶ Store   the books of the worker, and the table that all workers share
+//	  ├────────▶ queue                 Streams in line
+//	  ├────────▶ rejects               Streams whose connections are to be closed
+//	  └────────▶ key                   whose requests are: what it has and what it is known to bring
+//	                ▲  ▲
+//	       one each │  │ of the response that it holds unread, and of its source
+//	Stream ─────────┘  └───────── Connection
+//	  └─── was let in by one Guard; is on one Connection, where that is known ───▲
+//
+// Streams and Connections are the host's: it makes them, hands them in with each call, and says when
+// they end. The account has a ring of the live ones.
 package guard
 
 import (

@@ -115,7 +115,7 @@ func (w *Worker) closeIdle(now Time, a *Actions) {
 			continue
 		}
 		w.counts[CountClosedIdle]++
-		if !c.observed && w.mayCut(c) {
+		if !c.observed && w.claimCut(c) {
 			a.Idle = append(a.Idle, c)
 		}
 	}

@@ -261,10 +261,10 @@ func TestAConnectionIsCutAloneInItsTick(t *testing.T) {
 	w, c := p.workers[0], p.connection(0)
 	w.ticks++
 	w.end(c)
-	require.False(t, w.mayCut(c))
+	require.False(t, w.claimCut(c))
 	w.ticks++
-	require.True(t, w.mayCut(c))
-	require.False(t, w.mayCut(c), "once")
+	require.True(t, w.claimCut(c))
+	require.False(t, w.claimCut(c), "once")
 	r := &request{connected: c}
 	p.guards[0].Open(p.now, &r.Stream, r, 0)
 	require.False(t, w.evictStream(p.now, &Actions{}, &r.Stream), "and nothing is ended on it then")

@@ -2,13 +2,13 @@ package guard
 
 import "github.com/highwater-envoy/highwater/internal/budget"
 
-// admitPresumed lets a request without a body in unjudged, where memory is calm: all that its response
-// can hold is reserved for it, so that it does not matter what it is and whose. To judge it takes
-// code and figures that have to come from memory where large bodies have been through the caches
-// since: of what a download of 1 MB costs Envoy that was 3 %, and of what Highwater adds to a GET
-// of 1 kB a third. Of those that come between two ticks the first is judged, so that what is known
-// of the keys stays true; and where a peak may come all are, so that it tells what they were. What
-// can't be asked for later is asked now.
+// admitPresumed lets a request without a body in unjudged, where memory is calm, and says whether it
+// did. All that its response can hold is reserved for it, so that it does not matter what it is and
+// whose. To judge it takes code and figures that have to come from memory where large bodies have
+// been through the caches since: of what a download of 1 MB costs Envoy that was 3 %, and of what
+// Highwater adds to a GET of 1 kB a third. Of those that come between two ticks the first is judged,
+// so that what is known of the keys stays true; and where a peak may come all are, so that it tells
+// what they were. What can't be asked for later is asked now.
 func (g *Guard) admitPresumed(now Time, s *Stream) bool {
 	w, a, b := g.worker, g.worker.account, &g.config.Buffers
 	n := int64(b.Upstream + max(b.Downstream, b.HTTP2Window))
@@ -27,7 +27,7 @@ func (g *Guard) admitPresumed(now Time, s *Stream) bool {
 	return true
 }
 
-// doubtPresumed judges those that are presumed, where memory is calm no more.
+// doubtPresumed counts those that are presumed, where memory is calm no more.
 func (w *Worker) doubtPresumed(now Time) {
 	if w.account.Own().PresumedStreams == 0 || w.account.Calm(now) {
 		return
@@ -43,7 +43,7 @@ func (w *Worker) doubtPresumed(now Time) {
 // that it was let in unjudged is no reason to break it.
 func (g *Guard) doubt(now Time, s *Stream) {
 	w, a, begun, length := g.worker, g.worker.account, s.Expected(budget.Response), s.Length(budget.Response)
-	passed, over := s.count(now)
+	passed, over := s.unpresume(now)
 	if !begun {
 		if w.largeKeys == 0 {
 			return

@@ -8,6 +8,15 @@ import (
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
 
+// queue is where a worker's requests wait, in one line: the small ones first, and of each the one
+// whose key has least. Others wait on other workers, and all count as one line.
+type queue struct {
+	line     fairness.Line[Stream]
+	held     int64   // pause cost of those in it
+	resumed  bool    // the last tick that served them resumed one
+	credited *Stream // the one resumed since the last tick
+}
+
 const (
 	heldShare = 4 // the line's pause costs may hold 1/4 of what traffic can have
 	leftShare = 8 // and what rejected requests leave unread 1/8

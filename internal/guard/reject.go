@@ -1,6 +1,15 @@
 package guard
 
-import "github.com/highwater-envoy/highwater/internal/budget"
+import (
+	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/linger"
+)
+
+// rejects is what is left of those that a worker rejected.
+type rejects struct {
+	closing []*Stream  // their connections are to be closed
+	left    linger.Sum // what the others left unread, until their connections are closed
+}
 
 // turnAway rejects a request, in line or not, or one that grew. A reject costs memory too: until
 // its connection is closed, which takes Envoy's delayed_close_timeout, what an unfinished HTTP/1
@@ -67,7 +76,7 @@ func (g *Guard) mustClose(now Time, s *Stream, cost int64, counted bool) bool {
 
 func (w *Worker) count(reason Reason) { w.counts[CountRejected+int(reason)-1]++ }
 
-// end and mayCut keep the rules by which Envoy survives (ENVOY-FACTS: it crashes otherwise): in one
+// end and claimCut keep the rules by which Envoy survives (ENVOY-FACTS: it crashes otherwise): in one
 // call of the host, a stream is ended once, and who closes a connection has done nothing else to
 // it. Whatever a tick ends goes through one of them. A stream that was ended is no longer live, and
 // a connection that was closed is gone.
@@ -77,8 +86,8 @@ func (w *Worker) end(c *Connection) {
 	}
 }
 
-// mayCut says that the connection may be closed in this tick, and notes that it will be.
-func (w *Worker) mayCut(c *Connection) bool {
+// claimCut says whether the connection may be closed in this tick, and if so notes that it will be.
+func (w *Worker) claimCut(c *Connection) bool {
 	if c.IsClosed || c.endedIn == w.ticks || c.cut == w.ticks {
 		return false
 	}
@@ -93,7 +102,7 @@ func (w *Worker) close(a *Actions) {
 	for _, s := range w.closing {
 		if s.Shadow() {
 			s.vanish()
-		} else if w.mayCut(s.connection) {
+		} else if w.claimCut(s.connection) {
 			a.Close = append(a.Close, s)
 		} else if !s.connection.IsClosed {
 			kept = append(kept, s)

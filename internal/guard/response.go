@@ -118,7 +118,7 @@ func (g *Guard) enlargeResponse(now Time, s *Stream, n int64) budget.Claim {
 	}
 	w.noteLarge(now, g.keyOf(now, s))
 	w.account.Enlarge(now, &s.Stream)
-	s.passSmall()
+	s.endSmallExemption()
 	if s.exempt != judged {
 		return budget.Forced
 	}
@@ -161,11 +161,7 @@ func (g *Guard) pass(now Time, s *Stream, d budget.Direction, n int64, promised 
 func (g *Guard) grow(now Time, s *Stream, d budget.Direction, n int64, promised bool) (v Verdict) {
 	w, a := g.worker, g.worker.account
 	beyond := a.Pass(now, &s.Stream, d, n)
-	large := s.Seen(d) > int64(w.budget.Small)
-	if large && s.Small() && !s.letIn.is(inFloor) {
-		a.Enlarge(now, &s.Stream)
-	}
-	lost := large && s.passSmall()
+	lost := s.Seen(d) > int64(w.budget.Small) && s.outgrowSmall(now)
 	if beyond == 0 && !s.Beyond(d) && !lost {
 		return v
 	}
@@ -179,6 +175,14 @@ func (g *Guard) grow(now Time, s *Stream, d budget.Direction, n int64, promised 
 	}
 	a.Cover(now)
 	return v
+}
+
+// outgrowSmall ends what a stream has as a small one, and says whether it was exempt as such.
+func (s *Stream) outgrowSmall(now Time) (wasExempt bool) {
+	if s.Small() && !s.letIn.is(inFloor) {
+		s.guard.worker.account.Enlarge(now, &s.Stream)
+	}
+	return s.endSmallExemption()
 }
 
 // extend asks for more for a message that has passed what was ever reserved for it, and reserves it:

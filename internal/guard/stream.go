@@ -1,28 +1,30 @@
 package guard
 
 import (
-	"slices"
-
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/fairness"
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
 
-// state is where a request is in its life. Each transition is one method of Stream, which adds all
-// of the books that the state keeps and removes those of the state before:
+// state is where a request is in its life. Each transition is one method of Stream, which begins the
+// books that the new state keeps and ends those of the old one:
 //
-//	      Open             reservation no longer certain
-//	done ──────▶ presumed ───────────────────────────────▶ live
-//	  │                                                    ▲  │
-//	  │  Open                                       resume │  │
-//	  ├──────────▶ live ─── no room ──────────▶ queued ────┘  │
-//	  │                                           │           │
-//	  │                           timeout ────────┴─┬─────────┘ growth, response, eviction
-//	  │                                             ▼
-//	  │                        rejected, or closing where even an answer has no room
+//	       begin            presume              unpresume
+//	done ─────────▶ live ────────────▶ presumed ────────────▶ live
 //
-// From each of them Close leads back to done. In mode observe queued, rejected and closing are in
-// the books alone: see Stream.Shadow.
+//	       begin            joinLine             leaveLine
+//	done ─────────▶ live ────────────▶ queued ──────────────▶ live
+//
+//	       reject, rejectUnread                      vanish
+//	live ──────────────────────▶ rejected ◀──────────────────────┐
+//	  └──────────────────────────────────────────────────▶ closing
+//	       rejectClosing
+//
+//	any  ─────────▶ done
+//	       Close
+//
+// In mode observe queued, rejected and closing are in the books alone: Envoy lets such a request go,
+// and the account calls it a shadow. It is in the same state, by the same transitions.
 type state uint8
 
 const (
@@ -36,6 +38,17 @@ const (
 
 // Stream is one request and its response. The zero value is ready for Open, and after Close it may
 // be used again.
+//
+// What it can hold is kept by the account, in budget.Stream: of each direction what is reserved and
+// has not come, and what has passed. The policy adds three things. What the two directions are
+// expected to bring (wants, expects) is what is asked for before anything has come; from then on
+// each reserves twice of what it has brought, or is rejected. Where it is in its life (state) says
+// who may still do what to it. And what it costs while it is not let go (pause) lies in Envoy's
+// codec, where no filter counts it: in line until it goes on, rejected until its connection is
+// closed.
+//
+// What it takes calls of the host to know is asked at most once, and only where something depends
+// on it: its key, its connection, its protocol.
 type Stream struct {
 	budget.Stream
 	guard      *Guard
@@ -128,9 +141,9 @@ func (s *Stream) presume(n int64) {
 	s.guard.worker.account.Presume(&s.Stream, n)
 }
 
-// count begins to count what its response holds, of which so much has passed, and it may be over:
-// presumed → live.
-func (s *Stream) count(now Time) (passed int64, over bool) {
+// unpresume begins to count what its response holds, of which so much has passed, and which may be
+// over: presumed → live.
+func (s *Stream) unpresume(now Time) (passed int64, over bool) {
 	s.state = live
 	return s.guard.worker.account.Doubt(now, &s.Stream)
 }
@@ -242,7 +255,7 @@ func (s *Stream) unpause() {
 
 // End notes that a message has ended, with its body or with its trailers.
 func (g *Guard) End(now Time, s *Stream, d budget.Direction) {
-	if s.state == done || d == budget.Response && s.Ends() || s.Ended(d) {
+	if s.state == done || d == budget.Response && s.EndsUnbooked() || s.Ended(d) {
 		return
 	}
 	if s.admitted() && s.Lengthless(d) {
@@ -313,8 +326,11 @@ func (s *Stream) linger() {
 func (s *Stream) isClosed() {
 	w := s.guard.worker
 	w.account.Drop(&s.Stream)
-	if i := slices.Index(w.closing, s); i >= 0 {
-		w.closing = slices.Delete(w.closing, i, i+1)
+	for i, c := range w.closing {
+		if c == s {
+			w.closing = append(w.closing[:i], w.closing[i+1:]...)
+			break
+		}
 	}
 	s.unpause()
 }

@@ -23,12 +23,8 @@ type Worker struct {
 	policy
 	pace
 
-	line      fairness.Line[Stream]
-	held      int64   // pause cost of those in line
-	resumed   bool    // the last tick that served them resumed one
-	credited  *Stream // the one resumed since the last tick
-	closing   []*Stream
-	left      linger.Sum // what rejected requests left unread
+	queue
+	rejects
 	leaving   linger.Sum // what was evicted
 	hungry    []candidate
 	keys      *fairness.Keys[keyed]
