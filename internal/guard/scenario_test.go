@@ -32,8 +32,8 @@ import (
 //	                           n requests NAME1, NAME2 …; without bytes they have no body. One
 //	                           worker after the other for worker=all. Of a direction that is
 //	                           announced only the headers are told, of a silent one nothing.
-//	respond GLOB [bytes=B|unknown]
-//	                           response headers
+//	respond GLOB [bytes=B|unknown] [counted]
+//	                           response headers; counted: from here on its body is told
 //	pass GLOB request|response bytes=B
 //	                           so much more of the body
 //	end GLOB request|response
@@ -356,6 +356,7 @@ func (s *story) each(glob string) string {
 		g := r.guard
 		switch s.d.Cmd {
 		case "respond":
+			r.hides[budget.Response] = r.hides[budget.Response] && !s.d.HasArg("counted")
 			did.add(g.Expect(s.now, &r.Stream, s.bytes("bytes", 0)).String(), base)
 		case "pass":
 			did.add(g.Grow(s.now, &r.Stream, s.direction(), s.bytes("bytes", 0)).String(), base)
