@@ -16,6 +16,12 @@ const (
 // counted, what was announced or forecast stands for it. What comes unexpected can't be told as long
 // as there is such a stream.
 func (a *Account) SetVisibility(s *Stream, d Direction, v Visibility) {
+	if s.dir[d].visibility != v {
+		a.setVisibility(s, d, v)
+	}
+}
+
+func (a *Account) setVisibility(s *Stream, d Direction, v Visibility) {
 	was := s.hides()
 	s.dir[d].visibility = v
 	switch is := s.hides(); {

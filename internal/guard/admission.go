@@ -23,7 +23,7 @@ func (g *Guard) Open(now Time, s *Stream, h Host, length int64) Verdict {
 		w.account.Ask(now, s.total(), budget.Forced)
 		return g.admit(now, s, 0)
 	}
-	if w.mayProbe(now, s) {
+	if s.expects.cold() > 0 && w.mayProbe(now, s) {
 		w.probe(now, s)
 	}
 	if g.shadows() && s.takeDoomed() {
@@ -109,7 +109,9 @@ func (w *Worker) standsBehind(s *Stream) bool {
 func (g *Guard) admit(now Time, s *Stream, credit int64) Verdict {
 	w, a := g.worker, g.worker.account
 	w.counts[CountAdmitted]++
-	w.admitCold(now, s)
+	if s.expects.cold() > 0 {
+		w.admitCold(now, s)
+	}
 	if s.total() > int64(w.budget.Small) && !s.letIn.is(inFloor) {
 		a.Enlarge(now, &s.Stream)
 	}

@@ -51,19 +51,25 @@ func (p *prediction) cold() int64 {
 }
 
 // predict says what the response of a request comes to, of which so much will be told.
-func (g *Guard) predict(now Time, s *Stream, told budget.Visibility) (p prediction) {
-	w, k := g.worker, &s.key.Value
-	held, limit := told != budget.Counted, int64(g.config.Buffers.Downstream+g.config.Buffers.Upstream)
-	if held {
-		limit = g.responseCap(s) // no call of a host
+func (g *Guard) predict(now Time, s *Stream, told budget.Visibility) prediction {
+	if told != budget.Counted {
+		return g.predictHeld(now, s, told)
 	}
+	if k := &s.key.Value; s.keyed && k.large(now) {
+		return prediction{bytes: min(k.responses.Known(), int64(g.config.Buffers.Downstream+g.config.Buffers.Upstream)), evidence: learned}
+	}
+	return prediction{}
+}
+
+// predictHeld is predict where Envoy holds the response at its headers.
+func (g *Guard) predictHeld(now Time, s *Stream, told budget.Visibility) (p prediction) {
+	w, k, limit := g.worker, &s.key.Value, g.responseCap(s) // no call of a host
 	lengthless := k.forecasts[budget.Response].Learned()
 	switch {
 	case told == budget.Silent:
 		p.bytes, p.evidence = limit, silent
 	case s.keyed && k.large(now):
 		p.bytes, p.evidence = min(k.responses.Known(), limit), learned
-	case !held:
 	case !k.responses.Learned() || k.unknown > w.account.Floor(): // nothing is known, or too much is under way from then
 		p.bytes, p.evidence, lengthless = limit, guessed, true
 	default:
@@ -71,12 +77,10 @@ func (g *Guard) predict(now Time, s *Stream, told budget.Visibility) (p predicti
 			p.bytes, p.evidence = n, guessed
 		}
 	}
-	if held {
-		if lengthless {
-			p.bytes *= 2 // as much lies in Envoy again on its way to us: 80 of those held 3.2 MiB each, of 2
-		}
-		p.ahead = p.bytes
+	if lengthless {
+		p.bytes *= 2 // as much lies in Envoy again on its way to us: 80 of those held 3.2 MiB each, of 2
 	}
+	p.ahead = p.bytes
 	return p
 }
 
@@ -101,8 +105,7 @@ const (
 	coldFor    = 2 * time.Second // as long as what is reserved for a response that does not come
 )
 
-// mayProbe says whether a request is cold, and may go to its upstream without room for what may
-// come of it. Of a key with small responses and large ones nobody can tell whose this is; while
+// mayProbe says whether a cold request may go to its upstream without room for what may come of it. Of a key with small responses and large ones nobody can tell whose this is; while
 // large ones fill the memory, small ones get through by this. Where none was small yet, one goes now
 // and then: most likely its upstream does the work for nothing. By turns it is one in line and one
 // that has just come: behind a burst of large ones, who comes now may well be small, and in line
@@ -110,8 +113,6 @@ const (
 func (w *Worker) mayProbe(now Time, s *Stream) bool {
 	k, comes, cold := &s.key.Value, s.state != queued, s.expects.cold()
 	switch {
-	case cold == 0:
-		return false
 	case k.heavy != 0 && k.lastSmall == 0:
 		every := Tick
 		if k.cameProbed == comes {
@@ -143,12 +144,9 @@ func (w *Worker) unprobe(s *Stream) {
 	}
 }
 
-// admitCold notes that a request goes to its upstream, if it is cold.
+// admitCold notes that a cold request goes to its upstream.
 func (w *Worker) admitCold(now Time, s *Stream) {
 	cold := s.expects.cold()
-	if cold == 0 {
-		return
-	}
 	if k := &s.key.Value; !k.responses.Learned() {
 		s.unknown = cold
 		k.unknown += cold
@@ -161,6 +159,9 @@ func (w *Worker) admitCold(now Time, s *Stream) {
 
 // proven notes that the response of a request has come, or will not.
 func (w *Worker) proven(s *Stream) {
+	if s.unknown+s.probing == 0 {
+		return
+	}
 	k := &s.key.Value
 	k.unknown -= s.unknown
 	k.probing -= s.probing

@@ -160,15 +160,15 @@ func (w *Worker) Resume(now Time) (s *Stream, waited unit.Duration) {
 func (w *Worker) claimFor(now Time, s *Stream) bool {
 	if s.expects.cold() > 0 {
 		w.foreseeAgain(now, s)
-		if w.mayProbe(now, s) {
-			if !w.claimRest(now, s, s.wants) {
-				return false
-			}
-			w.probe(now, s)
-			return true
-		}
 	}
-	return w.claimRest(now, s, s.total())
+	if s.expects.cold() == 0 || !w.mayProbe(now, s) {
+		return w.claimRest(now, s, s.total())
+	}
+	if !w.claimRest(now, s, s.wants) {
+		return false
+	}
+	w.probe(now, s)
+	return true
 }
 
 // foreseeAgain sets what the response of a cold request is expected to bring, by what is known of

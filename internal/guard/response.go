@@ -42,10 +42,16 @@ func (g *Guard) expect(now Time, s *Stream, length int64, promised bool) Verdict
 		return Verdict{}
 	}
 	g.setLimits(now, s, length)
-	n := g.responseOf(now, s, length)
-	claim := g.enlargeResponse(now, s, n)
-	if promised {
-		claim = budget.Forced
+	n := min(length, s.Cap(budget.Response))
+	if length == budget.Unknown {
+		n = g.forecastResponse(now, s)
+	}
+	claim := budget.Forced // a small response always passes
+	if n > int64(w.budget.Small) {
+		claim = g.enlargeResponse(now, s)
+		if promised {
+			claim = budget.Forced
+		}
 	}
 	if length != budget.Unknown {
 		w.teach(now, s, n)
@@ -79,7 +85,9 @@ func (g *Guard) assume(now Time, s *Stream) {
 	a := g.worker.account
 	g.setLimits(now, s, endless)
 	n := s.Cap(budget.Response)
-	g.enlargeResponse(now, s, n)
+	if n > int64(g.worker.budget.Small) {
+		g.enlargeResponse(now, s)
+	}
 	if more := n - s.Reserved(budget.Response); more > 0 {
 		a.Ask(now, more, budget.Forced)
 	}
@@ -96,11 +104,9 @@ func (g *Guard) setLimits(now Time, s *Stream, length int64) {
 	a.SetVisibility(&s.Stream, budget.Response, s.host.Visibility(budget.Response))
 }
 
-// responseOf is what a response comes to that has announced so much, at most what Envoy may hold.
-func (g *Guard) responseOf(now Time, s *Stream, length int64) int64 {
-	if length != budget.Unknown {
-		return min(length, s.Cap(budget.Response))
-	}
+// forecastResponse is what a response comes to that has announced no length, at most what Envoy may
+// hold of it.
+func (g *Guard) forecastResponse(now Time, s *Stream) int64 {
 	n := min(g.keyOf(now, s).Value.forecasts[budget.Response].Bytes(), s.Cap(budget.Response))
 	if s.exempt == whileSmall && s.Counted(budget.Response) {
 		n = min(n, int64(g.worker.budget.Small)) // with more it is judged
@@ -108,14 +114,10 @@ func (g *Guard) responseOf(now Time, s *Stream, length int64) int64 {
 	return n
 }
 
-// enlargeResponse notes that a response is large, if it is, and says what it may have: its upstream
-// has done the work, so that it is what lies under hard even if its key has more than its share. A
-// small response always passes.
-func (g *Guard) enlargeResponse(now Time, s *Stream, n int64) budget.Claim {
+// enlargeResponse notes that a response is large, and says what it may have: its upstream has done
+// the work, so that it is what lies under hard even if its key has more than its share.
+func (g *Guard) enlargeResponse(now Time, s *Stream) budget.Claim {
 	w := g.worker
-	if n <= int64(w.budget.Small) {
-		return budget.Forced
-	}
 	w.noteLarge(now, g.keyOf(now, s))
 	w.account.Enlarge(now, &s.Stream)
 	s.endSmallExemption()

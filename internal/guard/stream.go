@@ -271,7 +271,9 @@ func (g *Guard) Close(now Time, s *Stream) (waited unit.Duration) {
 	case done:
 		return 0
 	case presumed, live:
-		s.leaveResponse(now)
+		if n := s.Held(budget.Response); n > int64(g.worker.budget.Small) {
+			s.leaveResponse(now, n)
+		}
 	case queued:
 		waited = s.abandon(now)
 	case rejected:
@@ -283,13 +285,9 @@ func (g *Guard) Close(now Time, s *Stream) (waited unit.Duration) {
 	return waited
 }
 
-// leaveResponse hands what a large response may have left unread to its connection.
-func (s *Stream) leaveResponse(now Time) {
+// leaveResponse hands n bytes, which a large response may have left unread, to its connection.
+func (s *Stream) leaveResponse(now Time, n int64) {
 	g, w := s.guard, s.guard.worker
-	n := s.Held(budget.Response)
-	if n <= int64(w.budget.Small) {
-		return
-	}
 	if c := s.host.Arrived(); c != nil && !c.IsClosed {
 		g.keyOf(now, s)
 		w.leave(now, c, n, s.key)
