@@ -126,7 +126,7 @@ func (g *Guard) admit(now Time, s *Stream, credit int64) Verdict {
 	}
 	a.Cover(now)
 	if w.line.Len() > 0 || a.Others().Waiting > 0 {
-		w.drain.add(s.total())
+		w.back.Admitted.Add(s.total())
 	}
 	return Verdict{Action: Admit}
 }

@@ -24,11 +24,9 @@ package guard
 import (
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/reservoir"
-	"github.com/highwater-envoy/highwater/internal/unit"
 )
 
 // Guard applies one plugin's configuration to the streams of one worker.
@@ -115,50 +113,3 @@ type Host interface {
 	// of a response at those of its request too.
 	Visibility(d budget.Direction) budget.Visibility
 }
-
-// toldShare: those who are told to come back get an eighth of what is admitted. The others come
-// without being told, and clients that are served come at once: they take it all. The line can't
-// tell the two apart, so that of those who come back with n others for each of them n/(n+1) are
-// admitted.
-const toldShare = 8
-
-// retryAfter books the next place in the queue of those who are told to come back, as long as n
-// bytes take, and says when it begins.
-func (g *Guard) retryAfter(now Time, n int64) unit.Duration {
-	w := g.worker
-	others := w.account.Others()
-	// Never slower than what traffic can have in max: else an idle start would tell everyone the
-	// longest delay.
-	least := float64(w.account.Share(w.limits.Soft)-w.account.Table().Base) / Time(w.reject.Max).Seconds()
-	own := w.drain.perSecond()
-	rate := float64(others.Rate + own)
-	// What its existence costs too: else a thousand requests without a body would have one place.
-	size := float64(n + int64(g.config.Costs.Stream))
-	span := seconds(size / max(rate/toldShare, least, 1))
-	lowest, highest := Time(w.reject.Min), Time(w.reject.Max)
-	if others.Waiting > 0 || w.line.Len() > 0 {
-		// Behind those in line, who are admitted or rejected by the timeout.
-		ahead := seconds(float64(others.Wanted+w.line.Bytes()) / max(rate, 1))
-		lowest = max(lowest, min(ahead, Time(w.throttle.Timeout), highest))
-	}
-	start, booked := w.account.Book(now, now+lowest, span, now+highest)
-	if !booked {
-		// The queue is full, and nothing can be promised. All are told the longest delay, unless so
-		// many at once would come back as one: a crowd is spread before that, by half of what this
-		// worker admits, and what is left of it anywhere.
-		lowest = max(lowest, highest/4)
-		before := max(w.crowd-now, 0)
-		if before > highest-lowest {
-			return unit.Duration(highest - Time(w.random()*float64(highest-lowest)))
-		}
-		w.crowd = now + before + seconds(size/max(float64(own)/2, least, 1))
-		return unit.Duration(highest - before)
-	}
-	// Spread within the place, but not into another second: a header holds whole ones, rounded up.
-	d := start - now
-	second := (d + time.Second - 1).Truncate(time.Second)
-	return unit.Duration(min(d+Time(w.random()*float64(min(span, second-d))), highest))
-}
-
-// seconds is a duration of so many, at most an hour: the longest that retry_after.max may be.
-func seconds(s float64) Time { return Time(min(s, 3600) * float64(time.Second)) }

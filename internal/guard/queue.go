@@ -1,8 +1,6 @@
 package guard
 
 import (
-	"math"
-
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/fairness"
 	"github.com/highwater-envoy/highwater/internal/unit"
@@ -70,7 +68,7 @@ func (g *Guard) claimPlace(now Time, s *Stream, small bool, cost, window int64) 
 	case w.throttle.Timeout == 0,
 		int64(w.line.Len())+others.Waiting >= queue,
 		cost > held-w.held-others.Held,
-		!small && cost > 0 && w.largeClaim(s.key, s.total()) != budget.Full && w.turnsAwayEarly(now), // to wait costs a GET nothing
+		!small && cost > 0 && w.largeClaim(s.key, s.total()) != budget.Full && w.drawEarlyReject(now), // to wait costs a GET nothing
 		window > 0 && window > int64(g.config.Buffers.HTTP2ConnectionWindow)/2-s.connection.window,
 		cost > 0 && w.account.Ask(now, cost, claim) == budget.Denied:
 		return false
@@ -195,29 +193,4 @@ func (w *Worker) claimRest(now Time, s *Stream, n int64) bool {
 	default:
 		return false
 	}
-}
-
-// earlyFrom: from this part of the timeout on, which the line will take, some are turned away at
-// its end, and all where it takes all of it. Those who were told the same second come back in one
-// instant. Where only a full line turned requests away, it was the last of them: a third to a half
-// of those who came back, when it was a tenth of all.
-const earlyFrom = .75
-
-// turnsAwayEarly says whether the line is so long that the next is not to join it. It spreads those
-// evenly over all that come, and only while promises are out and still made: where the queue of
-// those told to come back is nearly full, whoever comes now does not obey, and an early reject only
-// brings him back at once.
-func (w *Worker) turnsAwayEarly(now Time) bool {
-	out := w.account.Table().Booked - now
-	if !w.drain.known() || out <= 0 || out > Time(w.reject.Max)/8*7 {
-		return false
-	}
-	length := float64(w.line.Bytes()) / float64(max(w.drain.perSecond(), 1)) / Time(w.throttle.Timeout).Seconds()
-	share := (length - earlyFrom) / (1 - earlyFrom)
-	if share <= 0 {
-		return false
-	}
-	w.early++
-	_, golden := math.Modf(float64(w.early) * math.Phi)
-	return golden < share
 }

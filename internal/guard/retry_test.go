@@ -7,6 +7,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/highwater-envoy/highwater/internal/retryafter"
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
 
@@ -32,6 +33,17 @@ func (p *process) told(worker int, n int64) Time {
 	return Time(v.RetryAfter)
 }
 
+// admits has a worker admit so much a second, while somebody waited until now.
+func admits(w *Worker, now Time, perSecond int64) {
+	r := &w.back.Admitted
+	*r = retryafter.Rate{}
+	r.Pass(now-time.Minute, true)
+	for at := now - time.Minute; at < now; at += 100 * ms {
+		r.Add(int64(float64(perSecond) / 10 * math.Exp(.02))) // of which as much as that is forgotten
+		r.Pass(at+100*ms, true)
+	}
+}
+
 // Each reject books the next place of one queue, as long as its size, whichever worker it is on.
 func TestRejectsBookPlacesInOneQueue(t *testing.T) {
 	p := full(t, 2, nil)
@@ -55,8 +67,8 @@ func TestRejectsBookPlacesInOneQueue(t *testing.T) {
 func TestTheQueueDrainsWithWhatIsAdmitted(t *testing.T) {
 	p := full(t, 2, nil)
 	for i, w := range p.workers {
-		p.told(i, 4*mib)                                                     // it joins the table
-		w.drain = rate{bytes: 5 * 160 * float64(mib), seconds: 5, at: p.now} // 160 MiB/s
+		p.told(i, 4*mib) // it joins the table
+		admits(w, p.now, 160*mib)
 		w.publish()
 	}
 	p.read(182 * mib)
@@ -85,33 +97,10 @@ func TestAFullQueue(t *testing.T) {
 		}
 		// Those who come one by one are no crowd.
 		for range 3 {
-			p.workers[0].crowd = 0
+			p.workers[0].back = retryafter.Desk{}
 			require.Equal(t, c.Max, p.guards[0].retryAfter(p.now, 4*mib))
 		}
 	}
-}
-
-// What is admitted while nobody waits says nothing of what could be.
-func TestRateIsOfTheTimeInWhichSomebodyWaits(t *testing.T) {
-	var r rate
-	now := time.Hour
-	run := func(d Time, waiting bool, each int64) {
-		for end := now + d; now < end; now += 10 * ms {
-			if waiting {
-				r.add(each)
-			}
-			r.pass(now, waiting)
-		}
-	}
-	run(500*ms, true, 100)
-	require.False(t, r.known())
-	run(time.Second, true, 100)
-	require.True(t, r.known())
-	require.InDelta(t, 10_000, r.perSecond(), 1000)
-	run(time.Hour, false, 0)
-	require.InDelta(t, 10_000, r.perSecond(), 1000)
-	run(20*time.Second, true, 400)
-	require.InDelta(t, 40_000, r.perSecond(), 2000, "and it forgets")
 }
 
 // While some have been told to come back, the longer the line, of what its timeout lets it be, the more are turned away at
@@ -121,8 +110,8 @@ func TestALineThatIsNearlyTooLongTurnsSomeAway(t *testing.T) {
 	p.settle(40 * mib)
 	p.settle(182 * mib)
 	w := p.workers[0]
-	w.drain = rate{bytes: 5 * 40 * float64(mib), seconds: 5, at: p.now} // 80 MiB in 2 s
-	p.guards[0].retryAfter(p.now, mib)                                  // somebody was told to come back
+	admits(w, p.now, 40*mib)           // 80 MiB in 2 s
+	p.guards[0].retryAfter(p.now, mib) // somebody was told to come back
 	var joined, first int
 	for i := range 100 {
 		if _, v := p.open(0, mib); v.Action == Wait {

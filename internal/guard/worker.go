@@ -2,12 +2,12 @@ package guard
 
 import (
 	"fmt"
-	"math"
 	"time"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/fairness"
 	"github.com/highwater-envoy/highwater/internal/linger"
+	"github.com/highwater-envoy/highwater/internal/retryafter"
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
 
@@ -37,9 +37,7 @@ type Worker struct {
 	residual []*Connection // with an ended response that may be unread
 	idle     idle
 	settled  Time
-	drain    rate
-	early    uint64 // requests that met a line that is nearly too long
-	crowd    Time   // when those who were told the longest delay and more could have been admitted; past = there is no crowd
+	back     retryafter.Desk
 	futile   futile
 
 	tracer    tracer
@@ -82,42 +80,6 @@ func (w *Worker) Counts() *[NumCounters]uint64 {
 // HostError counts a call of the host that failed.
 func (w *Worker) HostError() { w.counts[CountHostErrors]++ }
 
-// rate is what this worker admits per second while somebody waits: when nobody does, what is
-// admitted is what is asked for, and says nothing. It forgets with a time constant of 5 s of such
-// time.
-type rate struct {
-	bytes, seconds float64
-	at             Time // as of when
-}
-
-func (r *rate) add(n int64) { r.bytes += float64(n) }
-
-// pass lets the time pass, a tenth of a second at a time: else each tick would have something to
-// publish.
-func (r *rate) pass(now Time, waiting bool) {
-	if !waiting || r.at == 0 {
-		r.at = now
-		return
-	}
-	if now-r.at < rateEvery {
-		return
-	}
-	d := (now - r.at).Seconds()
-	keep := math.Exp(-d / rateOver.Seconds())
-	r.bytes, r.seconds, r.at = r.bytes*keep, r.seconds*keep+d, now
-}
-
-// known says that it is of a second at least.
-func (r *rate) known() bool { return r.seconds >= 1 }
-
-// perSecond is of a second at least: what has just begun is no rate yet.
-func (r *rate) perSecond() int64 { return int64(r.bytes / max(r.seconds, 1)) }
-
-const (
-	rateOver  = 5 * time.Second
-	rateEvery = 100 * time.Millisecond
-)
-
 // Actions is what Tick wants done. It is valid until the next Tick.
 type Actions struct {
 	Resume   *Stream // continue it; at most one per call of the host: more would crash Envoy
@@ -156,7 +118,7 @@ func (w *Worker) Tick(now Time) *Actions {
 		w.credited = nil
 		w.account.Uncredit(now, &s.Stream)
 	}
-	w.drain.pass(now, w.line.Len() > 0 || w.account.Others().Waiting > 0)
+	w.back.Admitted.Pass(now, w.line.Len() > 0 || w.account.Others().Waiting > 0)
 	w.publish()
 	polls, err := w.account.Tick(now)
 	if err != nil {
@@ -188,7 +150,7 @@ func (w *Worker) Tick(now Time) *Actions {
 // publish hands what the line and the rejects hold to the account.
 func (w *Worker) publish() {
 	w.account.SetWaiting(int64(w.line.Len()), w.held, w.line.Since())
-	w.account.SetRate(w.line.Bytes(), w.drain.perSecond())
+	w.account.SetRate(w.line.Bytes(), w.back.Admitted.PerSecond())
 	w.account.SetLeft(w.left.Bytes())
 	w.account.SetLeaving(w.leaving.Bytes())
 }
