@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/polling"
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
 
@@ -126,12 +127,12 @@ func (w *Worker) tellBlind(now Time) (event string) {
 	if age < blindAfter || w.account.Table().Blind {
 		return ""
 	}
-	failure := w.failure
+	failure := w.poll.Failure()
 	if failure == nil {
-		if w.asking == 0 || now-w.asking < askTimeout {
-			return "" // who has only just begun to ask can't say that there is no answer
+		if !w.poll.Unanswered(now) {
+			return ""
 		}
-		failure = &Failure{CauseSlow, fmt.Errorf("no answer within %v", askTimeout)}
+		failure = &Failure{CauseSlow, fmt.Errorf("no answer within %v", polling.Timeout)}
 	}
 	if w.account.Change(now, func(t *budget.Table) { t.Blind = true }) != nil {
 		w.HostError() // the next tick tries again

@@ -23,8 +23,7 @@ type idle struct {
 	ring     Connection // no connection: the ends of the list
 	requests uint       // counts them, to verify some
 	ticked   Time
-	mistaken bool   // Host.Arrived was wrong once: who is idle can't be told
-	event    string // to be logged; empty = nothing
+	mistaken bool // Host.Arrived was wrong once: who is idle can't be told
 }
 
 const (
@@ -88,7 +87,7 @@ func (w *Worker) compare(exact, arrived *Connection) {
 		return // without the network filter nothing is counted on it
 	}
 	w.idle.mistaken = true
-	w.idle.event = "another filter holds requests back before they come to highwater: which connections are idle can't be told, and this worker closes none any more; put highwater first of http_filters"
+	w.telling.later("another filter holds requests back before they come to highwater: which connections are idle can't be told, and this worker closes none any more; put highwater first of http_filters")
 }
 
 // closeIdle picks connections to close, where memory is short. What a large response has left in

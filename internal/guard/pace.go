@@ -54,7 +54,7 @@ func (w *Worker) due(now Time) time.Duration {
 	switch {
 	case w.line.Len() > 0 || len(w.closing) > 0:
 		return FastTick
-	case now-w.active < calmAfter, w.polls && w.every < CalmTick && w.account.Others().Streams > 0:
+	case now-w.active < calmAfter, w.polls && w.poll.Every() < CalmTick && w.account.Others().Streams > 0:
 		return Tick
 	case w.polls:
 		return CalmTick

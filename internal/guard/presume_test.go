@@ -355,7 +355,7 @@ func TestEveryOtherTickPassesWhileAllArePresumed(t *testing.T) {
 	g.Close(p.now, &judged.Stream)
 	require.Equal(t, uint64(5), ticks())
 	before := w.ticks
-	w.asking, w.asked = p.now, p.now
+	w.poll.Ask(p.now, 0)
 	w.Observe(p.now, Reading{InUse: 120 * mib}, nil)
 	require.True(t, all[0].Presumed())
 	require.False(t, w.account.Calm(p.now))

@@ -2,7 +2,6 @@ package guard
 
 import (
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
@@ -394,30 +393,4 @@ func (w *Worker) kept(slot int) (all []reservoir.Snapshot) {
 		}
 	}
 	return all
-}
-
-// Status are the figures of the process, beginning with who likely holds its memory. They are the
-// same whichever worker tells them.
-func (w *Worker) Status(now Time, add func(name string, value int64)) {
-	if w.account.Refresh(now) != nil {
-		w.HostError() // what it knows is half a second old at most
-	}
-	t := w.account.Table()
-	all, m := t.Sum(), w.marks(t)
-	likely := all.Likely + all.Held
-	if !w.enforcing { // nobody is paused, and those who would be are shadows
-		likely = all.Likely + all.Shadows
-	}
-	add("likely_held_bytes", likely)
-	add("bounds_bytes", max(all.Bounds+all.Held, likely))
-	add("unexplained_bytes", max(t.InUse-t.Base-likely, 0))
-	add("workers", int64(len(t.Entries)))
-	add("peaks", m.Episode)
-	gauges := w.Gauges(now)
-	for i, g := range Gauges() {
-		if i == GaugeLevel {
-			continue // it has a name
-		}
-		add(strings.TrimPrefix(g.Name, "highwater_"), gauges[i])
-	}
 }
