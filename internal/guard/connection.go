@@ -3,6 +3,7 @@ package guard
 import (
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/fairness"
+	"github.com/highwater-envoy/highwater/internal/idle"
 )
 
 // Peer tells whose a connection is.
@@ -32,8 +33,9 @@ type Connection struct {
 	cut      uint64 // and the one in which it was closed
 	Waiting  int    // requests of it in line
 	IsClosed bool
-	inUse
-	traced // the response that ended
+	observed bool // mode observe: it is never closed
+	use      idle.Use[Connection]
+	traced   // the response that ended
 }
 
 // TLS notes that the connection turned out to be a TLS one.
@@ -69,7 +71,7 @@ func (w *Worker) Data(now Time, c *Connection, n int64) (refused bool) {
 		}
 	}
 	c.last = n
-	w.idle.touch(now, c)
+	w.idle.Touch(now, &c.use)
 	if c.unread {
 		// The next request: on HTTP/1 the response before it has been read.
 		w.account.Leave(now, &c.Connection, 0, nil)
@@ -93,7 +95,7 @@ func (w *Worker) Data(now Time, c *Connection, n int64) (refused bool) {
 func (w *Worker) CloseConnection(c *Connection) {
 	c.IsClosed = true
 	c.paused = nil
-	c.leaveIdle()
+	c.use.Leave()
 	if c.source != nil {
 		c.source.Value.open--
 		w.sources--

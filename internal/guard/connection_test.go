@@ -7,6 +7,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/idle"
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
 
@@ -203,7 +204,7 @@ func TestIdleConnectionsAreClosed(t *testing.T) {
 		for _, c := range all {
 			p.workers[0].CloseConnection(c)
 		}
-		require.Same(t, &p.workers[0].idle.ring, p.workers[0].idle.ring.behind)
+		require.Nil(t, p.workers[0].idle.First(p.now, 0))
 	})
 	t.Run("from hard on after 250 ms", func(t *testing.T) {
 		p := start(t, nil)
@@ -342,13 +343,13 @@ func TestRequestsThatAreHeldBack(t *testing.T) {
 	}
 	t.Run("a listener without the network filter holds none", func(t *testing.T) {
 		p, all := start(t)
-		for range 2 * verifyEvery {
+		for range 2 * idle.VerifyEvery {
 			request(p, &Connection{}, all[0], 0)
 		}
 		raw := p.admit(0, 1)[0]
 		request(p, &Connection{}, raw, 0)
-		require.False(t, raw.http, "and makes no raw connection one of HTTP")
-		require.False(t, p.workers[0].idle.mistaken)
+		require.Zero(t, raw.use, "and makes no raw connection one of HTTP")
+		require.False(t, p.workers[0].idle.Mistaken())
 		require.Len(t, p.tick(0, 3*time.Second, softReading), 3)
 	})
 	for name, c := range map[string]struct {
@@ -356,7 +357,7 @@ func TestRequestsThatAreHeldBack(t *testing.T) {
 		reading int64
 		within  int
 	}{
-		"each 256th is verified": {0, 40 * mib, verifyEvery},
+		"each 256th is verified": {0, 40 * mib, idle.VerifyEvery},
 		"so is who waits":        {100 * mib, hardReading, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -364,7 +365,7 @@ func TestRequestsThatAreHeldBack(t *testing.T) {
 			w := p.workers[0]
 			p.tick(0, 500*ms, c.reading)
 			n := 0
-			for ; !w.idle.mistaken; n++ {
+			for ; !w.idle.Mistaken(); n++ {
 				require.Less(t, n, c.within)
 				request(p, all[0], all[1], c.length)
 			}

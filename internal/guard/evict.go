@@ -71,7 +71,7 @@ func (w *Worker) candidates(do func(k *key, c candidate)) {
 	})
 	for _, c := range w.residual {
 		if c.Left() > 0 && !c.marked {
-			do(c.key, candidate{connection: c, likely: c.Left(), shared: c.live > 0})
+			do(c.key, candidate{connection: c, likely: c.Left(), shared: c.use.Requests() > 0})
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/fairness"
+	"github.com/highwater-envoy/highwater/internal/idle"
 	"github.com/highwater-envoy/highwater/internal/linger"
 	"github.com/highwater-envoy/highwater/internal/polling"
 	"github.com/highwater-envoy/highwater/internal/retryafter"
@@ -36,7 +37,7 @@ type Worker struct {
 	largeKeys int  // of them, how many have large responses
 	proofs
 	residual []*Connection // with an ended response that may be unread
-	idle     idle
+	idle     idle.List[Connection]
 	settled  Time
 	back     retryafter.Desk
 	futile   futile
@@ -60,7 +61,7 @@ func NewWorker(store budget.Store, random func() float64) (*Worker, error) {
 	w := &Worker{account: account, random: random, keys: fairness.NewKeys[keyed]()}
 	w.policy.limits = account.Limits()
 	account.Watch(w.mark)
-	w.idle.ring.before, w.idle.ring.behind = &w.idle.ring, &w.idle.ring
+	w.idle.Init()
 	return w, nil
 }
 
