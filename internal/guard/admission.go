@@ -45,7 +45,7 @@ func (g *Guard) foresee(now Time, s *Stream, told budget.Visibility) {
 	w := g.worker
 	// A request without a body says nothing yet of its size: as long as nobody is held back and no
 	// key's responses are large, whose it is does not matter, and is not asked.
-	if s.length != 0 || w.largeKeys > 0 || told != budget.Counted || w.pressed() {
+	if s.length != 0 || w.heavyKeys > 0 || told != budget.Counted || w.pressed() {
 		g.keyOf(now, s)
 	}
 	n := s.length

@@ -114,7 +114,7 @@ func (g *Guard) OpenConnection(now Time, c *Connection, p Peer) (admitted bool) 
 	if g.config.Fairness.By == bySource && w.limits.Connections > 0 {
 		source = g.named(now, fairness.Name{By: bySource, Value: p.Source()})
 	}
-	if !w.admits(now, source, cost) {
+	if !w.admitConnection(now, source, cost) {
 		w.counts[CountRefused]++
 		if g.config.Mode != Observe {
 			return false
@@ -125,7 +125,7 @@ func (g *Guard) OpenConnection(now Time, c *Connection, p Peer) (admitted bool) 
 		source.Refs++
 		source.Value.open++
 		w.sources++
-		w.stirred = true
+		w.shares.due = true
 	}
 	c.observed = g.config.Mode == Observe
 	if !g.lets() && !g.mayExempt(burden) { // whose requests are never turned away is not known at their first bytes
@@ -136,9 +136,17 @@ func (g *Guard) OpenConnection(now Time, c *Connection, p Peer) (admitted bool) 
 	return true
 }
 
-// admits asks for a connection, first by number, then by what it costs.
-func (w *Worker) admits(now Time, source *key, cost int64) bool {
-	if source != nil && w.crowds(now, source) || w.account.AskConnection(now) != budget.Granted {
+// admitConnection asks for a connection, first by number, then by what it costs. The last eighth of
+// all is for sources that have less than their part, so that one that takes what it gets does not
+// lock the others out.
+func (w *Worker) admitConnection(now Time, source *key, cost int64) bool {
+	if source != nil && w.scarce() {
+		w.countConnections(now)
+		if w.lastConnections() && source.Value.hasItsPart() {
+			return false
+		}
+	}
+	if w.account.AskConnection(now) != budget.Granted {
 		return false
 	}
 	// Only above hard, and only what does not fit under the limit, and only where all connections
@@ -150,23 +158,20 @@ func (w *Worker) admits(now Time, source *key, cost int64) bool {
 	return t.Level < budget.Hard || t.Futile || w.account.Stale(now) || (open+1)*cost <= w.account.Floor() || w.account.Ask(now, cost, budget.Full) != budget.Denied
 }
 
-// crowds says that the last eighth of the connections is for others: of sources that have less than
-// their part of all, so that one that takes what it gets does not lock them out.
-func (w *Worker) crowds(now Time, source *key) bool {
-	if !w.scarce() {
-		return false
-	}
+// countConnections learns how many connections the other workers have, and, where the last are
+// given out, who has them.
+func (w *Worker) countConnections(now Time) {
 	if w.account.Refresh(now) != nil {
 		w.HostError()
 	}
-	if w.account.FreeConnections() > w.limits.Connections/spareShare {
-		return false
-	}
-	if now-w.shares.at >= sharesEvery {
+	if w.lastConnections() && now-w.shares.at >= sharesEvery {
 		w.exchangeShares(now)
 	}
-	v := &source.Value
-	return v.open+v.elsewhere >= v.part
+}
+
+// lastConnections says that no more are left than are kept for others.
+func (w *Worker) lastConnections() bool {
+	return w.account.FreeConnections() <= w.limits.Connections/spareShare
 }
 
 // scarce says that connections may soon be short: it is worth to know who has how many.

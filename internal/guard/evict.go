@@ -89,13 +89,13 @@ func (w *Worker) weigh() {
 // tenth of their bound each would go for the sake of 50 stalled readers, who hold all of what is
 // too much.
 func (w *Worker) evictOf(now Time, a *Actions, k *key, scale float64, most int64, from, to float64) (ended bool) {
-	w.hungry = w.hungry[:0]
+	w.evictable = w.evictable[:0]
 	w.candidates(func(of *key, c candidate) {
 		if of == k && 2*c.likely >= most {
-			w.hungry = append(w.hungry, c)
+			w.evictable = append(w.evictable, c)
 		}
 	})
-	slices.SortFunc(w.hungry, func(a, b candidate) int {
+	slices.SortFunc(w.evictable, func(a, b candidate) int {
 		switch {
 		case a.shared != b.shared:
 			if a.shared {
@@ -109,7 +109,7 @@ func (w *Worker) evictOf(now Time, a *Actions, k *key, scale float64, most int64
 		}
 		return 0
 	})
-	for _, c := range w.hungry {
+	for _, c := range w.evictable {
 		size := max(scale*float64(c.likely), 1)
 		if math.Ceil(to/size) <= math.Ceil(from/size) {
 			break
@@ -122,7 +122,7 @@ func (w *Worker) evictOf(now Time, a *Actions, k *key, scale float64, most int64
 		from += size
 		ended = true
 	}
-	clear(w.hungry)
+	clear(w.evictable)
 	return ended
 }
 

@@ -45,7 +45,7 @@ func (g *Guard) doubt(now Time, s *Stream) {
 	w, a, begun, length := g.worker, g.worker.account, s.Expected(budget.Response), s.Length(budget.Response)
 	passed, over := s.unpresume(now)
 	if !begun {
-		if w.largeKeys == 0 {
+		if w.heavyKeys == 0 {
 			return
 		}
 		// Whoever is judged at his request's headers asks for room there if his key's responses are

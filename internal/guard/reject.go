@@ -26,7 +26,7 @@ func (g *Guard) turnAway(now Time, s *Stream, reason Reason) Verdict {
 		s.key.Value.forecasts[budget.Request].Learn(s.Held(budget.Request))
 	}
 	if reason == QueueFull || reason == Timeout {
-		s.key.Value.turned += s.total()
+		s.key.Value.rejected += s.total()
 	}
 	counted := false // what it leaves unread
 	if s.state == queued {

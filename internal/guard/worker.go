@@ -27,14 +27,13 @@ type Worker struct {
 
 	queue
 	rejects
-	leaving   linger.Sum // what was evicted
-	hungry    []candidate
+	leaving   linger.Sum  // what was evicted
+	evictable []candidate // of one key, while it is decided who goes
 	keys      *fairness.Keys[keyed]
 	guards    []*Guard // that requests come to
 	shares    shares
-	stirred   bool // there was something to share out since the last exchange of shares
-	sources   int  // connections that are told apart by their source
-	largeKeys int  // of them, how many have large responses
+	sources   int // connections that are told apart by their source
+	heavyKeys int // of all keys, how many have large responses
 	proofs
 	residual []*Connection // with an ended response that may be unread
 	idle     idle.List[Connection]

@@ -1,0 +1,63 @@
+package guard
+
+import (
+	"math"
+	"time"
+
+	"github.com/highwater-envoy/highwater/internal/budget"
+)
+
+// history is what a key's messages came to, from which it is told what the next will.
+//
+// Of a message without a length the forecast of its direction tells. Of a response that has not
+// begun, three things do, all from one stream of samples, the responses of the key. Where nearly
+// each of them is large the key is heavy, and after heavyFor without a small one its requests count
+// as large at their headers. Where they differ, the largest of the recent ones bounds what the next
+// may hold.
+type history struct {
+	forecasts   [2]budget.Forecast // of messages without a length
+	responses   budget.Forecast    // of all responses
+	heavy       Time               // since when its responses are large, by the forecast; 0 = they are not
+	lastSmall   Time               // when it last had a small one
+	largest     int64              // of its large responses, when it was seen
+	largestSeen Time
+}
+
+// learnResponse takes what a response came to, and says whether the key is heavy now and was not
+// before, or the other way round. A response of small bytes or less is small.
+func (h *history) learnResponse(now Time, n, small int64) (turned bool) {
+	h.responses.Learn(n)
+	switch {
+	case n <= small:
+		h.lastSmall = now
+	case n >= h.largest || n >= h.largestAt(now):
+		h.largest, h.largestSeen = n, now
+	}
+	heavy := h.responses.Least() > small
+	if heavy == (h.heavy != 0) {
+		return false
+	}
+	h.heavy = 0
+	if heavy {
+		h.heavy = now
+	}
+	return true
+}
+
+// heavyFor is how long a key must have had no small response before its requests count as large. On
+// a route that has both, small ones would wait for what the large ones bring: beside 300 slow
+// readers a tenth of the bystanders on the same route were rejected.
+const heavyFor = 2 * time.Second
+
+// large says that what is asked for with this key is large, whatever the request.
+func (h *history) large(now Time) bool {
+	return h.heavy != 0 && now-max(h.heavy, h.lastSmall) >= heavyFor
+}
+
+// largestHalf: what the largest response says of the next is halved each so often.
+const largestHalf = 10 * time.Second
+
+// largestAt is how large a response of the key may be, for what has been seen recently, bytes.
+func (h *history) largestAt(now Time) int64 {
+	return int64(float64(h.largest) * math.Exp2(-float64(now-h.largestSeen)/float64(largestHalf)))
+}
