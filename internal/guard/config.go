@@ -1,11 +1,7 @@
 package guard
 
 import (
-	"errors"
 	"fmt"
-	"maps"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
@@ -88,35 +84,11 @@ const (
 	byHeader      = "header:"
 )
 
-// headerRunes are what a header's name is made of (RFC 9110, 5.6.2).
-const headerRunes = "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-
 func (f *Fairness) weight(n fairness.Name) float64 {
 	if weight, ok := f.Weights[n.Value]; ok {
 		return weight
 	}
 	return 1
-}
-
-func (f *Fairness) validate(check func(ok bool, format string, args ...any)) {
-	switch header, ok := strings.CutPrefix(f.By, byHeader); {
-	case ok:
-		check(header != "" && strings.Trim(header, headerRunes) == "", "fairness.by: %q must name a header behind \"header:\", such as header:x-tenant", f.By)
-	default:
-		check(slices.Contains([]string{byNone, byRoute, byCluster, byVirtualHost, bySource}, f.By),
-			"fairness.by: %q must be none, route, cluster, virtual_host, source or header:<name>", f.By)
-	}
-	check(f.By != byNone || len(f.Weights) == 0, "fairness.weights: there are no keys to weigh where fairness.by is none; say by what requests are told apart, such as route")
-	check(len(f.Weights) <= fairness.MaxNamed, "fairness.weights: %d names are more than %d: of %d keys that are told apart some must be left for all "+
-		"that have no name here; name those that matter most", len(f.Weights), fairness.MaxNamed, fairness.MaxKeys)
-	sum := 0.0
-	for _, name := range slices.Sorted(maps.Keys(f.Weights)) {
-		weight := f.Weights[name]
-		check(weight >= 0 && weight <= fairness.MaxWeight, "fairness.weights.%s: %v must be from 0 to %v", name, weight, fairness.MaxWeight)
-		check(len(name) <= maxName, "fairness.weights: a name of %d bytes is longer than %d, which is all of it that is looked at", len(name), maxName)
-		sum += weight
-	}
-	check(len(f.Weights) == 0 || sum != 0, "fairness.weights: they sum to 0: give at least one key a weight above 0")
 }
 
 // Exempt names requests that are never held back. Exactly one field is set.
@@ -173,35 +145,14 @@ type Trace struct {
 	Keep     int        `json:"keep"`     // so many peaks, and the highest of all beside
 }
 
-func (t *Trace) validate(check func(ok bool, format string, args ...any)) {
-	check(t.Every >= unit.KiB && t.Every <= unit.GiB, "trace.every: %v must be from 1KiB to 1GiB", t.Every)
-	check(t.Capacity >= 0 && t.Capacity <= maxCapacity, "trace.capacity: %d must be from 0 (nothing is sampled) to %d", t.Capacity, maxCapacity)
-	check(t.Step > 0 && t.Step <= 1, "trace.step: %v must be above 0%% and at most 100%%: each mark freezes all samples", t.Step)
-	check(t.Floor >= unit.MiB && t.Floor <= unit.TiB, "trace.floor: %v must be from 1MiB to 1TiB", t.Floor)
-	check(t.Keep >= 1 && t.Keep <= maxKeep, "trace.keep: %d must be from 1 to %d: each takes Envoy up to 64KiB per worker", t.Keep, maxKeep)
-}
-
 func (t *Trace) rules() reservoir.Rules {
 	return reservoir.Rules{Step: float64(t.Step), Floor: int64(t.Floor), Keep: t.Keep}
 }
-
-const (
-	maxCapacity = 4096
-	maxKeep     = reservoir.MaxKeep
-	maxPath     = 256
-)
 
 // Debug is where questions are answered. Each listener answers by its own plugin's configuration alone.
 type Debug struct {
 	Path string `json:"path"` // status, peaks, current and pprof are below it; empty: nothing is answered
 }
-
-func (d *Debug) validate(check func(ok bool, format string, args ...any)) {
-	check(d.Path == "" || len(d.Path) > 1 && len(d.Path) <= maxPath && d.Path[0] == '/' && d.Path[len(d.Path)-1] != '/' && !strings.ContainsFunc(d.Path, notInPath),
-		"debug.path: %q must be a path such as /highwater, without a slash at its end, ? or #", d.Path)
-}
-
-func notInPath(r rune) bool { return r <= ' ' || r >= 0x7f || r == '?' || r == '#' || r == '%' }
 
 // Summary is what is worth to be told of a configuration when it comes into force, for people.
 func (c *Config) Summary() string {
@@ -264,77 +215,6 @@ const (
 
 var onStale = map[string]budget.OnStale{
 	staleEstimate: budget.StaleEstimate, staleAdmit: budget.StaleAdmit, staleReject: budget.StaleReject,
-}
-
-// Validate returns all that is wrong with the configuration, joined; each error begins with the key.
-func (c *Config) Validate() error {
-	var errs []error
-	check := func(ok bool, format string, args ...any) {
-		if !ok {
-			errs = append(errs, fmt.Errorf(format, args...))
-		}
-	}
-	check(c.Mode == Enforce || c.Mode == Observe, "mode: %q must be enforce or observe", c.Mode)
-
-	b := &c.Budget
-	check(b.Limit != unit.Limit{}, "budget.limit: required: the memory that Envoy may use, such as 512MiB")
-	limit := b.Limit.Bytes // 0 = a share of what is not known yet
-	check(limit == 0 || limit >= 32*unit.MiB, "budget.limit: %v must be at least 32MiB: an idle Envoy uses some 10MiB", limit)
-	check(limit < budget.Unlimited, "budget.limit: %v must be below %v: no memory is so large", limit, unit.Bytes(budget.Unlimited))
-	check(b.Limit.Share <= 1, "budget.limit: %v must be at most 100%% of the container's limit", b.Limit)
-	check(b.Hard > 0 && b.Hard <= 1, "budget.hard: %v must be above 0%% and at most 100%%", b.Hard)
-	check(b.Soft > 0 && b.Soft < b.Hard, "budget.soft: %v must be above 0%% and below budget.hard (%v)", b.Soft, b.Hard)
-	check(b.Resume > 0 && b.Resume < b.Soft, "budget.resume: %v must be above 0%% and below budget.soft (%v)", b.Resume, b.Soft)
-	check(b.Floor >= 0 && b.Floor <= 0.5, "budget.floor: %v must be at most 50%%: it may exceed the limit", b.Floor)
-	check(limit == 0 || b.Small <= limit/16, "budget.small: %v must be at most a sixteenth of budget.limit (%v)", b.Small, limit/16)
-	check(b.Small <= unit.GiB, "budget.small: %v must be at most 1GiB", b.Small)
-	check(b.Connections >= 0 && b.Connections <= 1<<24, "budget.connections: %d must be from 0 (no limit) to %d", b.Connections, 1<<24)
-
-	u := &c.Buffers
-	for _, f := range []struct {
-		key string
-		v   unit.Bytes
-	}{
-		{"downstream", u.Downstream},
-		{"upstream", u.Upstream},
-		{"http2_window", u.HTTP2Window},
-		{"http2_connection_window", u.HTTP2ConnectionWindow},
-	} {
-		check(f.v >= unit.KiB && f.v <= 2*unit.GiB, "buffers.%s: %v must be from 1KiB to 2GiB: what Envoy is set to", f.key, f.v)
-	}
-	check(u.HTTP2ConnectionWindow >= u.HTTP2Window, "buffers.http2_connection_window: %v must be at least buffers.http2_window (%v)", u.HTTP2ConnectionWindow, u.HTTP2Window)
-	check(u.Linger <= unit.Duration(time.Minute), "buffers.linger: %v must be at most 1m", u.Linger)
-	check(u.WholeRequest == 0 || u.WholeRequest >= unit.KiB && u.WholeRequest <= 4*unit.GiB, "buffers.whole_request: %v must be 0 or from 1KiB to 4GiB: the max_request_bytes of a buffer filter", u.WholeRequest)
-
-	for _, f := range []struct {
-		key string
-		v   unit.Bytes
-	}{{"stream", c.Costs.Stream}, {"connection", c.Costs.Connection}, {"tls_connection", c.Costs.TLSConnection}} {
-		check(f.v <= 16*unit.MiB, "costs.%s: %v must be at most 16MiB", f.key, f.v)
-	}
-	c.Fairness.validate(check)
-	for i := range c.Exempt {
-		c.Exempt[i].validate(fmt.Sprintf("exempt[%d]", i), check)
-	}
-	check(c.Throttle.Queue >= 0 && c.Throttle.Queue <= 1<<20, "throttle.queue: %d must be from 0 to %d", c.Throttle.Queue, 1<<20)
-	check(c.Throttle.Timeout <= unit.Duration(5*time.Minute), "throttle.timeout: %v must be at most 5m", c.Throttle.Timeout)
-
-	r := &c.Reject
-	check(r.Status >= 400 && r.Status <= 599, "reject.status: %d must be from 400 to 599", r.Status)
-	check(r.RetryAfter.Min <= r.RetryAfter.Max, "reject.retry_after.min: %v must be at most reject.retry_after.max (%v)", r.RetryAfter.Min, r.RetryAfter.Max)
-	check(r.RetryAfter.Max >= unit.Duration(time.Second) && r.RetryAfter.Max <= unit.Duration(time.Hour), "reject.retry_after.max: %v must be from 1s to 1h", r.RetryAfter.Max)
-	check(len(r.Body) <= 64<<10, "reject.body: %d bytes are more than 64KiB", len(r.Body))
-
-	m := &c.Memory
-	check(m.Cluster != "", "memory.cluster: must name the cluster of Envoy's admin interface")
-	check(strings.HasPrefix(m.Path, "/"), "memory.path: %q must begin with /", m.Path)
-	check(m.Interval >= unit.Duration(5*time.Millisecond) && m.Interval <= unit.Duration(500*time.Millisecond), "memory.interval: %v must be from 5ms to 500ms: without a reading for 1s there is none", m.Interval)
-	check(m.IdleInterval >= m.Interval && m.IdleInterval <= unit.Duration(500*time.Millisecond), "memory.idle_interval: %v must be from memory.interval (%v) to 500ms", m.IdleInterval, m.Interval)
-	_, ok := onStale[m.OnStale]
-	check(ok, "memory.on_stale: %q must be estimate, admit or reject", m.OnStale)
-	c.Trace.validate(check)
-	c.Debug.validate(check)
-	return errors.Join(errs...)
 }
 
 func (c *Config) limits() budget.Limits {

@@ -102,47 +102,67 @@ func endsPath(b byte) bool { return b == '?' || b == '#' }
 // no name behind them (also before a parameter: "..;x"), backslashes, encoded slashes, backslashes
 // and percent signs, and what is not printable ASCII, encoded or not. The query is no part of it.
 func plain(path string) bool {
-	const ( // of a segment
-		begins = iota
-		dots   // and nothing else yet
-		named
-	)
-	segment := begins
+	at := begins
 	for i := 0; i < len(path) && !endsPath(path[i]); i++ {
 		b := path[i]
-		switch b {
-		case '/':
-			if segment == dots {
+		if b == '/' {
+			if at == dots {
 				return false
 			}
-			segment = begins
+			at = begins
 			continue
-		case '%':
-			if i+2 >= len(path) {
+		}
+		if b == '%' {
+			var ok bool
+			if b, ok = decoded(path[i:]); !ok {
 				return false
 			}
-			high, low := hex(path[i+1]), hex(path[i+2])
-			b, i = high<<4|low, i+2
-			if high > 0xf || low > 0xf || b == '/' || b == '%' {
-				return false
-			}
-		case ' ':
+			i += 2
+		} else if b == ' ' {
 			return false
 		}
-		switch {
-		case b < ' ' || b > '~' || b == '\\':
+		if b < ' ' || b > '~' || b == '\\' {
 			return false
-		case b == '.':
-			if segment == begins {
-				segment = dots
-			}
-		case segment == dots && !startsName(b):
+		}
+		if at = at.next(b); at == misleads {
 			return false
-		default:
-			segment = named
 		}
 	}
-	return segment != dots
+	return at != dots
+}
+
+// segment is what has been read of one segment of a path.
+type segment uint8
+
+const (
+	begins   segment = iota // nothing
+	dots                    // and nothing else yet
+	named                   // what makes a name of it
+	misleads                // dots, and what makes no name of them
+)
+
+// next is what it is with one byte more.
+func (s segment) next(b byte) segment {
+	switch {
+	case b == '.' && s == begins:
+		return dots
+	case b == '.':
+		return s
+	case s == dots && !startsName(b):
+		return misleads
+	}
+	return named
+}
+
+// decoded is the byte that the text begins with as %xx. It is not ok where it is none, or one that
+// whoever decodes once more reads differently.
+func decoded(text string) (b byte, ok bool) {
+	if len(text) < 3 {
+		return 0, false
+	}
+	high, low := hex(text[1]), hex(text[2])
+	b = high<<4 | low
+	return b, high <= 0xf && low <= 0xf && b != '/' && b != '%'
 }
 
 // hex is the value of a hexadecimal digit; above 15 it is none.
@@ -161,7 +181,7 @@ func startsName(b byte) bool {
 	return b >= '0' && b <= '9' || b|0x20 >= 'a' && b|0x20 <= 'z' || b == '-' || b == '_' || b == '~'
 }
 
-func (e *Exempt) validate(at string, check func(ok bool, format string, args ...any)) {
+func (e *Exempt) validate(at string, check checker) {
 	set := 0
 	for _, s := range []string{e.PathPrefix, e.Route, e.Cluster, e.GRPCService} {
 		if s != "" {

@@ -74,20 +74,8 @@ type member struct {
 }
 
 func parseTree(text []byte) (any, error) {
-	switch {
-	case len(bytes.TrimSpace(text)) == 0:
-		return nil, errors.New("the configuration is empty: it needs at least {\"budget\": {\"limit\": \"512MiB\"}}")
-	case len(text) > maxConfig:
-		return nil, fmt.Errorf("the configuration has %d bytes, more than %v", len(text), unit.Bytes(maxConfig))
-	case text[0] == '\n' || text[0] < ' ' && text[0] != '\t' && text[0] != '\r' || !utf8.Valid(text):
-		// A Struct begins with the tag of its first field, 0x0a; so does JSON behind an empty line.
-		if !json.Valid(text) {
-			return nil, errors.New("the configuration is not JSON but bytes, as a google.protobuf.Struct arrives: write it as " +
-				"configuration: {\"@type\": type.googleapis.com/google.protobuf.StringValue, value: '{\"budget\": {\"limit\": \"512MiB\"}}'}")
-		}
-	}
-	if !utf8.Valid(text) {
-		return nil, errors.New("the configuration is not UTF-8: a name in it would match nothing")
+	if err := readable(text); err != nil {
+		return nil, err
 	}
 	d := json.NewDecoder(bytes.NewReader(text))
 	d.UseNumber()
@@ -107,6 +95,28 @@ func parseTree(text []byte) (any, error) {
 		return nil, errors.New("the configuration must be a JSON object: {\"budget\": {\"limit\": \"512MiB\"}}")
 	}
 	return root, nil
+}
+
+// readable says what is wrong with a text that nobody need read as JSON.
+func readable(text []byte) error {
+	switch {
+	case len(bytes.TrimSpace(text)) == 0:
+		return errors.New("the configuration is empty: it needs at least {\"budget\": {\"limit\": \"512MiB\"}}")
+	case len(text) > maxConfig:
+		return fmt.Errorf("the configuration has %d bytes, more than %v", len(text), unit.Bytes(maxConfig))
+	case looksBinary(text) && !json.Valid(text):
+		return errors.New("the configuration is not JSON but bytes, as a google.protobuf.Struct arrives: write it as " +
+			"configuration: {\"@type\": type.googleapis.com/google.protobuf.StringValue, value: '{\"budget\": {\"limit\": \"512MiB\"}}'}")
+	case !utf8.Valid(text):
+		return errors.New("the configuration is not UTF-8: a name in it would match nothing")
+	}
+	return nil
+}
+
+// looksBinary says that it may be a Struct. One begins with the tag of its first field, 0x0a; so
+// does JSON behind an empty line.
+func looksBinary(text []byte) bool {
+	return text[0] == '\n' || text[0] < ' ' && text[0] != '\t' && text[0] != '\r' || !utf8.Valid(text)
 }
 
 func parseValue(d *json.Decoder, depth int) (any, error) {
@@ -170,73 +180,84 @@ func (d *decoder) failed(key string) bool {
 	return false
 }
 
+// value fills one field, by its kind.
 func (d *decoder) value(path string, v any, into reflect.Value) {
 	switch into.Interface().(type) {
 	case unit.Bytes, unit.Ratio, unit.Limit, unit.Duration:
-		text, ok := scalar(v)
-		if !ok {
-			d.fail(path, "%s must be a size, a share or a duration in quotes, such as \"64KiB\", \"85%%\" or \"25ms\"", show(v))
-			return
-		}
-		parsed := reflect.New(into.Type())
-		if err := parsed.Interface().(encoding.TextUnmarshaler).UnmarshalText([]byte(text)); err != nil {
-			d.fail(path, "%v", err) // and the default stays, so that nothing else looks wrong beside it
-			return
-		}
-		into.Set(parsed.Elem())
+		d.quantity(path, v, into)
 		return
 	}
 	switch into.Kind() {
 	case reflect.Struct:
 		d.object(path, v, into)
 	case reflect.Slice:
-		list, ok := v.([]any)
-		if !ok {
-			d.fail(path, "%s must be a list: [...]", show(v))
-			return
-		}
-		if len(list) > maxList {
-			d.fail(path, "%d entries are more than %d", len(list), maxList)
-			return
-		}
-		into.Set(reflect.MakeSlice(into.Type(), len(list), len(list)))
-		for i, e := range list {
-			d.value(fmt.Sprintf("%s[%d]", path, i), e, into.Index(i))
-		}
-	case reflect.String:
-		text, ok := v.(string)
-		if !ok {
-			d.fail(path, "%s must be text in quotes", show(v))
-			return
-		}
-		into.SetString(text)
-	case reflect.Int:
-		number, ok := v.(json.Number)
-		n, err := number.Int64()
-		if !ok || err != nil {
-			d.fail(path, "%s must be a whole number", show(v))
-			return
-		}
-		into.SetInt(n)
-	case reflect.Bool:
-		b, ok := v.(bool)
-		if !ok {
-			d.fail(path, "%s must be true or false, without quotes", show(v))
-			return
-		}
-		into.SetBool(b)
-	case reflect.Float64:
-		number, ok := v.(json.Number)
-		n, err := number.Float64()
-		if !ok || err != nil {
-			d.fail(path, "%s must be a number", show(v))
-			return
-		}
-		into.SetFloat(n)
+		d.list(path, v, into)
 	case reflect.Map:
 		d.dictionary(path, v, into)
+	case reflect.Int, reflect.Float64:
+		d.number(path, v, into)
+	case reflect.String:
+		if text, ok := v.(string); ok {
+			into.SetString(text)
+		} else {
+			d.fail(path, "%s must be text in quotes", show(v))
+		}
+	case reflect.Bool:
+		if b, ok := v.(bool); ok {
+			into.SetBool(b)
+		} else {
+			d.fail(path, "%s must be true or false, without quotes", show(v))
+		}
 	default:
 		panic("no rule for " + into.Type().String()) // a field of a new kind, found by any test that parses
+	}
+}
+
+// quantity fills a size, a share or a duration.
+func (d *decoder) quantity(path string, v any, into reflect.Value) {
+	text, ok := scalar(v)
+	if !ok {
+		d.fail(path, "%s must be a size, a share or a duration in quotes, such as \"64KiB\", \"85%%\" or \"25ms\"", show(v))
+		return
+	}
+	parsed := reflect.New(into.Type())
+	if err := parsed.Interface().(encoding.TextUnmarshaler).UnmarshalText([]byte(text)); err != nil {
+		d.fail(path, "%v", err) // and the default stays, so that nothing else looks wrong beside it
+		return
+	}
+	into.Set(parsed.Elem())
+}
+
+func (d *decoder) number(path string, v any, into reflect.Value) {
+	number, ok := v.(json.Number)
+	if into.Kind() == reflect.Int {
+		if n, err := number.Int64(); ok && err == nil {
+			into.SetInt(n)
+		} else {
+			d.fail(path, "%s must be a whole number", show(v))
+		}
+		return
+	}
+	if n, err := number.Float64(); ok && err == nil {
+		into.SetFloat(n)
+	} else {
+		d.fail(path, "%s must be a number", show(v))
+	}
+}
+
+func (d *decoder) list(path string, v any, into reflect.Value) {
+	list, ok := v.([]any)
+	if !ok {
+		d.fail(path, "%s must be a list: [...]", show(v))
+		return
+	}
+	if len(list) > maxList {
+		d.fail(path, "%d entries are more than %d", len(list), maxList)
+		return
+	}
+	into.Set(reflect.MakeSlice(into.Type(), len(list), len(list)))
+	for i, e := range list {
+		d.value(fmt.Sprintf("%s[%d]", path, i), e, into.Index(i))
 	}
 }
 

@@ -39,28 +39,29 @@ func ParseReading(text []byte) (Reading, error) {
 	return r, nil
 }
 
-func parseReading(text []byte) (Reading, error) {
-	var m struct {
-		Allocated        *int64 `json:"allocated,string"`
-		HeapSize         *int64 `json:"heap_size,string"`
-		PageheapUnmapped int64  `json:"pageheap_unmapped,string"`
-		PageheapFree     int64  `json:"pageheap_free,string"`
+// answer is one of /memory.
+type answer struct {
+	Allocated        *int64 `json:"allocated,string"`
+	HeapSize         *int64 `json:"heap_size,string"`
+	PageheapUnmapped int64  `json:"pageheap_unmapped,string"`
+	PageheapFree     int64  `json:"pageheap_free,string"`
 
-		Limit      *int64 `json:"limit,string"`
-		Resident   int64  `json:"resident,string"`
-		WorkingSet int64  `json:"working_set,string"`
-		Sock       int64  `json:"sock,string"`
-	}
+	Limit      *int64 `json:"limit,string"`
+	Resident   int64  `json:"resident,string"`
+	WorkingSet int64  `json:"working_set,string"`
+	Sock       int64  `json:"sock,string"`
+}
+
+func parseReading(text []byte) (Reading, error) {
+	var m answer
 	if err := json.Unmarshal(text, &m); err != nil {
 		return Reading{}, fmt.Errorf("not the answer of /memory: %w", err)
 	}
 	if m.Allocated == nil || m.HeapSize == nil {
 		return Reading{}, fmt.Errorf("not the answer of /memory: it has no allocated or no heap_size")
 	}
-	// Each is checked by itself, because differences of nonsense can overflow into something that
-	// looks possible.
 	heap, unmapped, free := *m.HeapSize, m.PageheapUnmapped, m.PageheapFree
-	if heap <= 0 || heap > maxReading || unmapped < 0 || unmapped > heap || free < 0 || free >= heap-unmapped || !possible(*m.Allocated) {
+	if !m.possibleHeap() {
 		return Reading{}, fmt.Errorf("not a possible answer of /memory: heap_size %d, pageheap_unmapped %d, pageheap_free %d, allocated %d",
 			heap, unmapped, free, *m.Allocated)
 	}
@@ -76,6 +77,13 @@ func parseReading(text []byte) (Reading, error) {
 	}
 	r.InUse += max(r.Resident-r.Mapped, 0) + r.Sock
 	return r, nil
+}
+
+// possibleHeap checks each figure of the heap by itself, because differences of nonsense can
+// overflow into something that looks possible.
+func (m *answer) possibleHeap() bool {
+	heap, unmapped, free := *m.HeapSize, m.PageheapUnmapped, m.PageheapFree
+	return heap > 0 && heap <= maxReading && unmapped >= 0 && unmapped <= heap && free >= 0 && free < heap-unmapped && possible(*m.Allocated)
 }
 
 func possible(n int64) bool { return n >= 0 && n <= maxReading }
