@@ -25,7 +25,7 @@ type Connection struct {
 	window   int64  // what paused HTTP/2 requests take of the connection's window
 	costs    int64  // and what they can leave unread
 	unread   bool   // is in Worker.residual
-	marked   bool   // mode observe: that would have been evicted
+	spared   bool   // mode observe: that would have been evicted
 	doomed   bool   // and that it would have been closed at its first bytes
 	key      *key   // of the response that it is there for
 	source   *key   // that it counts for; nil = connections are not told apart

@@ -6,7 +6,14 @@ import (
 
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/fairness"
+	"github.com/highwater-envoy/highwater/internal/linger"
 )
+
+// evictions is what a worker evicts.
+type evictions struct {
+	leaving   linger.Sum  // what was evicted, and may still be there
+	evictable []candidate // of one key, while it is decided who goes
+}
 
 // candidate is something that can be evicted: a stream, or what an ended response left unread on a
 // connection.
@@ -65,12 +72,12 @@ func (w *Worker) candidates(do func(k *key, c candidate)) {
 	w.account.Owners(func(owner any) {
 		// What has ended is out of reach: Envoy ignores a local reply then, and the rest stays with
 		// the connection.
-		if s, ok := owner.(*Stream); ok && s.admitted() && s.exempt == judged && !s.marked && s.Likely() > 0 && !s.Ended(budget.Response) {
+		if s, ok := owner.(*Stream); ok && s.admitted() && s.exempt == judged && !s.spared && s.Likely() > 0 && !s.Ended(budget.Response) {
 			do(s.key, candidate{stream: s, likely: s.Likely()})
 		}
 	})
 	for _, c := range w.residual {
-		if c.Left() > 0 && !c.marked {
+		if c.Left() > 0 && !c.spared {
 			do(c.key, candidate{connection: c, likely: c.Left(), shared: c.use.Requests() > 0})
 		}
 	}
@@ -95,20 +102,7 @@ func (w *Worker) evictOf(now Time, a *Actions, k *key, scale float64, most int64
 			w.evictable = append(w.evictable, c)
 		}
 	})
-	slices.SortFunc(w.evictable, func(a, b candidate) int {
-		switch {
-		case a.shared != b.shared:
-			if a.shared {
-				return 1
-			}
-			return -1
-		case a.likely > b.likely:
-			return -1
-		case a.likely < b.likely:
-			return 1
-		}
-		return 0
-	})
+	slices.SortFunc(w.evictable, sooner)
 	for _, c := range w.evictable {
 		size := max(scale*float64(c.likely), 1)
 		if math.Ceil(to/size) <= math.Ceil(from/size) {
@@ -126,6 +120,23 @@ func (w *Worker) evictOf(now Time, a *Actions, k *key, scale float64, most int64
 	return ended
 }
 
+// sooner orders candidates: those first that share their connection with nobody, and of those the
+// ones that hold most.
+func sooner(a, b candidate) int {
+	switch {
+	case a.shared != b.shared:
+		if a.shared {
+			return 1
+		}
+		return -1
+	case a.likely > b.likely:
+		return -1
+	case a.likely < b.likely:
+		return 1
+	}
+	return 0
+}
+
 func (w *Worker) evictStream(now Time, a *Actions, s *Stream) bool {
 	c := s.conn()
 	if c != nil && c.cut == w.ticks {
@@ -136,7 +147,7 @@ func (w *Worker) evictStream(now Time, a *Actions, s *Stream) bool {
 		w.counts[CountRejectedResponses]++
 	}
 	if s.guard.lets() {
-		s.marked = true
+		s.spared = true
 		return true
 	}
 	if shadow := s.reject(now); shadow {
@@ -157,7 +168,7 @@ func (w *Worker) evictStream(now Time, a *Actions, s *Stream) bool {
 
 func (w *Worker) evictLeft(a *Actions, c *Connection) bool {
 	if c.observed {
-		c.marked = true
+		c.spared = true
 		return true
 	}
 	if !w.claimCut(c) {

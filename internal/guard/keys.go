@@ -5,6 +5,15 @@ import (
 	"github.com/highwater-envoy/highwater/internal/fairness"
 )
 
+// keyring is the keys of a worker, and what follows from all of them.
+type keyring struct {
+	keys      *fairness.Keys[keyed]
+	guards    []*Guard // that requests come to: their weights name keys
+	shares    shares
+	sources   int // connections that are told apart by their source
+	heavyKeys int // how many keys have large responses
+}
+
 // keyed is what a worker knows of one key.
 type keyed struct {
 	budget.Sum // what its streams have

@@ -8,6 +8,22 @@ import (
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
 
+// reader is a worker's part in reading the allocator.
+type reader struct {
+	polls bool // it is this worker that asks
+	poll  polling.Poll
+}
+
+// ask asks for a reading, if it is time to, and picks what is to be logged.
+func (w *Worker) ask(now Time, a *Actions) {
+	if a.Polls = w.polls; w.polls {
+		a.Ask, a.Event = w.schedule(now), w.tellBlind(now)
+	}
+	if a.Event == "" {
+		a.Event = w.telling.next()
+	}
+}
+
 // AskTimeout is how long to wait for the answer to a reading.
 func (w *Worker) AskTimeout() unit.Duration { return unit.Duration(polling.Timeout) }
 

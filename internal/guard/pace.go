@@ -43,6 +43,15 @@ func (w *Worker) mayRest(now Time) bool {
 	return !w.rested && own.PresumedStreams > 0 && own.PresumedStreams == own.Streams && w.account.Calm(now)
 }
 
+// plan sets when the next tick is due.
+func (w *Worker) plan(now Time, a *Actions) {
+	if w.works() {
+		w.active = now
+	}
+	a.Next = w.due(now)
+	w.Sleeps = a.Next > Tick
+}
+
 // works says that there is something on this worker that has to be watched.
 func (w *Worker) works() bool {
 	own := w.account.Own()

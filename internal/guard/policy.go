@@ -12,15 +12,16 @@ import (
 // policy is what all plugins of a process have in common, and is in force in all of it: the plugin
 // that started last sets it. The zero value is that before any has started.
 type policy struct {
-	inForce  bool
-	budget   Budget
-	throttle Throttle
-	memory   Memory
-	trace    Trace
-	reject   RetryAfter
-	linger   unit.Duration
-	evicts   bool
-	limits   *budget.Limits // what budget comes to, as the account has it
+	inForce   bool
+	enforcing bool // verdicts are carried out on a listener at least: see SetEnforcing
+	budget    Budget
+	throttle  Throttle
+	memory    Memory
+	trace     Trace
+	reject    RetryAfter
+	linger    unit.Duration
+	evicts    bool
+	limits    *budget.Limits // what budget comes to, as the account has it
 }
 
 // shared are the same figures under the keys that they have in a configuration.

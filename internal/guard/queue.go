@@ -15,6 +15,14 @@ type queue struct {
 	credited *Stream // the one resumed since the last tick
 }
 
+// uncredit ends what counts in favour of the one that was resumed in the last tick.
+func (w *Worker) uncredit(now Time) {
+	if s := w.credited; s != nil {
+		w.credited = nil
+		w.account.Uncredit(now, &s.Stream)
+	}
+}
+
 const (
 	heldShare = 4 // the line's pause costs may hold 1/4 of what traffic can have
 	leftShare = 8 // and what rejected requests leave unread 1/8

@@ -2,13 +2,19 @@ package guard
 
 import "time"
 
+// leftovers is what ended responses may still hold, because their clients have not read it yet.
+type leftovers struct {
+	residual []*Connection // with an ended response that may be unread
+	settled  Time          // when those were looked at last
+}
+
 // leave notes what an ended response may still hold, unread, on its connection.
 func (w *Worker) leave(now Time, c *Connection, n int64, k *key) {
 	w.account.Leave(now, &c.Connection, n, &k.Value.Sum)
 	if c.key != nil {
 		c.key.Refs--
 	}
-	c.key, c.marked = k, false
+	c.key, c.spared = k, false
 	k.Refs++
 	if !c.unread {
 		c.unread = true

@@ -68,7 +68,7 @@ type Stream struct {
 	http2     bool
 	asked     bool // http2 is known
 	keyed     bool // key is known
-	marked    bool // mode observe beside one that enforces: it would have been evicted, and stays
+	spared    bool // mode observe beside one that enforces: it would have been evicted, and stays
 	traced
 }
 

@@ -7,8 +7,6 @@ import (
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/fairness"
 	"github.com/highwater-envoy/highwater/internal/idle"
-	"github.com/highwater-envoy/highwater/internal/linger"
-	"github.com/highwater-envoy/highwater/internal/polling"
 	"github.com/highwater-envoy/highwater/internal/retryafter"
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
@@ -16,38 +14,48 @@ import (
 // Time is a reading of the host's CLOCK_MONOTONIC, the same for all workers of a process.
 type Time = budget.Time
 
-// Worker is what one worker (in Envoy: one virtual machine) keeps: its account, its waiting line
+// Worker is what one worker (in Envoy: one virtual machine) keeps: its account, its queue, its keys
 // and its connections. The Guards of all plugins in it share it. It is not safe for concurrent use.
+//
+// Requests are judged as they come, by Guard.Open and what follows it. All else is done by Tick, in
+// an order in which each step finds what it goes by:
+//
+//  1. What passes by itself passes: bytes that lingered, responses that were unread, reservations
+//     for what did not come. It is this worker's own, and the others are told of it in step 2.
+//  2. The account meets the others. From here on the table is the newest that this worker knows, and
+//     all that follows decides by it. It also says who polls.
+//  3. What was presumed while memory was calm is judged, if it is calm no more. It has its room
+//     already, so that it goes before whoever asks for some now.
+//  4. The sample is frozen, if a peak was seen, before anything ends that made it.
+//  5. Shares are exchanged, before somebody is evicted or resumed by them.
+//  6. Somebody is evicted, or else resumed or rejected after his timeout, never both. What is over
+//     the limit has no room to give; and one call of the host that resumes a request must not end
+//     another of the same connection, or Envoy crashes.
+//  7. Connections are closed: those of rejected requests, to which step 6 may have added, and idle
+//     ones. Neither is one on which this tick ended a stream; those wait for the next.
+//  8. A reading is asked for last, so that it holds what this tick let in.
+//  9. What is left to do says when the next tick is due.
 type Worker struct {
 	account *budget.Account
 	random  func() float64
-
 	policy
 	pace
 
 	queue
 	rejects
-	leaving   linger.Sum  // what was evicted
-	evictable []candidate // of one key, while it is decided who goes
-	keys      *fairness.Keys[keyed]
-	guards    []*Guard // that requests come to
-	shares    shares
-	sources   int // connections that are told apart by their source
-	heavyKeys int // of all keys, how many have large responses
-	proofs
-	residual []*Connection // with an ended response that may be unread
-	idle     idle.List[Connection]
-	settled  Time
-	back     retryafter.Desk
-	futile   futile
+	proofs           // of requests whose responses nothing is known of
+	futile    futile // large requests while shedding is futile
+	back      retryafter.Desk
+	leftovers // of ended requests
+	evictions
+	keyring
+	idle idle.List[Connection]
 
-	tracer    tracer
-	polls     bool
-	poll      polling.Poll
-	telling   telling
-	enforcing bool // see SetEnforcing
-	actions   Actions
-	counts    [NumCounters]uint64
+	reader
+	tracer  tracer
+	telling telling
+	actions Actions
+	counts  [NumCounters]uint64
 }
 
 // NewWorker returns a worker without a configuration: give it one with Use. random returns numbers
@@ -57,8 +65,8 @@ func NewWorker(store budget.Store, random func() float64) (*Worker, error) {
 	if err != nil {
 		return nil, fmt.Errorf("join the other workers: %w", err)
 	}
-	w := &Worker{account: account, random: random, keys: fairness.NewKeys[keyed]()}
-	w.policy.limits = account.Limits()
+	w := &Worker{account: account, random: random}
+	w.limits, w.keys = account.Limits(), fairness.NewKeys[keyed]()
 	account.Watch(w.mark)
 	w.idle.Init()
 	return w, nil
@@ -99,28 +107,14 @@ type Decision struct {
 // Tick does what is due: call it first Tick after the start, then after Actions.Next, and Tick
 // after Wake at the latest.
 func (w *Worker) Tick(now Time) *Actions {
-	a := &w.actions
-	*a = Actions{Rejected: a.Rejected[:0], Close: a.Close[:0], Cut: a.Cut[:0], Idle: a.Idle[:0]}
+	a := w.actions.empty()
 	if w.rested = w.mayRest(now); w.rested {
 		a.Polls, a.Next = w.polls, Tick
 		return a
 	}
 	w.ticks++
-	w.left.Expire(now)
-	w.leaving.Expire(now)
-	w.settle(now)
-	w.forgetCold(now)
-	if s := w.credited; s != nil {
-		w.credited = nil
-		w.account.Uncredit(now, &s.Stream)
-	}
-	w.back.Admitted.Pass(now, w.line.Len() > 0 || w.account.Others().Waiting > 0)
-	w.publish()
-	polls, err := w.account.Tick(now)
-	if err != nil {
-		w.HostError()
-	}
-	w.polls, a.Polls = polls, polls
+	w.pass(now)
+	w.meet(now)
 	w.doubtPresumed(now)
 	w.sample(now)
 	w.share(now)
@@ -129,18 +123,35 @@ func (w *Worker) Tick(now Time) *Actions {
 	}
 	w.close(a)
 	w.closeIdle(now, a)
-	if polls {
-		a.Ask, a.Event = w.schedule(now), w.tellBlind(now)
-	}
-	if a.Event == "" {
-		a.Event = w.telling.next()
-	}
-	if w.works() {
-		w.active = now
-	}
-	a.Next = w.due(now)
-	w.Sleeps = a.Next > Tick
+	w.ask(now, a)
+	w.plan(now, a)
 	return a
+}
+
+// empty makes room for the actions of the next tick.
+func (a *Actions) empty() *Actions {
+	*a = Actions{Rejected: a.Rejected[:0], Close: a.Close[:0], Cut: a.Cut[:0], Idle: a.Idle[:0]}
+	return a
+}
+
+// pass lets pass what does so by itself.
+func (w *Worker) pass(now Time) {
+	w.left.Expire(now)
+	w.leaving.Expire(now)
+	w.settle(now)
+	w.forgetCold(now)
+	w.uncredit(now)
+	w.back.Admitted.Pass(now, w.line.Len() > 0 || w.account.Others().Waiting > 0)
+}
+
+// meet tells the others what this worker has, and learns what they have.
+func (w *Worker) meet(now Time) {
+	w.publish()
+	polls, err := w.account.Tick(now)
+	if err != nil {
+		w.HostError()
+	}
+	w.polls = polls
 }
 
 // publish hands what the line and the rejects hold to the account.
