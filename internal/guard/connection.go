@@ -1,6 +1,8 @@
 package guard
 
 import (
+	"time"
+
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/fairness"
 	"github.com/highwater-envoy/highwater/internal/idle"
@@ -177,4 +179,112 @@ func (w *Worker) lastConnections() bool {
 // scarce says that connections may soon be short: it is worth to know who has how many.
 func (w *Worker) scarce() bool {
 	return w.account.FreeConnections() <= 2*w.limits.Connections/spareShare
+}
+
+// How long a connection must have been idle to be closed, and how many are in a tick.
+const (
+	idleAtSoft = time.Second
+	idleAtHard = 250 * time.Millisecond
+	maxIdle    = 64
+)
+
+// busy counts a request on its connection, which Host.Arrived tells without a call of the host.
+func (w *Worker) busy(now Time, s *Stream) {
+	c := s.host.Arrived()
+	if c == nil || w.idle.Mistaken() || w.idle.Verifies(&c.use) && s.conn() != c {
+		return
+	}
+	c.use.Begin(now, c)
+	s.counted = c
+}
+
+// unbusy takes it away again.
+func (w *Worker) unbusy(now Time, s *Stream) {
+	c := s.counted
+	if c == nil {
+		return
+	}
+	s.counted = nil
+	// After a request that was not all sent Envoy closes an HTTP/1 connection by itself, and not
+	// before delayed_close_timeout, so that the client reads its answer.
+	unfinished := !s.http2 && (!s.Ended(budget.Request) || s.state == rejected && s.pauseCost > 0 && !s.Shadow())
+	w.idle.End(now, &c.use, !c.IsClosed && !unfinished)
+}
+
+// compare holds the connection that a request is on against the one that was taken for it.
+func (w *Worker) compare(exact, arrived *Connection) {
+	if exact == nil || exact.Context == 0 || exact == arrived || w.idle.Mistaken() {
+		return // without the network filter nothing is counted on it
+	}
+	w.idle.Mistake()
+	w.telling.later("another filter holds requests back before they come to highwater: which connections are idle can't be told, and this worker closes none any more; put highwater first of http_filters")
+}
+
+// closeIdle picks connections to close, where memory is short. What a large response has left in
+// one may be unread for 10 s.
+func (w *Worker) closeIdle(now Time, a *Actions) {
+	level, least := w.account.Table().Level, idleAtSoft
+	if level >= budget.Hard {
+		least = idleAtHard
+	}
+	least = w.idle.Tick(now, least)
+	if level < budget.Soft || w.idle.Mistaken() || w.account.Stale(now) {
+		return
+	}
+	for range maxIdle {
+		c := w.idle.First(now, least)
+		if c == nil {
+			return
+		}
+		if c.unread || c.use.Pauses(now) {
+			w.idle.Postpone(&c.use)
+			continue
+		}
+		c.use.Leave()
+		w.counts[CountClosedIdle]++
+		if !c.observed && w.claimCut(c) {
+			a.Idle = append(a.Idle, c)
+		}
+	}
+}
+
+// leftovers is what ended responses may still hold, because their clients have not read it yet.
+type leftovers struct {
+	residual []*Connection // with an ended response that may be unread
+	settled  Time          // when those were looked at last
+}
+
+// leave notes what an ended response may still hold, unread, on its connection.
+func (w *Worker) leave(now Time, c *Connection, n int64, k *key) {
+	w.account.Leave(now, &c.Connection, n, &k.Value.Sum)
+	if c.key != nil {
+		c.key.Refs--
+	}
+	c.key, c.spared = k, false
+	k.Refs++
+	if !c.unread {
+		c.unread = true
+		w.residual = append(w.residual, c)
+	}
+}
+
+// settle lets what ended responses left become less likely with time.
+func (w *Worker) settle(now Time) {
+	if now-w.settled < 500*time.Millisecond {
+		return
+	}
+	w.settled = now
+	kept := w.residual[:0]
+	for _, c := range w.residual {
+		if !c.IsClosed && w.account.Settle(now, &c.Connection) {
+			kept = append(kept, c)
+		} else {
+			c.unread = false
+			c.key.Refs--
+			c.key = nil
+			c.traced = traced{}
+		}
+	}
+	clear(w.residual[len(kept):])
+	w.residual = kept
 }

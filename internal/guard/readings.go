@@ -9,6 +9,78 @@ import (
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
 
+// reader is a worker's part in reading the allocator.
+type reader struct {
+	polls bool // it is this worker that asks
+	poll  polling.Poll
+}
+
+// ask asks for a reading, if it is time to, and picks what is to be logged.
+func (w *Worker) ask(now Time, a *Actions) {
+	if a.Polls = w.polls; w.polls {
+		a.Ask, a.Event = w.schedule(now), w.tellBlind(now)
+	}
+	if a.Event == "" {
+		a.Event = w.telling.next()
+	}
+}
+
+// AskTimeout is how long to wait for the answer to a reading.
+func (w *Worker) AskTimeout() unit.Duration { return unit.Duration(polling.Timeout) }
+
+// schedule says whether a reading is to be asked for.
+func (w *Worker) schedule(now Time) bool {
+	if w.poll.Outstanding(now) {
+		return false
+	}
+	f := w.pollFigures(now)
+	return w.poll.Ask(now, f.Every())
+}
+
+func (w *Worker) pollFigures(now Time) polling.Figures {
+	t := w.account.Table()
+	all := t.Sum()
+	judged := all.Streams - all.PresumedStreams
+	return polling.Figures{
+		Urgent:   all.Waiting > 0 || t.Sequence == 0 || t.Level >= budget.Hard,
+		Fresh:    all.Fresh,
+		Coming:   all.Coming - all.Presumed,
+		Limit:    w.limits.Limit,
+		Free:     max(w.account.Share(w.limits.Hard)-t.Reading, 0),
+		Presumed: all.PresumedStreams > 0 && judged <= int64(len(t.Entries)) && w.account.Calm(now),
+		Short:    Time(w.memory.Interval),
+		Long:     Time(w.memory.IdleInterval),
+	}
+}
+
+// Observe takes the answer to what Tick asked for: the reading, or why there is none. It returns
+// what is to be logged, if anything.
+func (w *Worker) Observe(now Time, r Reading, failure error) (event string) {
+	asked := w.poll.Answer()
+	if failure != nil {
+		w.counts[CountFailedReadings]++
+		w.poll.Failed(failure)
+		return ""
+	}
+	if asked == 0 {
+		return "" // the answer came after we had given it up
+	}
+	w.account.SetContainer(r.Limit)
+	w.account.SetAllocated(r.Allocated)
+	blind, age := w.account.Table().Blind, w.readingAge(now)
+	_, level, err := w.account.Observe(now, asked, r.InUse)
+	if err != nil {
+		w.HostError()
+		return ""
+	}
+	w.poll.Failed(nil)
+	if blind {
+		event = fmt.Sprintf("readings of Envoy's memory are back after %v. ", roughly(age))
+	}
+	event += w.telling.limit(&w.policy)
+	return event + w.telling.level(now, level, r.InUse, w.limits, w.account.Table())
+}
+
 // blindAfter: without a reading for so long the guard says that it is blind. A single one that
 // fails is counted and not told: an Envoy that is busy, or has only just begun, misses one now and
 // then.
@@ -148,4 +220,52 @@ func roughly(d Time) unit.Duration {
 		return unit.Duration(d.Round(100 * time.Millisecond))
 	}
 	return unit.Duration(d.Round(time.Second))
+}
+
+// telling is what was logged of what changes seldom, so that each change is told once. A worker
+// tells with a reading or a tick, one text at a time.
+type telling struct {
+	unlimited bool         // that the limit is a share of what is not known
+	told      budget.Level // the last level
+	toldAt    Time
+	pending   string // for the next tick that has nothing else to tell; empty = nothing
+}
+
+// toldEvery: a level that swings with a flood is told once a second at most.
+const toldEvery = time.Second
+
+// later keeps a text for a tick.
+func (l *telling) later(event string) { l.pending = event }
+
+// next is the text that was kept.
+func (l *telling) next() (event string) {
+	event, l.pending = l.pending, ""
+	return event
+}
+
+// limit tells when it is not known what the budget is a share of, and when it is known again.
+func (l *telling) limit(p *policy) (event string) {
+	known := p.limits.Known() > 0
+	if known != l.unlimited {
+		return ""
+	}
+	l.unlimited = !known
+	if !known {
+		return fmt.Sprintf("budget.limit is %v of the container's limit, which the answer of %s does not tell: until it does everything is admitted. Let highwater serve answer it, and beside an Envoy with a limit; or write a size. ",
+			p.budget.Limit, p.memory.Path)
+	}
+	return fmt.Sprintf("budget.limit is %v: %s. ", p.budget.Limit, unit.Bytes(p.limits.Limit).Human())
+}
+
+// level tells of a change of the level, and what it is made of.
+func (l *telling) level(now Time, level budget.Level, inUse int64, limits *budget.Limits, t *budget.Table) (event string) {
+	if level == l.told || now-l.toldAt < toldEvery {
+		return ""
+	}
+	all := t.Sum()
+	event = fmt.Sprintf("level %v, was %v: in use %s + fresh %s + coming %s of %s; base %s, %d requests in flight, %d waiting",
+		level, l.told, unit.Bytes(inUse).Human(), unit.Bytes(all.Fresh).Human(), unit.Bytes(all.Coming).Human(),
+		unit.Bytes(limits.Limit), unit.Bytes(t.Base).Human(), all.Streams, all.Waiting)
+	l.told, l.toldAt = level, now
+	return event
 }
