@@ -57,7 +57,7 @@ func (c *connection) OnDownstreamData(n int, _ bool) types.Action {
 	c.plugin.wake()
 	if !c.asked {
 		c.asked = true // once: before the handshake it can't be told
-		if costs := &c.plugin.guard.Config().Costs; costs.TLSConnection > costs.Connection && property("connection\x00tls_version") != "" {
+		if c.plugin.guard.Config().Costs.TellsTLSApart() && property("connection\x00tls_version") != "" {
 			c.plugin.guard.TLS(machine.now, &c.Connection)
 		}
 	}
@@ -96,7 +96,7 @@ func (c *connection) OnStreamDone() {
 func (c *connection) Uploads() bool {
 	first, err := proxywasm.GetDownstreamData(0, len("PATCH "))
 	method, _, ok := strings.Cut(string(first), " ")
-	return err == nil && ok && (method == "POST" || method == "PUT" || method == "PATCH")
+	return err == nil && ok && guard.IsUpload(method)
 }
 
 // Source implements guard.Peer.

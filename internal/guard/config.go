@@ -65,6 +65,9 @@ type Costs struct {
 	TLSConnection unit.Bytes `json:"tls_connection"`
 }
 
+// TellsTLSApart says that it matters whether a connection has TLS.
+func (c *Costs) TellsTLSApart() bool { return c.TLSConnection > c.Connection }
+
 // Fairness says by what requests are told apart, so that who fills the memory waits, and not
 // everybody.
 type Fairness struct {

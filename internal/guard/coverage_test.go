@@ -31,7 +31,7 @@ func TestCoverageOfBodies(t *testing.T) {
 
 func TestCoverageOfResponses(t *testing.T) {
 	var c Coverage
-	now := Time(time.Hour)
+	now := time.Hour
 	for range EnoughSilent - 1 {
 		require.False(t, c.ResponseMissed(now))
 		require.True(t, c.TellsResponses())

@@ -37,6 +37,11 @@ func (r *Reject) Answer(v Verdict, grpc bool) (headers [][2]string, body string)
 // IsGRPC says whether a message of this content-type is one of gRPC.
 func IsGRPC(contentType string) bool { return strings.HasPrefix(contentType, "application/grpc") }
 
+// IsUpload says whether a request of this method is likely to have a body.
+func IsUpload(method string) bool {
+	return method == "POST" || method == "PUT" || method == "PATCH"
+}
+
 // maxLength is the longest message that is told apart: a longer one has no room either, and what is
 // reckoned with it must not overflow.
 const maxLength = budget.Unlimited
