@@ -32,6 +32,8 @@ const (
 
 // message is one direction of a stream.
 type message struct {
+	_ [0]func() // no two are compared: the function that could would only take room in the .wasm
+
 	cap      int64 // the most that Envoy may hold of it, from its own settings
 	length   int64 // announced, or Unknown
 	seen     int64 // passed so far, without what is unbooked
@@ -83,6 +85,8 @@ func (m *message) missing() bool { return !m.ended && m.length != Unknown && m.s
 // Stream is one request and its response in a worker's account. The zero value is ready for
 // Account.Open.
 type Stream struct {
+	_ [0]func() // no two are compared: the function that could would only take room in the .wasm
+
 	free    int64 // so much of the response may pass before anything is to be booked: first, for most chunks need no more of the stream
 	granted int64 // what free began with
 	at      int   // place in Account.free; 0 = it is not there

@@ -39,6 +39,8 @@ func (w *lowest) min(now Time) int64 {
 
 // trend is what the VM that polls learns from one reading after the other.
 type trend struct {
+	_ [0]func() // no two are compared: the function that could would only take room in the .wasm
+
 	bases lowest // reading − likely held, of ten minutes
 	lows  lowest // readings of ten seconds
 

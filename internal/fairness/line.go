@@ -10,6 +10,8 @@ import (
 // Waiter is one place in a Line; it is part of what waits, so that waiting allocates nothing. The zero value waits
 // nowhere.
 type Waiter[T any] struct {
+	_ [0]func() // no two are compared: the function that could would only take room in the .wasm
+
 	Value *T
 	Size  int64         // bytes that it waits for
 	Since time.Duration // when it joined
@@ -25,6 +27,8 @@ func (w *Waiter[T]) Waits() bool { return w.queue != nil }
 
 // Queue is what waits of one key, first come, first served. The zero value is empty and ready.
 type Queue[T any] struct {
+	_ [0]func() // no two are compared: the function that could would only take room in the .wasm
+
 	small, large ring[T]
 	bytes        int64
 	rank         float64 // in Line.Next
