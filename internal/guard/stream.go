@@ -6,25 +6,25 @@ import (
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
 
-// state is where a request is in its life. Each transition is one method of Stream, which begins the
-// books that the new state keeps and ends those of the old one:
+// state is where a request is in its life. Each arrow is one method of Stream, which begins the books
+// that the new state keeps and ends those of the old one:
 //
-//	       begin            presume              unpresume
-//	done ─────────▶ live ────────────▶ presumed ────────────▶ live
+//	done ── begin ──▶ live ◀── unpresume ────── presumed
+//	                  live ─── presume ───────▶ presumed
 //
-//	       begin            joinLine             leaveLine
-//	done ─────────▶ live ────────────▶ queued ──────────────▶ live
+//	                  live ◀── leaveLine ────── queued
+//	                  live ─── joinLine ──────▶ queued
 //
-//	       reject, rejectUnread                      vanish
-//	live ──────────────────────▶ rejected ◀──────────────────────┐
-//	  └──────────────────────────────────────────────────▶ closing
-//	       rejectClosing
+//	                  live ─── reject ────────▶ rejected   nothing of it is left unread
+//	                  live ─── rejectUnread ──▶ rejected   until its client has read the answer
+//	                  live ─── rejectClosing ─▶ closing    until its connection is closed
+//	                                            closing ── vanish ──▶ rejected
 //
-//	any  ─────────▶ done
-//	       Close
+//	any of them ───── Close ──▶ done
 //
 // In mode observe queued, rejected and closing are in the books alone: Envoy lets such a request go,
-// and the account calls it a shadow. It is in the same state, by the same transitions.
+// and the account calls it a shadow. It is in the same state, by the same transitions; it alone
+// vanishes, for its connection is not closed.
 type state uint8
 
 const (
@@ -39,16 +39,19 @@ const (
 // Stream is one request and its response. The zero value is ready for Open, and after Close it may
 // be used again.
 //
-// What it can hold is kept by the account, in budget.Stream: of each direction what is reserved and
-// has not come, and what has passed. The policy adds three things. What the two directions are
-// expected to bring (wants, expects) is what is asked for before anything has come; from then on
-// each reserves twice of what it has brought, or is rejected. Where it is in its life (state) says
-// who may still do what to it. And what it costs while it is not let go (pause) lies in Envoy's
-// codec, where no filter counts it: in line until it goes on, rejected until its connection is
-// closed.
+// What Envoy can hold of it, at any moment, is
 //
-// What it takes calls of the host to know is asked at most once, and only where something depends
-// on it: its key, its connection, its protocol.
+//	request    min(passed, cap) + what is reserved for it and has not come
+//	response   min(passed, cap) + what is reserved for it and has not come
+//	pause      what it leaves unread in Envoy's codec, where no HTTP filter counts it
+//
+// The account keeps the first two, in budget.Stream. The policy decides what is reserved: before
+// anything has come what the two are expected to bring (wants, expects), for which there has to be
+// room, and from then on twice of what each has brought. The pause lasts as long as Envoy does not
+// read: in line until the request goes on, and rejected until its connection is closed.
+//
+// What only a call of the host can tell is asked once, and only where something depends on it: the
+// key, the connection, the protocol.
 type Stream struct {
 	budget.Stream
 	guard      *Guard
