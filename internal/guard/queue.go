@@ -25,7 +25,6 @@ func (w *Worker) uncredit(now Time) {
 
 const (
 	heldShare = 4 // the line's pause costs may hold 1/4 of what traffic can have
-	leftShare = 8 // and what rejected requests leave unread 1/8
 	// Of the line a key that has more than its share leaves 1/8 to the others.
 	spareShare = 8
 )

@@ -52,6 +52,9 @@ func (g *Guard) turnAway(now Time, s *Stream, reason Reason) Verdict {
 	return v
 }
 
+// leftShare: what rejected requests leave unread may hold 1/8 of what traffic can have.
+const leftShare = 8
+
 // mustClose says that what a rejected request leaves unread has no room until its client has read an
 // answer: its connection is to be closed instead, which it can be where there is a network filter.
 func (g *Guard) mustClose(now Time, s *Stream, cost int64, counted bool) bool {
