@@ -195,16 +195,16 @@ func (w *Worker) busy(now Time, s *Stream) {
 		return
 	}
 	c.use.Begin(now, c)
-	s.counted = c
+	s.busyOn = c
 }
 
 // unbusy takes it away again.
 func (w *Worker) unbusy(now Time, s *Stream) {
-	c := s.counted
+	c := s.busyOn
 	if c == nil {
 		return
 	}
-	s.counted = nil
+	s.busyOn = nil
 	// After a request that was not all sent Envoy closes an HTTP/1 connection by itself, and not
 	// before delayed_close_timeout, so that the client reads its answer.
 	unfinished := !s.http2 && (!s.Ended(budget.Request) || s.state == rejected && s.pauseCost > 0 && !s.Shadow())

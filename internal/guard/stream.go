@@ -57,7 +57,7 @@ type Stream struct {
 	guard      *Guard
 	host       Host
 	connection *Connection // known only if it was asked for: it waited, was rejected or was the one to verify
-	counted    *Connection // the one that counts it as live; nil = none, or there is no network filter
+	busyOn     *Connection // the one that is not idle because of it; nil = none, or there is no network filter
 	key        *key        // the other, if not keyed
 	length     int64
 	wants      int64      // what the request brings, announced or forecast, at most its cap
