@@ -119,7 +119,7 @@ func (s *stream) passBody(d budget.Direction, b *extprocv3.HttpBody) answer {
 // immediate is the answer in place of the upstream.
 func (s *stream) immediate(v guard.Verdict) answer {
 	r := &s.guard.Config().Reject
-	headers, body := r.Answer(v, s.gRPC)
+	headers, body := v.Answer(r, s.gRPC)
 	m := &extprocv3.ImmediateResponse{
 		Status: &typev3.HttpStatus{Code: typev3.StatusCode(r.Status)}, Headers: &extprocv3.HeaderMutation{}, Body: []byte(body), Details: details(v),
 	}

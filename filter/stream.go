@@ -162,7 +162,7 @@ func (s *stream) mark(v guard.Verdict) {
 
 func (s *stream) answer(v guard.Verdict) (sent bool) {
 	r := &s.plugin.guard.Config().Reject
-	headers, body := r.Answer(v, guard.IsGRPC(s.Header("content-type")))
+	headers, body := v.Answer(r, guard.IsGRPC(s.Header("content-type")))
 	if err := proxywasm.SendHttpResponse(uint32(r.Status), headers, []byte(body), guard.GRPCResourceExhausted); err != nil {
 		machine.hostError()
 		return false

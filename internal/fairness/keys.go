@@ -18,6 +18,9 @@ const MaxKeys = 64
 // for the others.
 const MaxNamed = 48
 
+// MaxName is how many bytes of a name are looked at: the rest of a longer one does not count.
+const MaxName = 256
+
 // reuseAfter is how long a key that has nothing any more keeps its place.
 const reuseAfter = time.Second
 

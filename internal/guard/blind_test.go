@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/highwater-envoy/highwater/internal/config"
 )
 
 // ticks lets time pass and answers what is asked for with the failure, or with a reading of 40 MiB.
@@ -129,15 +131,15 @@ func TestTheCureFitsTheCause(t *testing.T) {
 		{cluster, errors.New("other"), `Check that the endpoint of cluster "envoy_admin" is`},
 		{server, fmt.Errorf("wrapped: %w", StatusFailure(503, "")), "Check that memory.url (http://127.0.0.1:9901) is"},
 	} {
-		require.Contains(t, c.m.cure(c.failure), c.want)
+		require.Contains(t, cure(&c.m, c.failure), c.want)
 	}
 	_, err := ParseReading([]byte("<html>"))
-	require.Contains(t, cluster.cure(err), "Check that memory.path")
+	require.Contains(t, cure(&cluster, err), "Check that memory.path")
 	require.EqualError(t, StatusFailure(503, "connection refused"), `the answer is status 503, not 200: "connection refused"`)
 	for on, want := range map[string]string{"admit": "Everything is admitted", "reject": "Every request is rejected", "estimate": "not bounded by readings"} {
 		cluster.OnStale = on
-		require.Contains(t, cluster.meanwhile(), want)
-		require.Contains(t, cluster.meanwhile(), "on_stale is "+on)
+		require.Contains(t, cluster.Meanwhile(), want)
+		require.Contains(t, cluster.Meanwhile(), "on_stale is "+on)
 	}
 }
 
@@ -157,7 +159,7 @@ func TestWhatChangesOfSharedSettings(t *testing.T) {
 		changes(func(c *Config) {
 			c.Budget.Limit.Bytes, c.Budget.Limit.Share, c.Budget.Connections = 0, 0.8, 5
 			c.Throttle = Throttle{Queue: 10}
-			c.Memory.URL, c.Memory.OnStale = "http://x", staleReject
+			c.Memory.URL, c.Memory.OnStale = "http://x", config.StaleReject
 			c.Trace.Step = 0.1
 			c.Reject.RetryAfter.Min, c.Buffers.Linger, c.Evict = 2_000_000_000, 1_000_000_000, false
 		}))

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/config"
 	"github.com/highwater-envoy/highwater/internal/fairness"
 	"github.com/highwater-envoy/highwater/internal/idle"
 )
@@ -113,8 +114,8 @@ func (g *Guard) OpenConnection(now Time, c *Connection, p Peer) (admitted bool) 
 	w := g.worker
 	cost := int64(g.config.Costs.Connection)
 	var source *key // if that is what connections are told apart by, and there is a limit to share out
-	if g.config.Fairness.By == bySource && w.limits.Connections > 0 {
-		source = g.named(now, fairness.Name{By: bySource, Value: p.Source()})
+	if g.config.Fairness.By == config.BySource && w.limits.Connections > 0 {
+		source = g.named(now, fairness.Name{By: config.BySource, Value: p.Source()})
 	}
 	if !w.admitConnection(now, source, cost) {
 		w.counts[CountRefused]++

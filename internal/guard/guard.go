@@ -26,8 +26,45 @@ import (
 	"strings"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/config"
 	"github.com/highwater-envoy/highwater/internal/reservoir"
 )
+
+// What a plugin is configured with: see package config.
+type (
+	Config     = config.Config
+	Mode       = config.Mode
+	Budget     = config.Budget
+	Buffers    = config.Buffers
+	Exempt     = config.Exempt
+	Throttle   = config.Throttle
+	Reject     = config.Reject
+	RetryAfter = config.RetryAfter
+	Memory     = config.Memory
+	Fairness   = config.Fairness
+	Debug      = config.Debug
+	Trace      = config.Trace
+	Section    = config.Section
+)
+
+// The modes.
+const (
+	Enforce = config.Enforce
+	Observe = config.Observe
+)
+
+// UnnamedRoutes is to be told once where requests are told apart by routes, and one comes whose
+// route has no name.
+const UnnamedRoutes = config.UnnamedRoutes
+
+// Default is the configuration with every key that has a default.
+func Default() Config { return config.Default() }
+
+// Parse reads a configuration from JSON over the defaults, and validates it.
+func Parse(text []byte) (Config, error) { return config.Parse(text) }
+
+// ParseWith is Parse where the configuration has further sections.
+func ParseWith(text []byte, more ...Section) (Config, error) { return config.ParseWith(text, more...) }
 
 // Guard applies one plugin's configuration to the streams of one worker.
 type Guard struct {
@@ -44,22 +81,22 @@ type Guard struct {
 func New(c Config, w *Worker) (g *Guard, changed string) {
 	g = &Guard{config: c, worker: w, exemptions: exemptionsOf(c.Exempt)}
 	switch by := c.Fairness.By; by {
-	case byNone:
-	case byRoute:
+	case config.ByNone:
+	case config.ByRoute:
 		g.by = Host.Route
-	case byCluster:
+	case config.ByCluster:
 		g.by = Host.Cluster
-	case byVirtualHost:
+	case config.ByVirtualHost:
 		g.by = Host.VirtualHost
-	case bySource:
+	case config.BySource:
 		g.by = Host.Source
 	default:
-		g.header = strings.ToLower(strings.TrimPrefix(by, byHeader)) // as Envoy has it
+		g.header = strings.ToLower(strings.TrimPrefix(by, config.ByHeader)) // as Envoy has it
 		g.by = func(h Host) string { return h.Header(g.header) }
 	}
 	for _, k := range w.keys.All() {
 		if k.Name.By == c.Fairness.By {
-			k.Weight = c.Fairness.weight(k.Name)
+			k.Weight = c.Fairness.Weight(k.Name)
 		}
 	}
 	w.guards = append(w.guards, g)

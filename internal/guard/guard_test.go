@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/config"
 	"github.com/highwater-envoy/highwater/internal/fairness"
 	"github.com/highwater-envoy/highwater/internal/reservoir"
 	"github.com/highwater-envoy/highwater/internal/unit"
@@ -963,7 +964,7 @@ func TestNoAllocationAndFewHostCalls(t *testing.T) {
 	require.Equal(t, before, p.workers[0].account.Exchanges, "the lease is enough for twenty")
 
 	c := *g.Config()
-	c.Fairness.By = byNone
+	c.Fairness.By = config.ByNone
 	g, _ = New(c, p.workers[0])
 	require.Zero(t, testing.AllocsPerRun(20, exchange))
 	require.Equal(t, 21, r.hostCalls)
@@ -1029,7 +1030,7 @@ func BenchmarkRequest(b *testing.B) {
 
 // theKey is the only one of requests that name no route.
 func theKey(w *Worker) *keyed {
-	return &w.keys.Get(0, fairness.Name{By: byRoute}, func(fairness.Name) float64 { return 1 }).Value
+	return &w.keys.Get(0, fairness.Name{By: config.ByRoute}, func(fairness.Name) float64 { return 1 }).Value
 }
 
 // Ticks cost most where nothing happens: a worker without requests makes few, and the one who polls

@@ -15,7 +15,7 @@ const GRPCResourceExhausted = 8
 
 // Answer is what a client is told of the verdict in place of a response: headers, and the body.
 // grpc says that it speaks gRPC.
-func (r *Reject) Answer(v Verdict, grpc bool) (headers [][2]string, body string) {
+func (v Verdict) Answer(r *Reject, grpc bool) (headers [][2]string, body string) {
 	headers = append(make([][2]string, 0, 3), [2]string{"x-highwater-reason", v.Reason.String()})
 	if v.RetryAfter > 0 {
 		headers = append(headers, [2]string{"retry-after", v.RetryAfter.Seconds()})

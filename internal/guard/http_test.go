@@ -26,7 +26,7 @@ func TestAnswer(t *testing.T) {
 		{Reject{}, later, true, [][2]string{{"x-highwater-reason", "timeout"}, {"retry-after", "2"}, {"grpc-retry-pushback-ms", "1500"}}, "highwater: timeout"},
 		{Reject{Body: "busy"}, never, true, [][2]string{{"x-highwater-reason", "too_large"}, {"grpc-retry-pushback-ms", "-1"}}, "busy"},
 	} {
-		headers, body := c.reject.Answer(c.verdict, c.grpc)
+		headers, body := c.verdict.Answer(&c.reject, c.grpc)
 		require.Equal(t, c.headers, headers)
 		require.Equal(t, c.body, body)
 	}

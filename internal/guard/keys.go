@@ -39,9 +39,6 @@ type key = fairness.Key[keyed]
 
 func (k *keyed) use() int64 { return k.Coming + k.Likely }
 
-// Names are cut to maxName bytes; the rest of a longer one does not count.
-const maxName = 256
-
 // keyOf asks the host once whose the stream is.
 func (g *Guard) keyOf(now Time, s *Stream) *key {
 	if !s.keyed {
@@ -76,10 +73,10 @@ func (w *Worker) keepPlaces() {
 }
 
 func (g *Guard) named(now Time, name fairness.Name) *key {
-	if len(name.Value) > maxName {
-		name.Value = name.Value[:maxName]
+	if len(name.Value) > fairness.MaxName {
+		name.Value = name.Value[:fairness.MaxName]
 	}
-	k := g.worker.keys.Get(now, name, g.config.Fairness.weight)
+	k := g.worker.keys.Get(now, name, g.config.Fairness.Weight)
 	if x := &g.worker.shares; k.Value.at != x.at { // it was not there at the last exchange
 		k.Value.entitlement, k.Value.part, k.Value.elsewhere = x.newcomer, x.newPart, 0
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/config"
 	"github.com/highwater-envoy/highwater/internal/fairness"
 )
 
@@ -34,7 +35,7 @@ func (p *process) noisy(worker int) (admitted, waiting []*request) {
 
 // A route that floods waits; one that has had nothing passes all who wait, on any worker.
 func TestWhoHasLessThanHisSharePasses(t *testing.T) {
-	for _, by := range []string{byRoute, byNone} {
+	for _, by := range []string{config.ByRoute, config.ByNone} {
 		t.Run(by, func(t *testing.T) {
 			p := newProcess(t, 2, func(c *Config) { c.Fairness.By = by })
 			p.settle(40 * mib)
@@ -47,7 +48,7 @@ func TestWhoHasLessThanHisSharePasses(t *testing.T) {
 			for i := range 6 {
 				p.read(160 * mib)
 				_, v := p.from(i%2, "quiet", mib)
-				require.Equal(t, by == byRoute, v.Action == Admit, "the %d. on worker %d: %v", i, i%2, v)
+				require.Equal(t, by == config.ByRoute, v.Action == Admit, "the %d. on worker %d: %v", i, i%2, v)
 			}
 			_, v = p.from(1, "noisy", mib)
 			require.NotEqual(t, Admit, v.Action, "it has its share, on whatever worker")
@@ -167,7 +168,7 @@ func TestNamesOfKeys(t *testing.T) {
 		{"", "", 1},
 		{"a,b", "a,b", 1},
 		{"\xff\x00", "\xff\x00", 1},
-		{strings.Repeat("x", 64<<10), strings.Repeat("x", maxName), 1},
+		{strings.Repeat("x", 64<<10), strings.Repeat("x", fairness.MaxName), 1},
 	} {
 		r := &request{connected: p.connection(0), tenant: c.tenant}
 		p.guards[0].Open(p.now, &r.Stream, r, mib)
@@ -317,7 +318,7 @@ func TestNamedTenantsKeepTheirPlaces(t *testing.T) {
 func TestPlacesAreKeptForLiveConfigurations(t *testing.T) {
 	p := newProcess(t, 1, nil)
 	g, w := p.guards[0], p.workers[0]
-	config := func(by string, names ...string) *Guard {
+	configure := func(by string, names ...string) *Guard {
 		c := g.config
 		c.Fairness = Fairness{By: by, Weights: map[string]float64{}}
 		for _, name := range names {
@@ -327,18 +328,18 @@ func TestPlacesAreKeptForLiveConfigurations(t *testing.T) {
 		return other
 	}
 	named := func(by, value string) bool {
-		return w.keys.Get(p.now, fairness.Name{By: by, Value: value}, g.config.Fairness.weight).Named()
+		return w.keys.Get(p.now, fairness.Name{By: by, Value: value}, g.config.Fairness.Weight).Named()
 	}
-	tenants, routes := config("header:x-tenant", "gold"), config(byRoute, "upload")
+	tenants, routes := configure("header:x-tenant", "gold"), configure(config.ByRoute, "upload")
 	require.True(t, named("header:x-tenant", "gold"))
-	require.True(t, named(byRoute, "upload"))
-	require.False(t, named(byRoute, "gold"))
-	config("header:x-tenant", "silver")
+	require.True(t, named(config.ByRoute, "upload"))
+	require.False(t, named(config.ByRoute, "gold"))
+	configure("header:x-tenant", "silver")
 	tenants.Retire()
 	require.False(t, named("header:x-tenant", "gold"))
 	require.True(t, named("header:x-tenant", "silver"))
 	routes.Retire()
-	require.False(t, named(byRoute, "upload"))
+	require.False(t, named(config.ByRoute, "upload"))
 	g.Retire()
 	require.Len(t, w.guards, 1)
 }

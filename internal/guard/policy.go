@@ -55,7 +55,7 @@ func (p *policy) set(c *Config) (changed string) {
 // changes, such as "budget.limit 200MiB → 150MiB"; empty if nothing, or if it is the first.
 func (w *Worker) Use(c *Config) (changed string) {
 	changed = w.policy.set(c)
-	w.account.SetLimits(c.limits())
+	w.account.SetLimits(c.Limits())
 	return changed
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/config"
 )
 
 // Reading is what an allocator says of itself, and its container, bytes. Figures that nobody told
@@ -66,7 +67,7 @@ func parseReading(text []byte) (Reading, error) {
 			heap, unmapped, free, *m.Allocated)
 	}
 	if m.Limit != nil && *m.Limit <= 0 || !possible(m.Resident) || !possible(m.WorkingSet) || !possible(m.Sock) {
-		return Reading{}, fmt.Errorf("not a possible answer of /memory: limit, resident, working_set and sock must be bytes, limit not 0: %s", clip(string(text)))
+		return Reading{}, fmt.Errorf("not a possible answer of /memory: limit, resident, working_set and sock must be bytes, limit not 0: %s", config.Clip(string(text)))
 	}
 	r := Reading{
 		InUse: heap - unmapped - free, Allocated: *m.Allocated, Free: free, Mapped: heap - unmapped,

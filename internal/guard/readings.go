@@ -151,7 +151,7 @@ func StatusFailure(status int, text string) *Failure {
 }
 
 // cure says what to look at.
-func (m *Memory) cure(failure error) string {
+func cure(m *Memory, failure error) string {
 	at := fmt.Sprintf("the endpoint of cluster %q is the address and port of Envoy's admin interface", m.Cluster)
 	if m.URL != "" {
 		at = fmt.Sprintf("memory.url (%s) is the address of Envoy's admin interface, and that Envoy runs", m.URL)
@@ -167,17 +167,6 @@ func (m *Memory) cure(failure error) string {
 		return fmt.Sprintf("Check that memory.path (%s) is the one that tells Envoy's memory, and that %s.", m.Path, at)
 	}
 	return "Check that " + at + "."
-}
-
-// meanwhile says what is done without readings.
-func (m *Memory) meanwhile() string {
-	switch m.OnStale {
-	case staleAdmit:
-		return "Everything is admitted meanwhile: memory.on_stale is admit."
-	case staleReject:
-		return "Every request is rejected meanwhile: memory.on_stale is reject."
-	}
-	return "Memory is not bounded by readings meanwhile, but by what the requests in flight may hold: memory.on_stale is estimate."
 }
 
 // readingAge is the time since the last reading was asked for, or since the start if there was
@@ -211,7 +200,7 @@ func (w *Worker) tellBlind(now Time) (event string) {
 		return ""
 	}
 	return fmt.Sprintf("no reading of Envoy's memory for %v from %s: %v. %s %s",
-		roughly(age), w.memory.from(), failure, w.memory.meanwhile(), w.memory.cure(failure))
+		roughly(age), w.memory.From(), failure, w.memory.Meanwhile(), cure(&w.memory, failure))
 }
 
 // roughly is a duration for people: whole seconds, or tenths of a short one.

@@ -85,9 +85,9 @@ func TestTheQueueDrainsWithWhatIsAdmitted(t *testing.T) {
 // the shortest.
 func TestAFullQueue(t *testing.T) {
 	for _, c := range []RetryAfter{
-		{unit.Duration(time.Second), unit.Duration(30 * time.Second)},
-		{0, unit.Duration(time.Second)},
-		{unit.Duration(10 * time.Second), unit.Duration(10 * time.Second)},
+		{Min: unit.Duration(time.Second), Max: unit.Duration(30 * time.Second)},
+		{Max: unit.Duration(time.Second)},
+		{Min: unit.Duration(10 * time.Second), Max: unit.Duration(10 * time.Second)},
 	} {
 		p := full(t, 1, func(cfg *Config) { cfg.Reject.RetryAfter = c })
 		for range 1000 {

@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/config"
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
 
@@ -188,7 +189,7 @@ func (s *story) start() {
 		c.Buffers.Downstream = unit.Bytes(s.bytes("buffers", int64(c.Buffers.Downstream)))
 		c.Buffers.Upstream = unit.Bytes(s.bytes("buffers", int64(c.Buffers.Upstream)))
 		c.Memory.OnStale = s.arg("on-stale", c.Memory.OnStale)
-		c.Fairness.By = s.arg("by", byRoute)
+		c.Fairness.By = s.arg("by", config.ByRoute)
 		c.Evict = s.arg("evict", "true") == "true"
 		c.Mode = Mode(s.arg("mode", string(Enforce)))
 		if s.d.HasArg("weights") {

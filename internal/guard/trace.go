@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/config"
 	"github.com/highwater-envoy/highwater/internal/fairness"
 	"github.com/highwater-envoy/highwater/internal/reservoir"
 )
@@ -83,7 +84,7 @@ func (w *Worker) mark(now Time, t *budget.Table) {
 	if w.trace.Capacity == 0 {
 		return
 	}
-	m, rules := w.marks(t), w.trace.rules()
+	m, rules := w.marks(t), w.trace.Rules()
 	m.Next(now, t.InUse-t.Base, &rules)
 	m.Allocated = t.Allocated
 	t.Marks = m.Fields()
@@ -109,7 +110,7 @@ func (w *Worker) near() bool {
 		return false
 	}
 	t := w.account.Table()
-	m, rules := w.marks(t), w.trace.rules()
+	m, rules := w.marks(t), w.trace.Rules()
 	return float64(t.InUse-t.Base) >= nearMark*m.Threshold(&rules)
 }
 
@@ -270,13 +271,13 @@ func labelsOf(n fairness.Name) *reservoir.Labels {
 // labelBy is the label by which requests are told apart; nil if it is none of its own.
 func labelBy(l *reservoir.Labels, by string) *string {
 	switch by {
-	case byRoute:
+	case config.ByRoute:
 		return &l.Route
-	case byCluster:
+	case config.ByCluster:
 		return &l.Cluster
-	case byVirtualHost:
+	case config.ByVirtualHost:
 		return &l.VirtualHost
-	case bySource:
+	case config.BySource:
 		return &l.Source
 	}
 	return nil
@@ -365,7 +366,7 @@ func idles(e *budget.Entry) bool { return e.Streams == 0 && e.Bounds == 0 }
 // Peaks are the kept ones of all workers, the oldest first.
 func (w *Worker) Peaks() []reservoir.Peak {
 	var all []reservoir.Peak
-	m, rules := w.marks(w.account.Table()), w.trace.rules()
+	m, rules := w.marks(w.account.Table()), w.trace.Rules()
 	for slot := 1; slot <= rules.Slots(); slot++ {
 		if p, ok := reservoir.Gather(w.kept(slot)); ok {
 			p.Highest = int64(slot) == m.HighSlot

@@ -1,4 +1,4 @@
-package guard
+package config
 
 import (
 	"errors"
@@ -86,21 +86,21 @@ func (c *Costs) validate(check checker) {
 const headerRunes = "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 func (f *Fairness) validate(check checker) {
-	switch header, ok := strings.CutPrefix(f.By, byHeader); {
+	switch header, ok := strings.CutPrefix(f.By, ByHeader); {
 	case ok:
 		check(header != "" && strings.Trim(header, headerRunes) == "", "fairness.by: %q must name a header behind \"header:\", such as header:x-tenant", f.By)
 	default:
-		check(slices.Contains([]string{byNone, byRoute, byCluster, byVirtualHost, bySource}, f.By),
+		check(slices.Contains([]string{ByNone, ByRoute, ByCluster, ByVirtualHost, BySource}, f.By),
 			"fairness.by: %q must be none, route, cluster, virtual_host, source or header:<name>", f.By)
 	}
-	check(f.By != byNone || len(f.Weights) == 0, "fairness.weights: there are no keys to weigh where fairness.by is none; say by what requests are told apart, such as route")
+	check(f.By != ByNone || len(f.Weights) == 0, "fairness.weights: there are no keys to weigh where fairness.by is none; say by what requests are told apart, such as route")
 	check(len(f.Weights) <= fairness.MaxNamed, "fairness.weights: %d names are more than %d: of %d keys that are told apart some must be left for all "+
 		"that have no name here; name those that matter most", len(f.Weights), fairness.MaxNamed, fairness.MaxKeys)
 	sum := 0.0
 	for _, name := range slices.Sorted(maps.Keys(f.Weights)) {
 		weight := f.Weights[name]
 		check(weight >= 0 && weight <= fairness.MaxWeight, "fairness.weights.%s: %v must be from 0 to %v", name, weight, fairness.MaxWeight)
-		check(len(name) <= maxName, "fairness.weights: a name of %d bytes is longer than %d, which is all of it that is looked at", len(name), maxName)
+		check(len(name) <= fairness.MaxName, "fairness.weights: a name of %d bytes is longer than %d, which is all of it that is looked at", len(name), fairness.MaxName)
 		sum += weight
 	}
 	check(len(f.Weights) == 0 || sum != 0, "fairness.weights: they sum to 0: give at least one key a weight above 0")
@@ -147,3 +147,27 @@ func (d *Debug) validate(check checker) {
 }
 
 func notInPath(r rune) bool { return r <= ' ' || r >= 0x7f || r == '?' || r == '#' || r == '%' }
+
+func (e *Exempt) validate(at string, check checker) {
+	set := 0
+	for _, s := range []string{e.PathPrefix, e.Route, e.Cluster, e.GRPCService} {
+		if s != "" {
+			set++
+		}
+	}
+	check(set == 1, "%s: must have exactly one of path_prefix, route, cluster, grpc_service, and it must not be empty", at)
+	switch path := e.PathPrefix; {
+	case path == "":
+	case path[0] != '/':
+		check(false, "%s.path_prefix: %q must begin with /", at, path)
+	case strings.ContainsFunc(path, func(r rune) bool { return r < 0x80 && endsPath(byte(r)) }):
+		check(false, "%s.path_prefix: %q must end before the query: write the path alone, such as /healthz", at, path)
+	default:
+		check(plain(path), "%s.path_prefix: %q can match nothing, because a path is never exempt that has segments of dots, backslashes, "+
+			"encoded slashes, backslashes or percent signs, or what is not printable ASCII; write one without, such as /healthz", at, path)
+	}
+	if service := e.GRPCService; service != "" {
+		check(!strings.ContainsAny(service, "/?#") && plain("/"+service), "%s.grpc_service: %q can match nothing; write package.Service, "+
+			"without slashes and methods", at, service)
+	}
+}

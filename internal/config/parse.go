@@ -1,4 +1,4 @@
-package guard
+package config
 
 import (
 	"bytes"
@@ -284,7 +284,7 @@ func (d *decoder) object(path string, v any, into ...reflect.Value) {
 		field, known := fields[m.key]
 		switch {
 		case !known:
-			d.fail(clip(at), "unknown key; known here: %s", strings.Join(keys(fields), ", "))
+			d.fail(Clip(at), "unknown key; known here: %s", strings.Join(keys(fields), ", "))
 		case seen[m.key]:
 			d.fail(at, "is there twice")
 		default:
@@ -307,7 +307,7 @@ func (d *decoder) dictionary(path string, v any, into reflect.Value) {
 	}
 	into.Set(reflect.MakeMapWithSize(into.Type(), len(object)))
 	for _, m := range object {
-		key, at := reflect.ValueOf(m.key), path+"."+clip(m.key)
+		key, at := reflect.ValueOf(m.key), path+"."+Clip(m.key)
 		if into.MapIndex(key).IsValid() {
 			d.fail(at, "is there twice")
 			continue
@@ -347,13 +347,14 @@ func show(v any) string {
 	case []any:
 		return "[...]"
 	case string:
-		return fmt.Sprintf("%q", clip(v))
+		return fmt.Sprintf("%q", Clip(v))
 	default:
-		return clip(fmt.Sprint(v))
+		return Clip(fmt.Sprint(v))
 	}
 }
 
-func clip(s string) string {
+// Clip cuts what a message repeats to what fits a line.
+func Clip(s string) string {
 	if len(s) > 64 {
 		return strings.ToValidUTF8(s[:64], "") + "..."
 	}

@@ -1,4 +1,6 @@
-package guard
+// Package config is a plugin's configuration: what it says, its defaults, how it is read, and what is
+// wrong with it. What follows from it is the policy's.
+package config
 
 import (
 	"fmt"
@@ -79,15 +81,16 @@ type Fairness struct {
 }
 
 const (
-	byNone        = "none"
-	byRoute       = "route"
-	byCluster     = "cluster"
-	byVirtualHost = "virtual_host"
-	bySource      = "source"
-	byHeader      = "header:"
+	ByNone        = "none"
+	ByRoute       = "route"
+	ByCluster     = "cluster"
+	ByVirtualHost = "virtual_host"
+	BySource      = "source"
+	ByHeader      = "header:"
 )
 
-func (f *Fairness) weight(n fairness.Name) float64 {
+// Weight is what a key of this name weighs.
+func (f *Fairness) Weight(n fairness.Name) float64 {
 	if weight, ok := f.Weights[n.Value]; ok {
 		return weight
 	}
@@ -148,7 +151,8 @@ type Trace struct {
 	Keep     int        `json:"keep"`     // so many peaks, and the highest of all beside
 }
 
-func (t *Trace) rules() reservoir.Rules {
+// Rules are by which marks are made.
+func (t *Trace) Rules() reservoir.Rules {
 	return reservoir.Rules{Step: float64(t.Step), Floor: int64(t.Floor), Keep: t.Keep}
 }
 
@@ -173,10 +177,10 @@ const UnnamedRoutes = "fairness.by is route, and a request came whose route has 
 	"Give each route a name, or set fairness.by to cluster or virtual_host"
 
 // TellsRoutesApart says that requests are told apart by their routes.
-func (c *Config) TellsRoutesApart() bool { return c.Fairness.By == byRoute }
+func (c *Config) TellsRoutesApart() bool { return c.Fairness.By == ByRoute }
 
-// from is whom readings are asked of, for people.
-func (m *Memory) from() string {
+// From is whom readings are asked of, for people.
+func (m *Memory) From() string {
 	if m.URL != "" {
 		return m.URL + m.Path
 	}
@@ -194,7 +198,7 @@ func Default() Config {
 			Downstream: unit.MiB, Upstream: unit.MiB, HTTP2Window: 16 * unit.MiB,
 			HTTP2ConnectionWindow: 24 * unit.MiB, Linger: unit.Duration(time.Second),
 		},
-		Fairness: Fairness{By: byRoute, Weights: map[string]float64{}},
+		Fairness: Fairness{By: ByRoute, Weights: map[string]float64{}},
 		Exempt:   []Exempt{},
 		Costs:    Costs{Stream: 30 * unit.KiB, Connection: 8 * unit.KiB, TLSConnection: 13 * unit.KiB},
 		Throttle: Throttle{Queue: 1024, Timeout: unit.Duration(2 * time.Second)},
@@ -204,26 +208,38 @@ func Default() Config {
 		Evict: true,
 		Memory: Memory{
 			Cluster: "envoy_admin", Path: "/memory", Interval: unit.Duration(25 * time.Millisecond),
-			IdleInterval: unit.Duration(250 * time.Millisecond), OnStale: staleEstimate,
+			IdleInterval: unit.Duration(250 * time.Millisecond), OnStale: StaleEstimate,
 		},
 		Trace: Trace{Every: 256 * unit.KiB, Capacity: 512, Step: 0.05, Floor: 8 * unit.MiB, Keep: 8},
 	}
 }
 
 const (
-	staleEstimate = "estimate"
-	staleAdmit    = "admit"
-	staleReject   = "reject"
+	StaleEstimate = "estimate"
+	StaleAdmit    = "admit"
+	StaleReject   = "reject"
 )
 
 var onStale = map[string]budget.OnStale{
-	staleEstimate: budget.StaleEstimate, staleAdmit: budget.StaleAdmit, staleReject: budget.StaleReject,
+	StaleEstimate: budget.StaleEstimate, StaleAdmit: budget.StaleAdmit, StaleReject: budget.StaleReject,
 }
 
-func (c *Config) limits() budget.Limits {
+// Limits is what the account is told of it.
+func (c *Config) Limits() budget.Limits {
 	return budget.Limits{
 		Limit: int64(c.Budget.Limit.Bytes), Share: float64(c.Budget.Limit.Share), Soft: float64(c.Budget.Soft), Hard: float64(c.Budget.Hard),
 		Resume: float64(c.Budget.Resume), Small: int64(c.Budget.Small), Floor: float64(c.Budget.Floor),
 		OnStale: onStale[c.Memory.OnStale], Evict: c.Evict, Connections: int64(c.Budget.Connections),
 	}
+}
+
+// Meanwhile says what is done without readings.
+func (m *Memory) Meanwhile() string {
+	switch m.OnStale {
+	case StaleAdmit:
+		return "Everything is admitted meanwhile: memory.on_stale is admit."
+	case StaleReject:
+		return "Every request is rejected meanwhile: memory.on_stale is reject."
+	}
+	return "Memory is not bounded by readings meanwhile, but by what the requests in flight may hold: memory.on_stale is estimate."
 }

@@ -1,8 +1,9 @@
-package guard
+package config
 
 import (
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -68,7 +69,7 @@ func TestEveryKeyIsRead(t *testing.T) {
 		Budget: Budget{Limit: unit.Limit{Bytes: 1536 * unit.MiB}, Soft: 0.7, Hard: 0.875, Resume: 0.6, Small: 32 * unit.KiB, Floor: 0.125, Connections: 9},
 		Buffers: Buffers{
 			Downstream: 64 * unit.KiB, Upstream: 32 * unit.KiB, HTTP2Window: 64 * unit.KiB,
-			HTTP2ConnectionWindow: 16 * unit.MiB, Linger: unit.Duration(100 * ms), WholeRequest: 16 * unit.MiB,
+			HTTP2ConnectionWindow: 16 * unit.MiB, Linger: unit.Duration(100 * time.Millisecond), WholeRequest: 16 * unit.MiB,
 		},
 		Fairness: Fairness{By: "header:x-tenant", Weights: map[string]float64{"a": 2, "é": .5}},
 		Costs:    Costs{Stream: unit.KiB, Connection: 2 * unit.KiB, TLSConnection: 3001},
@@ -78,7 +79,7 @@ func TestEveryKeyIsRead(t *testing.T) {
 			Min: unit.Duration(2 * time.Second), Max: unit.Duration(time.Hour),
 		}},
 		Memory: Memory{
-			Cluster: "me", Path: "/m?x", Interval: unit.Duration(50 * ms), IdleInterval: unit.Duration(500 * ms),
+			Cluster: "me", Path: "/m?x", Interval: unit.Duration(50 * time.Millisecond), IdleInterval: unit.Duration(500 * time.Millisecond),
 			OnStale: "reject",
 		},
 		Trace: Trace{Every: 64 * unit.KiB, Step: 0.125, Floor: 3 * unit.MiB, Keep: 2},
@@ -268,7 +269,7 @@ func TestEachMistakeIsOneLine(t *testing.T) {
 		{"memory.on_stale", `"panic"`, `memory.on_stale: "panic" must be estimate, admit or reject`},
 	} {
 		_, err := Parse([]byte(with(c.path, c.value)))
-		require.EqualError(t, err, c.want, with(c.path, clip(c.value)))
+		require.EqualError(t, err, c.want, with(c.path, Clip(c.value)))
 	}
 }
 
@@ -343,6 +344,23 @@ func TestLongKeysAndValuesAreCut(t *testing.T) {
 	require.Error(t, err)
 	require.Less(t, len(err.Error()), 600)
 	require.True(t, json.Valid([]byte(`"`+strings.NewReplacer("\n", " ", `"`, "'").Replace(err.Error())+`"`)), "no half characters")
+}
+
+// Each size has a bound, so that nothing that is reckoned with it overflows.
+func TestSizesNearTheLargestNumberAreRefused(t *testing.T) {
+	for _, key := range []string{
+		"budget.limit", "budget.small", "buffers.downstream", "buffers.upstream", "buffers.http2_window", "buffers.http2_connection_window",
+		"buffers.whole_request", "costs.stream", "costs.connection", "costs.tls_connection", "trace.every", "trace.floor",
+	} {
+		for _, size := range []string{"9223372036854775807", "9223372036854775807B", "8388607TiB", "1024TiB", "9223372036854775000"} {
+			_, err := Parse([]byte(with(key, strconv.Quote(size))))
+			require.ErrorContains(t, err, key+": ", size)
+		}
+	}
+	_, err := Parse([]byte(with("budget.limit", `"1024TiB"`)))
+	require.EqualError(t, err, "budget.limit: 1024TiB must be below 1024TiB: no memory is so large")
+	_, err = Parse([]byte(with("budget.limit", `"1023TiB"`)))
+	require.NoError(t, err)
 }
 
 func FuzzParse(f *testing.F) {
