@@ -1,5 +1,5 @@
-// Package config is a plugin's configuration: what it says, its defaults, how it is read, and what is
-// wrong with it. What follows from it is the policy's.
+// Package config is a plugin's configuration: what it says, its defaults, how it is read, and what
+// is wrong with it. What follows from it is the policy's.
 package config
 
 import (
@@ -99,14 +99,15 @@ func (f *Fairness) Weight(n fairness.Name) float64 {
 
 // Exempt names requests that are never held back. Exactly one field is set.
 //
-// Route and cluster are decided by the operator's own routing: what goes there is exempt whatever its size. A path is what the
-// client says. So PathPrefix and GRPCService exempt a request only while it and its response have each announced, and brought, at
-// most budget.small; from then on it is judged, and evicted, like the others.
+// Route and cluster are decided by the operator's own routing: what goes there is exempt whatever
+// its size. A path is what the client says. So PathPrefix and GRPCService exempt a request only
+// while it and its response have each announced, and brought, at most budget.small; from then on it
+// is judged, and evicted, like the others.
 type Exempt struct {
-	// PathPrefix matches whole segments: /healthz matches /healthz, /healthz/x and /healthz?q, and not /healthzzz. One that ends
-	// with a slash matches what begins with it. The query is no part of the path. A path that some upstream may take for another
-	// one matches nothing: with segments of dots, backslashes, encoded slashes, backslashes or percent signs, or what is not
-	// printable ASCII.
+	// PathPrefix matches whole segments: /healthz matches /healthz, /healthz/x and /healthz?q, and not
+	// /healthzzz. One that ends with a slash matches what begins with it. The query is no part of the
+	// path. A path that some upstream may take for another one matches nothing: with segments of dots,
+	// backslashes, encoded slashes, backslashes or percent signs, or what is not printable ASCII.
 	PathPrefix  string `json:"path_prefix,omitempty"`
 	Route       string `json:"route,omitempty"`
 	Cluster     string `json:"cluster,omitempty"`
@@ -142,7 +143,8 @@ type Memory struct {
 	OnStale      string        `json:"on_stale"`      // estimate | admit | reject
 }
 
-// Trace says how the requests in flight are sampled, and when the sample is kept. All workers of a process share it.
+// Trace says how the requests in flight are sampled, and when the sample is kept. All workers of a
+// process share it.
 type Trace struct {
 	Every    unit.Bytes `json:"every"`    // of so many bytes one is sampled, as long as the sample has room
 	Capacity int        `json:"capacity"` // requests in a worker's sample, at most; 0 = nothing is sampled
@@ -156,7 +158,8 @@ func (t *Trace) Rules() reservoir.Rules {
 	return reservoir.Rules{Step: float64(t.Step), Floor: int64(t.Floor), Keep: t.Keep}
 }
 
-// Debug is where questions are answered. Each listener answers by its own plugin's configuration alone.
+// Debug is where questions are answered. Each listener answers by its own plugin's configuration
+// alone.
 type Debug struct {
 	Path string `json:"path"` // status, peaks, current and pprof are below it; empty: nothing is answered
 }
@@ -172,7 +175,8 @@ func (c *Config) Summary() string {
 	return text + ", fairness by " + c.Fairness.By
 }
 
-// UnnamedRoutes is to be told once where requests are told apart by routes, and one comes whose route has no name.
+// UnnamedRoutes is to be told once where requests are told apart by routes, and one comes whose
+// route has no name.
 const UnnamedRoutes = "fairness.by is route, and a request came whose route has no name: all requests of such routes count as one. " +
 	"Give each route a name, or set fairness.by to cluster or virtual_host"
 

@@ -21,11 +21,13 @@ const (
 	maxErrors = 50      // told at once: more would be no help
 )
 
-// Parse reads a configuration from JSON over the defaults, and validates it. It is strict: unknown and repeated keys
-// and values of another kind are errors, and all that is wrong is in the error at once, each with its key path.
+// Parse reads a configuration from JSON over the defaults, and validates it. It is strict: unknown
+// and repeated keys and values of another kind are errors, and all that is wrong is in the error at
+// once, each with its key path.
 func Parse(text []byte) (Config, error) { return ParseWith(text) }
 
-// Section is further top-level keys of a configuration, those of one face: a pointer to a struct with its defaults.
+// Section is further top-level keys of a configuration, those of one face: a pointer to a struct
+// with its defaults.
 type Section interface {
 	Validate() error // all that is wrong, joined; each error begins with the key
 }
@@ -43,7 +45,8 @@ func ParseWith(text []byte, more ...Section) (Config, error) {
 		into = append(into, reflect.ValueOf(s).Elem())
 	}
 	d.object("", root, into...)
-	// What could be read is validated too, but not what already has an error: one mistake, one message.
+	// What could be read is validated too, but not what already has an error: one mistake, one
+	// message.
 	wrong := unjoin(c.Validate())
 	for _, s := range more {
 		wrong = append(wrong, unjoin(s.Validate())...)
@@ -67,7 +70,8 @@ func unjoin(err error) []error {
 	return nil
 }
 
-// member is a key of a JSON object with its value: json.Number, string, bool, nil, []any or []member.
+// member is a key of a JSON object with its value: json.Number, string, bool, nil, []any or
+// []member.
 type member struct {
 	key   string
 	value any

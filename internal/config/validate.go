@@ -17,7 +17,8 @@ import (
 // checker notes what is wrong where ok is false; the text begins with the key.
 type checker func(ok bool, format string, args ...any)
 
-// Validate returns all that is wrong with the configuration, joined; each error begins with the key.
+// Validate returns all that is wrong with the configuration, joined; each error begins with the
+// key.
 func (c *Config) Validate() error {
 	var errs []error
 	check := func(ok bool, format string, args ...any) {

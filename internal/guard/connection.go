@@ -174,12 +174,12 @@ func (w *Worker) countConnections(now Time) {
 
 // lastConnections says that no more are left than are kept for others.
 func (w *Worker) lastConnections() bool {
-	return w.account.FreeConnections() <= w.limits.Connections/spareShare
+	return w.account.FreeConnections() <= w.limits.Connections/othersShare
 }
 
 // scarce says that connections may soon be short: it is worth to know who has how many.
 func (w *Worker) scarce() bool {
-	return w.account.FreeConnections() <= 2*w.limits.Connections/spareShare
+	return w.account.FreeConnections() <= 2*w.limits.Connections/othersShare
 }
 
 // How long a connection must have been idle to be closed, and how many are in a tick.

@@ -5,9 +5,9 @@ import (
 	"time"
 )
 
-// Coverage learns how much of the requests a face is told, where the configuration of Envoy's filter
-// decides that and nobody can be asked for it: from what comes, and from what does not though it
-// should.
+// Coverage learns how much of the requests a face is told, where the configuration of Envoy's
+// filter decides that and nobody can be asked for it: from what comes, and from what does not
+// though it should.
 //
 // Bodies: a face may ask for the body of a message without a length, so that it is counted as it
 // passes. A filter that ignores this sends none. One message may have no body; so many of them, and

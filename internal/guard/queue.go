@@ -26,7 +26,7 @@ func (w *Worker) uncredit(now Time) {
 const (
 	heldShare = 4 // the line's pause costs may hold 1/4 of what traffic can have
 	// Of the line a key that has more than its share leaves 1/8 to the others.
-	spareShare = 8
+	othersShare = 8
 )
 
 // wait puts the request in line, among the small ones or the large, or rejects it if the line has
@@ -69,7 +69,7 @@ func (g *Guard) claimPlace(now Time, s *Stream, small bool, cost, window int64) 
 	w, others := g.worker, g.worker.account.Others()
 	queue, held, claim := int64(w.throttle.Queue), w.account.Room()/heldShare, budget.Full
 	if w.greedy(s.key) {
-		queue, held, claim = queue-queue/spareShare, held-held/spareShare, budget.Large
+		queue, held, claim = queue-queue/othersShare, held-held/othersShare, budget.Large
 	}
 	switch {
 	case w.throttle.Timeout == 0,

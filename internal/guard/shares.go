@@ -212,9 +212,9 @@ func (v *keyed) total(now Time, k *key) fairness.Total {
 // divide sets what this worker's keys are entitled to, and one that comes next.
 //
 // The room is shared out up to soft, beside all that no key explains: what those that wait have
-// sent, caches of the allocator, what has passed and may be in the reading too. Where shares were of
-// all that is between base and soft, nobody had his before memory was full, and who came first had
-// it.
+// sent, caches of the allocator, what has passed and may be in the reading too. Where shares were
+// of all that is between base and soft, nobody had his before memory was full, and who came first
+// had it.
 func (w *Worker) divide(now Time) {
 	x := &w.shares
 	soft, hard := w.account.Share(w.limits.Soft), w.account.Share(w.limits.Hard)

@@ -7,8 +7,8 @@
 // once in retry_after.max, else an idle start would tell everyone the longest delay.
 //
 // A place begins behind the requests that wait, which are admitted or rejected within the queue's
-// timeout. Within its place, and within the second that Retry-After is rounded up to, each is spread
-// at random.
+// timeout. Within its place, and within the second that Retry-After is rounded up to, each is
+// spread at random.
 //
 // Where the next place would end beyond max, the queue of times is full, and nothing can be
 // promised. All are told the longest delay then, unless so many at once would come back as one: a
