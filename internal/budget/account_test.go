@@ -2,7 +2,6 @@ package budget
 
 import (
 	"errors"
-	"math"
 	"testing"
 	"time"
 
@@ -760,33 +759,4 @@ func TestATableOfAnotherVersionIsBegunAnew(t *testing.T) {
 	require.Len(t, b.stored().Entries, 1)
 	b.readings(1, 40*mib)
 	require.Equal(t, 40*mib, b.stored().Reading)
-}
-
-func TestForecast(t *testing.T) {
-	var f Forecast
-	require.Equal(t, 64*kib, f.Bytes(), "before it has seen any")
-	f.Learn(100 * kib)
-	require.Equal(t, 200*kib, f.Bytes(), "one: its size, and half of it as the deviation, twice")
-	for range 200 {
-		f.Learn(100 * kib)
-	}
-	require.InDelta(t, 100*kib, f.Bytes(), 64, "all of a size: no deviation")
-
-	// A maximum would let one huge response block everyone.
-	f.Learn(100 * mib)
-	require.Less(t, f.Bytes(), 80*mib)
-	for range 60 {
-		f.Learn(100 * kib)
-	}
-	require.Less(t, f.Bytes(), mib, "and it is forgotten")
-
-	f = Forecast{}
-	for range 100 {
-		f.Learn(0)
-	}
-	require.Equal(t, 16*kib, f.Bytes(), "never below 16 KiB")
-	for range 1000 {
-		f.Learn(math.MaxInt64 / 4)
-		require.Positive(t, f.Bytes())
-	}
 }

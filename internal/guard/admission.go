@@ -50,7 +50,7 @@ func (g *Guard) foresee(now Time, s *Stream, told budget.Visibility) {
 	}
 	n := s.length
 	if n == budget.Unknown {
-		n = s.key.Value.forecasts[budget.Request].Bytes()
+		n = s.key.Value.Bodies[budget.Request].Bytes()
 	}
 	s.wants = min(n, s.Cap(budget.Request))
 	s.expects = g.predict(now, s, told)

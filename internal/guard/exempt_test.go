@@ -69,8 +69,8 @@ func TestExemptRequestsReserveNoMoreThanSmall(t *testing.T) {
 	g, w := p.guards[0], p.workers[0]
 	k := &w.keys.Other.Value
 	for range 20 {
-		k.forecasts[budget.Request].Learn(4 * mib)
-		k.forecasts[budget.Response].Learn(128 * kib)
+		k.Bodies[budget.Request].Learn(4 * mib)
+		k.Bodies[budget.Response].Learn(128 * kib)
 	}
 	r := &request{path: "/healthz"}
 	require.Equal(t, Admit, g.Open(p.now, &r.Stream, r, budget.Unknown).Action)
@@ -173,7 +173,7 @@ func TestExemptResponseThatIsHidden(t *testing.T) {
 	require.Equal(t, Admit, g.Expect(p.now, &r.Stream, budget.Unknown).Action)
 	require.Equal(t, whileSmall, r.exempt, "it is forecast small")
 	for range 20 {
-		r.key.Value.forecasts[budget.Response].Learn(mib)
+		r.key.Value.Bodies[budget.Response].Learn(mib)
 	}
 	r = open()
 	g.Expect(p.now, &r.Stream, budget.Unknown)

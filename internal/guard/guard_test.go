@@ -10,6 +10,7 @@ import (
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/config"
 	"github.com/highwater-envoy/highwater/internal/fairness"
+	"github.com/highwater-envoy/highwater/internal/forecast"
 	"github.com/highwater-envoy/highwater/internal/reservoir"
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
@@ -647,7 +648,7 @@ func TestLapsedRequestNeedsRoom(t *testing.T) {
 func TestForecastsLearn(t *testing.T) {
 	p := newProcess(t, 1, func(c *Config) { c.Throttle.Timeout, c.Evict = 0, false })
 	p.settle(40 * mib)
-	forecast := &theKey(p.workers[0]).forecasts[budget.Request]
+	forecast := &theKey(p.workers[0]).Bodies[budget.Request]
 	r, _ := p.open(0, budget.Unknown)
 	p.guards[0].Grow(p.now, &r.Stream, budget.Request, 20*kib)
 	before := forecast.Bytes()
@@ -689,7 +690,7 @@ func TestRequestGrowth(t *testing.T) {
 	// It passes its forecast, reserves twice what it has sent, and teaches the next one.
 	require.Equal(t, Admit, g.Grow(p.now, &r.Stream, budget.Request, 100*kib).Action)
 	require.Equal(t, 100*kib, r.Reserved(budget.Request))
-	require.Greater(t, theKey(p.workers[0]).forecasts[budget.Request].Bytes(), 100*kib)
+	require.Greater(t, theKey(p.workers[0]).Bodies[budget.Request].Bytes(), 100*kib)
 	p.settle(199 * mib)
 	v = g.Grow(p.now, &r.Stream, budget.Request, 4*mib)
 	require.Equal(t, Growth, v.Reason)
@@ -718,7 +719,7 @@ func TestResponses(t *testing.T) {
 		r, _ := p.open(0, 0)
 		require.Equal(t, Admit, p.guards[0].Expect(p.now, &r.Stream, budget.Unknown).Action)
 		p.settle(201 * mib)
-		theKey(p.workers[0]).forecasts[budget.Response] = budget.Forecast{}
+		theKey(p.workers[0]).Bodies[budget.Response] = forecast.Forecast{}
 		require.Equal(t, Admit, p.guards[0].Grow(p.now, &r.Stream, budget.Response, 64*kib).Action)
 		v := p.guards[0].Grow(p.now, &r.Stream, budget.Response, 64*kib)
 		require.Equal(t, Verdict{Action: Reset, Reason: Growth}, v)

@@ -6,6 +6,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/forecast"
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
 
@@ -34,7 +35,7 @@ func TestHiddenMessages(t *testing.T) {
 	own := w.account.Own()
 	require.Equal(t, fresh+128*kib, own.Fresh, "it may have passed just now")
 	require.Zero(t, own.Coming+own.Streams+own.Exposure+own.Bounds)
-	require.False(t, w.keys.All()[0].Value.forecasts[budget.Response].Learned(), "nothing was seen to be learnt")
+	require.False(t, w.keys.All()[0].Value.Bodies[budget.Response].Learned(), "nothing was seen to be learnt")
 	p.settle(40 * mib)
 	require.Zero(t, w.account.Own().Fresh)
 	require.Zero(t, w.account.Table().Surprise)
@@ -303,7 +304,7 @@ func TestHiddenProbesOfALargeKey(t *testing.T) {
 		p.now += 2 * Tick
 		tooLarge(lined())
 	}
-	for begun := p.now; p.now < begun+heavyFor+coldFor; {
+	for begun := p.now; p.now < begun+forecast.HeavyFor+coldFor; {
 		p.read(190 * mib)
 	}
 	require.Empty(t, p.burst(1))
@@ -348,7 +349,7 @@ func TestHiddenResponseWithoutALength(t *testing.T) {
 		}
 		require.Zero(t, r.Reserved(budget.Response)-r.Unbooked())
 	}
-	require.Greater(t, theKey(p.workers[0]).responses.Known(), mib, "those who read slowly teach it all the same")
+	require.Greater(t, theKey(p.workers[0]).Responses.Known(), mib, "those who read slowly teach it all the same")
 }
 
 // A small first piece tells that nothing large was there: streams that go on for long are not waited for, and their key is known.
@@ -372,7 +373,7 @@ func TestHiddenFirstPiece(t *testing.T) {
 	r = p.burst(1)[0]
 	r.hides[budget.Response] = false
 	require.Equal(t, Admit, g.Expect(p.now, &r.Stream, budget.Unknown).Action)
-	forecast := theKey(p.workers[0]).forecasts[budget.Response].Bytes()
+	forecast := theKey(p.workers[0]).Bodies[budget.Response].Bytes()
 	require.Greater(t, r.Reserved(budget.Response), forecast)
 	require.Equal(t, Admit, g.Grow(p.now, &r.Stream, budget.Response, 1000).Action)
 	require.Equal(t, forecast-1000, r.Reserved(budget.Response))
@@ -425,7 +426,7 @@ func TestUntoldForAWhile(t *testing.T) {
 	never.untold = true
 	require.Equal(t, Admit, g.Open(p.now, &never.Stream, never, 0).Action)
 	g.Close(p.now, &never.Stream)
-	require.Zero(t, theKey(w).largest)
+	require.Zero(t, theKey(w).LargestAt(p.now))
 	r := get(true, budget.Unknown)
 	require.True(t, r.Counted(budget.Response))
 	require.Equal(t, Admit, g.Grow(p.now, &r.Stream, budget.Response, mib).Action)
@@ -499,6 +500,6 @@ func TestUnbookedBytesTeach(t *testing.T) {
 		g.End(p.now, &r.Stream, budget.Response)
 		g.Close(p.now, &r.Stream)
 	}
-	require.Zero(t, theKey(p.workers[0]).lastSmall)
-	require.InDelta(t, 100*kib, theKey(p.workers[0]).responses.Known(), float64(30*kib))
+	require.False(t, theKey(p.workers[0]).HasSmall())
+	require.InDelta(t, 100*kib, theKey(p.workers[0]).Responses.Known(), float64(30*kib))
 }

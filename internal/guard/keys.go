@@ -3,6 +3,7 @@ package guard
 import (
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/fairness"
+	"github.com/highwater-envoy/highwater/internal/forecast"
 )
 
 // keyring is the keys of a worker, and what follows from all of them.
@@ -18,7 +19,7 @@ type keyring struct {
 type keyed struct {
 	budget.Sum // what its streams have
 	queue      fairness.Queue[Stream]
-	history
+	forecast.History
 	probes
 	entitlement
 	sockets
@@ -85,7 +86,7 @@ func (g *Guard) named(now Time, name fairness.Name) *key {
 
 // learn teaches a key's forecasts what a message without a length came to.
 func (w *Worker) learn(now Time, k *key, d budget.Direction, n int64) {
-	k.Value.forecasts[d].Learn(n)
+	k.Value.Bodies[d].Learn(n)
 	if d == budget.Response {
 		w.learnResponse(now, k, n)
 	}
@@ -100,7 +101,7 @@ func (w *Worker) teach(now Time, s *Stream, n int64) {
 }
 
 func (w *Worker) learnResponse(now Time, k *key, n int64) {
-	if k.Value.learnResponse(now, n, int64(w.budget.Small)) {
+	if k.Value.LearnResponse(now, n, int64(w.budget.Small)) {
 		w.countHeavy()
 	}
 }
@@ -108,7 +109,7 @@ func (w *Worker) learnResponse(now Time, k *key, n int64) {
 func (w *Worker) countHeavy() {
 	w.heavyKeys = 0
 	w.eachKey(func(k *key) {
-		if k.Value.heavy != 0 {
+		if k.Value.Heavy() {
 			w.heavyKeys++
 		}
 	})

@@ -11,6 +11,7 @@ import (
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/config"
 	"github.com/highwater-envoy/highwater/internal/fairness"
+	"github.com/highwater-envoy/highwater/internal/forecast"
 )
 
 // from opens a request of a tenant on a worker of a process that tells requests apart by route.
@@ -121,7 +122,7 @@ func TestARouteOfLargeResponsesIsLargeAtItsHeaders(t *testing.T) {
 	first = download()
 	require.Zero(t, first.Reserved(budget.Response), "there may be small ones too")
 	g.Close(p.now, &first.Stream)
-	p.now += heavyFor
+	p.now += forecast.HeavyFor
 	p.settle(40 * mib)
 
 	next := download()

@@ -55,8 +55,8 @@ func (g *Guard) predict(now Time, s *Stream, told budget.Visibility) prediction 
 	if told != budget.Counted {
 		return g.predictHeld(now, s, told)
 	}
-	if k := &s.key.Value; s.keyed && k.large(now) {
-		return prediction{bytes: min(k.responses.Known(), int64(g.config.Buffers.Downstream+g.config.Buffers.Upstream)), evidence: learned}
+	if k := &s.key.Value; s.keyed && k.Large(now) {
+		return prediction{bytes: min(k.Responses.Known(), int64(g.config.Buffers.Downstream+g.config.Buffers.Upstream)), evidence: learned}
 	}
 	return prediction{}
 }
@@ -64,16 +64,16 @@ func (g *Guard) predict(now Time, s *Stream, told budget.Visibility) prediction 
 // predictHeld is predict where Envoy holds the response at its headers.
 func (g *Guard) predictHeld(now Time, s *Stream, told budget.Visibility) (p prediction) {
 	w, k, limit := g.worker, &s.key.Value, g.responseCap(s) // no call of a host
-	lengthless := k.forecasts[budget.Response].Learned()
+	lengthless := k.Bodies[budget.Response].Learned()
 	switch {
 	case told == budget.Silent:
 		p.bytes, p.evidence = limit, silent
-	case s.keyed && k.large(now):
-		p.bytes, p.evidence = min(k.responses.Known(), limit), learned
-	case !k.responses.Learned() || k.unknown > w.account.Floor(): // nothing is known, or too much is under way from then
+	case s.keyed && k.Large(now):
+		p.bytes, p.evidence = min(k.Responses.Known(), limit), learned
+	case !k.Responses.Learned() || k.unknown > w.account.Floor(): // nothing is known, or too much is under way from then
 		p.bytes, p.evidence, lengthless = limit, guessed, true
 	default:
-		if n := min(k.largestAt(now), limit); n > int64(w.budget.Small) {
+		if n := min(k.LargestAt(now), limit); n > int64(w.budget.Small) {
 			p.bytes, p.evidence = n, guessed
 		}
 	}
@@ -113,7 +113,7 @@ const (
 func (w *Worker) mayProbe(now Time, s *Stream) bool {
 	k, comes, cold := &s.key.Value, s.state != queued, s.expects.cold()
 	switch {
-	case k.heavy != 0 && k.lastSmall == 0:
+	case k.Heavy() && !k.HasSmall():
 		every := Tick
 		if k.cameProbed == comes {
 			every *= 2
@@ -147,7 +147,7 @@ func (w *Worker) unprobe(s *Stream) {
 // admitCold notes that a cold request goes to its upstream.
 func (w *Worker) admitCold(now Time, s *Stream) {
 	cold := s.expects.cold()
-	if k := &s.key.Value; !k.responses.Learned() {
+	if k := &s.key.Value; !k.Responses.Learned() {
 		s.unknown = cold
 		k.unknown += cold
 	}

@@ -6,6 +6,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/forecast"
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
 
@@ -100,7 +101,7 @@ func TestAPresumedResponseReservesWhatItAnnounces(t *testing.T) {
 		g.Close(p.now, &r.Stream)
 	}
 	require.Zero(t, w.account.Own().Coming)
-	require.False(t, w.keys.Other.Value.responses.Learned(), "whose it is was not asked: it teaches nobody")
+	require.False(t, w.keys.Other.Value.Responses.Learned(), "whose it is was not asked: it teaches nobody")
 }
 
 // With half of the room in use nobody is presumed, and those who are have to tell what they are.
@@ -173,7 +174,7 @@ func TestAPresumedRequestOnALargeRouteKeepsItsRoom(t *testing.T) {
 		p.now += 25 * ms
 		w.Tick(p.now)
 	}
-	p.now += heavyFor
+	p.now += forecast.HeavyFor
 	p.settle(40 * mib)
 	large := p.presumed("download", 3)
 	small, _ := p.from(0, "small", 0)

@@ -23,7 +23,7 @@ func (g *Guard) turnAway(now Time, s *Stream, reason Reason) Verdict {
 		return Verdict{Action: Admit}
 	}
 	if s.length == budget.Unknown && s.Seen(budget.Request) > 0 {
-		s.key.Value.forecasts[budget.Request].Learn(s.Held(budget.Request))
+		s.key.Value.Bodies[budget.Request].Learn(s.Held(budget.Request))
 	}
 	if reason == QueueFull || reason == Timeout {
 		s.key.Value.rejected += s.total()

@@ -107,7 +107,7 @@ func (g *Guard) setLimits(now Time, s *Stream, length int64) {
 // forecastResponse is what a response comes to that has announced no length, at most what Envoy may
 // hold of it.
 func (g *Guard) forecastResponse(now Time, s *Stream) int64 {
-	n := min(g.keyOf(now, s).Value.forecasts[budget.Response].Bytes(), s.Cap(budget.Response))
+	n := min(g.keyOf(now, s).Value.Bodies[budget.Response].Bytes(), s.Cap(budget.Response))
 	if s.exempt == whileSmall && s.Counted(budget.Response) {
 		n = min(n, int64(g.worker.budget.Small)) // with more it is judged
 	}
@@ -212,7 +212,7 @@ func (g *Guard) extend(now Time, s *Stream, d budget.Direction, beyond int64, fr
 func (g *Guard) firstPiece(now Time, s *Stream) {
 	s.expects.ahead = 0
 	g.worker.account.Trim(now, &s.Stream)
-	if !s.key.Value.responses.Learned() {
+	if !s.key.Value.Responses.Learned() {
 		g.worker.learn(now, s.key, budget.Response, s.Held(budget.Response))
 	}
 }

@@ -53,7 +53,7 @@ func TestForecastIsNeverTooLarge(t *testing.T) {
 	p := newProcess(t, 1, nil)
 	w := p.workers[0]
 	for range 20 {
-		theKey(w).forecasts[budget.Request].Learn(16 * mib)
+		theKey(w).Bodies[budget.Request].Learn(16 * mib)
 	}
 	p.settle(40 * mib)
 	for range 12 { // for ten seconds the reading has not been lower

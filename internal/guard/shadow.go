@@ -80,7 +80,7 @@ func (g *Guard) expectShadow(now Time, s *Stream, length int64) {
 // supposes is what a response of so many bytes, or of Unknown, likely comes to.
 func (g *Guard) supposes(now Time, s *Stream, length int64) int64 {
 	if length == budget.Unknown {
-		return g.keyOf(now, s).Value.forecasts[budget.Response].Bytes()
+		return g.keyOf(now, s).Value.Bodies[budget.Response].Bytes()
 	}
 	return length
 }

@@ -1,8 +1,10 @@
-package budget
+// Package forecast says what messages will come to that do not announce it, from what others of the
+// same key came to.
+package forecast
 
-// Forecast is what a message without a length is expected to come to: mean + 2 mean deviations, with the gains with
-// which TCP estimates its timeout (RFC 6298: 1/8 and 1/4). A maximum would let one huge response block everyone.
-// The zero value expects 64 KiB.
+// Forecast is what a message without a length is expected to come to: mean + 2 mean deviations,
+// with the gains with which TCP estimates its timeout (RFC 6298: 1/8 and 1/4). A maximum would let
+// one huge response block everyone. The zero value expects 64 KiB.
 type Forecast struct {
 	mean, deviation int64
 	learned         bool
@@ -27,7 +29,8 @@ func (f *Forecast) Known() int64 { return f.mean + 2*f.deviation }
 // Learned says that anything is known.
 func (f *Forecast) Learned() bool { return f.learned }
 
-// Least is what nearly each message comes to: mean − 2 mean deviations, 0 where they differ much or nothing is known.
+// Least is what nearly each message comes to: mean − 2 mean deviations, 0 where they differ much or
+// nothing is known.
 func (f *Forecast) Least() int64 { return max(f.mean-2*f.deviation, 0) }
 
 // Learn takes the size of one message, of at most its cap.
