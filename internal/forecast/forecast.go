@@ -6,6 +6,8 @@ package forecast
 // with the gains with which TCP estimates its timeout (RFC 6298: 1/8 and 1/4). A maximum would let
 // one huge response block everyone. The zero value expects 64 KiB.
 type Forecast struct {
+	_ [0]func() // no two are compared: the function that could would only take room in the .wasm
+
 	mean, deviation int64
 	learned         bool
 }

@@ -30,6 +30,8 @@ type keyed struct {
 
 // probes is what a key has under way for responses that nothing is known of: see Worker.mayProbe.
 type probes struct {
+	_ [0]func() // no two are compared: the function that could would only take room in the .wasm
+
 	unknown    int64 // what the responses may hold of requests that went when nothing was known of any, and are not answered
 	probing    int64 // what those of its probes may hold, and is not reserved
 	probed     Time  // when the last of them went

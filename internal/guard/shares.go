@@ -12,6 +12,8 @@ import (
 // entitlement is what a key may have on this worker beside what it has anywhere, bytes. It is as of
 // the last exchange of shares.
 type entitlement struct {
+	_ [0]func() // no two are compared: the function that could would only take room in the .wasm
+
 	at             Time  // of that exchange
 	share, floor   int64 // what it would have of the room, and of a quarter of the floor, if it wanted all of them
 	reserve        int64 // and of what lies between soft and hard
@@ -20,6 +22,8 @@ type entitlement struct {
 
 // sockets are the connections of a key, where connections are told apart by their source.
 type sockets struct {
+	_ [0]func() // no two are compared: the function that could would only take room in the .wasm
+
 	open, elsewhere int64 // here and on other workers
 	part            int64 // of budget.connections, if every source that has any had the same, by weight
 }

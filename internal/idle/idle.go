@@ -29,6 +29,8 @@ const (
 // Use is what is known of the requests on one connection. T is what holds it, which List hands
 // back. The zero value is a connection that has had none: a raw one is never idle.
 type Use[T any] struct {
+	_ [0]func() // no two are compared: the function that could would only take room in the .wasm
+
 	of             *T
 	requests       int
 	http           bool          // there has been a request
@@ -52,6 +54,8 @@ func (u *Use[T]) Leave() {
 // List is a worker's connections without requests: those without for longest first, but for those
 // that were passed over. Make it ready with Init.
 type List[T any] struct {
+	_ [0]func() // no two are compared: the function that could would only take room in the .wasm
+
 	ring     Use[T] // no connection: the ends of the list
 	counted  uint   // requests, to verify some
 	ticked   time.Duration

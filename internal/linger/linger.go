@@ -14,6 +14,8 @@ const buckets = 16
 
 // Sum is what lingers. The zero value is ready.
 type Sum struct {
+	_ [0]func() // no two are compared: the function that could would only take room in the .wasm
+
 	bytes   int64
 	buckets [buckets]bucket // a ring, in the order in which they expire
 	next    int             // the one that is filled next

@@ -15,6 +15,8 @@ const Timeout = 900 * time.Millisecond
 
 // A Poll is one worker's part of it. The zero value has never asked.
 type Poll struct {
+	_ [0]func() // no two are compared: the function that could would only take room in the .wasm
+
 	asking  time.Duration // when the outstanding reading was asked for; 0 = none is outstanding
 	asked   time.Duration // the last one
 	every   time.Duration // from one reading to the next

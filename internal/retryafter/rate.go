@@ -9,6 +9,8 @@ import (
 // admitted is what is asked for, and says nothing. It forgets with a time constant of 5 s of such
 // time. The zero value is ready.
 type Rate struct {
+	_ [0]func() // no two are compared: the function that could would only take room in the .wasm
+
 	bytes, seconds float64
 	at             time.Duration // as of when
 }
