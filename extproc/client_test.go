@@ -192,7 +192,7 @@ func (s *Server) gauge(name string) (n int64) {
 	s.do(func(now guard.Time) {
 		own := s.mu.worker.Account().Own()
 		n = map[string]int64{
-			"streams": own.Streams, "waiting": own.Waiting, "fresh_bytes": own.Fresh, "coming_bytes": own.Coming, "exposure_bytes": own.Exposure,
+			"streams": own.Streams, "waiting": own.Queue.Waiting, "fresh_bytes": own.Fresh, "coming_bytes": own.Coming, "exposure_bytes": own.Exposure,
 			"in_use_bytes": s.mu.worker.Gauges(now)[guard.GaugeInUse],
 		}[name]
 	})

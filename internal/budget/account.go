@@ -98,7 +98,7 @@ func (a *Account) Change(now Time, change func(t *Table)) error {
 // SetLimits puts other figures in force. What is admitted stays admitted.
 func (a *Account) SetLimits(l Limits) {
 	if l.Connections != a.limits.Connections {
-		a.own.ConnectionLease = min(a.own.ConnectionLease, a.own.Connections) // it was a part of another limit
+		a.own.Connections.Lease = min(a.own.Connections.Lease, a.own.Connections.Open) // it was a part of another limit
 	}
 	a.set, a.limits = l, l.of(a.table.Container)
 }
@@ -241,7 +241,7 @@ func (a *Account) Ask(now Time, n int64, c Claim) Outcome {
 // Calm says that less than half of the room is in use, or may be, as of the last look at the table,
 // and that nobody waits.
 func (a *Account) Calm(now Time) bool {
-	return !a.Stale(now) && a.own.Waiting == 0 && a.others.Waiting == 0 && !a.fuller(.5)
+	return !a.Stale(now) && a.own.Queue.Waiting == 0 && a.others.Queue.Waiting == 0 && !a.fuller(.5)
 }
 
 // Cover raises the account's entry if what is fresh and coming has outgrown the lease.
@@ -260,7 +260,7 @@ func (a *Account) exchange(now Time, n int64, c Claim) Outcome {
 			return Busy
 		}
 		if joins {
-			joins, a.own.Evicted = false, int64(a.table.EvictSequence) // it had no part in what was before
+			joins, a.own.Evicted.Sequence = false, int64(a.table.Evict.Sequence) // it had no part in what was before
 		}
 		a.tighten(now)
 		stale := a.Stale(now)
@@ -338,7 +338,7 @@ func (a *Account) rooms(stale bool) rooms {
 
 func (a *Account) slack(free, need int64) int64 {
 	slack := max(min(a.limits.Limit/64, free/int64(2*max(a.live, 1))), 0)
-	if a.own.WaitingSince != 0 || a.others.WaitingSince != 0 {
+	if a.own.Queue.Since != 0 || a.others.Queue.Since != 0 {
 		return 0 // else a large head of the line never fits
 	}
 	if need == 0 {
@@ -361,7 +361,7 @@ func (a *Account) load(now Time) error {
 	a.table.mend(now)
 	// Where a table begins anew, so do the numbers of its readings: what was done for one of before
 	// is nothing for those to come.
-	a.own.Evicted = min(a.own.Evicted, int64(a.table.Sequence))
+	a.own.Evicted.Sequence = min(a.own.Evicted.Sequence, int64(a.table.Sequence))
 	if a.table.Begun == 0 {
 		a.table.Begun = now
 	}
@@ -373,7 +373,7 @@ func (a *Account) load(now Time) error {
 		a.live = max(a.live, 1)
 		if !a.table.has(a.id) {
 			// It is new, or was dropped for want of a beat: then others may have what it was lent.
-			a.own.ConnectionLease = min(a.own.ConnectionLease, a.own.Connections)
+			a.own.Connections.Lease = min(a.own.Connections.Lease, a.own.Connections.Open)
 		}
 	}
 	return nil
@@ -519,8 +519,8 @@ func (a *Account) Expect(now Time, s *Stream, d Direction, length, n, credit int
 func (a *Account) Presume(s *Stream, n int64) {
 	a.reserve(s, &s.dir[Response], n)
 	s.presumed = true
-	a.own.PresumedStreams++
-	a.own.Presumed += n
+	a.own.Presumed.Streams++
+	a.own.Presumed.Bytes += n
 	a.grant(s)
 }
 
@@ -534,7 +534,7 @@ func (a *Account) Foretell(s *Stream, length, most int64) {
 	}
 	more := max(m.coming-most, 0)
 	a.unreserve(s, m, more)
-	a.own.Presumed -= more
+	a.own.Presumed.Bytes -= more
 }
 
 // Doubt ends that a stream is presumed: it is as it was when it was opened, and told of what has
@@ -554,8 +554,8 @@ func (a *Account) Doubt(now Time, s *Stream) (passed int64, over bool) {
 func (a *Account) unpresume(s *Stream) {
 	if s.presumed {
 		s.presumed = false
-		a.own.PresumedStreams--
-		a.own.Presumed -= s.dir[Response].coming
+		a.own.Presumed.Streams--
+		a.own.Presumed.Bytes -= s.dir[Response].coming
 	}
 }
 
@@ -695,7 +695,7 @@ func (a *Account) PassShadow(now Time, s *Stream, d Direction, n int64) {
 	m.moved = now
 	n = min(n, m.cap)
 	a.own.Passed += n
-	a.own.Shadowed += n
+	a.own.Shadows.Passed += n
 	s.settle(a, now)
 }
 
@@ -867,7 +867,7 @@ type Connection struct {
 // OpenConnection adds a connection, with what its existence costs.
 func (a *Account) OpenConnection(c *Connection, cost int64) {
 	*c = Connection{cost: cost, gen: a.gen}
-	a.own.Connections++
+	a.own.Connections.Open++
 	a.addFresh(cost)
 }
 
@@ -883,7 +883,7 @@ func (a *Account) RaiseConnection(c *Connection, cost int64) {
 
 // CloseConnection takes it away again.
 func (a *Account) CloseConnection(c *Connection) {
-	a.own.Connections--
+	a.own.Connections.Open--
 	a.giveBack(c.gen, c.cost)
 	a.leave(c, 0, 0)
 }
@@ -941,7 +941,7 @@ func (a *Account) Tick(now Time) (polls bool, err error) {
 		}
 		a.notice(now)
 		a.tighten(now)
-		polls = a.table.Poller == a.id || now-a.table.PollerBeat > pollerFree || a.table.Poller == 0
+		polls = a.table.Poller.ID == a.id || now-a.table.Poller.Beat > pollerFree || a.table.Poller.ID == 0
 		if polls {
 			if a.dropped || a.hidden > 0 {
 				a.trend.lost()
@@ -955,7 +955,7 @@ func (a *Account) Tick(now Time) (polls bool, err error) {
 			return polls, nil
 		}
 		if polls {
-			a.table.Poller, a.table.PollerBeat = a.id, now
+			a.table.Poller.ID, a.table.Poller.Beat = a.id, now
 		}
 		if a.joined {
 			err = a.publish(now, 0, false)
@@ -991,7 +991,7 @@ func (a *Account) shrink(now Time) {
 
 // due says whether there is something to tell the others.
 func (a *Account) due(now Time, polls bool) bool {
-	if polls && (a.table.Poller != a.id || now-a.table.PollerBeat >= beatEvery) {
+	if polls && (a.table.Poller.ID != a.id || now-a.table.Poller.Beat >= beatEvery) {
 		return true
 	}
 	if !a.joined {
@@ -1060,16 +1060,16 @@ func (a *Account) withoutShadows(now Time, reading int64) int64 {
 	all := a.table.Sum()
 	shadowed := a.mix.shadowed(now, &all)
 	traffic := reading - a.table.Base
-	if a.real || shadowed == 0 && all.Shadows <= 0 || traffic <= 0 {
+	if a.real || shadowed == 0 && all.Shadows.Likely <= 0 || traffic <= 0 {
 		return reading
 	}
 	likely := max(all.Likely, 0)
-	held := min(likely+all.Shadows, traffic)
+	held := min(likely+all.Shadows.Likely, traffic)
 	part := 1.
-	if all.Shadows > 0 {
-		part = min(float64(likely+all.Held)/float64(likely+all.Shadows), 1)
+	if all.Shadows.Likely > 0 {
+		part = min(float64(likely+all.Queue.Held)/float64(likely+all.Shadows.Likely), 1)
 	}
-	left := min(shadowed*float64(traffic-held), float64(all.Shadows)+a.mix.most/shadowsLeave)
+	left := min(shadowed*float64(traffic-held), float64(all.Shadows.Likely)+a.mix.most/shadowsLeave)
 	return a.table.Base + traffic - held - int64(left) + int64(part*float64(held))
 }
 
@@ -1087,14 +1087,14 @@ const (
 )
 
 func (m *mix) shadowed(now Time, all *Entry) (share float64) {
-	passed, shadows := all.Passed-m.wasPassed, all.Shadowed-m.wasShadowed
+	passed, shadows := all.Passed-m.wasPassed, all.Shadows.Passed-m.wasShadowed
 	if m.at == 0 || passed < 0 || shadows < 0 {
 		passed, shadows = 0, 0 // a worker has gone, and its totals with it
 	}
 	keep := math.Exp2(-float64(now-m.at) / float64(mixHalf))
 	m.passed, m.shadows = keep*m.passed+float64(passed), keep*m.shadows+float64(shadows)
-	m.most = max(keep*m.most, float64(all.Shadows))
-	m.at, m.wasPassed, m.wasShadowed = now, all.Passed, all.Shadowed
+	m.most = max(keep*m.most, float64(all.Shadows.Likely))
+	m.at, m.wasPassed, m.wasShadowed = now, all.Passed, all.Shadows.Passed
 	if m.shadows == 0 {
 		return 0
 	}
@@ -1116,7 +1116,7 @@ func (a *Account) Shade(now Time, s *Stream) {
 		m.credit = 0
 		a.unreserve(s, m, m.coming)
 	}
-	a.own.Shadowed += s.bounds // it was no shadow yet when that passed
+	a.own.Shadows.Passed += s.bounds // it was no shadow yet when that passed
 	s.uncount(a)
 	s.likely, s.bounds, s.smallSum = 0, 0, 0
 	s.shadow = true
@@ -1162,12 +1162,14 @@ func (a *Account) Supposes(now Time, s *Stream, d Direction, n int64) {
 
 // SetWaiting publishes, with the next exchange, how many wait, what they hold by it and since when.
 func (a *Account) SetWaiting(n, held int64, since Time) {
-	a.own.Waiting, a.own.Held, a.own.WaitingSince = n, held, since
+	a.own.Queue.Waiting, a.own.Queue.Held, a.own.Queue.Since = n, held, since
 }
 
 // SetRate publishes, with the next exchange, for how many bytes those in line wait, and how many
 // are admitted per second.
-func (a *Account) SetRate(wanted, perSecond int64) { a.own.Wanted, a.own.Rate = wanted, perSecond }
+func (a *Account) SetRate(wanted, perSecond int64) {
+	a.own.Queue.Wanted, a.own.Queue.Rate = wanted, perSecond
+}
 
 // Book takes the next place in the one virtual queue of those who are to come back: so long, and
 // from first on at the earliest. It is not booked where it would end after last. If the table can't
@@ -1198,15 +1200,15 @@ func (a *Account) SetLeft(n int64) { a.own.Left = n }
 
 // SetLeaving publishes, with the next exchange, what this worker has evicted and what may still be
 // there.
-func (a *Account) SetLeaving(n int64) { a.own.Leaving = n }
+func (a *Account) SetLeaving(n int64) { a.own.Evicted.Leaving = n }
 
 // ToEvict says how much all workers together are to evict, once: 0 if this one has done its part.
 func (a *Account) ToEvict() int64 {
-	if a.own.Evicted >= int64(a.table.EvictSequence) {
+	if a.own.Evicted.Sequence >= int64(a.table.Evict.Sequence) {
 		return 0
 	}
-	a.own.Evicted = int64(a.table.EvictSequence)
-	return a.table.Evict
+	a.own.Evicted.Sequence = int64(a.table.Evict.Sequence)
+	return a.table.Evict.Bytes
 }
 
 // Owners calls do with the owner of each live stream.

@@ -622,7 +622,7 @@ func TestAnEndedResponseStaysWithItsConnection(t *testing.T) {
 	require.Equal(t, 64*kib, a.Own().Bounds, "the next response in its place")
 	a.CloseConnection(c)
 	require.Zero(t, a.Own().Bounds)
-	require.Zero(t, a.Own().Connections)
+	require.Zero(t, a.Own().Connections.Open)
 }
 
 // Without a reading the live streams say what can be held: a frozen one of 199 of 200 would lock everyone out.

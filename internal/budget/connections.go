@@ -9,7 +9,7 @@ const maxConnectionSlack = 64
 // would be open in all workers together. It makes no exchange where the lease has one left, or where there is no limit.
 // On Granted the caller opens it, or does not. Busy is no leave either: the limit must hold.
 func (a *Account) AskConnection(now Time) Outcome {
-	if a.limits.Connections == 0 || a.own.Connections < a.own.ConnectionLease {
+	if a.limits.Connections == 0 || a.own.Connections.Open < a.own.Connections.Lease {
 		return Granted
 	}
 	a.joined = true
@@ -22,13 +22,13 @@ func (a *Account) AskConnection(now Time) Outcome {
 		if free < 0 {
 			return Denied
 		}
-		lease := a.own.ConnectionLease
-		a.own.ConnectionLease = a.own.Connections + 1 + a.connectionSlack(free)
+		lease := a.own.Connections.Lease
+		a.own.Connections.Lease = a.own.Connections.Open + 1 + a.connectionSlack(free)
 		err := a.publish(now, 0, false)
 		if err == nil {
 			return Granted
 		}
-		a.own.ConnectionLease = lease // nobody knows of the new one
+		a.own.Connections.Lease = lease // nobody knows of the new one
 		if !errors.Is(err, ErrConflict) {
 			return Busy
 		}
@@ -40,7 +40,7 @@ func (a *Account) AskConnection(now Time) Outcome {
 // FreeConnections is how many more this worker could open if it had all that is not lent to others, as of the last exchange;
 // negative above the limit.
 func (a *Account) FreeConnections() int64 {
-	return a.limits.Connections - a.others.ConnectionLease - a.own.Connections
+	return a.limits.Connections - a.others.Connections.Lease - a.own.Connections.Open
 }
 
 func (a *Account) connectionSlack(free int64) int64 {
@@ -50,8 +50,8 @@ func (a *Account) connectionSlack(free int64) int64 {
 // shrinkConnections lowers the lease to the connections that there are and the slack of the formula.
 func (a *Account) shrinkConnections() {
 	if a.limits.Connections == 0 {
-		a.own.ConnectionLease = 0
+		a.own.Connections.Lease = 0
 		return
 	}
-	a.own.ConnectionLease = min(a.own.ConnectionLease, a.own.Connections+a.connectionSlack(a.FreeConnections()))
+	a.own.Connections.Lease = min(a.own.Connections.Lease, a.own.Connections.Open+a.connectionSlack(a.FreeConnections()))
 }

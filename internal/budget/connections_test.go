@@ -49,8 +49,8 @@ func (d *doors) leave(worker int) {
 func (d *doors) sum() (n int64) {
 	for i, a := range d.accounts {
 		n += int64(len(d.open[i]))
-		if int64(len(d.open[i])) != a.Own().Connections {
-			d.t.Fatalf("worker %d counts %d, and %d are open", i, a.Own().Connections, len(d.open[i]))
+		if int64(len(d.open[i])) != a.Own().Connections.Open {
+			d.t.Fatalf("worker %d counts %d, and %d are open", i, a.Own().Connections.Open, len(d.open[i]))
 		}
 	}
 	return n
@@ -127,10 +127,10 @@ func TestAConnectionMakesNoExchange(t *testing.T) {
 	for range 300 {
 		d.leave(0)
 	}
-	require.Greater(t, a.Own().ConnectionLease, int64(400))
+	require.Greater(t, a.Own().Connections.Lease, int64(400))
 	d.tick(25 * ms)
-	require.Equal(t, int64(200+maxConnectionSlack), a.Own().ConnectionLease, "on tick it shrinks to the formula")
-	require.Equal(t, int64(200+maxConnectionSlack), d.entry(a).ConnectionLease)
+	require.Equal(t, int64(200+maxConnectionSlack), a.Own().Connections.Lease, "on tick it shrinks to the formula")
+	require.Equal(t, int64(200+maxConnectionSlack), d.entry(a).Connections.Lease)
 
 	// Without a limit there is nothing to lease.
 	d.limit(0)
@@ -140,7 +140,7 @@ func TestAConnectionMakesNoExchange(t *testing.T) {
 	}
 	require.Equal(t, before, a.Exchanges)
 	d.tick(25 * ms)
-	require.Zero(t, a.Own().ConnectionLease)
+	require.Zero(t, a.Own().Connections.Lease)
 }
 
 // A limit that falls cuts nobody, and lets nobody in until it is met; one that rises does at once.
@@ -199,9 +199,9 @@ func TestConnectionsWhereTheTableIsBusy(t *testing.T) {
 		granted++
 	}
 	require.Equal(t, maxConnectionSlack+1, granted)
-	lease := a.Own().ConnectionLease
+	lease := a.Own().Connections.Lease
 	require.Equal(t, Busy, a.AskConnection(now))
-	require.Equal(t, lease, a.Own().ConnectionLease, "what was not published is not lent")
+	require.Equal(t, lease, a.Own().Connections.Lease, "what was not published is not lent")
 	store.conflict = false
 	require.Equal(t, Granted, a.AskConnection(now))
 }
@@ -212,13 +212,13 @@ func TestADroppedWorkerHasNoLeaseOfConnections(t *testing.T) {
 	for range 10 {
 		require.Equal(t, Granted, d.enter(1))
 	}
-	require.Greater(t, d.accounts[1].Own().ConnectionLease, int64(10))
+	require.Greater(t, d.accounts[1].Own().Connections.Lease, int64(10))
 	d.now += deadAfter + ms
 	_, err := d.accounts[0].Tick(d.now)
 	require.NoError(t, err)
 	_, err = d.accounts[1].Tick(d.now)
 	require.NoError(t, err)
-	require.Equal(t, int64(10), d.accounts[1].Own().ConnectionLease)
+	require.Equal(t, int64(10), d.accounts[1].Own().Connections.Lease)
 }
 
 // Workers open and close at once, each with its own account.

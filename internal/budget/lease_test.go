@@ -117,8 +117,8 @@ func TestNoSlackWhileAnyoneWaits(t *testing.T) {
 	b.tick(25 * ms) // and one to hear
 	require.Equal(t, mib, a.Own().Lease)
 	require.Zero(t, far.Own().Lease)
-	require.Equal(t, int64(1), a.Others().Waiting)
-	require.Equal(t, 64*kib, a.Others().Held)
+	require.Equal(t, int64(1), a.Others().Queue.Waiting)
+	require.Equal(t, 64*kib, a.Others().Queue.Held)
 	_, out = b.take(a, mib, Full)
 	require.Equal(t, Granted, out)
 	require.Equal(t, 2*mib, a.Own().Lease, "nor does an exchange give any")
@@ -233,15 +233,15 @@ func TestOthersCountTheLeaseOrTheNeed(t *testing.T) {
 		{ID: 1, Lease: 5, Fresh: 1, Coming: 2},
 		{ID: 2, Lease: 5, Fresh: 4, Coming: 3},
 		{ID: 3, Lease: -5},
-		{ID: 4, Lease: 100, Waiting: 2, WaitingSince: 20},
-		{ID: 5, Waiting: 1, WaitingSince: 10},
+		{ID: 4, Lease: 100, Queue: Queue{Waiting: 2, Since: 20}},
+		{ID: 5, Queue: Queue{Waiting: 1, Since: 10}},
 	}}
 	sum := table.sum(4)
 	require.Equal(t, int64(5+7+0), sum.Lease)
-	require.Equal(t, Time(10), sum.WaitingSince)
+	require.Equal(t, Time(10), sum.Queue.Since)
 	require.Equal(t, int64(112), table.Sum().Lease)
-	require.Equal(t, int64(3), table.Sum().Waiting)
-	require.Equal(t, Time(10), table.Sum().WaitingSince, "the earliest, and nobody is not the earliest")
+	require.Equal(t, int64(3), table.Sum().Queue.Waiting)
+	require.Equal(t, Time(10), table.Sum().Queue.Since, "the earliest, and nobody is not the earliest")
 }
 
 // The floor is a stock of all workers together, and the one grant that may exceed the limit.
@@ -309,11 +309,11 @@ func TestThePollerSlotIsTakenOver(t *testing.T) {
 		require.True(t, polls(0), "it keeps it")
 		require.False(t, polls(1))
 	}
-	for b.now <= b.stored().PollerBeat+pollerFree-25*ms {
+	for b.now <= b.stored().Poller.Beat+pollerFree-25*ms {
 		b.now += 25 * ms
 		require.False(t, polls(1))
 	}
-	require.LessOrEqual(t, b.now-b.stored().PollerBeat, pollerFree)
+	require.LessOrEqual(t, b.now-b.stored().Poller.Beat, pollerFree)
 	b.now += 26 * ms
 	require.True(t, polls(2))
 	require.False(t, polls(1))

@@ -59,15 +59,15 @@ func TestABeatFromTheFutureIsNone(t *testing.T) {
 			a := b.accounts[0]
 			b.join()
 			table := b.stored()
-			table.Poller, table.PollerBeat = 99, beat
-			table.Entries = append(table.Entries, Entry{ID: 99, Beat: beat, Lease: 150 * mib, Waiting: 1, WaitingSince: math.MaxInt64, ConnectionLease: 5})
+			table.Poller = Poller{ID: 99, Beat: beat}
+			table.Entries = append(table.Entries, Entry{ID: 99, Beat: beat, Lease: 150 * mib, Queue: Queue{Waiting: 1, Since: math.MaxInt64}, Connections: Connections{Lease: 5}})
 			b.foreign(table)
 			require.NoError(t, a.Refresh(b.now))
 			require.Zero(t, a.Others())
 			polls, err := a.Tick(b.now)
 			require.NoError(t, err)
 			require.True(t, polls, "somebody has to ask for readings")
-			require.Equal(t, a.ID(), b.stored().Poller)
+			require.Equal(t, a.ID(), b.stored().Poller.ID)
 			b.tick(beatEvery)
 			require.Len(t, b.stored().Entries, 1)
 		})
@@ -104,7 +104,7 @@ func TestImpossibleSizesCountAsNone(t *testing.T) {
 		a := b.accounts[0]
 		b.foreign(&Table{
 			Reading: size, Asked: b.now, Sequence: math.MaxUint64, Low: size, Base: size, Surprise: size,
-			Evict: size, EvictSequence: math.MaxUint64, Container: size,
+			Evict: Eviction{Bytes: size, Sequence: math.MaxUint64}, Container: size,
 			InUse: size, Peak: size, Allocated: size, Begun: Time(size),
 		})
 		require.NoError(t, a.Refresh(b.now))
@@ -115,11 +115,11 @@ func TestImpossibleSizesCountAsNone(t *testing.T) {
 		"lease":    func(e *Entry) { e.Lease = math.MaxInt64 },
 		"fresh":    func(e *Entry) { e.Fresh = math.MinInt64 },
 		"streams":  func(e *Entry) { e.Streams = maxSum },
-		"presumed": func(e *Entry) { e.PresumedStreams = -maxSum },
+		"presumed": func(e *Entry) { e.Presumed.Streams = -maxSum },
 	} {
 		b := open(t, 1)
-		e := Entry{ID: 99, Beat: b.now, Coming: mib, Passed: math.MaxInt64, Evicted: math.MaxInt64}
-		good := Entry{ID: 98, Beat: b.now, Coming: mib, Passed: math.MaxInt64, Evicted: math.MaxInt64}
+		e := Entry{ID: 99, Beat: b.now, Coming: mib, Passed: math.MaxInt64, Evicted: Evicted{Sequence: math.MaxInt64}}
+		good := Entry{ID: 98, Beat: b.now, Coming: mib, Passed: math.MaxInt64, Evicted: Evicted{Sequence: math.MaxInt64}}
 		edit(&e)
 		b.foreign(&Table{Entries: []Entry{e, good}})
 		require.NoError(t, b.accounts[0].Refresh(b.now))

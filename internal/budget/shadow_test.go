@@ -30,7 +30,7 @@ func TestShadowsAreNotInReadings(t *testing.T) {
 	require.Equal(t, [2]int64{2 * mib, 0}, [2]int64{own[0].Fresh, own[1].Fresh}, "of the one that is no shadow")
 	require.Zero(t, own[0].Coming+own[1].Coming)
 	require.Equal(t, [2]int64{2 * mib, 0}, [2]int64{own[0].Likely, own[1].Likely})
-	require.Equal(t, [2]int64{2 * mib, 4 * mib}, [2]int64{own[0].Shadows, own[1].Shadows})
+	require.Equal(t, [2]int64{2 * mib, 4 * mib}, [2]int64{own[0].Shadows.Likely, own[1].Shadows.Likely})
 	require.Equal(t, 2*mib, sum.Likely)
 
 	table := b.accounts[1].Table()
@@ -54,7 +54,7 @@ func TestShadowsAreNotInReadings(t *testing.T) {
 	b.accounts[1].Expect(b.now, s, Request, 4*mib, 3*mib, 0)
 	b.accounts[1].CatchUp(b.now, s, Request)
 	own[1] = b.accounts[1].Own()
-	require.Equal(t, []int64{2 * mib, mib, 2 * mib, 2 * mib}, []int64{own[1].Fresh, own[1].Coming, own[1].Likely, own[1].Shadows})
+	require.Equal(t, []int64{2 * mib, mib, 2 * mib, 2 * mib}, []int64{own[1].Fresh, own[1].Coming, own[1].Likely, own[1].Shadows.Likely})
 
 	// Where anybody is held back in earnest, what shadows hold is as real as all else.
 	for _, a := range b.accounts {
@@ -76,7 +76,7 @@ func TestShadowsAreNotInReadings(t *testing.T) {
 	b.read(b.now, 60*mib)
 	require.InDelta(t, 60*mib-6*mib/4, table.Reading, 1000, "the rest may be a leak")
 	for _, a := range b.accounts {
-		require.Zero(t, a.Own().Shadows+a.Own().Likely+a.Own().Bounds+a.Own().Small)
+		require.Zero(t, a.Own().Shadows.Likely+a.Own().Likely+a.Own().Bounds+a.Own().Small)
 	}
 	require.Equal(t, Sum{}, *sum)
 }

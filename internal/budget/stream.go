@@ -231,7 +231,7 @@ func (s *Stream) settleShadow(a *Account, now Time) {
 		likely = int64(weight(now-max(req.moved, res.moved)) * float64(bounds))
 	}
 	exposure := req.open() + res.open()
-	a.own.Shadows += likely - s.likely
+	a.own.Shadows.Likely += likely - s.likely
 	a.own.Exposure += exposure - s.exposure
 	s.likely, s.bounds, s.exposure = likely, bounds, exposure
 }
@@ -239,7 +239,7 @@ func (s *Stream) settleShadow(a *Account, now Time) {
 // uncount takes the stream's part in the sums back, but for its exposure.
 func (s *Stream) uncount(a *Account) {
 	if s.shadow {
-		a.own.Shadows -= s.likely
+		a.own.Shadows.Likely -= s.likely
 		return
 	}
 	a.own.Likely -= s.likely

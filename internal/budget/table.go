@@ -33,11 +33,8 @@ type Table struct {
 	Begun     Time  // when the first worker of the process looked at the table; 0 = nobody has
 	Blind     bool  // it has been told that readings do not come
 
-	Evict         int64  // how much is to be evicted, bytes; each worker does its part once
-	EvictSequence uint64 // the reading for which; 0 = nothing ever was
-
-	Poller     uint32 // id of the VM that asks for readings; 0 = nobody
-	PollerBeat Time   // when it last said so
+	Evict  Eviction // what is to be evicted
+	Poller Poller   // who asks for readings
 
 	Marks [markFields]int64 // what the workers' guards keep of high-water marks: see Account.Watch
 
@@ -46,35 +43,69 @@ type Table struct {
 
 // Entry is what one worker tells the others. Sizes are bytes.
 type Entry struct {
-	ID           uint32
-	Beat         Time  // when it was last written
-	Lease        int64 // what the worker may come to hold fresh and coming without asking again
-	Fresh        int64
-	Coming       int64
-	Presumed     int64 // of it, what is reserved for responses that nobody looks at: see Account.Presume
-	Passed       int64 // all that was ever fresh, or would have been of a shadow: a running total
-	Small        int64 // coming and likely held of small streams
-	Likely       int64 // likely held by its live streams, without shadows
-	Bounds       int64 // the most that its live streams can hold of what they have moved
-	Exposure     int64 // the most that its live streams could come to hold
-	Leaving      int64 // what it has evicted and what may still be there, for as long as that lingers
-	Evicted      int64 // Table.EvictSequence up to which it has done its part
-	Left         int64 // what its rejected requests left unread, for as long as they linger
-	Held         int64 // pause cost of those who wait
-	WaitingSince Time  // since when somebody waits there without a break; 0 = nobody waits
-	Waiting      int64 // how many
-	Wanted       int64 // what they wait for
-	Rate         int64 // bytes/s that it admits while somebody waits: the mean of the last 5 s of that
-	Streams      int64
-	// PresumedStreams is how many of them are presumed.
-	PresumedStreams int64
-	Connections     int64
-	VM              int64 // memory of the worker's virtual machine; it is outside every reading
-	// ConnectionLease is how many connections the worker may have open without asking again; 0
-	// without a limit.
-	ConnectionLease int64
-	// What its shadows likely hold, and of what has passed, what was of shadows: see Account.Shade.
-	Shadows, Shadowed int64
+	ID          uint32
+	Beat        Time  // when it was last written
+	Lease       int64 // what the worker may come to hold fresh and coming without asking again
+	Fresh       int64
+	Coming      int64
+	Passed      int64 // all that was ever fresh, or would have been of a shadow: a running total
+	Small       int64 // coming and likely held of small streams
+	Likely      int64 // likely held by its live streams, without shadows
+	Bounds      int64 // the most that its live streams can hold of what they have moved
+	Exposure    int64 // the most that its live streams could come to hold
+	Left        int64 // what its rejected requests left unread, for as long as they linger
+	Streams     int64
+	VM          int64 // memory of the worker's virtual machine; it is outside every reading
+	Presumed    Presumed
+	Shadows     Shadows
+	Connections Connections
+	Queue       Queue
+	Evicted     Evicted
+}
+
+// Eviction is what all workers together are to evict; each does its part once.
+type Eviction struct {
+	Bytes    int64
+	Sequence uint64 // the reading for which; 0 = nothing ever was
+}
+
+// Poller is the VM that asks for readings.
+type Poller struct {
+	ID   uint32 // 0 = nobody
+	Beat Time   // when it last said so
+}
+
+// Presumed is what is reserved for responses that nobody looks at: see Account.Presume.
+type Presumed struct {
+	Bytes   int64 // a part of Entry.Coming
+	Streams int64 // a part of Entry.Streams
+}
+
+// Shadows are streams that mode enforce would have turned away: see Account.Shade.
+type Shadows struct {
+	Likely int64 // what they likely hold, bytes
+	Passed int64 // what was theirs of Entry.Passed
+}
+
+// Connections are those of the clients.
+type Connections struct {
+	Open  int64
+	Lease int64 // how many may be open without asking again; 0 without a limit
+}
+
+// Queue is who waits in the worker for room.
+type Queue struct {
+	Waiting int64 // how many
+	Wanted  int64 // what they wait for
+	Held    int64 // their pause cost
+	Since   Time  // since when somebody waits without a break; 0 = nobody waits
+	Rate    int64 // bytes/s that the worker admits while somebody waits: the mean of the last 5 s of that
+}
+
+// Evicted is the worker's part of what was to be evicted.
+type Evicted struct {
+	Leaving  int64 // what may still be there of it, for as long as that lingers
+	Sequence int64 // Eviction.Sequence up to which it has done its part
 }
 
 func (e *Entry) need() int64 { return e.Fresh + e.Coming }
@@ -114,7 +145,7 @@ func (t *Table) Append(buf []byte) []byte {
 	}
 	for _, v := range [...]uint64{
 		uint64(t.Reading), uint64(t.Asked), t.Sequence, uint64(t.Low), uint64(t.Base), uint64(t.Surprise), flags,
-		uint64(t.Poller), uint64(t.PollerBeat), uint64(t.Evict), t.EvictSequence, uint64(t.Booked), uint64(t.Container),
+		uint64(t.Poller.ID), uint64(t.Poller.Beat), uint64(t.Evict.Bytes), t.Evict.Sequence, uint64(t.Booked), uint64(t.Container),
 		uint64(t.InUse), uint64(t.Peak), uint64(t.Allocated), uint64(t.Begun),
 	} {
 		buf = le.AppendUint64(buf, v)
@@ -137,8 +168,8 @@ func (t *Table) Append(buf []byte) []byte {
 func (e *Entry) fields() [entryFields]*int64 {
 	return [entryFields]*int64{
 		(*int64)(&e.Beat), &e.Lease, &e.Fresh, &e.Coming, &e.Passed, &e.Small, &e.Likely, &e.Bounds, &e.Exposure,
-		&e.Leaving, &e.Evicted, &e.Left, &e.Held, (*int64)(&e.WaitingSince), &e.Waiting, &e.Streams, &e.Connections, &e.VM,
-		&e.Wanted, &e.Rate, &e.ConnectionLease, &e.Presumed, &e.PresumedStreams, &e.Shadows, &e.Shadowed,
+		&e.Evicted.Leaving, &e.Evicted.Sequence, &e.Left, &e.Queue.Held, (*int64)(&e.Queue.Since), &e.Queue.Waiting, &e.Streams, &e.Connections.Open, &e.VM,
+		&e.Queue.Wanted, &e.Queue.Rate, &e.Connections.Lease, &e.Presumed.Bytes, &e.Presumed.Streams, &e.Shadows.Likely, &e.Shadows.Passed,
 	}
 }
 
@@ -161,8 +192,8 @@ func (t *Table) Decode(value []byte) error {
 	t.Reading, t.Asked, t.Sequence = int64(at(0)), Time(at(1)), at(2)
 	t.Low, t.Base, t.Surprise = int64(at(3)), int64(at(4)), int64(at(5))
 	t.Level, t.Futile, t.Blind = min(Level(at(6)&0xff), Over), at(6)&(1<<8) != 0, at(6)&(1<<9) != 0
-	t.Poller, t.PollerBeat = uint32(at(7)), Time(at(8))
-	t.Evict, t.EvictSequence, t.Booked, t.Container = int64(at(9)), at(10), Time(at(11)), int64(at(12))
+	t.Poller.ID, t.Poller.Beat = uint32(at(7)), Time(at(8))
+	t.Evict.Bytes, t.Evict.Sequence, t.Booked, t.Container = int64(at(9)), at(10), Time(at(11)), int64(at(12))
 	t.InUse, t.Peak, t.Allocated, t.Begun = int64(at(13)), int64(at(14)), int64(at(15)), Time(at(16))
 	for i := range t.Marks {
 		t.Marks[i] = int64(at(headFields - markFields + i))
@@ -196,8 +227,8 @@ func (t *Table) mend(now Time) {
 	if !happened(t.Asked, now) || !possible(t.Reading) {
 		t.Reading, t.Asked = 0, min(0, now-2*staleAfter)
 	}
-	if !happened(t.PollerBeat, now) {
-		t.Poller, t.PollerBeat = 0, 0
+	if !happened(t.Poller.Beat, now) {
+		t.Poller.ID, t.Poller.Beat = 0, 0
 	}
 	if t.Booked < 0 || t.Booked > now+maxBooked {
 		t.Booked = 0
@@ -205,7 +236,7 @@ func (t *Table) mend(now Time) {
 	if !happened(t.Begun, now) {
 		t.Begun = 0
 	}
-	for _, size := range [...]*int64{&t.Low, &t.Base, &t.Surprise, &t.Evict, &t.Container, &t.InUse, &t.Peak, &t.Allocated} {
+	for _, size := range [...]*int64{&t.Low, &t.Base, &t.Surprise, &t.Evict.Bytes, &t.Container, &t.InUse, &t.Peak, &t.Allocated} {
 		if !possible(*size) {
 			*size = 0
 		}
@@ -213,7 +244,7 @@ func (t *Table) mend(now Time) {
 	if t.Sequence > maxSum {
 		t.Sequence = 0
 	}
-	t.EvictSequence = min(t.EvictSequence, t.Sequence)
+	t.Evict.Sequence = min(t.Evict.Sequence, t.Sequence)
 }
 
 // happened says whether it can have been that time: a negative one is of no machine.
@@ -240,7 +271,7 @@ func (t *Table) drop(now Time) (dropped bool) {
 func (e *Entry) within(most int64) bool {
 	for _, v := range e.fields() {
 		switch v {
-		case (*int64)(&e.Beat), (*int64)(&e.WaitingSince), &e.Passed, &e.Evicted:
+		case (*int64)(&e.Beat), (*int64)(&e.Queue.Since), &e.Passed, &e.Evicted.Sequence:
 			continue
 		}
 		if *v > most || *v < -most {
@@ -275,37 +306,25 @@ func (t *Table) entry(id uint32) *Entry {
 // the earliest.
 func (t *Table) sum(without uint32) Entry {
 	var s Entry
+	total := s.fields()
+	var lease, connections int64
+	var since Time
 	for i := range t.Entries {
 		e := &t.Entries[i]
 		if e.ID == without {
 			continue
 		}
-		s.Lease += e.counts()
-		s.Fresh += e.Fresh
-		s.Coming += e.Coming
-		s.Presumed += e.Presumed
-		s.PresumedStreams += e.PresumedStreams
-		s.Passed += e.Passed
-		s.Shadowed += e.Shadowed
-		s.Small += e.Small
-		s.Likely += e.Likely
-		s.Shadows += e.Shadows
-		s.Bounds += e.Bounds
-		s.Exposure += e.Exposure
-		s.Leaving += e.Leaving
-		s.Left += e.Left
-		s.Held += e.Held
-		s.Waiting += e.Waiting
-		s.Wanted += e.Wanted
-		s.Rate += e.Rate
-		s.Streams += e.Streams
-		s.Connections += e.Connections
-		s.ConnectionLease += max(e.ConnectionLease, e.Connections)
-		s.VM += e.VM
-		if e.WaitingSince != 0 && (s.WaitingSince == 0 || e.WaitingSince < s.WaitingSince) {
-			s.WaitingSince = e.WaitingSince
+		for k, v := range e.fields() {
+			*total[k] += *v
+		}
+		lease += e.counts()
+		connections += max(e.Connections.Lease, e.Connections.Open)
+		if at := e.Queue.Since; at != 0 && (since == 0 || at < since) {
+			since = at
 		}
 	}
+	s.Lease, s.Connections.Lease, s.Queue.Since = lease, connections, since
+	s.Beat, s.Evicted.Sequence = 0, 0
 	return s
 }
 

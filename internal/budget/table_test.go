@@ -16,7 +16,7 @@ import (
 func numbered(entries int) *Table {
 	t := &Table{
 		Reading: 1, Asked: 2, Sequence: 3, Low: 4, Base: 5, Surprise: 6, Level: Hard, Futile: true,
-		Poller: 8, PollerBeat: 9, Booked: 10, Evict: 11, EvictSequence: 12, Container: 13,
+		Poller: Poller{ID: 8, Beat: 9}, Booked: 10, Evict: Eviction{Bytes: 11, Sequence: 12}, Container: 13,
 		InUse: 14, Peak: 15, Allocated: 16, Begun: 17, Blind: true,
 		Marks: [markFields]int64{21, 22, 23, 24, 25, 26, 27, 28, 29, 30},
 	}
@@ -37,7 +37,7 @@ func TestATableIsReadBack(t *testing.T) {
 		{Futile: true},
 		{Blind: true},
 		numbered(0), numbered(1), numbered(64), numbered(maxEntries),
-		{Reading: math.MaxInt64, Asked: math.MinInt64, Sequence: math.MaxUint64, Poller: math.MaxUint32, Entries: []Entry{{ID: math.MaxUint32, Lease: -1, VM: math.MinInt64}}},
+		{Reading: math.MaxInt64, Asked: math.MinInt64, Sequence: math.MaxUint64, Poller: Poller{ID: math.MaxUint32}, Entries: []Entry{{ID: math.MaxUint32, Lease: -1, VM: math.MinInt64}}},
 	} {
 		var got Table
 		require.NoError(t, got.Decode(want.Append(nil)))
@@ -111,8 +111,8 @@ func FuzzDecode(f *testing.F) {
 	f.Add((&Table{Level: Over}).Append(nil)[:20])
 	for _, v := range []int64{math.MaxInt64, math.MinInt64, maxSize, maxSum / 2, int64(time.Hour), int64(time.Hour + Ahead), -1} {
 		all := &Table{
-			Reading: v, Asked: Time(v), Sequence: uint64(v), Low: v, Base: v, Surprise: v, Poller: 9, PollerBeat: Time(v), Booked: Time(v), Evict: v,
-			EvictSequence: uint64(v), Container: v, Entries: make([]Entry, 2),
+			Reading: v, Asked: Time(v), Sequence: uint64(v), Low: v, Base: v, Surprise: v, Poller: Poller{ID: 9, Beat: Time(v)}, Booked: Time(v),
+			Evict: Eviction{Bytes: v, Sequence: uint64(v)}, Container: v, Entries: make([]Entry, 2),
 		}
 		for i := range all.Entries {
 			all.Entries[i].ID = uint32(i + 8)
@@ -179,8 +179,8 @@ func TestRandomTablesAreReadBack(t *testing.T) {
 	for range 2000 {
 		want := Table{
 			Reading: rng.Int64(), Asked: Time(rng.Int64()), Sequence: rng.Uint64(), Low: -rng.Int64(), Base: rng.Int64(),
-			Surprise: rng.Int64(), Level: Level(rng.IntN(4)), Futile: rng.IntN(2) == 0, Poller: rng.Uint32(),
-			PollerBeat: Time(rng.Int64()), Container: rng.Int64(), Entries: make([]Entry, rng.IntN(9)),
+			Surprise: rng.Int64(), Level: Level(rng.IntN(4)), Futile: rng.IntN(2) == 0,
+			Poller: Poller{ID: rng.Uint32(), Beat: Time(rng.Int64())}, Container: rng.Int64(), Entries: make([]Entry, rng.IntN(9)),
 		}
 		for i := range want.Entries {
 			want.Entries[i].ID = rng.Uint32()

@@ -103,11 +103,11 @@ func (r *trend) observe(now Time, t *Table, l *Limits) {
 	t.Surprise = r.decayed(now)
 	estimate := t.Reading + all.Fresh + all.Coming
 	t.Level = t.Level.next(l, t.load(l, estimate), t.Reading > l.Limit)
-	if t.Level == Normal && all.Waiting == 0 {
+	if t.Level == Normal && all.Queue.Waiting == 0 {
 		t.Booked = 0 // there is room for everyone
 	}
 	t.Futile = r.futile.next(now, t.Level, all.Bounds+all.Coming, t.Reading, l.Limit)
-	r.evict(now, t, l, all.Leaving)
+	r.evict(now, t, l, all.Evicted.Leaving)
 }
 
 // evictAfter readings over the limit somebody has to go: a single one may be what is being freed
@@ -134,12 +134,12 @@ func (r *trend) evict(now Time, t *Table, l *Limits, leaving int64) {
 		return
 	}
 	for i := range t.Entries {
-		if e := &t.Entries[i]; e.Likely > 0 && e.Evicted < int64(t.EvictSequence) {
+		if e := &t.Entries[i]; e.Likely > 0 && e.Evicted.Sequence < int64(t.Evict.Sequence) {
 			return
 		}
 	}
 	if n := t.Reading - t.share(l, l.Hard) - leaving; n > 0 {
-		t.Evict, t.EvictSequence = n, t.Sequence
+		t.Evict.Bytes, t.Evict.Sequence = n, t.Sequence
 	}
 }
 

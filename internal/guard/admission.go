@@ -101,7 +101,7 @@ func (w *Worker) mostAlone(now Time) (most int64, known bool) {
 // what others wait for. But one whose key has less than its share does not stand behind those that
 // have more.
 func (w *Worker) standsBehind(s *Stream) bool {
-	return (w.line.Len() > 0 || w.account.Others().Waiting > 0) &&
+	return (w.line.Len() > 0 || w.account.Others().Queue.Waiting > 0) &&
 		(w.largeClaim(s.key, s.total()) != budget.Full || s.key.Value.queue.Len() > 0)
 }
 
@@ -125,7 +125,7 @@ func (g *Guard) admit(now Time, s *Stream, credit int64) Verdict {
 		g.assume(now, s)
 	}
 	a.Cover(now)
-	if w.line.Len() > 0 || a.Others().Waiting > 0 {
+	if w.line.Len() > 0 || a.Others().Queue.Waiting > 0 {
 		w.back.Admitted.Add(s.total())
 	}
 	return Verdict{Action: Admit}

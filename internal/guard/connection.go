@@ -157,7 +157,7 @@ func (w *Worker) admitConnection(now Time, source *key, cost int64) bool {
 	// that reconnect were lost, and in the same floor with small requests, a crowd of those kept
 	// others from connecting. Without a recent reading the level is that of another time.
 	t := w.account.Table()
-	open := w.account.Own().Connections + w.account.Others().Connections
+	open := w.account.Own().Connections.Open + w.account.Others().Connections.Open
 	return t.Level < budget.Hard || t.Futile || w.account.Stale(now) || (open+1)*cost <= w.account.Floor() || w.account.Ask(now, cost, budget.Full) != budget.Denied
 }
 

@@ -68,7 +68,7 @@ func TestConnectionsAboveTheLimitAreRefused(t *testing.T) {
 	require.LessOrEqual(t, len(first)+len(second), 100)
 	require.GreaterOrEqual(t, len(first)+len(second), 98)
 	require.Equal(t, uint64(refused), p.workers[0].Counts()[CountRefused]+p.workers[1].Counts()[CountRefused])
-	require.Equal(t, int64(len(first)), p.workers[0].account.Own().Connections, "of one that is refused nothing is counted")
+	require.Equal(t, int64(len(first)), p.workers[0].account.Own().Connections.Open, "of one that is refused nothing is counted")
 	p.workers[0].CloseConnection(first[0])
 	p.settle(40 * mib)
 	require.Len(t, p.admit(0, 1), 1)
@@ -111,7 +111,7 @@ func TestAConnectionThatHasNoRoomIsRefused(t *testing.T) {
 		p := fill(t, nil)
 		require.Len(t, p.admit(0, 200), 160)
 		require.Equal(t, uint64(40), p.workers[0].Counts()[CountRefused])
-		require.Equal(t, int64(160), p.workers[0].account.Own().Connections)
+		require.Equal(t, int64(160), p.workers[0].account.Own().Connections.Open)
 	})
 	t.Run("whatever small requests have of it", func(t *testing.T) {
 		p := fill(t, nil)
@@ -164,7 +164,7 @@ func TestAConnectionThatHasNoRoomIsRefused(t *testing.T) {
 		p := fill(t, func(c *Config) { c.Budget.Floor = 0; c.Mode = Observe })
 		require.Len(t, p.admit(0, 10), 10)
 		require.Equal(t, uint64(10), p.workers[0].Counts()[CountRefused])
-		require.Equal(t, int64(10), p.workers[0].account.Own().Connections)
+		require.Equal(t, int64(10), p.workers[0].account.Own().Connections.Open)
 	})
 }
 

@@ -44,7 +44,7 @@ func (w *Worker) evict(now Time, a *Actions) (ended bool) {
 	for i := range x.totals {
 		likely += x.totals[i].Likely
 	}
-	held := t.Reading - t.Base - t.Sum().Leaving
+	held := t.Reading - t.Base - t.Sum().Evicted.Leaving
 	if likely <= 0 || held <= 0 {
 		return false
 	}

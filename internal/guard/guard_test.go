@@ -931,7 +931,7 @@ func TestCloseInEveryPhaseReturnsAllToZero(t *testing.T) {
 			p.settle(40 * mib)
 			for _, w := range p.workers {
 				e := w.account.Own()
-				e.ID, e.Beat, e.Lease, e.Passed, e.Rate, e.Evicted, e.ConnectionLease = 0, 0, 0, 0, 0, 0, 0
+				e.ID, e.Beat, e.Lease, e.Passed, e.Queue.Rate, e.Evicted.Sequence, e.Connections.Lease = 0, 0, 0, 0, 0, 0, 0
 				require.Equal(t, budget.Entry{}, e)
 				require.Zero(t, w.held)
 				require.Zero(t, w.line.Bytes())
@@ -1137,7 +1137,7 @@ func TestWhatComesFirstIsRefusedWhileOthersAreToBeClosed(t *testing.T) {
 	require.Equal(t, own, w.account.Own(), "it is gone at once")
 	require.False(t, w.Data(p.now, c, mib), "if it could not be closed it goes on")
 	w.CloseConnection(c)
-	require.Equal(t, own.Connections-1, w.account.Own().Connections)
+	require.Equal(t, own.Connections.Open-1, w.account.Own().Connections.Open)
 
 	require.False(t, w.Data(p.now, before, mib), "it has sent something before")
 	require.False(t, sends(burden-1), "it may be anything")

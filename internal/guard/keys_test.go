@@ -248,13 +248,13 @@ func TestEvict(t *testing.T) {
 	for _, r := range quiet {
 		require.NotContains(t, evicted, &r.Stream)
 	}
-	require.Positive(t, p.workers[0].account.Table().Sum().Leaving)
+	require.Positive(t, p.workers[0].account.Table().Sum().Evicted.Leaving)
 	before := len(evicted)
 	for range 40 {
 		tick(25*ms, 180*mib)
 	}
 	require.Len(t, evicted, before)
-	require.Zero(t, p.workers[0].account.Table().Sum().Leaving)
+	require.Zero(t, p.workers[0].account.Table().Sum().Evicted.Leaving)
 }
 
 // In one tick a connection is closed only if nothing else was ended on it.

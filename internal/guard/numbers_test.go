@@ -115,7 +115,7 @@ func FuzzNumbers(f *testing.F) {
 			sum := table.Sum()
 			for name, v := range map[string]int64{
 				"estimate": a.Estimate(now), "room": a.Room(), "floor": a.Floor(), "fresh": sum.Fresh, "coming": sum.Coming, "likely": sum.Likely,
-				"bounds": sum.Bounds, "exposure": sum.Exposure, "wanted": sum.Wanted, "rate": sum.Rate, "held": sum.Held,
+				"bounds": sum.Bounds, "exposure": sum.Exposure, "wanted": sum.Queue.Wanted, "rate": sum.Queue.Rate, "held": sum.Queue.Held,
 			} {
 				if v < 0 {
 					t.Fatalf("%s is %d: %+v", name, v, table)

@@ -29,7 +29,7 @@ func (g *Guard) admitPresumed(now Time, s *Stream) bool {
 
 // doubtPresumed counts those that are presumed, where memory is calm no more.
 func (w *Worker) doubtPresumed(now Time) {
-	if w.account.Own().PresumedStreams == 0 || w.account.Calm(now) {
+	if w.account.Own().Presumed.Streams == 0 || w.account.Calm(now) {
 		return
 	}
 	w.account.Owners(func(owner any) {

@@ -69,7 +69,7 @@ func TestARequestIsPresumedWhileMemoryIsCalm(t *testing.T) {
 	g.Close(p.now, &r.Stream)
 	require.Equal(t, fresh+50*kib, w.account.Own().Fresh, "what passed since the last tick")
 	require.Equal(t, coming, w.account.Own().Coming)
-	require.Zero(t, w.account.Own().PresumedStreams)
+	require.Zero(t, w.account.Own().Presumed.Streams)
 	require.Zero(t, w.account.Own().Exposure)
 	require.Equal(t, 2, r.hostCalls, "what it leaves on its connection is its route's")
 	require.Positive(t, w.account.Own().Likely)
@@ -130,11 +130,11 @@ func TestPresumedRequestsAreDoubtedWhenMemoryIsCalmNoMore(t *testing.T) {
 	require.Equal(t, Admit, v.Action)
 	require.False(t, judged.Presumed())
 	g.Close(p.now, &judged.Stream)
-	require.EqualValues(t, 5, w.account.Own().PresumedStreams)
+	require.EqualValues(t, 5, w.account.Own().Presumed.Streams)
 
 	p.now += 25 * ms
 	p.workers[0].Tick(p.now)
-	require.Zero(t, w.account.Own().PresumedStreams)
+	require.Zero(t, w.account.Own().Presumed.Streams)
 	require.Equal(t, "download", large.key.Name.Value, "who has it is asked for in a tick")
 	require.False(t, large.Small())
 	require.False(t, large.Ended(budget.Response))
@@ -184,7 +184,7 @@ func TestAPresumedRequestOnALargeRouteKeepsItsRoom(t *testing.T) {
 	}
 	p.now += 25 * ms
 	w.Tick(p.now)
-	require.Zero(t, w.account.Own().PresumedStreams)
+	require.Zero(t, w.account.Own().Presumed.Streams)
 	for _, r := range large {
 		require.Equal(t, "download", r.key.Name.Value)
 		require.Equal(t, 128*kib, r.Reserved(budget.Response))

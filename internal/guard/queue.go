@@ -73,8 +73,8 @@ func (g *Guard) claimPlace(now Time, s *Stream, small bool, cost, window int64) 
 	}
 	switch {
 	case w.throttle.Timeout == 0,
-		int64(w.line.Len())+others.Waiting >= queue,
-		cost > held-w.held-others.Held,
+		int64(w.line.Len())+others.Queue.Waiting >= queue,
+		cost > held-w.held-others.Queue.Held,
 		!small && cost > 0 && w.largeClaim(s.key, s.total()) != budget.Full && w.drawEarlyReject(now), // to wait costs a GET nothing
 		window > 0 && window > int64(g.config.Buffers.HTTP2ConnectionWindow)/2-s.connection.window,
 		cost > 0 && w.account.Ask(now, cost, claim) == budget.Denied:

@@ -40,14 +40,14 @@ func (w *Worker) schedule(now Time) bool {
 func (w *Worker) pollFigures(now Time) polling.Figures {
 	t := w.account.Table()
 	all := t.Sum()
-	judged := all.Streams - all.PresumedStreams
+	judged := all.Streams - all.Presumed.Streams
 	return polling.Figures{
-		Urgent:   all.Waiting > 0 || t.Sequence == 0 || t.Level >= budget.Hard,
+		Urgent:   all.Queue.Waiting > 0 || t.Sequence == 0 || t.Level >= budget.Hard,
 		Fresh:    all.Fresh,
-		Coming:   all.Coming - all.Presumed,
+		Coming:   all.Coming - all.Presumed.Bytes,
 		Limit:    w.limits.Limit,
 		Free:     max(w.account.Share(w.limits.Hard)-t.Reading, 0),
-		Presumed: all.PresumedStreams > 0 && judged <= int64(len(t.Entries)) && w.account.Calm(now),
+		Presumed: all.Presumed.Streams > 0 && judged <= int64(len(t.Entries)) && w.account.Calm(now),
 		Short:    Time(w.memory.Interval),
 		Long:     Time(w.memory.IdleInterval),
 	}
@@ -256,7 +256,7 @@ func (l *telling) level(now Time, level budget.Level, inUse int64, limits *budge
 	all := t.Sum()
 	event = fmt.Sprintf("level %v, was %v: in use %s + fresh %s + coming %s of %s; base %s, %d requests in flight, %d waiting",
 		level, l.told, unit.Bytes(inUse).Human(), unit.Bytes(all.Fresh).Human(), unit.Bytes(all.Coming).Human(),
-		unit.Bytes(limits.Limit), unit.Bytes(t.Base).Human(), all.Streams, all.Waiting)
+		unit.Bytes(limits.Limit), unit.Bytes(t.Base).Human(), all.Streams, all.Queue.Waiting)
 	l.told, l.toldAt = level, now
 	return event
 }

@@ -22,10 +22,10 @@ func (g *Guard) retryAfter(now Time, n int64) unit.Duration {
 func (w *Worker) retryFigures() retryafter.Figures {
 	others := w.account.Others()
 	return retryafter.Figures{
-		Others:  others.Rate,
+		Others:  others.Queue.Rate,
 		Room:    w.account.Share(w.limits.Soft) - w.account.Table().Base,
-		Waits:   others.Waiting > 0 || w.line.Len() > 0,
-		Queued:  others.Wanted + w.line.Bytes(),
+		Waits:   others.Queue.Waiting > 0 || w.line.Len() > 0,
+		Queued:  others.Queue.Wanted + w.line.Bytes(),
 		Timeout: Time(w.throttle.Timeout),
 		Min:     Time(w.reject.Min),
 		Max:     Time(w.reject.Max),

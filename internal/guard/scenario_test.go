@@ -253,7 +253,7 @@ func (s *story) sum() (all budget.Entry) {
 			own = s.last(own.ID)
 		}
 		all.Fresh, all.Coming, all.Bounds = all.Fresh+own.Fresh, all.Coming+own.Coming, all.Bounds+own.Bounds
-		all.Waiting += own.Waiting
+		all.Queue.Waiting += own.Queue.Waiting
 	}
 	return all
 }
@@ -307,7 +307,7 @@ func (s *story) name(x *Stream) string {
 
 // state is what the process knows.
 func (s *story) state() string {
-	t, waiting := s.table(), s.sum().Waiting
+	t, waiting := s.table(), s.sum().Queue.Waiting
 	text := fmt.Sprintf("level %v", t.Level)
 	if t.Futile {
 		text += ", shedding is futile"

@@ -643,15 +643,15 @@ func (e *envoy) check() {
 	}
 	for i, w := range e.workers {
 		own := w.account.Own()
-		if min(own.Lease, own.Fresh, own.Coming, own.Small, own.Likely, own.Bounds, own.Exposure, own.Left, own.Held,
-			own.Waiting, own.Connections, w.line.Bytes(), w.left.Bytes()) < 0 {
+		if min(own.Lease, own.Fresh, own.Coming, own.Small, own.Likely, own.Bounds, own.Exposure, own.Left, own.Queue.Held,
+			own.Queue.Waiting, own.Connections.Open, w.line.Bytes(), w.left.Bytes()) < 0 {
 			e.fail("worker %d: something is negative: %+v, line %d, left %d", i, own, w.line.Bytes(), w.left.Bytes())
 		}
 		switch {
 		case own.Streams != count[i]:
 			e.fail("worker %d: %d streams, not %d", i, own.Streams, count[i])
-		case own.Shadows != shadows[i]:
-			e.fail("worker %d: shadows hold %d, not %d", i, own.Shadows, shadows[i])
+		case own.Shadows.Likely != shadows[i]:
+			e.fail("worker %d: shadows hold %d, not %d", i, own.Shadows.Likely, shadows[i])
 		case own.Coming != coming[i]:
 			e.fail("worker %d: coming %d, but its streams' %d", i, own.Coming, coming[i])
 		case own.Bounds < bounds[i]-unbooked[i] || unbooked[i] > own.Coming || own.Likely > own.Bounds: // what is not booked counts as coming
@@ -682,7 +682,7 @@ func (e *envoy) finish() {
 	for i, w := range e.workers {
 		own := w.account.Own()
 		require.LessOrEqual(e.t, own.Lease, 4*int64(w.budget.Small))
-		own.ID, own.Beat, own.Lease, own.Passed, own.Shadowed, own.Rate, own.Evicted, own.ConnectionLease = 0, 0, 0, 0, 0, 0, 0, 0
+		own.ID, own.Beat, own.Lease, own.Passed, own.Shadows.Passed, own.Queue.Rate, own.Evicted.Sequence, own.Connections.Lease = 0, 0, 0, 0, 0, 0, 0, 0
 		require.Equal(e.t, budget.Entry{}, own, "worker %d", i)
 		require.Zero(e.t, w.held)
 		require.Zero(e.t, w.line.Len())

@@ -21,7 +21,7 @@ func TestAShadowIsCountedOnce(t *testing.T) {
 	require.EqualValues(t, 1, w.Counts()[CountRejected+int(ResponseSize)-1])
 	require.True(t, r.Shadow())
 	g.Grow(p.now, &r.Stream, budget.Response, 24*mib)
-	require.Equal(t, r.Cap(budget.Response), w.account.Own().Shadows, "what it holds is known")
+	require.Equal(t, r.Cap(budget.Response), w.account.Own().Shadows.Likely, "what it holds is known")
 	require.Zero(t, w.account.Own().Bounds)
 	for range 20 {
 		p.read(230 * mib)
@@ -32,7 +32,7 @@ func TestAShadowIsCountedOnce(t *testing.T) {
 	}
 	require.EqualValues(t, 1, sum, "it is not evicted too")
 	g.Close(p.now, &r.Stream)
-	require.Zero(t, w.account.Own().Shadows)
+	require.Zero(t, w.account.Own().Shadows.Likely)
 }
 
 // A shadow that has waited goes on as what it has become meanwhile: with its bytes, and its

@@ -139,7 +139,7 @@ const (
 
 // pressed says that somebody may be held back: the level is soft, or somebody waits.
 func (w *Worker) pressed() bool {
-	return w.account.Table().Level >= budget.Soft || w.line.Len() > 0 || w.account.Others().Waiting > 0
+	return w.account.Table().Level >= budget.Soft || w.line.Len() > 0 || w.account.Others().Queue.Waiting > 0
 }
 
 // noteLarge notes that a key has a large request or response. If it had none lately the shares are

@@ -14,8 +14,8 @@ func (w *Worker) Gauges(now Time) (g [NumGauges]int64) {
 	if t.Futile {
 		g[GaugeFutile] = 1
 	}
-	g[GaugeStreams], g[GaugeWaiting], g[GaugeConnections] = all.Streams, all.Waiting, all.Connections
-	g[GaugeVM], g[GaugeLeaving] = all.VM, all.Leaving
+	g[GaugeStreams], g[GaugeWaiting], g[GaugeConnections] = all.Streams, all.Queue.Waiting, all.Connections.Open
+	g[GaugeVM], g[GaugeLeaving] = all.VM, all.Evicted.Leaving
 	age := w.readingAge(now)
 	g[GaugeReadingAge] = age.Milliseconds()
 	if age >= blindAfter {
@@ -60,12 +60,12 @@ func (w *Worker) Status(now Time, add func(name string, value int64)) {
 	}
 	t := w.account.Table()
 	all, m := t.Sum(), w.marks(t)
-	likely := all.Likely + all.Held
+	likely := all.Likely + all.Queue.Held
 	if !w.enforcing { // nobody is paused, and those who would be are shadows
-		likely = all.Likely + all.Shadows
+		likely = all.Likely + all.Shadows.Likely
 	}
 	add("likely_held_bytes", likely)
-	add("bounds_bytes", max(all.Bounds+all.Held, likely))
+	add("bounds_bytes", max(all.Bounds+all.Queue.Held, likely))
 	add("unexplained_bytes", max(t.InUse-t.Base-likely, 0))
 	add("workers", int64(len(t.Entries)))
 	add("peaks", m.Episode)

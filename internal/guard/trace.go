@@ -194,7 +194,7 @@ func (w *Worker) sample(now Time) {
 func (w *Worker) look(now Time, freeze bool) {
 	x, own := &w.tracer, w.account.Own()
 	x.count.Reset(int64(w.trace.Every))
-	totals := reservoir.Totals{Streams: own.Streams, Connections: own.Connections}
+	totals := reservoir.Totals{Streams: own.Streams, Connections: own.Connections.Open}
 	w.members(func(t *traced, h holding, _ *Stream, _ *Connection) {
 		t.reach = max(t.reach, h.bound())
 		x.count.Add(w.rank(t, t.reach))

@@ -141,7 +141,7 @@ func (w *Worker) pass(now Time) {
 	w.settle(now)
 	w.forgetCold(now)
 	w.uncredit(now)
-	w.back.Admitted.Pass(now, w.line.Len() > 0 || w.account.Others().Waiting > 0)
+	w.back.Admitted.Pass(now, w.line.Len() > 0 || w.account.Others().Queue.Waiting > 0)
 }
 
 // meet tells the others what this worker has, and learns what they have.
@@ -201,7 +201,7 @@ func (p *pace) Wake(now Time) { p.Sleeps, p.active = false, now }
 // presumed. Nothing is known of those, and nobody has to know more than what they have leased.
 func (w *Worker) mayRest(now Time) bool {
 	own := w.account.Own()
-	return !w.rested && own.PresumedStreams > 0 && own.PresumedStreams == own.Streams && w.account.Calm(now)
+	return !w.rested && own.Presumed.Streams > 0 && own.Presumed.Streams == own.Streams && w.account.Calm(now)
 }
 
 // plan sets when the next tick is due.

@@ -326,7 +326,7 @@ func (n *Native) Estimate() (int64, bool) {
 func (n *Native) Left() string {
 	for i, w := range n.workers {
 		own := w.Account().Own()
-		own.ID, own.Beat, own.Lease, own.Passed, own.VM, own.Rate, own.Evicted, own.ConnectionLease = 0, 0, 0, 0, 0, 0, 0, 0
+		own.ID, own.Beat, own.Lease, own.Passed, own.VM, own.Queue.Rate, own.Evicted.Sequence, own.Connections.Lease = 0, 0, 0, 0, 0, 0, 0, 0
 		if own != (budget.Entry{}) {
 			return fmt.Sprintf("worker %d: %+v", i, own)
 		}
