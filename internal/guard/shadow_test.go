@@ -2,11 +2,85 @@ package guard
 
 import (
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/unit"
 )
+
+// Mode observe lets everybody go, and counts what mode enforce does with the same requests: here
+// who has no room, who waits, and who is admitted afterwards.
+func TestObserveDecidesAndDoesNothing(t *testing.T) {
+	const uploads = 100
+	run := func(mode Mode) (counts [NumCounters]uint64, let int) {
+		p := newProcess(t, 1, func(c *Config) {
+			c.Mode, c.Buffers.WholeRequest = mode, 0
+			c.Buffers.Downstream, c.Buffers.Upstream, c.Buffers.Linger = unit.MiB, unit.MiB, unit.Duration(time.Second)
+		})
+		p.settle(40 * mib)
+		w, g := p.workers[0], p.guards[0]
+		var all []*request
+		for range uploads {
+			r, v := p.open(0, 4*mib)
+			all = append(all, r)
+			if v.Action != Admit && v.Action != Pass {
+				continue
+			}
+			let++
+			require.Equal(t, Admit, g.Grow(p.now, &r.Stream, budget.Request, mib).Action)
+		}
+		tick := func(n int, inUse int64) {
+			for range n {
+				p.now += 2 * ms
+				a := w.Tick(p.now)
+				if mode == Observe {
+					require.Nil(t, a.Resume)
+					require.Empty(t, a.Rejected)
+					require.Empty(t, a.Close)
+				}
+				for _, s := range a.Close {
+					g.Close(p.now, s)
+				}
+				if a.Ask {
+					w.Observe(p.now, Reading{InUse: inUse}, nil)
+				}
+			}
+		}
+		tick(100, 190*mib)
+		for _, r := range all[:20] { // they were admitted, and have ended
+			g.Close(p.now, &r.Stream)
+		}
+		tick(100, 60*mib)
+		return *w.Counts(), let
+	}
+	enforced, _ := run(Enforce)
+	observed, let := run(Observe)
+	require.Equal(t, uploads, let, "nobody is held back")
+	require.Greater(t, enforced[CountRejected+int(Closed)-1], uint64(20))
+	require.Greater(t, enforced[CountThrottled], uint64(3))
+	for _, i := range []int{CountThrottled, CountClosedConnections, CountRejected + int(Closed) - 1, CountRejected + int(QueueFull) - 1, CountAdmitted} {
+		require.Equal(t, enforced[i], observed[i], Counters()[i].Name)
+	}
+}
+
+// Where another listener enforces, what this one lets go is memory that the other's requests can't
+// have.
+func TestObserveBesideEnforceCountsWhatItLetsGo(t *testing.T) {
+	p := newProcess(t, 1, func(c *Config) { c.Mode = Observe })
+	w := p.workers[0]
+	w.SetEnforcing(true)
+	p.settle(40 * mib)
+	for range 100 {
+		r, v := p.open(0, 4*mib)
+		require.Equal(t, Admit, v.Action)
+		require.False(t, r.Shadow())
+	}
+	require.Greater(t, w.account.Own().Coming, 300*mib)
+	require.EqualValues(t, 100, w.Counts()[CountAdmitted])
+	require.Greater(t, w.Counts()[CountThrottled], uint64(50))
+}
 
 func observing(c *Config) { c.Mode = Observe }
 

@@ -1,0 +1,50 @@
+package guard
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// Ticks cost most where nothing happens: a worker without requests makes few, and the one who polls
+// a few more.
+func TestAnIdleWorkerTicksSeldom(t *testing.T) {
+	p := newProcess(t, 2, nil)
+	next := func() (all []time.Duration) {
+		for _, w := range p.workers {
+			a := w.Tick(p.now)
+			if a.Ask {
+				w.Observe(p.now, Reading{InUse: 40 * mib, Allocated: 40 * mib}, nil)
+			}
+			all = append(all, a.Next)
+		}
+		return all
+	}
+	run := func(d time.Duration) (last []time.Duration) {
+		for until := p.now + d; p.now < until; p.now += Tick {
+			last = next()
+		}
+		return last
+	}
+	idle := []time.Duration{CalmTick, SlowTick}
+	require.Equal(t, idle, run(2*time.Second))
+	require.True(t, p.workers[1].Sleeps)
+
+	p.workers[1].Wake(p.now)
+	r, v := p.open(1, 0)
+	require.Equal(t, Admit, v.Action)
+	require.False(t, p.workers[1].Sleeps)
+	require.Equal(t, []time.Duration{CalmTick, Tick}, run(2*time.Second), "no reading is due that soon")
+	upload, v := p.open(1, 10*mib)
+	require.Equal(t, Admit, v.Action)
+	require.Equal(t, []time.Duration{Tick, Tick}, run(2*CalmTick), "one is due each 25 ms")
+	p.guards[1].Close(p.now, &upload.Stream)
+	p.guards[1].Close(p.now, &r.Stream)
+	require.Equal(t, []time.Duration{CalmTick, Tick}, run(900*ms), "the next may come soon")
+	require.Equal(t, idle, run(time.Second))
+
+	p.workers[1].Wake(p.now)
+	p.settle(181 * mib)
+	require.Equal(t, []time.Duration{Tick, Tick}, run(25*ms), "memory is short")
+}

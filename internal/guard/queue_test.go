@@ -1,0 +1,238 @@
+package guard
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/unit"
+)
+
+func TestTimeoutRejectsManyInOneTick(t *testing.T) {
+	p := newProcess(t, 1, nil)
+	p.settle(40 * mib)
+	p.settle(196 * mib)
+	var waiting int
+	for range 20 {
+		// Hard is 184: there is room for nothing large, and for some to wait.
+		if _, v := p.open(0, 128*kib); v.Action == Wait {
+			waiting++
+		}
+	}
+	require.Positive(t, waiting)
+	p.now += 1999 * ms
+	require.Empty(t, p.workers[0].Tick(p.now).Rejected)
+	p.now += ms
+	a := p.workers[0].Tick(p.now)
+	// There is no reading any more: one or two were resumed on what the live streams can hold.
+	require.InDelta(t, waiting, len(a.Rejected), 2)
+	for _, d := range a.Rejected {
+		require.Equal(t, Timeout, d.Verdict.Reason)
+		require.GreaterOrEqual(t, d.Verdict.Waited, unit.Duration(2*time.Second))
+		if d.Verdict.Action == Answer {
+			require.GreaterOrEqual(t, d.Verdict.RetryAfter, unit.Duration(time.Second))
+			require.LessOrEqual(t, d.Verdict.RetryAfter, unit.Duration(30*time.Second))
+		}
+	}
+}
+
+func TestLargeNewcomerJoinsTheLineWhenAnyoneWaitsAnywhere(t *testing.T) {
+	p := newProcess(t, 2, nil)
+	p.settle(40 * mib)
+	var first []*request
+	for {
+		r, v := p.open(0, 8*mib)
+		if v.Action == Wait {
+			break
+		}
+		first = append(first, r)
+	}
+	p.now += 5 * ms
+	p.workers[0].Tick(p.now)
+	p.now += ms
+	p.workers[1].Tick(p.now)
+	// 1 MiB would fit, but it would take what the others wait for.
+	_, v := p.open(1, mib)
+	require.Equal(t, Wait, v.Action)
+	require.NotEmpty(t, first)
+}
+
+func TestLineIsBounded(t *testing.T) {
+	fill := func(p *process) {
+		p.settle(40 * mib)
+		for range 100 {
+			if _, v := p.open(0, 4*mib); v.Action != Admit {
+				return
+			}
+		}
+		t.Fatal("it never fills")
+	}
+	t.Run("by number, over all workers", func(t *testing.T) {
+		p := newProcess(t, 2, func(c *Config) { c.Throttle.Queue = 3 })
+		fill(p)
+		actions := map[Action]int{}
+		for i := range 10 {
+			p.now += 5 * ms
+			p.workers[0].Tick(p.now)
+			p.workers[1].Tick(p.now)
+			_, v := p.open(i%2, 4*mib)
+			actions[v.Action]++
+		}
+		require.Equal(t, 2, actions[Wait], "one waited already")
+	})
+	t.Run("by what waiting holds", func(t *testing.T) {
+		p := newProcess(t, 1, func(c *Config) {
+			c.Buffers.Downstream, c.Throttle.Queue = unit.MiB, 1000
+			c.Buffers.HTTP2Window = unit.MiB
+		})
+		fill(p)
+		waiting := 1
+		for range 100 {
+			if _, v := p.open(0, 4*mib); v.Action == Wait {
+				waiting++
+			}
+		}
+		// Each holds 2 × 1 MiB; a quarter of 160 MiB is 40, but only what lies between hard and the
+		// limit has room for what is fresh at once: 16.
+		require.InDelta(t, 8, waiting, 1)
+	})
+	t.Run("by a quarter of the room, over all workers", func(t *testing.T) {
+		p := newProcess(t, 2, func(c *Config) {
+			c.Buffers.Downstream, c.Buffers.HTTP2Window, c.Buffers.WholeRequest = unit.MiB, unit.MiB, unit.GiB
+		})
+		p.settle(40 * mib)
+		_, v := p.open(0, 100*mib)
+		require.Equal(t, Admit, v.Action)
+		_, v = p.open(0, 60*mib)
+		require.Equal(t, Wait, v.Action, "a head that does not fit, with room beside it")
+		waiting := 1
+		for i := range 100 {
+			p.now += 5 * ms
+			p.workers[0].Tick(p.now)
+			p.workers[1].Tick(p.now)
+			if _, v := p.open(i%2, 40*mib); v.Action == Wait {
+				waiting++
+			}
+		}
+		require.Equal(t, 20, waiting, "2 MiB each")
+	})
+	t.Run("by the room, for small ones too", func(t *testing.T) {
+		p := newProcess(t, 1, nil)
+		p.settle(230 * mib)
+		for range 256 { // the floor
+			_, v := p.open(0, 40*kib)
+			require.Equal(t, Admit, v.Action)
+		}
+		_, v := p.open(0, 40*kib)
+		require.Equal(t, QueueFull, v.Reason, "6,000 of them would hold half the limit more")
+		p.settle(150 * mib)
+		_, v = p.open(0, 40*kib)
+		require.Equal(t, Admit, v.Action)
+	})
+	t.Run("by the window of an HTTP/2 connection", func(t *testing.T) {
+		p := newProcess(t, 1, func(c *Config) { c.Buffers.HTTP2ConnectionWindow = unit.MiB })
+		fill(p)
+		c := p.connection(0)
+		actions := map[Action]int{}
+		for range 20 {
+			r := &request{connected: c, http2: true}
+			actions[p.guards[0].Open(p.now, &r.Stream, r, 4*mib).Action]++
+		}
+		// Half of 1 MiB is eight windows of 64 KiB: more would starve the admitted siblings.
+		require.Equal(t, map[Action]int{Wait: 8, Answer: 12}, actions)
+	})
+}
+
+// Behind a large head, smaller ones go on after 250 ms: else one head of half the budget stops
+// everyone.
+func TestSmallerPassAStuckHead(t *testing.T) {
+	p := newProcess(t, 1, func(c *Config) { c.Throttle.Timeout = unit.Duration(time.Minute) })
+	p.settle(40 * mib)
+	var admitted []*request
+	for range 35 {
+		r, v := p.open(0, 4*mib)
+		require.Equal(t, Admit, v.Action)
+		admitted = append(admitted, r)
+	}
+	_, v := p.open(0, 16*mib)
+	require.Equal(t, Wait, v.Action)
+	little, v := p.open(0, 2*mib)
+	require.Equal(t, Wait, v.Action)
+	p.guards[0].Close(p.now, &admitted[0].Stream) // 4 MiB are free
+	p.now += 100 * ms
+	require.Nil(t, p.workers[0].Tick(p.now).Resume)
+	p.now += 150 * ms
+	require.Same(t, &little.Stream, p.workers[0].Tick(p.now).Resume)
+}
+
+// Who waits is tested without what its waiting holds.
+func TestWaitingHoldsPartOfWhatItWants(t *testing.T) {
+	p := newProcess(t, 1, func(c *Config) { c.Memory.IdleInterval = c.Memory.Interval }) // before anything lapses
+	p.settle(40 * mib)
+	hard := p.workers[0].account.Share(.9)
+	big, v := p.open(0, 16*mib)
+	require.Equal(t, Admit, v.Action)
+	p.settle(hard - 16*mib - 64*kib)
+	r, v := p.open(0, 128*kib)
+	require.Equal(t, Wait, v.Action)
+	p.workers[0].Data(p.now, r.connected, 128*kib)
+	p.guards[0].End(p.now, &big.Stream, budget.Request) // 16 MiB less are coming, and 128 KiB fresh
+	require.Equal(t, 128*kib, r.credit())
+	p.settle(hard - 100*kib)
+	require.False(t, r.Waiting(), "what it holds is in the reading already")
+}
+
+// Over HTTP/2 it can't be told of whom what comes is: it counts for those who wait, however late it
+// comes.
+func TestWhatComesOnAConnectionCountsForThoseWhoWait(t *testing.T) {
+	p := newProcess(t, 1, nil)
+	p.settle(40 * mib)
+	p.settle(182 * mib)
+	own := func() budget.Entry { return p.workers[0].account.Own() }
+	c := p.connection(0)
+	r := &request{connected: c, http2: true}
+	require.Equal(t, Wait, p.guards[0].Open(p.now, &r.Stream, r, 4*mib).Action)
+	p.settle(182 * mib)
+	require.Zero(t, own().Fresh)
+	for range 20 {
+		p.workers[0].Data(p.now, c, 10*kib)
+	}
+	require.Equal(t, 128*kib, own().Fresh, "no more than it can leave unread")
+	p.settle(182 * mib)
+	require.Zero(t, own().Fresh)
+	p.workers[0].Data(p.now, c, 10*kib)
+	require.Equal(t, 10*kib, own().Fresh, "and as much again in the next generation: the upstream may have taken the other")
+	p.settle(40 * mib)
+	require.False(t, r.Waiting())
+	p.workers[0].Data(p.now, c, 10*kib)
+	require.Zero(t, own().Fresh, "nobody waits")
+}
+
+// Without a network filter nobody sees what comes of one who waits: it is coming until he is
+// resumed.
+func TestWhatComesUnseenIsCountedForAsLongAsItsRequestWaits(t *testing.T) {
+	p := newProcess(t, 1, nil)
+	p.settle(40 * mib)
+	p.settle(182 * mib)
+	own := func() budget.Entry { return p.workers[0].account.Own() }
+	r := &request{connected: &Connection{}, http2: true}
+	require.Equal(t, Wait, p.guards[0].Open(p.now, &r.Stream, r, 4*mib).Action)
+	p.settle(182 * mib)
+	require.Zero(t, own().Fresh)
+	require.Equal(t, 128*kib, own().Coming)
+	require.Zero(t, r.credit())
+
+	p.settle(40 * mib)
+	require.False(t, r.Waiting())
+	require.Equal(t, 4*mib, own().Coming, "and then it passes, and is counted as it does")
+	p.guards[0].Close(p.now, &r.Stream)
+	require.Zero(t, own().Coming)
+
+	p.settle(182 * mib)
+	r = &request{connected: &Connection{}, http2: true}
+	require.Equal(t, Wait, p.guards[0].Open(p.now, &r.Stream, r, 4*mib).Action)
+	p.guards[0].Close(p.now, &r.Stream)
+	require.Zero(t, own().Coming)
+}

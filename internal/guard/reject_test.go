@@ -1,0 +1,190 @@
+package guard
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/highwater-envoy/highwater/internal/unit"
+)
+
+// What a rejected HTTP/1 upload leaves unread lingers. It may hold 1/8 of what traffic can have;
+// beyond that there is no answer, and the connection is closed: with answers only, 100 clients held
+// 4.5 times the budget.
+func TestRejectsCostMemory(t *testing.T) {
+	p := newProcess(t, 1, nobodyWaits)
+	p.settle(40 * mib)
+	for range 35 {
+		p.open(0, 4*mib)
+	}
+	actions := map[Action]int{}
+	var closed []*request
+	for range 30 {
+		r, v := p.open(0, 4*mib)
+		actions[v.Action]++
+		if v.Action == Close {
+			closed = append(closed, r)
+		}
+	}
+	// Each leaves 2 MiB; between the estimate and the limit there is room for some 8 of the 20 MiB.
+	require.InDelta(t, 8, actions[Answer], 2)
+	require.Equal(t, 30, actions[Answer]+actions[Close])
+	require.LessOrEqual(t, p.workers[0].left.Bytes(), 20*mib)
+
+	// A client that hangs up before it is closed, and the others at the next tick.
+	p.guards[0].Close(p.now, &closed[0].Stream)
+	p.now += 5 * ms
+	require.Len(t, p.workers[0].Tick(p.now).Close, len(closed)-1)
+	require.Empty(t, p.workers[0].Tick(p.now).Close)
+
+	// HTTP/2, and who has sent all, always get the answer.
+	r := &request{connected: p.connection(0), http2: true}
+	require.Equal(t, Answer, p.guards[0].Open(p.now, &r.Stream, r, 4*mib).Action)
+
+	p.now += 1100 * ms
+	p.workers[0].Tick(p.now)
+	require.Zero(t, p.workers[0].left.Bytes(), "what lingers is gone after the linger")
+}
+
+// What rejects leave may hold an eighth of the room, of all workers together, for as long as it
+// lingers.
+func TestLeftoversOfAllWorkers(t *testing.T) {
+	p := newProcess(t, 2, func(c *Config) {
+		c.Buffers.Downstream, c.Buffers.HTTP2Window, c.Buffers.WholeRequest = unit.MiB, unit.MiB, unit.GiB
+		c.Buffers.Linger = unit.Duration(10 * time.Second)
+	})
+	p.settle(40 * mib)
+	reject := func(n int) map[Action]int {
+		actions := map[Action]int{}
+		for i := range n {
+			p.now += 5 * ms
+			for w := range 4 { // one to tell, one to hear
+				p.workers[w%2].Tick(p.now)
+			}
+			_, v := p.open(i%2, 190*mib)
+			require.Equal(t, TooLarge, v.Reason)
+			actions[v.Action]++
+		}
+		return actions
+	}
+	require.Equal(t, map[Action]int{Answer: 10, Close: 10}, reject(20), "2 MiB each of 160")
+	p.now += 11 * time.Second
+	p.settle(40 * mib)
+	require.Equal(t, map[Action]int{Answer: 10, Close: 2}, reject(12))
+}
+
+// Clients that are turned away and come straight back, thousands of times before the next reading,
+// add what one of them holds, and no more.
+func TestTurnedAwayAgainAndAgain(t *testing.T) {
+	for name, again := range map[string]func(p *process) Verdict{
+		"HTTP/2": func(p *process) Verdict {
+			r := &request{connected: &Connection{Context: 1}, http2: true}
+			v := p.guards[0].Open(p.now, &r.Stream, r, 190*mib)
+			p.guards[0].Close(p.now, &r.Stream)
+			return v
+		},
+		"HTTP/1": func(p *process) Verdict {
+			r, v := p.open(0, 190*mib)
+			p.guards[0].Close(p.now, &r.Stream)
+			p.workers[0].CloseConnection(r.connected)
+			return v
+		},
+		"hanging up in line": func(p *process) Verdict {
+			r, v := p.open(0, 140*mib)
+			p.guards[0].Close(p.now, &r.Stream)
+			p.workers[0].CloseConnection(r.connected)
+			return v
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newProcess(t, 1, func(c *Config) { c.Buffers.WholeRequest, c.Buffers.Linger = unit.GiB, 0 })
+			p.settle(40 * mib)
+			if name == "hanging up in line" {
+				p.read(100 * mib)
+			}
+			before := p.workers[0].account.Own().Fresh
+			for range 1000 {
+				require.NotEqual(t, Admit, again(p).Action)
+			}
+			require.LessOrEqual(t, p.workers[0].account.Own().Fresh-before, 128*kib+45*kib)
+		})
+	}
+}
+
+// One who has waited too long and is to be closed sends on until he is: the network filter sees it,
+// and it counts.
+func TestWhatComesOfOneWhoWaitedAndIsClosedCounts(t *testing.T) {
+	p := newProcess(t, 1, func(c *Config) { c.Evict = false })
+	p.settle(40 * mib)
+	p.settle(182 * mib)
+	r, v := p.open(0, 4*mib)
+	require.Equal(t, Wait, v.Action)
+	w := p.workers[0]
+	w.left.Add(p.now, time.Hour, 160*mib) // there is no room for what it would leave unread
+	p.settle(182 * mib)
+	require.True(t, r.Waiting())
+	require.Zero(t, w.account.Own().Fresh)
+	for r.Waiting() {
+		p.now += Tick
+		if a := w.Tick(p.now); a.Ask {
+			w.Observe(p.now, Reading{InUse: 182 * mib, Allocated: 182 * mib}, nil)
+		}
+	}
+	require.Equal(t, closing, r.state)
+	before := w.account.Own().Fresh
+	w.Data(p.now, r.connected, 100*kib)
+	require.Equal(t, before+100*kib, w.account.Own().Fresh)
+}
+
+// While those are to be closed who brought what has no room, whoever comes with an upload as large
+// is closed before it is judged: else what a pass of Envoy's event loop reads of all of them is
+// there at once.
+func TestWhatComesFirstIsRefusedWhileOthersAreToBeClosed(t *testing.T) {
+	p := newProcess(t, 1, nobodyWaits)
+	p.settle(40 * mib)
+	w := p.workers[0]
+	config := *p.guards[0].Config()
+	from := func(c Config, who peer) *Connection {
+		g, _ := New(c, w)
+		connection := &Connection{Context: 1}
+		require.True(t, g.OpenConnection(p.now, connection, who))
+		return connection
+	}
+	sends := func(n int64) bool { return w.Data(p.now, from(config, "10.0.0.1"), n) }
+
+	require.False(t, sends(mib), "there is room")
+	for range 35 {
+		p.open(0, 4*mib)
+	}
+	p.read(195 * mib)
+	require.False(t, sends(mib), "there is none, but nobody is closed: whose it is decides")
+	before := from(config, "10.0.0.1")
+	w.Data(p.now, before, 100)
+	for len(w.closing) == 0 {
+		p.open(0, 4*mib)
+	}
+
+	c, counts, own := from(config, "10.0.0.1"), *w.Counts(), w.account.Own()
+	require.True(t, w.Data(p.now, c, mib))
+	require.EqualValues(t, 1, w.Counts()[CountClosedConnections]-counts[CountClosedConnections])
+	require.EqualValues(t, 1, w.Counts()[CountRejected+int(Closed)-1]-counts[CountRejected+int(Closed)-1])
+	require.Equal(t, counts[CountRejected+int(QueueFull)-1], w.Counts()[CountRejected+int(QueueFull)-1], "each is counted under one reason")
+	require.Equal(t, own, w.account.Own(), "it is gone at once")
+	require.False(t, w.Data(p.now, c, mib), "if it could not be closed it goes on")
+	w.CloseConnection(c)
+	require.Equal(t, own.Connections.Open-1, w.account.Own().Connections.Open)
+
+	require.False(t, w.Data(p.now, before, mib), "it has sent something before")
+	require.False(t, sends(burden-1), "it may be anything")
+	require.False(t, w.Data(p.now, from(config, notHTTP), mib))
+	observed, exempting, larger := config, config, config
+	observed.Mode = Observe
+	require.False(t, w.Data(p.now, from(observed, "10.0.0.1"), mib))
+	exempting.Exempt = []Exempt{{Cluster: "c"}}
+	require.False(t, w.Data(p.now, from(exempting, "10.0.0.1"), mib), "its request may be exempt")
+	exempting.Exempt = []Exempt{{PathPrefix: "/healthz"}}
+	require.True(t, w.Data(p.now, from(exempting, "10.0.0.1"), mib), "no upload is exempt by its path")
+	larger.Budget.Limit.Bytes = 400 * unit.MiB
+	require.False(t, w.Data(p.now, from(larger, "10.0.0.1"), mib), "now there is room")
+}
