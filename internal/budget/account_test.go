@@ -210,7 +210,7 @@ func TestUnbookedBytesStayComing(t *testing.T) {
 	require.False(t, s.PassesUnbooked(1))
 	a.Close(b.now, s)
 	require.Zero(t, a.Own().Bounds)
-	require.Empty(t, a.free)
+	require.Empty(t, a.streams.unbooked)
 }
 
 // Bytes of a response that came before its headers did are booked by them.
@@ -246,11 +246,11 @@ func TestFreeBytesLapse(t *testing.T) {
 	}
 	require.False(t, streams[0].PassesUnbooked(kib))
 	require.False(t, streams[2].PassesUnbooked(kib))
-	require.Len(t, a.free, 1)
+	require.Len(t, a.streams.unbooked, 1)
 	for _, s := range streams {
 		a.Close(b.now, s)
 	}
-	require.Empty(t, a.free)
+	require.Empty(t, a.streams.unbooked)
 	require.Zero(t, a.Own().Coming)
 }
 
@@ -287,7 +287,7 @@ func TestAFullResponseIsFreeUntilTheNextReading(t *testing.T) {
 	require.Equal(t, fresh+16*kib, a.Own().Fresh)
 	require.Equal(t, 320*kib, s.Seen(Response))
 	a.Close(b.now, s)
-	require.Empty(t, a.free)
+	require.Empty(t, a.streams.unbooked)
 }
 
 // 6,000 small requests a second of 16 KiB each would be 94 MiB of a budget after one second between two readings if
@@ -318,7 +318,7 @@ func TestCostIsUsedAgainWhileFresh(t *testing.T) {
 		a.OpenConnection(c2, 29*kib)
 		a.RaiseConnection(c2, 60*kib)
 		require.Equal(t, want.again, a.Own().Fresh, "after %d generations", generations)
-		require.Equal(t, want.again, a.fresh[0]+a.fresh[1])
+		require.Equal(t, want.again, a.fresh.passed[0]+a.fresh.passed[1])
 		a.Close(b.now, s2)
 		a.CloseConnection(c2)
 		a.Close(b.now, s)
@@ -342,7 +342,7 @@ func TestARaisedConnectionIsNeverTakenBackTwice(t *testing.T) {
 			a.RaiseConnection(c, 60*kib)
 			b.readings(after, 40*mib)
 			a.CloseConnection(c)
-			require.GreaterOrEqual(t, min(a.fresh[0], a.fresh[1], a.Own().Fresh), int64(0))
+			require.GreaterOrEqual(t, min(a.fresh.passed[0], a.fresh.passed[1], a.Own().Fresh), int64(0))
 			b.readings(3, 40*mib)
 			require.Zero(t, a.Own().Fresh)
 		}
@@ -390,7 +390,7 @@ func TestWhatATurnedAwayRequestSentIsUsedAgain(t *testing.T) {
 			a.Drop(s)
 		},
 		"with its connection, opened since": func(a *Account, s *Stream, c *Connection) {
-			*c = Connection{gen: a.gen}
+			*c = Connection{cost: cost{gen: a.fresh.gen}}
 			a.Linger(s, c)
 			a.CloseConnection(c)
 		},

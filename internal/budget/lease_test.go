@@ -140,7 +140,7 @@ func TestTheLeaseFallsWithARotation(t *testing.T) {
 	s, out := b.take(a, 20*mib, Large)
 	require.Equal(t, Granted, out)
 	a.Pass(b.now, s, Request, 20*mib)
-	lease, under := a.Own().Lease, a.under
+	lease, under := a.Own().Lease, a.lease.admits
 	require.GreaterOrEqual(t, lease, 20*mib)
 	b.readings(1, 60*mib)
 	require.Equal(t, 20*mib, a.Own().Fresh)
@@ -150,14 +150,14 @@ func TestTheLeaseFallsWithARotation(t *testing.T) {
 	b.now += 24 * ms
 	_, _, err := b.accounts[1].Observe(b.now, b.now, 60*mib)
 	require.NoError(t, err)
-	a.exchange(b.now, 0, Forced)
+	a.claim(b.now, 0, Forced)
 	require.Equal(t, 20*mib, a.Own().Fresh)
 	_, err = a.Tick(b.now)
 	require.NoError(t, err)
 	require.Zero(t, a.Own().Fresh)
 	require.LessOrEqual(t, a.Own().Lease, lease-20*mib)
 	for i := range under {
-		require.LessOrEqual(t, a.under[i], under[i]-20*mib)
+		require.LessOrEqual(t, a.lease.admits[i], under[i]-20*mib)
 	}
 }
 

@@ -387,7 +387,7 @@ func TestLevels(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, before, was)
 		// Surprise would move the thresholds: that is another test.
-		a.trend.kept, a.trend.n = 0, 0
+		a.learned.trend.kept, a.learned.trend.n = 0, 0
 		require.Equal(t, c.want, is, "%d: %d MiB", i, c.reading)
 		b.tick(ms)
 		require.Equal(t, c.want, b.stored().Level)

@@ -26,9 +26,9 @@ func (a *Account) setVisibility(s *Stream, d Direction, v Visibility) {
 	s.dir[d].visibility = v
 	switch is := s.hides(); {
 	case is && !was:
-		a.hidden++
+		a.streams.hidden++
 	case was && !is:
-		a.hidden--
+		a.streams.hidden--
 	}
 }
 
