@@ -70,8 +70,8 @@ func (e *Envoy) readRequest(s *Stream) (used Time) {
 	return used
 }
 
-// open has the filter judge the headers. It says whether nothing is read behind them: the request has no
-// body, or is reset.
+// open has the filter judge the headers. It says whether nothing is read behind them: the request
+// has no body, or is reset.
 func (e *Envoy) open(s *Stream) (alone bool) {
 	s.opened = true
 	e.heap.alloc(e.StreamCost)
