@@ -6,9 +6,8 @@ import (
 
 	filterv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
+	"github.com/highwater-envoy/highwater/internal/coverage"
 	"github.com/stretchr/testify/require"
-
-	"github.com/highwater-envoy/highwater/internal/guard"
 )
 
 // What was announced counts as coming for a second, and as held for as long as it may be.
@@ -73,7 +72,7 @@ func TestMessagesWithoutALengthAreAskedFor(t *testing.T) {
 func TestOverridesThatAreIgnored(t *testing.T) {
 	s, _ := serve(t, 40*mib, nil)
 	asked := 0
-	for range 2 * guard.EnoughMissed {
+	for range 2 * coverage.EnoughMissed {
 		c := s.dial(t)
 		c.say(request(false))
 		if c.heard().GetModeOverride() != nil {
@@ -83,7 +82,7 @@ func TestOverridesThatAreIgnored(t *testing.T) {
 		c.heard()
 		c.close()
 	}
-	require.Equal(t, guard.EnoughMissed, asked)
+	require.Equal(t, coverage.EnoughMissed, asked)
 	c := s.dial(t)
 	c.say(request(false))
 	c.heard()
@@ -97,7 +96,7 @@ func TestOverridesThatAreIgnored(t *testing.T) {
 func TestResponsesThatAreNotTold(t *testing.T) {
 	const response128 = 128 << 10 // both buffers
 	s, _ := serve(t, 40*mib, nil)
-	for range guard.EnoughSilent {
+	for range coverage.EnoughSilent {
 		require.Zero(t, s.gauge("coming_bytes"))
 		c := s.dial(t)
 		c.say(request(true))

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/coverage"
 	"github.com/highwater-envoy/highwater/internal/guard"
 )
 
@@ -28,7 +29,7 @@ type Server struct {
 	origin, started time.Time
 	wake            chan time.Duration // have the next tick come after so long at the latest
 	counts          counts
-	coverage        guard.Coverage // what the filter tells of requests
+	coverage        coverage.Coverage // what the filter tells of requests
 	once            onces
 	orders          sync.WaitGroup // that are being carried out
 
@@ -314,7 +315,7 @@ func (s *Server) responseMissed() {
 		return
 	}
 	s.once.silent.Do(func() {
-		s.log.Warn("nothing is told of responses: set response_header_mode: SEND in the ext_proc filter; until then each is taken for as large as buffers allow", "requests", guard.EnoughSilent)
+		s.log.Warn("nothing is told of responses: set response_header_mode: SEND in the ext_proc filter; until then each is taken for as large as buffers allow", "requests", coverage.EnoughSilent)
 	})
 }
 

@@ -130,3 +130,170 @@ func (g *Guard) admit(now Time, s *Stream, credit int64) Verdict {
 	}
 	return Verdict{Action: Admit}
 }
+
+// admitPresumed lets a request without a body in unjudged, where memory is calm, and says whether it
+// did. All that its response can hold is reserved for it, so that it does not matter what it is and
+// whose. To judge it takes code and figures that have to come from memory where large bodies have
+// been through the caches since: of what a download of 1 MB costs Envoy that was 3 %, and of what
+// Highwater adds to a GET of 1 kB a third. Of those that come between two ticks the first is judged,
+// so that what is known of the keys stays true; and where a peak may come all are, so that it tells
+// what they were. What can't be asked for later is asked now.
+func (g *Guard) admitPresumed(now Time, s *Stream) bool {
+	w, a, b := g.worker, g.worker.account, &g.config.Buffers
+	n := int64(b.Upstream + max(b.Downstream, b.HTTP2Window))
+	if w.judged != w.ticks {
+		w.judged = w.ticks
+		return false
+	}
+	if !a.Calm(now) || w.warm() || a.Ask(now, n, budget.Full) != budget.Granted {
+		return false
+	}
+	if g.header != "" {
+		g.keyOf(now, s)
+	}
+	s.presume(n)
+	w.counts[CountAdmitted]++
+	return true
+}
+
+// doubtPresumed counts those that are presumed, where memory is calm no more.
+func (w *Worker) doubtPresumed(now Time) {
+	if w.account.Own().Presumed.Streams == 0 || w.account.Calm(now) {
+		return
+	}
+	w.account.Owners(func(owner any) {
+		if s := owner.(*Stream); s.state == presumed {
+			s.guard.doubt(now, s)
+		}
+	})
+}
+
+// doubt begins to count what the stream's response holds. One that has begun has what it needs:
+// that it was let in unjudged is no reason to break it.
+func (g *Guard) doubt(now Time, s *Stream) {
+	w, a, begun, length := g.worker, g.worker.account, s.Expected(budget.Response), s.Length(budget.Response)
+	passed, over := s.unpresume(now)
+	if !begun {
+		if w.heavyKeys == 0 {
+			return
+		}
+		// Whoever is judged at his request's headers asks for room there if his key's responses are
+		// large. It has been promised it.
+		g.keyOf(now, s)
+		if s.expects = g.predict(now, s, budget.Counted); s.expects.bytes > 0 {
+			w.noteLarge(now, s.key)
+			a.Enlarge(now, &s.Stream)
+			a.Anticipate(now, &s.Stream, s.expects.bytes)
+		}
+		return
+	}
+	g.expect(now, s, length, true)
+	if passed > 0 {
+		g.pass(now, s, budget.Response, passed, true)
+	}
+	if over {
+		g.End(now, s, budget.Response)
+	}
+}
+
+// futile is what lets large requests in while shedding is futile: as many as the floor has room for,
+// and one at a time beside.
+type futile struct {
+	taken bool // the one beside is there
+	ended Time // when the last that was let in by this ended: the next one needs a reading asked for after that
+}
+
+// letIn says by which of the two a large request was let in, or both: its response may be let in by
+// another than the request was.
+type letIn uint8
+
+const (
+	inFloor letIn = 1 << iota // it stays in the small sum
+	alone
+)
+
+func (l letIn) is(way letIn) bool { return l&way != 0 }
+
+// leaves notes that a request ends that was let in while shedding was futile.
+func (f *futile) leaves(now Time, l letIn) {
+	if l == 0 {
+		return
+	}
+	f.ended = now
+	if l.is(alone) {
+		f.taken = false
+	}
+}
+
+// futile lets large requests in while traffic is not what fills the memory: into the floor, and one
+// at a time beside.
+func (w *Worker) letInFutile(now Time, s *Stream, n int64) bool {
+	// What it left, unread in the codec, must be in the reading first: else one after the other
+	// fills the memory.
+	if t := w.account.Table(); !t.Futile || t.Asked <= w.futile.ended {
+		return false
+	}
+	if w.account.Ask(now, n, budget.Floor) == budget.Granted {
+		s.letIn |= inFloor
+		return true
+	}
+	if w.futile.taken {
+		return false
+	}
+	w.futile.taken = true
+	s.letIn |= alone
+	w.account.Ask(now, n, budget.Forced)
+	return true
+}
+
+// requestCap is what Envoy may hold of a request: on HTTP/1 twice the listener's buffer limit, on
+// HTTP/2 twice the larger of that and the stream's window, behind a buffering filter the whole of
+// it instead.
+func (g *Guard) requestCap(s *Stream) int64 {
+	if whole := int64(g.config.Buffers.WholeRequest); whole > 0 {
+		return whole
+	}
+	return g.pauseCap(s)
+}
+
+// pauseCap is what a request can leave unread while it is paused.
+func (g *Guard) pauseCap(s *Stream) int64 {
+	b := &g.config.Buffers
+	if b.HTTP2Window > b.Downstream && s.isHTTP2() {
+		return 2 * int64(b.HTTP2Window)
+	}
+	return 2 * int64(b.Downstream)
+}
+
+// responseCap is the cluster's buffer limit and the larger of the listener's and, on HTTP/2, the
+// stream's window.
+func (g *Guard) responseCap(s *Stream) int64 {
+	b := &g.config.Buffers
+	if b.HTTP2Window > b.Downstream && s.isHTTP2() {
+		return int64(b.Upstream + b.HTTP2Window)
+	}
+	return int64(b.Upstream + b.Downstream)
+}
+
+// mayHold is what Envoy may hold of a response of so many bytes, or of Unknown. Which protocol it
+// has is asked only where it matters.
+func (g *Guard) mayHold(s *Stream, length int64) int64 {
+	most := int64(g.config.Buffers.Upstream + g.config.Buffers.Downstream)
+	if length == budget.Unknown || length > most {
+		return g.responseCap(s)
+	}
+	return most
+}
+
+// cost is what the request leaves unread while it is paused, or when it is rejected unfinished: it
+// comes within a round trip, unseen by the HTTP filter.
+func (g *Guard) cost(s *Stream) int64 {
+	if s.Ended(budget.Request) {
+		return 0
+	}
+	limit := g.pauseCap(s)
+	if s.length != budget.Unknown {
+		limit = min(limit, s.length)
+	}
+	return limit
+}

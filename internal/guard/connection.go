@@ -1,12 +1,15 @@
 package guard
 
 import (
+	"math"
+	"slices"
 	"time"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/config"
 	"github.com/highwater-envoy/highwater/internal/fairness"
 	"github.com/highwater-envoy/highwater/internal/idle"
+	"github.com/highwater-envoy/highwater/internal/linger"
 )
 
 // Peer tells whose a connection is.
@@ -177,11 +180,6 @@ func (w *Worker) lastConnections() bool {
 	return w.account.FreeConnections() <= w.limits.Connections/othersShare
 }
 
-// scarce says that connections may soon be short: it is worth to know who has how many.
-func (w *Worker) scarce() bool {
-	return w.account.FreeConnections() <= 2*w.limits.Connections/othersShare
-}
-
 // How long a connection must have been idle to be closed, and how many are in a tick.
 const (
 	idleAtSoft = time.Second
@@ -288,4 +286,173 @@ func (w *Worker) settle(now Time) {
 	}
 	clear(w.residual[len(kept):])
 	w.residual = kept
+}
+
+// evictions is what a worker evicts.
+type evictions struct {
+	leaving   linger.Sum  // what was evicted, and may still be there
+	evictable []candidate // of one key, while it is decided who goes
+}
+
+// candidate is something that can be evicted: a stream, or what an ended response left unread on a
+// connection.
+type candidate struct {
+	stream     *Stream
+	connection *Connection
+	likely     int64
+	shared     bool // a connection with other streams on it
+}
+
+// lingerMore is how much longer than the linger what was evicted counts as leaving: until a reading
+// that can show it.
+const lingerMore = 50 * 1e6
+
+// evict does this worker's part of what the one who polls has found to be too much, and says
+// whether it ended anything. All workers come to the same plan: of the keys, those most above their
+// share give up what is too much (fairness.Cuts); of a key, the streams that likely hold most go
+// first, each worker's in proportion to what it has of them. What is likely held is scaled to what
+// was measured: where `buffers` understate, eight times too much would go otherwise.
+func (w *Worker) evict(now Time, a *Actions) (ended bool) {
+	n := w.account.ToEvict()
+	if n == 0 {
+		return false
+	}
+	w.exchangeShares(now)
+	x, t := &w.shares, w.account.Table()
+	var likely int64
+	for i := range x.totals {
+		likely += x.totals[i].Likely
+	}
+	held := t.Reading - t.Base - t.Sum().Evicted.Leaving
+	if likely <= 0 || held <= 0 {
+		return false
+	}
+	scale := float64(held) / float64(likely)
+	x.ask(func(t *fairness.Total) int64 { return int64(scale * float64(t.Likely)) })
+	fairness.Cuts(max(held-n, 0), x.demands, x.parts)
+	w.eachKey(func(k *key) {
+		i := fairness.Find(x.totals, k.ID)
+		if i < 0 || x.parts[i] == 0 || x.totals[i].Likely <= 0 {
+			return
+		}
+		var before int64
+		if j := fairness.Find(x.before, k.ID); j >= 0 && x.before[j].ID == k.ID {
+			before = x.before[j].Likely
+		}
+		perByte := float64(x.parts[i]) / float64(x.totals[i].Likely)
+		ended = w.evictOf(now, a, k, scale, x.totals[i].Most, perByte*float64(before), perByte*float64(before+k.Value.Likely)) || ended
+	})
+	w.publish()
+	return ended
+}
+
+// candidates calls do with each that can be evicted.
+func (w *Worker) candidates(do func(k *key, c candidate)) {
+	w.account.Owners(func(owner any) {
+		// What has ended is out of reach: Envoy ignores a local reply then, and the rest stays with
+		// the connection.
+		if s, ok := owner.(*Stream); ok && s.admitted() && s.exempt == judged && !s.spared && s.Likely() > 0 && !s.Ended(budget.Response) {
+			do(s.key, candidate{stream: s, likely: s.Likely()})
+		}
+	})
+	for _, c := range w.residual {
+		if c.Left() > 0 && !c.spared {
+			do(c.key, candidate{connection: c, likely: c.Left(), shared: c.use.Requests() > 0})
+		}
+	}
+}
+
+// weigh finds what one stream of each key likely holds at most.
+func (w *Worker) weigh() {
+	w.eachKey(func(k *key) { k.Value.most = 0 })
+	w.candidates(func(k *key, c candidate) { k.Value.most = max(k.Value.most, c.likely) })
+}
+
+// evictOf evicts a key's part from one byte to another of what is cut from it on all workers. As
+// many streams go on all of them together as one worker alone would take: the cut is counted in
+// streams, and each takes those that begin in its part. What holds less than half of most, of what
+// one stream of the key holds anywhere, stays for another time: 500 idle streams that may hold a
+// tenth of their bound each would go for the sake of 50 stalled readers, who hold all of what is
+// too much.
+func (w *Worker) evictOf(now Time, a *Actions, k *key, scale float64, most int64, from, to float64) (ended bool) {
+	w.evictable = w.evictable[:0]
+	w.candidates(func(of *key, c candidate) {
+		if of == k && 2*c.likely >= most {
+			w.evictable = append(w.evictable, c)
+		}
+	})
+	slices.SortFunc(w.evictable, sooner)
+	for _, c := range w.evictable {
+		size := max(scale*float64(c.likely), 1)
+		if math.Ceil(to/size) <= math.Ceil(from/size) {
+			break
+		}
+		if c.stream != nil && !w.evictStream(now, a, c.stream) || c.connection != nil && !w.evictLeft(a, c.connection) {
+			continue
+		}
+		w.count(Evicted)
+		w.leaving.Add(now, Time(w.linger)+lingerMore, int64(size))
+		from += size
+		ended = true
+	}
+	clear(w.evictable)
+	return ended
+}
+
+// sooner orders candidates: those first that share their connection with nobody, and of those the
+// ones that hold most.
+func sooner(a, b candidate) int {
+	switch {
+	case a.shared != b.shared:
+		if a.shared {
+			return 1
+		}
+		return -1
+	case a.likely > b.likely:
+		return -1
+	case a.likely < b.likely:
+		return 1
+	}
+	return 0
+}
+
+func (w *Worker) evictStream(now Time, a *Actions, s *Stream) bool {
+	c := s.conn()
+	if c != nil && c.cut == w.ticks {
+		return false
+	}
+	begun := s.Expected(budget.Response)
+	if begun {
+		w.counts[CountRejectedResponses]++
+	}
+	if s.guard.lets() {
+		s.spared = true
+		return true
+	}
+	if shadow := s.reject(now); shadow {
+		return true
+	}
+	w.end(c)
+	v := Verdict{Action: Answer, Reason: Evicted}
+	if begun {
+		v.Action = Reset
+	} else {
+		v.RetryAfter = s.guard.retryAfter(now, s.total())
+	}
+	w.account.End(now, &s.Stream, budget.Request)
+	w.account.End(now, &s.Stream, budget.Response)
+	a.Rejected = append(a.Rejected, Decision{s, v})
+	return true
+}
+
+func (w *Worker) evictLeft(a *Actions, c *Connection) bool {
+	if c.observed {
+		c.spared = true
+		return true
+	}
+	if !w.claimCut(c) {
+		return false
+	}
+	a.Cut = append(a.Cut, c)
+	return true
 }

@@ -22,12 +22,16 @@
 package guard
 
 import (
+	"fmt"
+	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/config"
 	"github.com/highwater-envoy/highwater/internal/reservoir"
+	"github.com/highwater-envoy/highwater/internal/unit"
 )
 
 // What a plugin is configured with: see package config.
@@ -149,4 +153,277 @@ type Host interface {
 	// Visibility says what will be told of the direction. It is asked at the headers of each, and
 	// of a response at those of its request too.
 	Visibility(d budget.Direction) budget.Visibility
+}
+
+// policy is what all plugins of a process have in common, and is in force in all of it: the plugin
+// that started last sets it. The zero value is that before any has started.
+type policy struct {
+	inForce   bool
+	enforcing bool // verdicts are carried out on a listener at least: see SetEnforcing
+	budget    Budget
+	throttle  Throttle
+	memory    Memory
+	trace     Trace
+	reject    RetryAfter
+	linger    unit.Duration
+	evicts    bool
+	limits    *budget.Limits // what budget comes to, as the account has it
+}
+
+// shared are the same figures under the keys that they have in a configuration.
+type shared struct {
+	Budget     Budget        `json:"budget"`
+	Throttle   Throttle      `json:"throttle"`
+	Memory     Memory        `json:"memory"`
+	Trace      Trace         `json:"trace"`
+	RetryAfter RetryAfter    `json:"reject.retry_after"`
+	Linger     unit.Duration `json:"buffers.linger"`
+	Evict      bool          `json:"evict"`
+}
+
+func (p *policy) shared() shared {
+	return shared{p.budget, p.throttle, p.memory, p.trace, p.reject, p.linger, p.evicts}
+}
+
+// set puts a configuration's part of it in force, and returns what that changes.
+func (p *policy) set(c *Config) (changed string) {
+	was, before := p.shared(), p.inForce
+	p.inForce = true
+	p.budget, p.throttle, p.memory, p.trace = c.Budget, c.Throttle, c.Memory, c.Trace
+	p.reject, p.linger, p.evicts = c.Reject.RetryAfter, c.Buffers.Linger, c.Evict
+	if is := p.shared(); before && was != is {
+		changed = differences(&was, &is)
+	}
+	return changed
+}
+
+// Use puts the parts of a configuration in force that all plugins share, and returns what that
+// changes, such as "budget.limit 200MiB → 150MiB"; empty if nothing, or if it is the first.
+func (w *Worker) Use(c *Config) (changed string) {
+	changed = w.policy.set(c)
+	w.account.SetLimits(c.Limits())
+	return changed
+}
+
+// Memory says where readings come from.
+func (w *Worker) Memory() Memory { return w.memory }
+
+// differences lists what is not the same, such as "budget.limit 200MiB → 150MiB, evict true →
+// false".
+func differences(was, is *shared) string {
+	var all []string
+	compareFields("", reflect.ValueOf(was).Elem(), reflect.ValueOf(is).Elem(), &all)
+	return strings.Join(all, ", ")
+}
+
+func compareFields(path string, was, is reflect.Value, all *[]string) {
+	for i := range was.NumField() {
+		key, _, _ := strings.Cut(was.Type().Field(i).Tag.Get("json"), ",")
+		a, b := was.Field(i), is.Field(i)
+		if _, text := a.Interface().(fmt.Stringer); a.Kind() == reflect.Struct && !text {
+			compareFields(path+key+".", a, b, all)
+		} else if x, y := fmt.Sprint(a.Interface()), fmt.Sprint(b.Interface()); x != y {
+			*all = append(*all, fmt.Sprintf("%s%s %s → %s", path, key, orNone(x), orNone(y)))
+		}
+	}
+}
+
+func orNone(text string) string {
+	if text == "" {
+		return "none"
+	}
+	return text
+}
+
+// exemption says how far a request is exempt.
+type exemption uint8
+
+const (
+	judged exemption = iota // it is not
+	// whileSmall: a path is what the client says. So it exempts only a request and a response of at
+	// most budget.small each.
+	whileSmall
+	// always: the operator's own routing decides, and the size does not matter.
+	always
+)
+
+// exemptions are the rules of exempt, ready to be asked.
+type exemptions struct {
+	paths    []string // prefixes; a grpc_service is /package.Service/
+	routes   []string
+	clusters []string
+}
+
+func exemptionsOf(rules []Exempt) (x exemptions) {
+	for i := range rules {
+		switch e := &rules[i]; {
+		case e.PathPrefix != "":
+			x.paths = append(x.paths, e.PathPrefix)
+		case e.Route != "":
+			x.routes = append(x.routes, e.Route)
+		case e.Cluster != "":
+			x.clusters = append(x.clusters, e.Cluster)
+		default:
+			x.paths = append(x.paths, "/"+e.GRPCService+"/")
+		}
+	}
+	return x
+}
+
+// exempts says how far a request is exempt that announces so many bytes. Each kind of rule costs
+// one call of the host.
+func (g *Guard) exempts(h Host, length int64) exemption {
+	x := &g.exemptions
+	switch {
+	case len(x.routes) > 0 && slices.Contains(x.routes, h.Route()), len(x.clusters) > 0 && slices.Contains(x.clusters, h.Cluster()):
+		return always
+	case len(x.paths) == 0, length > int64(g.worker.budget.Small):
+		return judged
+	case length == budget.Unknown && h.Visibility(budget.Request) != budget.Counted: // when it has brought more than small, nobody would know
+		return judged
+	case config.AnyPrefix(x.paths, h.Path()):
+		return whileSmall
+	}
+	return judged
+}
+
+// mayExempt says that a request whose first n bytes come at once may be exempt.
+func (g *Guard) mayExempt(n int64) bool {
+	x := &g.exemptions
+	// Headers come with the body: half of n may be theirs.
+	return len(x.routes)+len(x.clusters) > 0 || len(x.paths) > 0 && int64(g.worker.budget.Small) >= n/2
+}
+
+// Action is what to do with a stream.
+type Action uint8
+
+// The actions.
+const (
+	Admit  Action = iota
+	Wait          // pause it at its request headers; Tick says when it goes on
+	Answer        // reject it: answer in place of the upstream
+	Close         // reject it without an answer: pause it; Tick says when to close its connection
+	Reset         // its response has begun: end it
+	Pass          // mode observe: let it go, though it would have been held back or turned away; and tick soon
+)
+
+// Reason says why a request or a response was not admitted.
+type Reason uint8
+
+// The reasons.
+const (
+	None         Reason = iota
+	TooLarge            // it could not fit even alone
+	QueueFull           // the waiting line has no room for it
+	Timeout             // it waited as long as it may
+	Growth              // it brought more than it had announced or was expected to, and that has no room
+	ResponseSize        // its response has no room
+	NoReading           // memory.on_stale is reject, and there is no reading
+	Evicted             // memory was over the limit, and it likely held most
+	Closed              // whatever the reason was, even an answer had no room: its connection was closed without one
+	numReasons
+)
+
+var reasons = [numReasons]string{"none", "too_large", "queue_full", "timeout", "growth", "response", "no_reading", "evicted", "closed"}
+
+// String returns the reason as metrics and headers show it.
+func (r Reason) String() string { return reasons[min(r, numReasons-1)] }
+
+// Verdict on a stream.
+type Verdict struct {
+	Action     Action
+	Reason     Reason
+	RetryAfter unit.Duration // to tell the client; 0 = nothing
+	Waited     unit.Duration // in line, before the verdict
+}
+
+// String is what access logs show: "rejected timeout waited=2s retry_after=3s". A plain admit is
+// "admitted".
+func (v Verdict) String() string {
+	b := make([]byte, 0, 64)
+	switch v.Action {
+	case Admit, Pass:
+		b = append(b, "admitted"...)
+	case Wait:
+		b = append(b, "waiting"...)
+	case Answer:
+		b = append(append(b, "rejected "...), v.Reason.String()...)
+	case Close:
+		b = append(append(b, "closed "...), v.Reason.String()...)
+	case Reset:
+		b = append(append(b, "reset "...), v.Reason.String()...)
+	}
+	if v.Waited > 0 {
+		b = strconv.AppendInt(append(b, " waited="...), v.Waited.Milliseconds(), 10)
+		b = append(b, "ms"...)
+	}
+	if v.RetryAfter > 0 {
+		b = append(append(append(b, " retry_after="...), v.RetryAfter.Seconds()...), 's')
+	}
+	return string(b)
+}
+
+// What both faces read and answer alike, in terms of HTTP.
+
+// GRPCResourceExhausted is the gRPC status of a reject (RESOURCE_EXHAUSTED). Envoy ignores it for
+// plain HTTP; without it gRPC clients would be told 14 for a 503.
+const GRPCResourceExhausted = 8
+
+// Answer is what a client is told of the verdict in place of a response: headers, and the body.
+// grpc says that it speaks gRPC.
+func (v Verdict) Answer(r *Reject, grpc bool) (headers [][2]string, body string) {
+	headers = append(make([][2]string, 0, 3), [2]string{"x-highwater-reason", v.Reason.String()})
+	if v.RetryAfter > 0 {
+		headers = append(headers, [2]string{"retry-after", v.RetryAfter.Seconds()})
+	}
+	if !grpc {
+		return headers, r.Body
+	}
+	pushback := int64(-1) // do not retry: it could not fit even alone
+	if v.RetryAfter > 0 {
+		pushback = v.RetryAfter.Milliseconds()
+	}
+	headers = append(headers, [2]string{"grpc-retry-pushback-ms", strconv.FormatInt(pushback, 10)})
+	if r.Body == "" {
+		return headers, "highwater: " + v.Reason.String()
+	}
+	return headers, r.Body
+}
+
+// IsGRPC says whether a message of this content-type is one of gRPC.
+func IsGRPC(contentType string) bool { return strings.HasPrefix(contentType, "application/grpc") }
+
+// IsUpload says whether a request of this method is likely to have a body.
+func IsUpload(method string) bool {
+	return method == "POST" || method == "PUT" || method == "PATCH"
+}
+
+// maxLength is the longest message that is told apart: a longer one has no room either, and what is
+// reckoned with it must not overflow.
+const maxLength = budget.Unlimited
+
+// ContentLength is what a content-length announces, bytes, and no more than maxLength;
+// budget.Unknown where there is none, or it is no length (RFC 9110, 8.6: digits alone). strconv
+// reads what numbers may be like elsewhere, at ten times the code.
+func ContentLength(text string) (n int64) {
+	if text == "" {
+		return budget.Unknown
+	}
+	for i := range len(text) {
+		digit := int64(text[i]) - '0'
+		if digit < 0 || digit > 9 {
+			return budget.Unknown
+		}
+		n = min(10*n+digit, maxLength)
+	}
+	return n
+}
+
+// WithoutPort is the address of 127.0.0.1:1234 or [::1]:1234; what has no port, such as a pipe,
+// stays.
+func WithoutPort(address string) string {
+	if port := strings.LastIndexByte(address, ':'); port >= 0 {
+		return address[:port]
+	}
+	return address
 }

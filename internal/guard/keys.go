@@ -1,6 +1,10 @@
 package guard
 
 import (
+	"math"
+	"slices"
+	"time"
+
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/fairness"
 	"github.com/highwater-envoy/highwater/internal/forecast"
@@ -123,3 +127,351 @@ func (w *Worker) eachKey(do func(k *key)) {
 		do(k)
 	}
 }
+
+// entitlement is what a key may have on this worker beside what it has anywhere, bytes. It is as of
+// the last exchange of shares.
+type entitlement struct {
+	_ [0]func() // no two are compared: the function that could would only take room in the .wasm
+
+	at             Time  // of that exchange
+	share, floor   int64 // what it would have of the room, and of a quarter of the floor, if it wanted all of them
+	reserve        int64 // and of what lies between soft and hard
+	others, smalls int64 // what it has on other workers, and of it in small requests
+}
+
+// sockets are the connections of a key, where connections are told apart by their source.
+type sockets struct {
+	_ [0]func() // no two are compared: the function that could would only take room in the .wasm
+
+	open, elsewhere int64 // here and on other workers
+	part            int64 // of budget.connections, if every source that has any had the same, by weight
+}
+
+// hasItsPart says that a new connection would be more than its part.
+func (s *sockets) hasItsPart() bool { return s.open+s.elsewhere >= s.part }
+
+// shares is what the workers of a process tell each other of their keys, and what follows.
+//
+// Each worker publishes a total for each of its keys: what it has, what it waits for, how many
+// connections. From all totals each reckons the same: by weighted max-min, what a key would have if
+// it wanted all there is. That is done for the room, for what lies between soft and hard, for a
+// quarter of the floor and for connections. What a key has on the other workers is taken off where
+// it asks. One that nobody knew at the exchange is the newcomer until the next.
+type shares struct {
+	at        Time             // of the last exchange; 0 = there was none
+	due       bool             // there has been something to share out since
+	contended bool             // more than one key has large requests
+	newcomer  entitlement      // of one that comes now
+	newPart   int64            // of connections, likewise
+	totals    []fairness.Total // of all workers
+	before    []fairness.Total // of those with a lower id
+	demands   []fairness.Demand
+	parts     []int64
+	buf       []byte
+	own       []fairness.Total
+}
+
+const (
+	// sharesEvery is how often what keys have is exchanged while somebody may be held back, and
+	// calmEvery how often else, so that when it begins it is known who is there.
+	sharesEvery = 20 * time.Millisecond
+	calmEvery   = 500 * time.Millisecond
+	// What a worker has published is of no use any more after so long.
+	sharesFor = time.Second
+)
+
+// add takes the totals of another worker, which it has published. They are as of a time of its, at
+// least since and at most until; low says that its id is lower.
+func (x *shares) add(published []byte, since, until Time, low bool) {
+	n := len(x.totals)
+	totals, at, err := fairness.DecodeTotals(published, x.totals)
+	if err != nil || at < since || at > until {
+		x.totals = totals[:n] // of another version of us, or of a time that is over, or of none that there was
+		return
+	}
+	x.totals = totals
+	if low {
+		x.before = append(x.before, totals[n:]...)
+	}
+}
+
+// merge sums the totals by key.
+func (x *shares) merge() {
+	x.totals, x.before = fairness.Merge(x.totals), fairness.Merge(x.before)
+	large := 0
+	for i := range x.totals {
+		if x.totals[i].Large {
+			large++
+		}
+	}
+	x.contended = large > 1
+}
+
+// used is what all keys have on all workers.
+func (x *shares) used() (sum int64) {
+	for i := range x.totals {
+		sum += x.totals[i].Use
+	}
+	return sum
+}
+
+// find is the total of a key in all workers; nil = none has it.
+func (x *shares) find(id uint64) *fairness.Total {
+	if i := fairness.Find(x.totals, id); i >= 0 {
+		return &x.totals[i]
+	}
+	return nil
+}
+
+// ask makes a demand of each total, and room for as many parts.
+func (x *shares) ask(wants func(*fairness.Total) int64) {
+	x.demands = x.demands[:0]
+	for i := range x.totals {
+		x.demands = append(x.demands, fairness.Demand{Weight: x.totals[i].Weight, Bytes: wants(&x.totals[i])})
+	}
+	x.parts = slices.Grow(x.parts[:0], len(x.demands)+1)[:len(x.demands)]
+}
+
+// split divides the capacity by what each key wants of it, into parts in the order of totals, and
+// returns the part of a key that comes next.
+func (x *shares) split(capacity int64, wants func(*fairness.Total) int64) (next int64) {
+	x.ask(wants)
+	x.demands = append(x.demands, fairness.Demand{Weight: 1})
+	x.parts = append(x.parts, 0)
+	fairness.Shares(capacity, x.demands, x.parts)
+	return x.parts[len(x.parts)-1]
+}
+
+// What a key wants of the room, and of the floor.
+func ofRoom(t *fairness.Total) int64  { return t.Use + t.Waits }
+func ofFloor(t *fairness.Total) int64 { return t.Small }
+
+const (
+	// A key counts as one that has large requests for so long after its last.
+	largeFor = 10 * time.Second
+	// Those who were rejected come back: what they want is halved each rejectedHalf, for it may be
+	// the same that wants it again. Where only those that wait counted, whoever was let in filled
+	// memory up to the limit; no room was left to wait in, nobody seemed to want more than he had,
+	// and so all had less than their share.
+	rejectedHalf = 500 * time.Millisecond
+)
+
+// noteLarge notes that a key has a large request or response. If it had none lately the shares are
+// those of a time when it was not there.
+func (w *Worker) noteLarge(now Time, k *key) {
+	was := k.Value.lastLarge
+	k.Value.lastLarge = now
+	w.shares.due = true
+	if was == 0 || now-was > largeFor {
+		w.exchangeShares(now)
+	}
+}
+
+// share exchanges what keys have, if it is time to: where nobody has had large requests, or new
+// connections that are told apart, there is nothing to share out.
+func (w *Worker) share(now Time) {
+	every := calmEvery
+	if w.pressed() || w.sources > 0 && w.scarce() {
+		every = sharesEvery
+	} else if !w.shares.due {
+		return
+	}
+	if now-w.shares.at >= every {
+		w.shares.due = false
+		w.exchangeShares(now)
+	}
+}
+
+// exchangeShares tells the others what this worker's keys have, and learns from them what each
+// key's share is.
+func (w *Worker) exchangeShares(now Time) {
+	x, store := &w.shares, w.account.Store()
+	fade := math.Exp2(-float64(now-x.at) / float64(rejectedHalf))
+	w.eachKey(func(k *key) { k.Value.rejected = int64(fade * float64(k.Value.rejected)) })
+	x.at = now
+	x.own = x.own[:0]
+	if w.account.Table().Level == budget.Over {
+		w.weigh()
+	}
+	w.eachKey(func(k *key) {
+		if t := k.Value.total(now, k); t.Use > 0 || t.Waits > 0 || t.Large || k.Refs > 0 {
+			x.own = append(x.own, t)
+		}
+	})
+	x.buf = fairness.AppendTotals(x.buf[:0], now, x.own)
+	if store.Put(w.account.ID(), x.buf) != nil {
+		w.HostError()
+	}
+	x.totals, x.before = append(x.totals[:0], x.own...), x.before[:0]
+	for _, e := range w.account.Table().Entries {
+		if e.ID == w.account.ID() {
+			continue
+		}
+		switch published, err := store.Get(e.ID); {
+		case err != nil:
+			w.HostError()
+		case len(published) > 0:
+			x.add(published, now-sharesFor, now+budget.Ahead, e.ID < w.account.ID())
+		}
+	}
+	x.merge()
+	w.divide(now)
+	w.divideConnections()
+}
+
+// total is what the others are told of a key.
+func (v *keyed) total(now Time, k *key) fairness.Total {
+	return fairness.Total{
+		ID: k.ID, Weight: k.Weight, Use: v.use(), Small: v.Small, Likely: v.Likely, Waits: v.queue.Bytes() + v.rejected, Most: v.most, Open: v.open,
+		Large: v.lastLarge != 0 && now-v.lastLarge < largeFor, Named: k.Named(),
+	}
+}
+
+// divide sets what this worker's keys are entitled to, and one that comes next.
+//
+// The room is shared out up to soft, beside all that no key explains: what those that wait have
+// sent, caches of the allocator, what has passed and may be in the reading too. Where shares were
+// of all that is between base and soft, nobody had his before memory was full, and who came first
+// had it.
+func (w *Worker) divide(now Time) {
+	x := &w.shares
+	soft, hard := w.account.Share(w.limits.Soft), w.account.Share(w.limits.Hard)
+	x.newcomer = entitlement{at: x.at}
+	x.newcomer.share = x.split(max(soft-w.account.Estimate(now), 0)+x.used(), ofRoom)
+	w.hand(func(v *keyed, t *fairness.Total, part int64) {
+		v.at, v.share, v.others = x.at, part, max(t.Use-v.use(), 0)
+	}, x.newcomer.share)
+	x.newcomer.reserve = x.split(max(hard-soft, 0), ofRoom)
+	w.hand(func(v *keyed, _ *fairness.Total, part int64) { v.reserve = part }, x.newcomer.reserve)
+	x.newcomer.floor = x.split(w.account.Floor()/smallShare, ofFloor)
+	w.hand(func(v *keyed, t *fairness.Total, part int64) {
+		v.floor, v.smalls = part, max(t.Small-v.Small, 0)
+	}, x.newcomer.floor)
+}
+
+// hand calls set with each of this worker's keys, its total in all workers and its part of what was
+// split last; next is that of one that nobody knew then.
+func (w *Worker) hand(set func(v *keyed, t *fairness.Total, part int64), next int64) {
+	x := &w.shares
+	w.eachKey(func(k *key) {
+		if i := fairness.Find(x.totals, k.ID); i >= 0 {
+			set(&k.Value, &x.totals[i], x.parts[i])
+		} else {
+			set(&k.Value, &fairness.Total{}, next)
+		}
+	})
+}
+
+// divideConnections sets the part of each source: as much as every other's, by weight, and that of
+// one that is still to come, whatever it wants, for who connects does not say how often he will.
+func (w *Worker) divideConnections() {
+	if w.limits.Connections == 0 {
+		return
+	}
+	x := &w.shares
+	sum := 1. // the one to come
+	for i := range x.totals {
+		if x.totals[i].Open > 0 {
+			sum += x.totals[i].Weight
+		}
+	}
+	part := func(weight, sum float64) int64 { return int64(float64(w.limits.Connections) * weight / sum) }
+	x.newPart = part(1, sum)
+	w.eachKey(func(k *key) {
+		v := &k.Value
+		if t := x.find(k.ID); t != nil && t.Open > 0 {
+			v.part, v.elsewhere = part(t.Weight, sum), max(t.Open-v.open, 0)
+		} else {
+			v.part, v.elsewhere = part(k.Weight, sum+k.Weight), 0
+		}
+	})
+}
+
+// largeClaim is what a large request of n bytes may have. From soft on, what is left is for keys
+// that have less than their share; where only one key has large requests there is nobody to leave
+// it to.
+func (w *Worker) largeClaim(k *key, n int64) budget.Claim {
+	v := &k.Value
+	switch {
+	case !w.shares.contended:
+		return budget.Large
+	case n <= v.share-v.others-v.use():
+		return budget.Full
+	}
+	return budget.Shared
+}
+
+// claim asks for room for a large request. A key that has less than its share may have what lies
+// between soft and hard even where the estimate has no room: the others were held to soft, so that
+// it is there. What moves fast counts for two readings in both the reading and fresh, and a burst
+// of one key turned the others away.
+func (w *Worker) claim(now Time, k *key, n int64) budget.Outcome {
+	claim := w.largeClaim(k, n)
+	out := w.account.Ask(now, n, claim)
+	if v := &k.Value; out == budget.Denied && claim == budget.Full && n <= v.reserve-v.others-v.use() {
+		out = w.account.Ask(now, n, budget.Forced)
+	}
+	return out
+}
+
+// smallShare of the floor is kept for keys that have little of it: it comes on top.
+const smallShare = 4
+
+// claimSmall is the same for a small one and the floor: a crowd of one key may have all of it, and
+// the others a quarter more.
+func (w *Worker) claimSmall(now Time, k *key, n int64) budget.Outcome {
+	out := w.account.Ask(now, n, budget.Floor)
+	if v := &k.Value; out == budget.Denied && n <= v.floor-v.smalls-v.Small {
+		out = w.account.Ask(now, n, budget.Forced)
+	}
+	return out
+}
+
+// greedy says that a key has its share, or more, while others want theirs.
+func (w *Worker) greedy(k *key) bool {
+	return w.largeClaim(k, 1) == budget.Shared
+}
+
+// rank is how much the key of one who waits would have with it, of its weight: who has least is
+// served first.
+func rank(c *fairness.Waiter[Stream]) float64 {
+	k := c.Value.key
+	if k.Weight == 0 {
+		return math.Inf(1)
+	}
+	return float64(k.Value.others+k.Value.use()+c.Size) / k.Weight
+}
+
+// scarce says that connections may soon be short: it is worth to know who has how many.
+func (w *Worker) scarce() bool {
+	return w.account.FreeConnections() <= 2*w.limits.Connections/othersShare
+}
+
+// KeyUse is what a key has on this worker, bytes.
+type KeyUse struct {
+	Name    string  `json:"name"`
+	Weight  float64 `json:"weight"`
+	Coming  int64   `json:"coming"`
+	Likely  int64   `json:"likely"`
+	Waiting int64   `json:"waiting"` // what those in line are expected to bring
+}
+
+// OtherKey is the name of all that are not told apart.
+const OtherKey = "(other)"
+
+// Keys are the worker's keys as of now; all that are not told apart are one, and first.
+func (w *Worker) Keys() []KeyUse {
+	var all []KeyUse
+	w.eachKey(func(k *key) {
+		name := k.Name.Value
+		if k == &w.keys.Other {
+			name = OtherKey
+		}
+		all = append(all, KeyUse{Name: name, Weight: k.Weight, Coming: k.Value.Coming, Likely: k.Value.Likely, Waiting: k.Value.queue.Bytes()})
+	})
+	return all
+}
+
+// othersShare: of the line, and of connections, a key that has more than its share leaves 1/8 to
+// the others.
+const othersShare = 8

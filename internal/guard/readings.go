@@ -1,10 +1,12 @@
 package guard
 
 import (
+	"encoding/json"
 	"fmt"
 	"time"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/config"
 	"github.com/highwater-envoy/highwater/internal/polling"
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
@@ -211,52 +213,108 @@ func roughly(d Time) unit.Duration {
 	return unit.Duration(d.Round(time.Second))
 }
 
-// telling is what was logged of what changes seldom, so that each change is told once. A worker
-// tells with a reading or a tick, one text at a time.
-type telling struct {
-	_ [0]func() // no two are compared: the function that could would only take room in the .wasm
+// Reading is what an allocator says of itself, and its container, bytes. Figures that nobody told
+// are 0.
+type Reading struct {
+	// InUse is what the process needs of its container: heap_size − pageheap_unmapped −
+	// pageheap_free. Where the companion tells of them, what is resident outside of the heap
+	// (virtual machines, the allocator's own books, stacks) and the kernel's socket buffers are in
+	// it.
+	InUse     int64
+	Allocated int64 // what the program has asked for
+	Free      int64 // pageheap_free: the allocator could give it back to the system
+	Mapped    int64 // heap_size − pageheap_unmapped: what may be resident of the heap
 
-	unlimited bool         // that the limit is a share of what is not known
-	told      budget.Level // the last level
-	toldAt    Time
-	pending   string // for the next tick that has nothing else to tell; empty = nothing
+	// From the companion alone:
+	Limit      int64 // of the container
+	Resident   int64 // of the process, without file pages
+	WorkingSet int64 // of the container: its usage without file pages that the kernel would take back first
+	Sock       int64 // of the container: the kernel's buffers of its sockets
 }
 
-// toldEvery: a level that swings with a flood is told once a second at most.
-const toldEvery = time.Second
+// maxReading: more is no memory, and sums of it could overflow into something that looks possible.
+const maxReading = budget.Unlimited
 
-// later keeps a text for a tick.
-func (l *telling) later(event string) { l.pending = event }
-
-// next is the text that was kept.
-func (l *telling) next() (event string) {
-	event, l.pending = l.pending, ""
-	return event
+// ParseReading reads the answer of Envoy's /memory, or of the companion's, which tells more. All
+// numbers are JSON strings. An error is a Failure.
+func ParseReading(text []byte) (Reading, error) {
+	r, err := parseReading(text)
+	if err != nil {
+		return r, &Failure{CauseAnswer, err}
+	}
+	return r, nil
 }
 
-// limit tells when it is not known what the budget is a share of, and when it is known again.
-func (l *telling) limit(p *policy) (event string) {
-	known := p.limits.Known() > 0
-	if known != l.unlimited {
-		return ""
-	}
-	l.unlimited = !known
-	if !known {
-		return fmt.Sprintf("budget.limit is %v of the container's limit, which the answer of %s does not tell: until it does everything is admitted. Let highwater serve answer it, and beside an Envoy with a limit; or write a size. ",
-			p.budget.Limit, p.memory.Path)
-	}
-	return fmt.Sprintf("budget.limit is %v: %s. ", p.budget.Limit, unit.Bytes(p.limits.Limit).Human())
+// answer is one of /memory.
+type answer struct {
+	Allocated        *int64 `json:"allocated,string"`
+	HeapSize         *int64 `json:"heap_size,string"`
+	PageheapUnmapped int64  `json:"pageheap_unmapped,string"`
+	PageheapFree     int64  `json:"pageheap_free,string"`
+
+	Limit      *int64 `json:"limit,string"`
+	Resident   int64  `json:"resident,string"`
+	WorkingSet int64  `json:"working_set,string"`
+	Sock       int64  `json:"sock,string"`
 }
 
-// level tells of a change of the level, and what it is made of.
-func (l *telling) level(now Time, level budget.Level, inUse int64, limits *budget.Limits, t *budget.Table) (event string) {
-	if level == l.told || now-l.toldAt < toldEvery {
-		return ""
+func parseReading(text []byte) (Reading, error) {
+	var m answer
+	if err := json.Unmarshal(text, &m); err != nil {
+		return Reading{}, fmt.Errorf("not the answer of /memory: %w", err)
 	}
+	if m.Allocated == nil || m.HeapSize == nil {
+		return Reading{}, fmt.Errorf("not the answer of /memory: it has no allocated or no heap_size")
+	}
+	heap, unmapped, free := *m.HeapSize, m.PageheapUnmapped, m.PageheapFree
+	if !m.possibleHeap() {
+		return Reading{}, fmt.Errorf("not a possible answer of /memory: heap_size %d, pageheap_unmapped %d, pageheap_free %d, allocated %d",
+			heap, unmapped, free, *m.Allocated)
+	}
+	if m.Limit != nil && *m.Limit <= 0 || !possible(m.Resident) || !possible(m.WorkingSet) || !possible(m.Sock) {
+		return Reading{}, fmt.Errorf("not a possible answer of /memory: limit, resident, working_set and sock must be bytes, limit not 0: %s", config.Clip(string(text)))
+	}
+	r := Reading{
+		InUse: heap - unmapped - free, Allocated: *m.Allocated, Free: free, Mapped: heap - unmapped,
+		Resident: m.Resident, WorkingSet: m.WorkingSet, Sock: m.Sock,
+	}
+	if m.Limit != nil && *m.Limit < maxReading { // a container that may have more than any memory has no limit
+		r.Limit = *m.Limit
+	}
+	r.InUse += max(r.Resident-r.Mapped, 0) + r.Sock
+	return r, nil
+}
+
+// possibleHeap checks each figure of the heap by itself, because differences of nonsense can
+// overflow into something that looks possible.
+func (m *answer) possibleHeap() bool {
+	heap, unmapped, free := *m.HeapSize, m.PageheapUnmapped, m.PageheapFree
+	return heap > 0 && heap <= maxReading && unmapped >= 0 && unmapped <= heap && free >= 0 && free < heap-unmapped && possible(*m.Allocated)
+}
+
+func possible(n int64) bool { return n >= 0 && n <= maxReading }
+
+// Gauges are the figures of the process, by index of Gauges.
+func (w *Worker) Gauges(now Time) (g [NumGauges]int64) {
+	t := w.account.Table()
 	all := t.Sum()
-	event = fmt.Sprintf("level %v, was %v: in use %s + fresh %s + coming %s of %s; base %s, %d requests in flight, %d waiting",
-		level, l.told, unit.Bytes(inUse).Human(), unit.Bytes(all.Fresh).Human(), unit.Bytes(all.Coming).Human(),
-		unit.Bytes(limits.Limit), unit.Bytes(t.Base).Human(), all.Streams, all.Queue.Waiting)
-	l.told, l.toldAt = level, now
-	return event
+	g[GaugeEstimate] = t.Reading + all.Fresh + all.Coming
+	g[GaugeInUse], g[GaugeAllocated], g[GaugePeak] = t.InUse, t.Allocated, t.Peak
+	g[GaugeFresh], g[GaugeComing] = all.Fresh, all.Coming
+	g[GaugeLimit], g[GaugeBase], g[GaugeSurprise], g[GaugeExposure] = w.limits.Known(), t.Base, t.Surprise, all.Exposure
+	g[GaugeLevel] = int64(t.Level)
+	if t.Futile {
+		g[GaugeFutile] = 1
+	}
+	g[GaugeStreams], g[GaugeWaiting], g[GaugeConnections] = all.Streams, all.Queue.Waiting, all.Connections.Open
+	g[GaugeVM], g[GaugeLeaving] = all.VM, all.Evicted.Leaving
+	age := w.readingAge(now)
+	g[GaugeReadingAge] = age.Milliseconds()
+	if age >= blindAfter {
+		g[GaugeBlind] = 1
+	}
+	if w.enforcing {
+		g[GaugeEnforcing] = 1
+	}
+	return g
 }

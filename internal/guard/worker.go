@@ -2,6 +2,7 @@ package guard
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
@@ -165,6 +166,56 @@ func (w *Worker) publish() {
 // SetVM notes the memory of this worker's virtual machine, bytes.
 func (w *Worker) SetVM(n int64) { w.account.SetVM(n) }
 
+// telling is what was logged of what changes seldom, so that each change is told once. A worker
+// tells with a reading or a tick, one text at a time.
+type telling struct {
+	_ [0]func() // no two are compared: the function that could would only take room in the .wasm
+
+	unlimited bool         // that the limit is a share of what is not known
+	told      budget.Level // the last level
+	toldAt    Time
+	pending   string // for the next tick that has nothing else to tell; empty = nothing
+}
+
+// toldEvery: a level that swings with a flood is told once a second at most.
+const toldEvery = time.Second
+
+// later keeps a text for a tick.
+func (l *telling) later(event string) { l.pending = event }
+
+// next is the text that was kept.
+func (l *telling) next() (event string) {
+	event, l.pending = l.pending, ""
+	return event
+}
+
+// limit tells when it is not known what the budget is a share of, and when it is known again.
+func (l *telling) limit(p *policy) (event string) {
+	known := p.limits.Known() > 0
+	if known != l.unlimited {
+		return ""
+	}
+	l.unlimited = !known
+	if !known {
+		return fmt.Sprintf("budget.limit is %v of the container's limit, which the answer of %s does not tell: until it does everything is admitted. Let highwater serve answer it, and beside an Envoy with a limit; or write a size. ",
+			p.budget.Limit, p.memory.Path)
+	}
+	return fmt.Sprintf("budget.limit is %v: %s. ", p.budget.Limit, unit.Bytes(p.limits.Limit).Human())
+}
+
+// level tells of a change of the level, and what it is made of.
+func (l *telling) level(now Time, level budget.Level, inUse int64, limits *budget.Limits, t *budget.Table) (event string) {
+	if level == l.told || now-l.toldAt < toldEvery {
+		return ""
+	}
+	all := t.Sum()
+	event = fmt.Sprintf("level %v, was %v: in use %s + fresh %s + coming %s of %s; base %s, %d requests in flight, %d waiting",
+		level, l.told, unit.Bytes(inUse).Human(), unit.Bytes(all.Fresh).Human(), unit.Bytes(all.Coming).Human(),
+		unit.Bytes(limits.Limit), unit.Bytes(t.Base).Human(), all.Streams, all.Queue.Waiting)
+	l.told, l.toldAt = level, now
+	return event
+}
+
 // pace says when a worker's next tick is due.
 //
 // What the others know of a worker, and it of them, is a tick old, so that ticks must come often
@@ -230,4 +281,155 @@ func (w *Worker) due(now Time) time.Duration {
 		return CalmTick
 	}
 	return SlowTick
+}
+
+// Status are the figures of the process, beginning with who likely holds its memory. They are the
+// same whichever worker tells them.
+func (w *Worker) Status(now Time, add func(name string, value int64)) {
+	if w.account.Refresh(now) != nil {
+		w.HostError() // what it knows is half a second old at most
+	}
+	t := w.account.Table()
+	all, m := t.Sum(), w.marks(t)
+	likely := all.Likely + all.Queue.Held
+	if !w.enforcing { // nobody is paused, and those who would be are shadows
+		likely = all.Likely + all.Shadows.Likely
+	}
+	add("likely_held_bytes", likely)
+	add("bounds_bytes", max(all.Bounds+all.Queue.Held, likely))
+	add("unexplained_bytes", max(t.InUse-t.Base-likely, 0))
+	add("workers", int64(len(t.Entries)))
+	add("peaks", m.Episode)
+	gauges := w.Gauges(now)
+	for i, g := range Gauges() {
+		if i == GaugeLevel {
+			continue // it has a name
+		}
+		add(strings.TrimPrefix(g.Name, "highwater_"), gauges[i])
+	}
+}
+
+// Kind of a metric.
+type Kind uint8
+
+// The kinds.
+const (
+	Counter Kind = iota
+	Gauge
+	Histogram
+)
+
+// Metric describes one metric. Sizes are bytes.
+type Metric struct {
+	Name string
+	Kind Kind
+	Help string
+}
+
+// The counters. Each worker counts its own.
+const (
+	CountAdmitted = iota
+	CountThrottled
+	CountRejectedResponses
+	CountClosedConnections
+	CountClosedIdle
+	CountRefused
+	CountContention
+	CountHostErrors
+	CountFailedReadings
+	CountBadSnapshots
+	CountRejected // and one for each reason behind it
+	NumCounters   = CountRejected + int(numReasons) - 1
+)
+
+// The gauges. Whoever polls publishes them for the process.
+const (
+	GaugeEstimate = iota
+	GaugeInUse
+	GaugeAllocated
+	GaugeFresh
+	GaugeComing
+	GaugeLimit
+	GaugeBase
+	GaugeSurprise
+	GaugeExposure
+	GaugeLevel
+	GaugeFutile
+	GaugeStreams
+	GaugeWaiting
+	GaugeConnections
+	GaugePeak
+	GaugeReadingAge
+	GaugeBlind
+	GaugeEnforcing
+	GaugeVM
+	GaugeLeaving
+	NumGauges
+)
+
+// Counters describes the counters, by index.
+func Counters() [NumCounters]Metric {
+	m := [NumCounters]Metric{
+		CountAdmitted:          {"highwater_admitted_total", Counter, "requests admitted, at once or after waiting"},
+		CountThrottled:         {"highwater_throttled_total", Counter, "requests that had to wait"},
+		CountRejectedResponses: {"highwater_rejected_responses_total", Counter, "rejects whose upstream had done the work already, at response headers or later"},
+		CountClosedConnections: {"highwater_closed_connections_total", Counter, "rejects without an answer: what the request brought or would have left unread had no room, and its connection was closed"},
+		CountClosedIdle:        {"highwater_closed_idle_total", Counter, "connections closed from soft on, because there had been requests on them and were none any more"},
+		CountRefused:           {"highwater_refused_connections_total", Counter, "new connections closed at once: budget.connections were open, or what one costs had no room"},
+		CountContention:        {"highwater_contention_total", Counter, "exchanges between workers given up because others were always first"},
+		CountHostErrors:        {"highwater_host_errors_total", Counter, "calls of Envoy that failed; traffic went on"},
+		CountFailedReadings:    {"highwater_failed_readings_total", Counter, "readings that were asked for and did not come, or could not be read"},
+		CountBadSnapshots:      {"highwater_bad_snapshots_total", Counter, "samples of other workers that could not be read, and were left out of an answer"},
+	}
+	for r := TooLarge; r < numReasons; r++ {
+		m[CountRejected+int(r)-1] = Metric{"highwater_rejected_total.reason." + r.String(), Counter, rejectedHelp[r]}
+	}
+	return m
+}
+
+var rejectedHelp = [numReasons]string{
+	TooLarge:     "it could not fit even alone",
+	QueueFull:    "the queue had no room for it",
+	Timeout:      "it waited throttle.timeout",
+	Growth:       "it brought more than announced or forecast, and that had no room",
+	ResponseSize: "its response had no room",
+	NoReading:    "there was no reading, and memory.on_stale is reject",
+	Evicted:      "memory was over the limit, and it likely held most: requests and responses that were under way",
+	Closed:       "it had no room, not even for an answer: its connection was closed without one",
+}
+
+// Gauges describes the gauges, by index.
+func Gauges() [NumGauges]Metric {
+	return [NumGauges]Metric{
+		GaugeEstimate:    {"highwater_estimate_bytes", Gauge, "reading + fresh + coming: the upper bound on memory in use; in mode observe, what it would be in mode enforce"},
+		GaugeInUse:       {"highwater_in_use_bytes", Gauge, "the last reading: heap_size − pageheap_unmapped − pageheap_free, and what highwater serve sees outside of the heap"},
+		GaugeAllocated:   {"highwater_allocated_bytes", Gauge, "allocated, as of the last reading"},
+		GaugeFresh:       {"highwater_fresh_bytes", Gauge, "passed since, and perhaps in no reading yet"},
+		GaugeComing:      {"highwater_coming_bytes", Gauge, "announced or forecast, and still to come"},
+		GaugeLimit:       {"highwater_limit_bytes", Gauge, "budget.limit, in bytes; 0: a share of the container's limit, which is not known"},
+		GaugeBase:        {"highwater_base_bytes", Gauge, "what the process holds without traffic"},
+		GaugeSurprise:    {"highwater_surprise_bytes", Gauge, "what came and no filter saw; if it stays high, buffers or costs are too low"},
+		GaugeExposure:    {"highwater_exposure_bytes", Gauge, "the worst case: all that the live streams could come to hold"},
+		GaugeLevel:       {"highwater_level", Gauge, "0 normal, 1 soft, 2 hard, 3 over"},
+		GaugeFutile:      {"highwater_futile", Gauge, "1: the level is hard and traffic is not the cause"},
+		GaugeStreams:     {"highwater_streams", Gauge, "requests in flight"},
+		GaugeWaiting:     {"highwater_waiting", Gauge, "requests in the queue"},
+		GaugeConnections: {"highwater_connections", Gauge, "connections of listeners with the network filter"},
+		GaugePeak:        {"highwater_peak_bytes", Gauge, "the highest reading so far"},
+		GaugeReadingAge:  {"highwater_reading_age_milliseconds", Gauge, "time since the last reading was asked for; as long as there was none, since the start"},
+		GaugeBlind:       {"highwater_blind", Gauge, "1: no reading for 2 s or more, so that memory is not bounded by readings; else 0"},
+		GaugeEnforcing:   {"highwater_enforcing", Gauge, "1: verdicts are carried out (mode enforce), on one listener at least; 0: mode observe"},
+		GaugeLeaving:     {"highwater_leaving_bytes", Gauge, "evicted, and perhaps still there"},
+		GaugeVM:          {"highwater_vm_bytes", Gauge, "memory of the workers' virtual machines; outside every reading"},
+	}
+}
+
+// WaitHistogram describes the time that requests waited, admitted or not.
+func WaitHistogram() Metric {
+	return Metric{"highwater_wait_milliseconds", Histogram, "time that requests waited in the queue"}
+}
+
+// pressed says that somebody may be held back: the level is soft, or somebody waits.
+func (w *Worker) pressed() bool {
+	return w.account.Table().Level >= budget.Soft || w.line.Len() > 0 || w.account.Others().Queue.Waiting > 0
 }

@@ -1,4 +1,5 @@
-package guard
+// Package coverage learns how much of the requests a face is told.
+package coverage
 
 import (
 	"sync/atomic"
@@ -51,7 +52,7 @@ func (c *Coverage) BodyMissed() (shown bool) {
 func (c *Coverage) SendsBodies() bool { return c.bodiesMissed.Load() < EnoughMissed }
 
 // ResponseCame notes that the headers of a response were told.
-func (c *Coverage) ResponseCame(now Time) {
+func (c *Coverage) ResponseCame(now time.Duration) {
 	c.lastResponse.Store(int64(now))
 	if c.silentsInARow.Load() != 0 { // most often it is: a store would take the cache line from others
 		c.silentsInARow.Store(0)
@@ -60,8 +61,8 @@ func (c *Coverage) ResponseCame(now Time) {
 
 // ResponseMissed notes that a request has ended without a word of its response. It says whether
 // that was the one that shows that responses are not told.
-func (c *Coverage) ResponseMissed(now Time) (shown bool) {
-	if at := c.lastResponse.Load(); at != 0 && now-Time(at) < giveUpWithin {
+func (c *Coverage) ResponseMissed(now time.Duration) (shown bool) {
+	if at := c.lastResponse.Load(); at != 0 && now-time.Duration(at) < giveUpWithin {
 		return false
 	}
 	return c.silentsInARow.Add(1) == EnoughSilent
