@@ -94,6 +94,9 @@ func (s *Stream) admitted() bool { return s.state == presumed || s.state == live
 // total is what the request is expected to come to, with its response.
 func (s *Stream) total() int64 { return s.wants + s.expects.bytes }
 
+// hasOwnKey says whether it is told apart from others, as far as it was asked for.
+func (s *Stream) hasOwnKey() bool { return s.keyed && s.key != &s.guard.worker.keys.Other }
+
 func (s *Stream) isHTTP2() bool {
 	if !s.asked {
 		s.http2, s.asked = s.host.HTTP2(), true

@@ -246,7 +246,7 @@ func (w *Worker) describe(t *traced, h Host, s *Stream) {
 	if t.labels != nil {
 		l.Method = t.labels.Method
 	}
-	if s.keyed && s.key != &w.keys.Other {
+	if s.hasOwnKey() {
 		l.Key = s.key.Name.Value
 	} else if label := labelBy(&l, s.guard.config.Fairness.By); label != nil {
 		l.Key = *label
