@@ -62,9 +62,9 @@ func TestAdmitsWhatFitsAndLetsTheRestWait(t *testing.T) {
 	for _, r := range all {
 		g.Close(p.now, &r.Stream)
 	}
-	require.Zero(t, w.account.Own().Coming)
-	require.Zero(t, w.account.Own().Streams)
-	require.Zero(t, w.line.Len())
+	require.Zero(t, w.Account().Own().Coming)
+	require.Zero(t, w.Account().Own().Streams)
+	require.Zero(t, p.queue(0).Waiting)
 }
 
 func TestTooLargeIsRejectedAtOnce(t *testing.T) {
@@ -108,7 +108,7 @@ func TestCaps(t *testing.T) {
 				continue // it is small
 			}
 			require.Equal(t, Wait, v.Action, c.name)
-			require.Equal(t, c.pause, waiting.pauseCost, c.name)
+			require.Equal(t, c.pause, p.queue(0).Held, c.name)
 		}
 	}
 }
@@ -138,11 +138,11 @@ func TestSmallStreamLeavesTheSmallSumWhenItGrows(t *testing.T) {
 	r, v := p.open(0, 0)
 	require.Equal(t, Admit, v.Action)
 	require.Equal(t, Admit, p.guards[0].Expect(p.now, &r.Stream, 60*kib).Action)
-	require.Equal(t, 60*kib, p.workers[0].account.Own().Small)
+	require.Equal(t, 60*kib, p.workers[0].Account().Own().Small)
 	p.workers[0].Tick(p.now) // the first of each is judged
 	r2, _ := p.open(0, 0)
 	p.guards[0].Expect(p.now, &r2.Stream, 65*kib)
-	require.Equal(t, 60*kib, p.workers[0].account.Own().Small, "a response of more than small makes it large")
+	require.Equal(t, 60*kib, p.workers[0].Account().Own().Small, "a response of more than small makes it large")
 	p.workers[0].Tick(p.now)
 	r3, _ := p.open(0, 0)
 	p.guards[0].Expect(p.now, &r3.Stream, budget.Unknown)
@@ -150,7 +150,7 @@ func TestSmallStreamLeavesTheSmallSumWhenItGrows(t *testing.T) {
 		p.guards[0].Grow(p.now, &r3.Stream, budget.Response, 16*kib)
 	}
 	require.False(t, r3.Small())
-	require.Equal(t, 60*kib, p.workers[0].account.Own().Small)
+	require.Equal(t, 60*kib, p.workers[0].Account().Own().Small)
 }
 
 func TestStale(t *testing.T) {

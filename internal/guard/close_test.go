@@ -46,12 +46,10 @@ func TestCloseInEveryPhaseReturnsAllToZero(t *testing.T) {
 			p.now += 11 * time.Second
 			p.settle(40 * mib)
 			for _, w := range p.workers {
-				e := w.account.Own()
+				e := w.Account().Own()
 				e.ID, e.Beat, e.Lease, e.Passed, e.Queue.Rate, e.Evicted.Sequence, e.Connections.Lease = 0, 0, 0, 0, 0, 0, 0
 				require.Equal(t, budget.Entry{}, e)
-				require.Zero(t, w.held)
-				require.Zero(t, w.line.Bytes())
-				require.Empty(t, w.closing)
+				require.Empty(t, w.Tick(p.now).Close)
 			}
 		})
 	}

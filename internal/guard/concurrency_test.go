@@ -16,7 +16,7 @@ func TestWorkersAtOnceNeverAdmitMoreThanHard(t *testing.T) {
 	for round := range uint64(8) {
 		p := newProcess(t, workers, func(c *Config) { c.Throttle.Queue = 100_000 })
 		p.settle(40 * mib)
-		room := p.workers[0].account.Share(p.workers[0].limits.Hard) - 40*mib
+		room := p.workers[0].Account().Share(p.workers[0].limits.Hard) - 40*mib
 
 		var admitted [workers]int64
 		start, done := make(chan struct{}), sync.WaitGroup{}

@@ -35,7 +35,7 @@ func (p *process) tick(worker int, d Time, inUse int64) (closed []*Connection) {
 			}
 			if i == worker {
 				closed = append(closed, a.Idle...)
-				require.LessOrEqual(p.t, len(a.Idle), maxIdle)
+				require.LessOrEqual(p.t, len(a.Idle), 64)
 			}
 		}
 	}
@@ -68,13 +68,13 @@ func TestConnectionsAboveTheLimitAreRefused(t *testing.T) {
 	require.LessOrEqual(t, len(first)+len(second), 100)
 	require.GreaterOrEqual(t, len(first)+len(second), 98)
 	require.Equal(t, uint64(refused), p.workers[0].Counts()[CountRefused]+p.workers[1].Counts()[CountRefused])
-	require.Equal(t, int64(len(first)), p.workers[0].account.Own().Connections.Open, "of one that is refused nothing is counted")
+	require.Equal(t, int64(len(first)), p.workers[0].Account().Own().Connections.Open, "of one that is refused nothing is counted")
 	p.workers[0].CloseConnection(first[0])
 	p.settle(40 * mib)
 	require.Len(t, p.admit(0, 1), 1)
 
 	// A live change.
-	c := p.guards[0].config
+	c := *p.guards[0].Config()
 	c.Budget.Connections = 10
 	for i, w := range p.workers {
 		p.guards[i], _ = New(c, w)
@@ -100,7 +100,7 @@ func TestAConnectionThatHasNoRoomIsRefused(t *testing.T) {
 		})
 		p.settle(40 * mib)
 		p.settle(230 * mib)
-		require.Equal(t, budget.Over, p.workers[0].account.Table().Level)
+		require.Equal(t, budget.Over, p.workers[0].Account().Table().Level)
 		return p
 	}
 	t.Run("the floor is open to it", func(t *testing.T) {
@@ -111,7 +111,7 @@ func TestAConnectionThatHasNoRoomIsRefused(t *testing.T) {
 		p := fill(t, nil)
 		require.Len(t, p.admit(0, 200), 160)
 		require.Equal(t, uint64(40), p.workers[0].Counts()[CountRefused])
-		require.Equal(t, int64(160), p.workers[0].account.Own().Connections.Open)
+		require.Equal(t, int64(160), p.workers[0].Account().Own().Connections.Open)
 	})
 	t.Run("whatever small requests have of it", func(t *testing.T) {
 		p := fill(t, nil)
@@ -127,22 +127,22 @@ func TestAConnectionThatHasNoRoomIsRefused(t *testing.T) {
 		p.admit(0, 1)
 		p.settle(40 * mib)
 		p.settle(softReading)
-		require.Equal(t, budget.Soft, p.workers[0].account.Table().Level)
-		before := p.workers[0].account.Exchanges
+		require.Equal(t, budget.Soft, p.workers[0].Account().Table().Level)
+		before := p.workers[0].Account().Exchanges
 		require.Len(t, p.admit(0, 20), 20)
-		require.LessOrEqual(t, p.workers[0].account.Exchanges-before, uint64(1), "its cost is in the lease, as ever")
+		require.LessOrEqual(t, p.workers[0].Account().Exchanges-before, uint64(1), "its cost is in the lease, as ever")
 	})
 	t.Run("not above hard while it fits the limit", func(t *testing.T) {
 		p := newProcess(t, 1, func(c *Config) { c.Budget.Floor = 0 })
 		p.settle(40 * mib)
 		p.settle(190 * mib)
-		for p.workers[0].account.Table().Surprise > 0 {
+		for p.workers[0].Account().Table().Surprise > 0 {
 			p.tick(0, time.Second, 190*mib)
 			if p.now > 3*time.Hour {
 				break
 			}
 		}
-		require.GreaterOrEqual(t, p.workers[0].account.Table().Level, budget.Hard)
+		require.GreaterOrEqual(t, p.workers[0].Account().Table().Level, budget.Hard)
 		require.NotEmpty(t, p.admit(0, 20))
 	})
 	full := func(c *Config) { c.Budget.Floor = 0 }
@@ -152,7 +152,7 @@ func TestAConnectionThatHasNoRoomIsRefused(t *testing.T) {
 	t.Run("not while shedding is futile", func(t *testing.T) {
 		p := fill(t, full)
 		p.tick(0, 6*time.Second, 230*mib)
-		require.True(t, p.workers[0].account.Table().Futile)
+		require.True(t, p.workers[0].Account().Table().Futile)
 		require.Len(t, p.admit(0, 10), 10)
 	})
 	t.Run("not without a recent reading", func(t *testing.T) {
@@ -164,7 +164,7 @@ func TestAConnectionThatHasNoRoomIsRefused(t *testing.T) {
 		p := fill(t, func(c *Config) { c.Budget.Floor = 0; c.Mode = Observe })
 		require.Len(t, p.admit(0, 10), 10)
 		require.Equal(t, uint64(10), p.workers[0].Counts()[CountRefused])
-		require.Equal(t, int64(10), p.workers[0].account.Own().Connections.Open)
+		require.Equal(t, int64(10), p.workers[0].Account().Own().Connections.Open)
 	})
 }
 
@@ -197,7 +197,7 @@ func TestIdleConnectionsAreClosed(t *testing.T) {
 		require.Empty(t, p.tick(0, 3*time.Second, 40*mib), "not while the level is normal")
 		p.get(0, all[199])
 		require.Equal(t, all[:199], p.tick(0, 500*ms, softReading))
-		require.Equal(t, budget.Soft, p.workers[0].account.Table().Level)
+		require.Equal(t, budget.Soft, p.workers[0].Account().Table().Level)
 		require.Equal(t, all[199:], p.tick(0, 600*ms, softReading))
 		require.Equal(t, uint64(200), p.workers[0].Counts()[CountClosedIdle])
 		require.Empty(t, p.tick(0, 3*time.Second, softReading), "once")
@@ -282,7 +282,7 @@ func TestIdleConnectionsAreClosed(t *testing.T) {
 		r := &request{connected: all[0]}
 		require.Equal(t, Wait, p.guards[0].Open(p.now, &r.Stream, r, 16*mib).Action)
 		p.tick(0, 2100*ms, full)
-		require.Equal(t, rejected, r.state)
+		require.EqualValues(t, 1, p.rejects(0, Timeout))
 		p.guards[0].Close(p.now, &r.Stream)
 		r = &request{connected: all[1]} // an answer before all of the upload has come
 		require.Equal(t, Admit, p.guards[0].Open(p.now, &r.Stream, r, 100).Action)

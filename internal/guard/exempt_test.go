@@ -2,6 +2,7 @@ package guard
 
 import (
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -26,58 +27,94 @@ func exempting(t *testing.T, edit func(*Config)) *process {
 	return p
 }
 
+// How far a request is exempt, as exemptBy sees it.
+const (
+	judgedAtOnce   = "it is judged"
+	exemptIfSmall  = "it is exempt while it is small"
+	exemptAnywhere = "it is exempt"
+)
+
+// exemptBy opens a request where not even a small one that brings something has room, and tells by
+// the verdicts on it and on a large response how far it is exempt.
+func (p *process) exemptBy(r *request, length int64) string {
+	p.t.Helper()
+	g := p.guards[0]
+	defer g.Close(p.now, &r.Stream)
+	if v := g.Open(p.now, &r.Stream, r, length); v.Action != Admit {
+		require.Equal(p.t, Answer, v.Action)
+		return judgedAtOnce
+	}
+	if v := g.Expect(p.now, &r.Stream, 65*kib); v.Action != Admit {
+		require.Equal(p.t, ResponseSize, v.Reason)
+		return exemptIfSmall
+	}
+	return exemptAnywhere
+}
+
+// fillFloor lets small requests in until nothing that brings something has room.
+func (p *process) fillFloor() (small []*request) {
+	for {
+		r := &request{connected: &Connection{}}
+		if p.guards[0].Open(p.now, &r.Stream, r, 16*kib).Action != Admit {
+			return small
+		}
+		small = append(small, r)
+	}
+}
+
 // A path exempts what is small, the operator's own routing whatever it is.
 func TestExemptAtTheHeaders(t *testing.T) {
-	p := exempting(t, nil)
-	g, small := p.guards[0], 64*kib
+	p := exempting(t, func(c *Config) { c.Fairness.By = config.ByNone }) // no key has room of its own
+	small := 64 * kib
+	filling := p.fillFloor()
+	require.NotEmpty(t, filling)
 	for _, c := range []struct {
 		request
 		length int64
-		want   exemption
+		want   string
 	}{
-		{request{path: "/healthz?x"}, 0, whileSmall},
-		{request{path: "/healthz"}, small, whileSmall},
-		{request{path: "/healthz"}, budget.Unknown, whileSmall},
-		{request{path: "/pkg.Service/Method"}, budget.Unknown, whileSmall},
-		{request{path: "/healthz"}, small + 1, judged},
-		{request{path: "/pkg.Service/Method"}, 4 * mib, judged},
-		{request{path: "/healthz", hides: [2]bool{true, true}}, budget.Unknown, judged}, // nobody will tell what it brings
-		{request{path: "/healthz", hides: [2]bool{true, true}}, small, whileSmall},
-		{request{path: "/healthz/../upload"}, 0, judged},
-		{request{path: "/health"}, 4 * mib, judged},
-		{request{route: "r"}, 4 * mib, always},
-		{request{cluster: "c"}, budget.Unknown, always},
-		{request{cluster: "c", path: "/healthz"}, 4 * mib, always},
-		{request{route: "q"}, 4 * mib, judged},
+		{request{path: "/healthz?x"}, kib, exemptIfSmall},
+		{request{path: "/healthz"}, small, exemptIfSmall},
+		{request{path: "/healthz"}, budget.Unknown, exemptIfSmall},
+		{request{path: "/pkg.Service/Method"}, budget.Unknown, exemptIfSmall},
+		{request{path: "/healthz"}, small + 1, judgedAtOnce},
+		{request{path: "/pkg.Service/Method"}, 4 * mib, judgedAtOnce},
+		{request{path: "/healthz", hides: [2]bool{budget.Request: true}}, budget.Unknown, judgedAtOnce}, // nobody will tell what it brings
+		{request{path: "/healthz", hides: [2]bool{budget.Request: true}}, small, exemptIfSmall},
+		{request{path: "/healthz/../upload"}, kib, judgedAtOnce},
+		{request{path: "/health"}, 4 * mib, judgedAtOnce},
+		{request{route: "r"}, 4 * mib, exemptAnywhere},
+		{request{cluster: "c"}, budget.Unknown, exemptAnywhere},
+		{request{cluster: "c", path: "/healthz"}, 4 * mib, exemptAnywhere},
+		{request{route: "q"}, 4 * mib, judgedAtOnce},
 	} {
-		v := g.Open(p.now, &c.Stream, &c.request, c.length)
-		require.Equal(t, c.want, c.exempt, "%+v", c.request)
-		if c.want != judged {
-			require.Equal(t, Admit, v.Action)
-		} else if c.length > small {
-			require.Equal(t, Answer, v.Action)
-		}
-		g.Close(p.now, &c.Stream)
+		require.Equal(t, c.want, p.exemptBy(&c.request, c.length), "%d bytes of %q%q%q", c.length, c.path, c.route, c.cluster)
 	}
-	require.Zero(t, p.workers[0].account.Own().Coming)
+	for _, r := range filling {
+		p.guards[0].Close(p.now, &r.Stream)
+	}
+	require.Zero(t, p.workers[0].Account().Own().Coming)
 }
 
 // Uploads without a length are forecast, on a route whose are large too: who is exempt is not taken
 // for one of those.
 func TestExemptRequestsReserveNoMoreThanSmall(t *testing.T) {
 	p := exempting(t, func(c *Config) { c.Fairness.By = config.ByNone })
-	g, w := p.guards[0], p.workers[0]
-	k := &w.keys.Other.Value
+	g := p.guards[0]
+	p.settle(40 * mib)
 	for range 20 {
-		k.Bodies[budget.Request].Learn(4 * mib)
-		k.Bodies[budget.Response].Learn(128 * kib)
+		p.bring("", budget.Request, 4*mib)
+		p.bring("", budget.Response, 128*kib)
+		p.settle(40 * mib)
 	}
+	p.settle(230 * mib)
 	r := &request{path: "/healthz"}
 	require.Equal(t, Admit, g.Open(p.now, &r.Stream, r, budget.Unknown).Action)
-	require.Equal(t, 64*kib, w.account.Own().Coming)
+	require.Equal(t, 64*kib, r.Reserved(budget.Request))
+	require.Equal(t, 64*kib, r.Reserved(budget.Response))
 	require.Equal(t, Admit, g.Expect(p.now, &r.Stream, budget.Unknown).Action)
 	require.Equal(t, 64*kib, r.Reserved(budget.Response))
-	require.Equal(t, whileSmall, r.exempt, "a forecast is no reason to judge it")
+	require.Equal(t, Admit, g.Grow(p.now, &r.Stream, budget.Response, 64*kib).Action, "a forecast is no reason to judge it")
 }
 
 // What grows beyond small is judged then, also within what was reserved for it.
@@ -94,15 +131,16 @@ func TestExemptRequestThatGrows(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			p := exempting(t, func(cfg *Config) { cfg.Exempt, cfg.Fairness.By = []Exempt{c.exempt}, config.ByNone })
-			g, w := p.guards[0], p.workers[0]
+			g := p.guards[0]
+			p.settle(40 * mib)
 			for range 20 { // what has no length is forecast as 16 KiB: it passes that long before it is large
-				w.learn(p.now, &w.keys.Other, budget.Request, kib)
+				p.bring("", budget.Request, kib)
 			}
+			p.settle(230 * mib)
 			r := &request{path: "/healthz/x", route: "r"}
 			require.Equal(t, Admit, g.Open(p.now, &r.Stream, r, budget.Unknown).Action)
 			for r.Seen(budget.Request)+c.chunk <= 64*kib {
 				require.Equal(t, Admit, g.Grow(p.now, &r.Stream, budget.Request, c.chunk).Action)
-				require.NotEqual(t, judged, r.exempt)
 			}
 			v := g.Grow(p.now, &r.Stream, budget.Request, c.chunk)
 			require.Equal(t, c.want, v.Action)
@@ -122,8 +160,8 @@ func TestExemptRequestThatGrowsWithRoom(t *testing.T) {
 	r := &request{path: "/healthz"}
 	require.Equal(t, Admit, g.Open(p.now, &r.Stream, r, budget.Unknown).Action)
 	require.Equal(t, Admit, g.Grow(p.now, &r.Stream, budget.Request, mib).Action)
-	require.Equal(t, judged, r.exempt)
 	require.False(t, r.Small())
+	require.Contains(t, p.evicted(0, time.Second, 230*mib), &r.Stream, "it is exempt no more")
 }
 
 func TestExemptResponse(t *testing.T) {
@@ -152,7 +190,6 @@ func TestExemptResponse(t *testing.T) {
 			}
 			require.Equal(t, c.want, v.Action)
 			require.Equal(t, c.reason, v.Reason)
-			require.Equal(t, c.want == Admit, r.exempt != judged)
 			g.Close(p.now, &r.Stream)
 		})
 	}
@@ -166,18 +203,21 @@ func TestExemptResponseThatIsHidden(t *testing.T) {
 		r := hidden()
 		r.path = "/healthz"
 		require.Equal(t, Admit, g.Open(p.now, &r.Stream, r, 0).Action)
-		require.Equal(t, whileSmall, r.exempt)
 		return r
 	}
-	r := open()
-	require.Equal(t, Admit, g.Expect(p.now, &r.Stream, budget.Unknown).Action)
-	require.Equal(t, whileSmall, r.exempt, "it is forecast small")
+	small := open()
+	require.Equal(t, Admit, g.Expect(p.now, &small.Stream, budget.Unknown).Action)
+	p.settle(40 * mib)
 	for range 20 {
-		r.key.Value.Bodies[budget.Response].Learn(mib)
+		p.bring("", budget.Response, mib)
+		p.settle(40 * mib)
 	}
-	r = open()
-	g.Expect(p.now, &r.Stream, budget.Unknown)
-	require.Equal(t, judged, r.exempt)
+	p.settle(190 * mib)
+	large := open()
+	require.Equal(t, Admit, g.Expect(p.now, &large.Stream, budget.Unknown).Action, "it had room at its request's headers")
+	evicted := p.evicted(0, time.Second, 230*mib)
+	require.Contains(t, evicted, &large.Stream)
+	require.NotContains(t, evicted, &small.Stream, "it is forecast small")
 }
 
 // Presumed ones that turn out to be large are not broken for that, but they are exempt no more.
@@ -196,17 +236,17 @@ func TestExemptAndPresumed(t *testing.T) {
 	announced, brought, small := open(16*mib, kib), open(budget.Unknown, mib), open(10*kib, kib)
 	for _, r := range []*request{announced, brought, small} {
 		require.True(t, r.Presumed())
-		require.Equal(t, whileSmall, r.exempt)
 	}
 	p.read(230 * mib)
-	w.Tick(p.now)
-	require.Equal(t, judged, announced.exempt)
-	require.Equal(t, judged, brought.exempt)
-	require.Equal(t, whileSmall, small.exempt)
+	require.Empty(t, w.Tick(p.now).Rejected)
 	for _, r := range []*request{announced, brought, small} {
 		require.False(t, r.Presumed())
-		require.Equal(t, live, r.state, "none of them is broken for having been presumed")
+		require.Equal(t, Admit, g.Grow(p.now, &r.Stream, budget.Response, kib).Action, "none of them is broken for having been presumed")
 	}
+	evicted := p.evicted(0, time.Second, 230*mib)
+	require.Contains(t, evicted, &announced.Stream)
+	require.Contains(t, evicted, &brought.Stream)
+	require.NotContains(t, evicted, &small.Stream)
 }
 
 // Eviction takes what is exempt no more, and leaves what still is, or is by the operator's routing.
@@ -228,21 +268,10 @@ func TestExemptAndEvicted(t *testing.T) {
 		return r
 	}
 	large, small, routed := open("/healthz", "", 16*mib), open("/healthz", "", 64*kib), open("/x", "r", 16*mib)
-	evicted := map[*Stream]bool{}
-	for range 20 {
-		p.now += 25 * ms
-		a := p.workers[0].Tick(p.now)
-		for _, d := range a.Rejected {
-			require.Equal(t, Evicted, d.Verdict.Reason)
-			evicted[d.Stream] = true
-		}
-		if a.Ask {
-			p.workers[0].Observe(p.now, Reading{InUse: 230 * mib}, nil)
-		}
-	}
-	require.Equal(t, map[*Stream]bool{&large.Stream: true}, evicted)
-	require.Equal(t, whileSmall, small.exempt)
-	require.Equal(t, always, routed.exempt)
+	evicted := p.evicted(0, 500*ms, 230*mib)
+	require.Contains(t, evicted, &large.Stream)
+	require.NotContains(t, evicted, &small.Stream, "it is exempt yet")
+	require.NotContains(t, evicted, &routed.Stream, "it is exempt whatever it is")
 }
 
 func TestExemptCostsNoCallThatIsNotNeeded(t *testing.T) {

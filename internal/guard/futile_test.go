@@ -13,7 +13,7 @@ func TestFutile(t *testing.T) {
 	for range 250 {
 		p.read(215 * mib)
 	}
-	require.True(t, p.workers[0].account.Table().Futile)
+	require.True(t, p.workers[0].Account().Table().Futile)
 	first, v := p.open(0, 8*mib)
 	require.Equal(t, Admit, v.Action, "the floor is open to all")
 	_, v = p.open(0, 8*mib)

@@ -29,10 +29,10 @@ func TestNoAllocationAndFewHostCalls(t *testing.T) {
 	exchange()
 	require.Equal(t, 2, r.hostCalls, "the first request of a connection is asked on which it is, and each one by whom")
 	r.hostCalls = 0
-	before := p.workers[0].account.Exchanges
+	before := p.workers[0].Account().Exchanges
 	require.Zero(t, testing.AllocsPerRun(20, exchange))
 	require.Equal(t, 21, r.hostCalls)
-	require.Equal(t, before, p.workers[0].account.Exchanges, "the lease is enough for twenty")
+	require.Equal(t, before, p.workers[0].Account().Exchanges, "the lease is enough for twenty")
 
 	c := *g.Config()
 	c.Fairness.By = config.ByNone

@@ -131,16 +131,16 @@ func TestARouteOfLargeResponsesIsLargeAtItsHeaders(t *testing.T) {
 	small, v := p.from(0, "small", 0)
 	require.Equal(t, Admit, v.Action)
 	require.Zero(t, small.Reserved(budget.Response), "another route is small")
-	exchanges := w.account.Exchanges
+	exchanges := w.Account().Exchanges
 	require.Equal(t, Admit, g.Expect(p.now, &next.Stream, 16*mib).Action)
-	require.Equal(t, exchanges, w.account.Exchanges, "it has what it was promised")
+	require.Equal(t, exchanges, w.Account().Exchanges, "it has what it was promised")
 	require.Equal(t, 128*kib, next.Reserved(budget.Response))
 
 	// Without room it waits, and costs nothing: no byte of it is on its way.
 	p.settle(195 * mib)
 	waits, v := p.from(0, "download", 0)
 	require.Equal(t, Wait, v.Action)
-	require.Zero(t, w.held)
+	require.Zero(t, p.queue(0).Held)
 	g.Close(p.now, &waits.Stream)
 
 	// Its reservation lapses when the upstream takes its time, and it is judged again.
@@ -159,7 +159,7 @@ func TestNamesOfKeys(t *testing.T) {
 	p := newProcess(t, 1, func(c *Config) {
 		c.Fairness.By, c.Fairness.Weights = "header:X-Tenant", map[string]float64{"gold": 3}
 	})
-	require.Equal(t, "x-tenant", p.guards[0].header)
+	require.Equal(t, "x-tenant", p.guards[0].KeyHeader())
 	w := p.workers[0]
 	for _, c := range []struct {
 		tenant, name string
@@ -228,7 +228,7 @@ func TestEvict(t *testing.T) {
 			}
 		}
 	}
-	for p.workers[0].account.Table().Level != budget.Over {
+	for p.workers[0].Account().Table().Level != budget.Over {
 		tick(25*ms, 210*mib)
 	}
 	require.Empty(t, evicted, "one reading over the limit may be what is being freed already")
@@ -248,13 +248,13 @@ func TestEvict(t *testing.T) {
 	for _, r := range quiet {
 		require.NotContains(t, evicted, &r.Stream)
 	}
-	require.Positive(t, p.workers[0].account.Table().Sum().Evicted.Leaving)
+	require.Positive(t, p.workers[0].Account().Table().Sum().Evicted.Leaving)
 	before := len(evicted)
 	for range 40 {
 		tick(25*ms, 180*mib)
 	}
 	require.Len(t, evicted, before)
-	require.Zero(t, p.workers[0].account.Table().Sum().Evicted.Leaving)
+	require.Zero(t, p.workers[0].Account().Table().Sum().Evicted.Leaving)
 }
 
 // In one tick a connection is closed only if nothing else was ended on it.
@@ -320,7 +320,7 @@ func TestPlacesAreKeptForLiveConfigurations(t *testing.T) {
 	p := newProcess(t, 1, nil)
 	g, w := p.guards[0], p.workers[0]
 	configure := func(by string, names ...string) *Guard {
-		c := g.config
+		c := *g.Config()
 		c.Fairness = Fairness{By: by, Weights: map[string]float64{}}
 		for _, name := range names {
 			c.Fairness.Weights[name] = 2

@@ -31,7 +31,7 @@ func TestSharesFromTheFutureAreNone(t *testing.T) {
 	p.settle(40 * mib)
 	p.from(1, "any", mib)
 	p.from(0, "any", mib)
-	w, other := p.workers[0], p.workers[1].account.ID()
+	w, other := p.workers[0], p.workers[1].Account().ID()
 	for at, want := range map[Time]int64{
 		p.now: 9 * mib, p.now - sharesFor: 9 * mib, p.now + budget.Ahead: 9 * mib, p.now - sharesFor - 1: 0, p.now + budget.Ahead + 1: 0,
 		math.MaxInt64: 0, math.MinInt64: 0,
@@ -53,7 +53,7 @@ func TestAWishFromTheFutureIsNotTheLast(t *testing.T) {
 		p := newProcess(t, 1, nil)
 		p.settle(40 * mib)
 		w := p.workers[0]
-		require.NoError(t, w.account.Change(p.now, func(t *budget.Table) {
+		require.NoError(t, w.Account().Change(p.now, func(t *budget.Table) {
 			m := w.marks(t)
 			m.Looked = looked
 			t.Marks = m.Fields()
@@ -99,7 +99,7 @@ func FuzzNumbers(f *testing.F) {
 		w, err := NewWorker(store, func() float64 { return .5 })
 		require.NoError(t, err)
 		g, _ := New(c, w)
-		a := w.account
+		a := w.Account()
 		check := func() {
 			t.Helper()
 			table := a.Table()

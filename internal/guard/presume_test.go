@@ -34,45 +34,45 @@ func TestARequestIsPresumedWhileMemoryIsCalm(t *testing.T) {
 	p.now += 25 * ms
 	g, w := p.guards[0], p.workers[0]
 	w.Tick(p.now)
-	coming := w.account.Own().Coming
+	coming := w.Account().Own().Coming
 	admitted := w.Counts()[CountAdmitted]
 	r := p.presumed("download", 1)[0]
 	require.Equal(t, admitted+2, w.Counts()[CountAdmitted])
 	require.Equal(t, 1, r.hostCalls, "its connection, which is new")
-	require.Equal(t, coming+128*kib, w.account.Own().Coming)
-	require.Zero(t, w.account.Own().Small, "the floor is for those that may be small")
+	require.Equal(t, coming+128*kib, w.Account().Own().Coming)
+	require.Zero(t, w.Account().Own().Small, "the floor is for those that may be small")
 
-	fresh := w.account.Own().Fresh
+	fresh := w.Account().Own().Fresh
 	require.Equal(t, Admit, g.Expect(p.now, &r.Stream, 16*mib).Action)
 	require.Equal(t, Admit, g.Grow(p.now, &r.Stream, budget.Response, mib).Action)
-	require.Equal(t, coming+128*kib, w.account.Own().Coming)
-	require.Equal(t, fresh, w.account.Own().Fresh)
+	require.Equal(t, coming+128*kib, w.Account().Own().Coming)
+	require.Equal(t, fresh, w.Account().Own().Fresh)
 	require.Equal(t, 128*kib, r.Held(budget.Response))
 	p.now += 25 * ms
 	w.Tick(p.now) // every other one passes
 	w.Tick(p.now)
 	require.True(t, r.Presumed())
-	require.Equal(t, fresh+128*kib, w.account.Own().Fresh, "a tick books what has passed")
-	require.Equal(t, coming+128*kib, w.account.Own().Coming, "and what it can hold stays reserved")
-	require.Equal(t, 128*kib, w.account.Own().Likely)
-	require.Zero(t, w.account.Own().Small)
+	require.Equal(t, fresh+128*kib, w.Account().Own().Fresh, "a tick books what has passed")
+	require.Equal(t, coming+128*kib, w.Account().Own().Coming, "and what it can hold stays reserved")
+	require.Equal(t, 128*kib, w.Account().Own().Likely)
+	require.Zero(t, w.Account().Own().Small)
 	require.Equal(t, 1, r.hostCalls)
 	for range 30 { // longer than anything else stays reserved
 		p.now += 100 * ms
 		p.read(40 * mib)
 	}
-	require.Equal(t, coming+128*kib, w.account.Own().Coming)
+	require.Equal(t, coming+128*kib, w.Account().Own().Coming)
 
-	fresh = w.account.Own().Fresh
+	fresh = w.Account().Own().Fresh
 	g.Grow(p.now, &r.Stream, budget.Response, 50*kib)
 	g.End(p.now, &r.Stream, budget.Response)
 	g.Close(p.now, &r.Stream)
-	require.Equal(t, fresh+50*kib, w.account.Own().Fresh, "what passed since the last tick")
-	require.Equal(t, coming, w.account.Own().Coming)
-	require.Zero(t, w.account.Own().Presumed.Streams)
-	require.Zero(t, w.account.Own().Exposure)
+	require.Equal(t, fresh+50*kib, w.Account().Own().Fresh, "what passed since the last tick")
+	require.Equal(t, coming, w.Account().Own().Coming)
+	require.Zero(t, w.Account().Own().Presumed.Streams)
+	require.Zero(t, w.Account().Own().Exposure)
 	require.Equal(t, 2, r.hostCalls, "what it leaves on its connection is its route's")
-	require.Positive(t, w.account.Own().Likely)
+	require.Positive(t, w.Account().Own().Likely)
 }
 
 // Once its headers have come no more is reserved than is announced.
@@ -82,7 +82,7 @@ func TestAPresumedResponseReservesWhatItAnnounces(t *testing.T) {
 	g, w := p.guards[0], p.workers[0]
 	all := p.presumed("any", 5)
 	const most = 64*kib + mib
-	require.Equal(t, 5*most, w.account.Own().Coming, "which protocol it has is not asked: a window is more than the listener's buffer")
+	require.Equal(t, 5*most, w.Account().Own().Coming, "which protocol it has is not asked: a window is more than the listener's buffer")
 	all[4].http2 = true
 	for i, c := range []struct{ length, reserved int64 }{
 		{0, 0},
@@ -100,7 +100,7 @@ func TestAPresumedResponseReservesWhatItAnnounces(t *testing.T) {
 		g.End(p.now, &r.Stream, budget.Response)
 		g.Close(p.now, &r.Stream)
 	}
-	require.Zero(t, w.account.Own().Coming)
+	require.Zero(t, w.Account().Own().Coming)
 	require.False(t, w.keys.Other.Value.Responses.Learned(), "whose it is was not asked: it teaches nobody")
 }
 
@@ -125,16 +125,16 @@ func TestPresumedRequestsAreDoubtedWhenMemoryIsCalmNoMore(t *testing.T) {
 	for range 7 {
 		p.from(0, "upload", 12*mib)
 	}
-	require.False(t, w.account.Calm(p.now))
+	require.False(t, w.Account().Calm(p.now))
 	judged, v := p.from(0, "download", 0)
 	require.Equal(t, Admit, v.Action)
 	require.False(t, judged.Presumed())
 	g.Close(p.now, &judged.Stream)
-	require.EqualValues(t, 5, w.account.Own().Presumed.Streams)
+	require.EqualValues(t, 5, w.Account().Own().Presumed.Streams)
 
 	p.now += 25 * ms
 	p.workers[0].Tick(p.now)
-	require.Zero(t, w.account.Own().Presumed.Streams)
+	require.Zero(t, w.Account().Own().Presumed.Streams)
 	require.Equal(t, "download", large.key.Name.Value, "who has it is asked for in a tick")
 	require.False(t, large.Small())
 	require.False(t, large.Ended(budget.Response))
@@ -150,7 +150,7 @@ func TestPresumedRequestsAreDoubtedWhenMemoryIsCalmNoMore(t *testing.T) {
 	require.Zero(t, all[4].Reserved(budget.Response), "its response has not come, and may be small")
 	require.Equal(t, 1, all[4].hostCalls, "no route's are large: whose it is does not matter yet")
 	require.False(t, all[4].PassesUnbooked(1), "what comes of it is booked at once")
-	require.Equal(t, 10*kib+20*kib, w.account.Own().Small, "what is still to come of the one, and what the other has ended with")
+	require.Equal(t, 10*kib+20*kib, w.Account().Own().Small, "what is still to come of the one, and what the other has ended with")
 
 	p.settle(200*mib - kib) // no room is left
 	require.Equal(t, Admit, g.Grow(p.now, &large.Stream, budget.Response, mib).Action, "it goes on")
@@ -184,7 +184,7 @@ func TestAPresumedRequestOnALargeRouteKeepsItsRoom(t *testing.T) {
 	}
 	p.now += 25 * ms
 	w.Tick(p.now)
-	require.Zero(t, w.account.Own().Presumed.Streams)
+	require.Zero(t, w.Account().Own().Presumed.Streams)
 	for _, r := range large {
 		require.Equal(t, "download", r.key.Name.Value)
 		require.Equal(t, 128*kib, r.Reserved(budget.Response))
@@ -233,7 +233,7 @@ func TestAPresumedResponseIsJudgedAtItsHeaders(t *testing.T) {
 	for range 8 {
 		p.from(0, "upload", 12*mib)
 	}
-	require.False(t, w.account.Calm(p.now))
+	require.False(t, w.Account().Calm(p.now))
 	require.Equal(t, Admit, g.Expect(p.now, &r.Stream, 16*mib).Action)
 	require.False(t, r.Presumed())
 	require.Equal(t, "download", r.key.Name.Value)
@@ -267,7 +267,7 @@ func TestWhoMayBeInAPeakIsNotPresumed(t *testing.T) {
 	p.settle(40 * mib)
 	p.presumed("any", 1)
 	p.settle(60 * mib)
-	require.True(t, p.workers[0].account.Calm(p.now))
+	require.True(t, p.workers[0].Account().Calm(p.now))
 	for range 3 {
 		r, v := p.from(0, "any", 0)
 		require.Equal(t, Admit, v.Action)
@@ -323,7 +323,7 @@ func TestPresumedRequestsAskForNoReadings(t *testing.T) {
 		require.Equal(t, 128*kib, r.Reserved(budget.Response))
 	}
 	readings() // their existence is fresh at first
-	require.Equal(t, int64(200), p.workers[0].account.Own().Streams)
+	require.Equal(t, int64(200), p.workers[0].Account().Own().Streams)
 	require.Equal(t, idle, readings())
 	p.from(0, "upload", 12*mib)
 	require.Greater(t, readings(), 4*idle)
@@ -359,7 +359,7 @@ func TestEveryOtherTickPassesWhileAllArePresumed(t *testing.T) {
 	w.poll.Ask(p.now, 0)
 	w.Observe(p.now, Reading{InUse: 120 * mib}, nil)
 	require.True(t, all[0].Presumed())
-	require.False(t, w.account.Calm(p.now))
+	require.False(t, w.Account().Calm(p.now))
 	for i := range uint64(2) {
 		w.Tick(p.now)
 		require.Equal(t, before+1+i, w.ticks)

@@ -8,8 +8,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
-	"github.com/highwater-envoy/highwater/internal/config"
-	"github.com/highwater-envoy/highwater/internal/fairness"
 	"github.com/highwater-envoy/highwater/internal/reservoir"
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
@@ -105,18 +103,13 @@ func (p *process) open(worker int, length int64) (*request, Verdict) {
 }
 
 func (p *process) estimate() int64 {
-	t := p.workers[0].account.Table()
+	t := p.workers[0].Account().Table()
 	var sum int64
 	for _, w := range p.workers {
-		own := w.account.Own()
+		own := w.Account().Own()
 		sum += own.Fresh + own.Coming
 	}
 	return t.Reading + sum
-}
-
-// theKey is the only one of requests that name no route.
-func theKey(w *Worker) *keyed {
-	return &w.keys.Get(0, fairness.Name{By: config.ByRoute}, func(fairness.Name) float64 { return 1 }).Value
 }
 
 // nobodyWaits, and the buffers are Envoy's defaults.

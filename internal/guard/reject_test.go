@@ -30,7 +30,7 @@ func TestRejectsCostMemory(t *testing.T) {
 	// Each leaves 2 MiB; between the estimate and the limit there is room for some 8 of the 20 MiB.
 	require.InDelta(t, 8, actions[Answer], 2)
 	require.Equal(t, 30, actions[Answer]+actions[Close])
-	require.LessOrEqual(t, p.workers[0].left.Bytes(), 20*mib)
+	require.LessOrEqual(t, p.left(0), 20*mib)
 
 	// A client that hangs up before it is closed, and the others at the next tick.
 	p.guards[0].Close(p.now, &closed[0].Stream)
@@ -44,7 +44,7 @@ func TestRejectsCostMemory(t *testing.T) {
 
 	p.now += 1100 * ms
 	p.workers[0].Tick(p.now)
-	require.Zero(t, p.workers[0].left.Bytes(), "what lingers is gone after the linger")
+	require.Zero(t, p.left(0), "what lingers is gone after the linger")
 }
 
 // What rejects leave may hold an eighth of the room, of all workers together, for as long as it
@@ -103,11 +103,11 @@ func TestTurnedAwayAgainAndAgain(t *testing.T) {
 			if name == "hanging up in line" {
 				p.read(100 * mib)
 			}
-			before := p.workers[0].account.Own().Fresh
+			before := p.workers[0].Account().Own().Fresh
 			for range 1000 {
 				require.NotEqual(t, Admit, again(p).Action)
 			}
-			require.LessOrEqual(t, p.workers[0].account.Own().Fresh-before, 128*kib+45*kib)
+			require.LessOrEqual(t, p.workers[0].Account().Own().Fresh-before, 128*kib+45*kib)
 		})
 	}
 }
@@ -115,26 +115,35 @@ func TestTurnedAwayAgainAndAgain(t *testing.T) {
 // One who has waited too long and is to be closed sends on until he is: the network filter sees it,
 // and it counts.
 func TestWhatComesOfOneWhoWaitedAndIsClosedCounts(t *testing.T) {
-	p := newProcess(t, 1, func(c *Config) { c.Evict = false })
+	p := newProcess(t, 1, func(c *Config) {
+		c.Evict, c.Buffers.WholeRequest, c.Buffers.Linger = false, unit.GiB, unit.Duration(10*time.Second)
+	})
 	p.settle(40 * mib)
+	for answered := true; answered; { // until there is no room for what is left unread
+		_, v := p.open(0, 190*mib)
+		require.Equal(t, TooLarge, v.Reason)
+		answered = v.Action == Answer
+	}
 	p.settle(182 * mib)
 	r, v := p.open(0, 4*mib)
 	require.Equal(t, Wait, v.Action)
 	w := p.workers[0]
-	w.left.Add(p.now, time.Hour, 160*mib) // there is no room for what it would leave unread
 	p.settle(182 * mib)
 	require.True(t, r.Waiting())
-	require.Zero(t, w.account.Own().Fresh)
+	require.Zero(t, w.Account().Own().Fresh)
 	for r.Waiting() {
 		p.now += Tick
-		if a := w.Tick(p.now); a.Ask {
+		a := w.Tick(p.now)
+		if a.Ask {
 			w.Observe(p.now, Reading{InUse: 182 * mib, Allocated: 182 * mib}, nil)
 		}
+		if !r.Waiting() {
+			require.Equal(t, []*Stream{&r.Stream}, a.Close)
+		}
 	}
-	require.Equal(t, closing, r.state)
-	before := w.account.Own().Fresh
+	before := w.Account().Own().Fresh
 	w.Data(p.now, r.connected, 100*kib)
-	require.Equal(t, before+100*kib, w.account.Own().Fresh)
+	require.Equal(t, before+100*kib, w.Account().Own().Fresh)
 }
 
 // While those are to be closed who brought what has no room, whoever comes with an upload as large
@@ -161,22 +170,22 @@ func TestWhatComesFirstIsRefusedWhileOthersAreToBeClosed(t *testing.T) {
 	require.False(t, sends(mib), "there is none, but nobody is closed: whose it is decides")
 	before := from(config, "10.0.0.1")
 	w.Data(p.now, before, 100)
-	for len(w.closing) == 0 {
+	for w.Counts()[CountClosedConnections] == 0 {
 		p.open(0, 4*mib)
 	}
 
-	c, counts, own := from(config, "10.0.0.1"), *w.Counts(), w.account.Own()
+	c, counts, own := from(config, "10.0.0.1"), *w.Counts(), w.Account().Own()
 	require.True(t, w.Data(p.now, c, mib))
 	require.EqualValues(t, 1, w.Counts()[CountClosedConnections]-counts[CountClosedConnections])
 	require.EqualValues(t, 1, w.Counts()[CountRejected+int(Closed)-1]-counts[CountRejected+int(Closed)-1])
 	require.Equal(t, counts[CountRejected+int(QueueFull)-1], w.Counts()[CountRejected+int(QueueFull)-1], "each is counted under one reason")
-	require.Equal(t, own, w.account.Own(), "it is gone at once")
+	require.Equal(t, own, w.Account().Own(), "it is gone at once")
 	require.False(t, w.Data(p.now, c, mib), "if it could not be closed it goes on")
 	w.CloseConnection(c)
-	require.Equal(t, own.Connections.Open-1, w.account.Own().Connections.Open)
+	require.Equal(t, own.Connections.Open-1, w.Account().Own().Connections.Open)
 
 	require.False(t, w.Data(p.now, before, mib), "it has sent something before")
-	require.False(t, sends(burden-1), "it may be anything")
+	require.False(t, sends(256*kib-1), "it may be anything")
 	require.False(t, w.Data(p.now, from(config, notHTTP), mib))
 	observed, exempting, larger := config, config, config
 	observed.Mode = Observe

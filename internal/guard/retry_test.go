@@ -49,7 +49,7 @@ func TestRejectsBookPlacesInOneQueue(t *testing.T) {
 	p := full(t, 2, nil)
 	// Nobody has been admitted while somebody waited: T(soft) − base in 30 s.
 	w := p.workers[0]
-	least := float64(w.account.Share(.8)-w.account.Table().Base) / 30
+	least := float64(w.Account().Share(.8)-w.Account().Table().Base) / 30
 	place := float64(4*mib+int64(p.guards[0].config.Costs.Stream)) / least
 	require.Greater(t, place, .5)
 	for i := range 20 {
@@ -73,12 +73,12 @@ func TestTheQueueDrainsWithWhatIsAdmitted(t *testing.T) {
 	}
 	p.read(182 * mib)
 	p.guards[0].retryAfter(p.now, 4*mib)
-	before := p.workers[0].account.Table().Booked
+	before := p.workers[0].Account().Table().Booked
 	for range 100 {
 		p.guards[0].retryAfter(p.now, 4*mib) // 40 MiB/s
 	}
 	p.workers[1].Tick(p.now)
-	require.InDelta(t, 100*4/40., (p.workers[1].account.Table().Booked - before).Seconds(), .1, "the other worker knows")
+	require.InDelta(t, 100*4/40., (p.workers[1].Account().Table().Booked - before).Seconds(), .1, "the other worker knows")
 }
 
 // Who finds the queue full is told the longest delay, but a crowd is spread before it; nobody is told more, or less than

@@ -139,7 +139,7 @@ func (e *envoy) check() {
 		}
 	}
 	for i, w := range e.workers {
-		own := w.account.Own()
+		own := w.Account().Own()
 		if min(own.Lease, own.Fresh, own.Coming, own.Small, own.Likely, own.Bounds, own.Exposure, own.Left, own.Queue.Held,
 			own.Queue.Waiting, own.Connections.Open, w.line.Bytes(), w.left.Bytes()) < 0 {
 			e.fail("worker %d: something is negative: %+v, line %d, left %d", i, own, w.line.Bytes(), w.left.Bytes())
@@ -168,7 +168,7 @@ func (e *envoy) check() {
 func (e *envoy) upperBound() int64 {
 	sum := e.shared().Reading
 	for _, w := range e.workers {
-		own := w.account.Own()
+		own := w.Account().Own()
 		sum += own.Fresh + own.Coming
 	}
 	return sum
@@ -177,11 +177,11 @@ func (e *envoy) upperBound() int64 {
 // admitted checks an admission of a large request or response: as far as its worker can know, all
 // that all workers were promised stays under hard.
 func (e *envoy) admitted(w *Worker) {
-	if w.account.Stale(e.now) || e.guards[0].config.Mode == Observe {
+	if w.Account().Stale(e.now) || e.guards[0].config.Mode == Observe {
 		return
 	}
 	e.seen["checked admission"]++
-	if got, most := w.account.Estimate(e.now), w.account.Share(w.limits.Hard); got > most {
+	if got, most := w.Account().Estimate(e.now), w.Account().Share(w.limits.Hard); got > most {
 		e.fail("an admission makes the estimate %d, more than T = %d", got, most)
 	}
 }
@@ -205,7 +205,7 @@ func (e *envoy) finish() {
 		}
 	}
 	for i, w := range e.workers {
-		own := w.account.Own()
+		own := w.Account().Own()
 		require.LessOrEqual(e.t, own.Lease, 4*int64(w.budget.Small))
 		own.ID, own.Beat, own.Lease, own.Passed, own.Shadows.Passed, own.Queue.Rate, own.Evicted.Sequence, own.Connections.Lease = 0, 0, 0, 0, 0, 0, 0, 0
 		require.Equal(e.t, budget.Entry{}, own, "worker %d", i)

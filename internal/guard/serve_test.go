@@ -28,7 +28,7 @@ func TestOneTickDoesNotResumeAndReject(t *testing.T) {
 	for p.now < first+2*time.Second-50*ms {
 		p.read(170 * mib)
 	}
-	require.Equal(t, 40, w.line.Len())
+	require.EqualValues(t, 40, p.queue(0).Waiting)
 	var resumed, rejected int
 	for range 50 {
 		p.now += 5 * ms
@@ -44,7 +44,7 @@ func TestOneTickDoesNotResumeAndReject(t *testing.T) {
 	}
 	require.Positive(t, resumed)
 	require.Positive(t, rejected)
-	require.Zero(t, w.line.Len(), "%d resumed, %d rejected", resumed, rejected)
+	require.Zero(t, p.queue(0).Waiting, "%d resumed, %d rejected", resumed, rejected)
 }
 
 // What has only been forecast is not told that it can never fit, however large the forecast: it waits for what room
@@ -52,9 +52,7 @@ func TestOneTickDoesNotResumeAndReject(t *testing.T) {
 func TestForecastIsNeverTooLarge(t *testing.T) {
 	p := newProcess(t, 1, nil)
 	w := p.workers[0]
-	for range 20 {
-		theKey(w).Bodies[budget.Request].Learn(16 * mib)
-	}
+	p.bring("", budget.Request, 16*mib)
 	p.settle(40 * mib)
 	for range 12 { // for ten seconds the reading has not been lower
 		p.settle(175 * mib)

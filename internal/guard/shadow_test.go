@@ -77,7 +77,7 @@ func TestObserveBesideEnforceCountsWhatItLetsGo(t *testing.T) {
 		require.Equal(t, Admit, v.Action)
 		require.False(t, r.Shadow())
 	}
-	require.Greater(t, w.account.Own().Coming, 300*mib)
+	require.Greater(t, w.Account().Own().Coming, 300*mib)
 	require.EqualValues(t, 100, w.Counts()[CountAdmitted])
 	require.Greater(t, w.Counts()[CountThrottled], uint64(50))
 }
@@ -95,18 +95,18 @@ func TestAShadowIsCountedOnce(t *testing.T) {
 	require.EqualValues(t, 1, w.Counts()[CountRejected+int(ResponseSize)-1])
 	require.True(t, r.Shadow())
 	g.Grow(p.now, &r.Stream, budget.Response, 24*mib)
-	require.Equal(t, r.Cap(budget.Response), w.account.Own().Shadows.Likely, "what it holds is known")
-	require.Zero(t, w.account.Own().Bounds)
+	require.Equal(t, r.Cap(budget.Response), w.Account().Own().Shadows.Likely, "what it holds is known")
+	require.Zero(t, w.Account().Own().Bounds)
 	for range 20 {
 		p.read(230 * mib)
 	}
 	sum := uint64(0)
-	for reason := TooLarge; reason < numReasons; reason++ {
-		sum += w.Counts()[CountRejected+int(reason)-1]
+	for _, n := range w.Counts()[CountRejected:] {
+		sum += n
 	}
 	require.EqualValues(t, 1, sum, "it is not evicted too")
 	g.Close(p.now, &r.Stream)
-	require.Zero(t, w.account.Own().Shadows.Likely)
+	require.Zero(t, w.Account().Own().Shadows.Likely)
 }
 
 // A shadow that has waited goes on as what it has become meanwhile: with its bytes, and its
@@ -119,21 +119,21 @@ func TestAShadowGoesOn(t *testing.T) {
 	r := &request{connected: p.connection(0), http2: true}
 	require.Equal(t, Pass, g.Open(p.now, &r.Stream, r, 8*mib).Action)
 	require.False(t, r.Waiting(), "Envoy does not hold it")
-	require.Equal(t, 1, w.line.Len())
+	require.EqualValues(t, 1, p.queue(0).Waiting)
 	require.Zero(t, w.Counts()[CountAdmitted])
 	require.Equal(t, Admit, g.Grow(p.now, &r.Stream, budget.Request, 8*mib).Action)
 	g.End(p.now, &r.Stream, budget.Request)
 	require.Equal(t, Admit, g.Expect(p.now, &r.Stream, mib).Action)
 	p.settle(40 * mib)
-	require.Zero(t, w.line.Len())
+	require.Zero(t, p.queue(0).Waiting)
 	require.False(t, r.Shadow())
 	require.EqualValues(t, 1, w.Counts()[CountAdmitted])
 	require.True(t, r.Expected(budget.Response))
 	require.Equal(t, r.Cap(budget.Response), r.Reserved(budget.Response), "of what its response can hold nothing has passed yet")
 	require.Zero(t, r.Reserved(budget.Request), "all of it has")
-	require.Positive(t, w.account.Own().Likely)
+	require.Positive(t, w.Account().Own().Likely)
 	require.Zero(t, g.Close(p.now, &r.Stream), "nobody has waited")
-	require.Zero(t, w.account.Own().Coming)
+	require.Zero(t, w.Account().Own().Coming)
 }
 
 // Who would have been closed at the first bytes of his connection is counted there, and not again
@@ -146,7 +146,7 @@ func TestAShadowOfWhoIsClosedAtItsFirstBytes(t *testing.T) {
 		p.open(0, 4*mib)
 	}
 	p.read(195 * mib)
-	for len(w.closing) == 0 {
+	for w.Counts()[CountClosedConnections] == 0 {
 		p.open(0, 4*mib)
 	}
 	c, counts := p.connection(0), *w.Counts()
@@ -176,11 +176,11 @@ func TestWhatAShadowBringsBeyondWhatWouldHaveCome(t *testing.T) {
 	w := p.workers[0]
 	r, v := p.open(0, 8*mib)
 	require.Equal(t, Pass, v.Action)
-	require.Equal(t, 1, w.line.Len())
+	require.EqualValues(t, 1, p.queue(0).Waiting)
 	for range 4 {
 		w.Data(p.now, r.connected, mib)
 		p.read(180 * mib)
 	}
-	require.Zero(t, w.account.Own().Fresh)
-	require.Equal(t, 1, w.line.Len())
+	require.Zero(t, w.Account().Own().Fresh)
+	require.EqualValues(t, 1, p.queue(0).Waiting)
 }

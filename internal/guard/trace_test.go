@@ -263,7 +263,7 @@ func TestBadSnapshotsAreIgnored(t *testing.T) {
 		require.EqualValues(t, i+1, p.workers[0].Counts()[CountBadSnapshots])
 	}
 	// A table with garbage where the marks are begins anew.
-	require.NoError(t, p.workers[0].account.Change(p.now, func(t *budget.Table) { t.Marks[4], t.Marks[6] = -5, -7 }))
+	require.NoError(t, p.workers[0].Account().Change(p.now, func(t *budget.Table) { t.Marks[4], t.Marks[6] = -5, -7 }))
 	p.settle(150 * mib)
 	require.NotPanics(t, func() { p.workers[0].Peaks() })
 }

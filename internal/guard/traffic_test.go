@@ -23,12 +23,12 @@ func (e *envoy) connect() *link {
 	g := e.guards[c.worker]
 	if !g.OpenConnection(e.now, &c.Connection, peer("10.0.0.1")) {
 		e.seen["refused"]++
-		require.GreaterOrEqual(e.t, g.worker.account.Table().Level, budget.Hard)
+		require.GreaterOrEqual(e.t, g.worker.Account().Table().Level, budget.Hard)
 		return nil
 	}
 	if b&0x60 == 0 {
 		g.TLS(e.now, &c.Connection)
-		e.workers[c.worker].account.Cover(e.now)
+		e.workers[c.worker].Account().Cover(e.now)
 		c.cost = int64(g.config.Costs.TLSConnection)
 	}
 	e.conns = append(e.conns, c)
@@ -60,7 +60,7 @@ func (e *envoy) open1() string {
 	// The first read brings the headers and the beginning of the body.
 	first := min(e.size(int64(g.config.Buffers.Downstream)), x.rest())
 	if e.data(c, 500+first) {
-		require.Greater(e.t, first+500, w.account.Share(1)-w.account.Estimate(e.now), "there is no room")
+		require.Greater(e.t, first+500, w.Account().Share(1)-w.Account().Estimate(e.now), "there is no room")
 		e.seen["closed at its first bytes"]++
 		e.closeLink(c)
 		return "closed at its first bytes"
@@ -197,7 +197,7 @@ func (e *envoy) respond(x *exchange) {
 	w := e.workers[x.link.worker]
 	had := x.Reserved(budget.Response) // at its request's headers
 	v := e.guards[x.link.worker].Expect(e.now, &x.Stream, x.response)
-	if v.Action == Admit && x.Reserved(budget.Response) > had && x.Reserved(budget.Response) > int64(w.budget.Small) && x.exempt == judged && !x.letIn.is(alone) && !x.letIn.is(inFloor) && !w.account.Table().Futile {
+	if v.Action == Admit && x.Reserved(budget.Response) > had && x.Reserved(budget.Response) > int64(w.budget.Small) && x.exempt == judged && !x.letIn.is(alone) && !x.letIn.is(inFloor) && !w.Account().Table().Futile {
 		e.admitted(w)
 	}
 	if v.Action != Admit {
