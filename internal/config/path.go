@@ -32,20 +32,20 @@ func plain(path string) bool {
 	at := begins
 	for i := 0; i < len(path) && !endsPath(path[i]); i++ {
 		b := path[i]
-		if b == '/' {
+		switch b {
+		case '/':
 			if at == dots {
 				return false
 			}
 			at = begins
 			continue
-		}
-		if b == '%' {
+		case '%':
 			var ok bool
 			if b, ok = decoded(path[i:]); !ok {
 				return false
 			}
 			i += 2
-		} else if b == ' ' {
+		case ' ':
 			return false
 		}
 		if b < ' ' || b > '~' || b == '\\' {

@@ -121,7 +121,7 @@ func (g *Guard) admit(now Time, s *Stream, credit int64) Verdict {
 	if s.length != 0 {
 		a.Expect(now, &s.Stream, budget.Request, s.length, s.wants-credit, credit)
 	}
-	if s.expects.evidence == silent {
+	if s.expects.evidence == untold {
 		g.assume(now, s)
 	}
 	a.Cover(now)

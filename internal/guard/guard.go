@@ -200,7 +200,7 @@ func (p *policy) set(c *Config) (changed string) {
 // Use puts the parts of a configuration in force that all plugins share, and returns what that
 // changes, such as "budget.limit 200MiB → 150MiB"; empty if nothing, or if it is the first.
 func (w *Worker) Use(c *Config) (changed string) {
-	changed = w.policy.set(c)
+	changed = w.set(c)
 	w.account.SetLimits(c.Limits())
 	return changed
 }

@@ -320,10 +320,10 @@ func (w *Worker) exchangeShares(now Time) {
 }
 
 // total is what the others are told of a key.
-func (v *keyed) total(now Time, k *key) fairness.Total {
+func (k *keyed) total(now Time, of *key) fairness.Total {
 	return fairness.Total{
-		ID: k.ID, Weight: k.Weight, Use: v.use(), Small: v.Small, Likely: v.Likely, Waits: v.queue.Bytes() + v.rejected, Most: v.most, Open: v.open,
-		Large: v.lastLarge != 0 && now-v.lastLarge < largeFor, Named: k.Named(),
+		ID: of.ID, Weight: of.Weight, Use: k.use(), Small: k.Small, Likely: k.Likely, Waits: k.queue.Bytes() + k.rejected, Most: k.most, Open: k.open,
+		Large: k.lastLarge != 0 && now-k.lastLarge < largeFor, Named: of.Named(),
 	}
 }
 

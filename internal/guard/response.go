@@ -25,8 +25,8 @@ func (g *Guard) Expect(now Time, s *Stream, length int64) Verdict {
 		g.doubt(now, s)
 	}
 	w.proven(s)
-	if s.expects.evidence == silent {
-		s.expects.evidence = none // it is told of after all
+	if s.expects.evidence == untold {
+		s.expects.evidence = noEvidence // it is told of after all
 	}
 	if !s.Counted(budget.Request) {
 		w.account.End(now, &s.Stream, budget.Request) // who is answered has most likely sent all
@@ -272,10 +272,10 @@ type prediction struct {
 type evidence uint8
 
 const (
-	none    evidence = iota // nothing is to be expected
-	learned                 // all responses of its key are large
-	guessed                 // its key may have large ones
-	silent                  // nothing will be told of the response
+	noEvidence evidence = iota // nothing is to be expected
+	learned                    // all responses of its key are large
+	guessed                    // its key may have large ones
+	untold                     // nothing will be told of the response
 )
 
 // cold is what the response may hold, where that is guessed.
@@ -303,7 +303,7 @@ func (g *Guard) predictHeld(now Time, s *Stream, told budget.Visibility) (p pred
 	lengthless := k.Bodies[budget.Response].Learned()
 	switch {
 	case told == budget.Silent:
-		p.bytes, p.evidence = limit, silent
+		p.bytes, p.evidence = limit, untold
 	case s.keyed && k.Large(now):
 		p.bytes, p.evidence = min(k.Responses.Known(), limit), learned
 	case !k.Responses.Learned() || k.unknown > w.account.Floor(): // nothing is known, or too much is under way from then
