@@ -2,7 +2,7 @@ package guard
 
 import (
 	"math"
-	"slices"
+	"sort"
 	"time"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
@@ -381,7 +381,7 @@ func (w *Worker) evictOf(now Time, a *Actions, k *key, scale float64, most int64
 			w.evictable = append(w.evictable, c)
 		}
 	})
-	slices.SortFunc(w.evictable, sooner)
+	sort.Slice(w.evictable, func(i, j int) bool { return sooner(&w.evictable[i], &w.evictable[j]) })
 	for _, c := range w.evictable {
 		size := max(scale*float64(c.likely), 1)
 		if math.Ceil(to/size) <= math.Ceil(from/size) {
@@ -399,21 +399,13 @@ func (w *Worker) evictOf(now Time, a *Actions, k *key, scale float64, most int64
 	return ended
 }
 
-// sooner orders candidates: those first that share their connection with nobody, and of those the
-// ones that hold most.
-func sooner(a, b candidate) int {
-	switch {
-	case a.shared != b.shared:
-		if a.shared {
-			return 1
-		}
-		return -1
-	case a.likely > b.likely:
-		return -1
-	case a.likely < b.likely:
-		return 1
+// sooner says that a goes before b: those first that share their connection with nobody, and of
+// those the ones that hold most.
+func sooner(a, b *candidate) bool {
+	if a.shared != b.shared {
+		return b.shared
 	}
-	return 0
+	return a.likely > b.likely
 }
 
 func (w *Worker) evictStream(now Time, a *Actions, s *Stream) bool {
