@@ -1,12 +1,11 @@
 package fairness
 
 import (
-	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
-	"slices"
+	"sort"
 	"strings"
 	"time"
 )
@@ -242,7 +241,7 @@ const MaxWeight = 1e6
 // Merge adds up the totals of the same keys, in place, and sorts them by id. Beyond MaxKeys those
 // that have least are added to the other, those without a name first.
 func Merge(totals []Total) []Total {
-	slices.SortFunc(totals, func(a, b Total) int { return cmp.Compare(a.ID, b.ID) })
+	sort.Slice(totals, func(i, j int) bool { return totals[i].ID < totals[j].ID })
 	merged := totals[:0]
 	for _, t := range totals {
 		if n := len(merged); n > 0 && merged[n-1].ID == t.ID {
@@ -259,9 +258,11 @@ func Merge(totals []Total) []Total {
 			}
 		}
 		t := merged[least]
-		merged = slices.Delete(merged, least, least+1)
-		if merged[0].ID != 0 {
-			merged = slices.Insert(merged, 0, Total{Weight: 1})
+		if merged[0].ID == 0 {
+			merged = append(merged[:least], merged[least+1:]...)
+		} else { // the other takes its place, at the beginning
+			copy(merged[1:], merged[:least])
+			merged[0] = Total{Weight: 1}
 		}
 		weight := merged[0].Weight
 		merged[0].add(&t)
@@ -272,9 +273,9 @@ func Merge(totals []Total) []Total {
 
 // Find returns the place of a key's total among merged ones, else that of the other's, else -1.
 func Find(merged []Total, id uint64) int {
-	i, ok := slices.BinarySearchFunc(merged, id, func(t Total, id uint64) int { return cmp.Compare(t.ID, id) })
+	i := sort.Search(len(merged), func(i int) bool { return merged[i].ID >= id })
 	switch {
-	case ok:
+	case i < len(merged) && merged[i].ID == id:
 		return i
 	case len(merged) > 0 && merged[0].ID == 0:
 		return 0

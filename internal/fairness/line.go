@@ -182,7 +182,12 @@ func (l *Line[T]) sort(small bool, rank func(w *Waiter[T]) float64) {
 			q.rank = rank(w)
 		}
 	}
-	slices.SortStableFunc(l.queues, func(a, b *Queue[T]) int { return cmp.Compare(a.rank, b.rank) })
+	// An insertion sort: the queues are few, and mostly in the order of the last time.
+	for i := range l.queues {
+		for j := i; j > 0 && cmp.Less(l.queues[j].rank, l.queues[j-1].rank); j-- {
+			l.queues[j], l.queues[j-1] = l.queues[j-1], l.queues[j]
+		}
+	}
 }
 
 // Overdue returns the one that has waited longest, if that is for at least timeout, else nil. It leaves it in the line.
