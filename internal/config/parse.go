@@ -322,12 +322,13 @@ func (d *decoder) dictionary(path string, v any, into reflect.Value) {
 	}
 }
 
-func keys(m map[string]reflect.Value) []string {
+// keys are in their order.
+func keys[V any](m map[string]V) []string {
 	list := make([]string, 0, len(m))
 	for k := range m {
 		list = append(list, k)
 	}
-	sort.Strings(list)
+	sort.Slice(list, func(i, j int) bool { return list[i] < list[j] }) // sort.Strings would be larger in the plugin by 20 kB
 	return list
 }
 

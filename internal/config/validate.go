@@ -3,7 +3,6 @@ package config
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -98,7 +97,7 @@ func (f *Fairness) validate(check checker) {
 	check(len(f.Weights) <= fairness.MaxNamed, "fairness.weights: %d names are more than %d: of %d keys that are told apart some must be left for all "+
 		"that have no name here; name those that matter most", len(f.Weights), fairness.MaxNamed, fairness.MaxKeys)
 	sum := 0.0
-	for _, name := range slices.Sorted(maps.Keys(f.Weights)) {
+	for _, name := range keys(f.Weights) {
 		weight := f.Weights[name]
 		check(weight >= 0 && weight <= fairness.MaxWeight, "fairness.weights.%s: %v must be from 0 to %v", name, weight, fairness.MaxWeight)
 		check(len(name) <= fairness.MaxName, "fairness.weights: a name of %d bytes is longer than %d, which is all of it that is looked at", len(name), fairness.MaxName)
