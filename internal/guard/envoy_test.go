@@ -79,7 +79,7 @@ func newEnvoy(t *testing.T, workers int, edit func(*Config), s source) *envoy {
 func newEnvoyOn(p *process, s source) *envoy {
 	e := &envoy{process: p, source: s, seen: map[string]int{}}
 	// From nearly all to nearly nothing is left to share out.
-	e.base = int64(e.guards[0].config.Budget.Limit.Bytes) / 16 * (2 + e.byte()%14)
+	e.base = int64(e.guards[0].Config().Budget.Limit.Bytes) / 16 * (2 + e.byte()%14)
 	e.settle(e.base)
 	return e
 }
@@ -119,7 +119,7 @@ func (e *envoy) truth() int64 {
 		n += c.cost + c.unread
 	}
 	for _, x := range e.streams {
-		n += int64(x.guard.config.Costs.Stream) + x.held[budget.Request] + x.held[budget.Response] + x.unread
+		n += int64(e.guards[0].Config().Costs.Stream) + x.held[budget.Request] + x.held[budget.Response] + x.unread
 	}
 	for _, l := range e.linger {
 		if !l.link.gone {
@@ -239,7 +239,7 @@ func (e *envoy) tick(d Time) {
 			e.note("resume %d bytes after %v", x.length, a.Waited)
 			require.False(e.t, x.Waiting())
 			e.seen["resumed"]++
-			if x.total() > int64(w.budget.Small) && !x.letIn.is(inFloor) && !x.letIn.is(alone) {
+			if !x.Small() {
 				e.admitted(w)
 			}
 			n := x.unread
@@ -255,7 +255,7 @@ func (e *envoy) tick(d Time) {
 			e.rejected(e.find(d.Stream), d.Verdict)
 		}
 		for _, s := range a.Close {
-			require.Equal(e.t, closing, s.state)
+			require.True(e.t, e.find(s).over)
 			e.seen["closed"]++
 			e.closeLink(e.find(s).link)
 		}
@@ -320,6 +320,6 @@ func (e *envoy) find(s *Stream) *exchange {
 			return x
 		}
 	}
-	e.t.Fatalf("a stream that is closed: %v", s.state)
+	e.t.Fatal("a stream that is closed")
 	return nil
 }

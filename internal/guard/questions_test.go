@@ -89,6 +89,15 @@ func (p *process) bring(route string, d budget.Direction, n int64) {
 	g.Close(p.now, &r.Stream)
 }
 
+// What is below looks into a worker and its streams, because nothing else shows it.
+
+// isPaused says that the stream waits or is to be closed. Of a shadow, which nobody holds back, that
+// is in the books alone, and the proxy's model has it bring no more than one that is held back.
+func isPaused(s *Stream) bool { return s.state == queued || s.state == closing }
+
+// isExemptWhileSmall says that the stream goes on whatever room there is, until it is large.
+func isExemptWhileSmall(s *Stream) bool { return s.exempt == whileSmall && s.state == live }
+
 // requireNothingLeft looks into the worker, for what nobody sees of it until it is missed: what ended
 // streams and closed connections left in its lists and sums, and in those of its keys.
 func requireNothingLeft(t *testing.T, w *Worker) {

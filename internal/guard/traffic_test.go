@@ -15,7 +15,7 @@ func (e *envoy) connect() *link {
 			return c
 		}
 	}
-	c := &link{worker: int(b) % len(e.workers), http2: b&8 != 0, cost: int64(e.guards[0].config.Costs.Connection)}
+	c := &link{worker: int(b) % len(e.workers), http2: b&8 != 0, cost: int64(e.guards[0].Config().Costs.Connection)}
 	if b&16 != 0 { // else there is no network filter, and what comes while a request is paused is not seen
 		e.nextID++
 		c.Context = e.nextID
@@ -23,13 +23,13 @@ func (e *envoy) connect() *link {
 	g := e.guards[c.worker]
 	if !g.OpenConnection(e.now, &c.Connection, peer("10.0.0.1")) {
 		e.seen["refused"]++
-		require.GreaterOrEqual(e.t, g.worker.Account().Table().Level, budget.Hard)
+		require.GreaterOrEqual(e.t, g.Worker().Account().Table().Level, budget.Hard)
 		return nil
 	}
 	if b&0x60 == 0 {
 		g.TLS(e.now, &c.Connection)
 		e.workers[c.worker].Account().Cover(e.now)
-		c.cost = int64(g.config.Costs.TLSConnection)
+		c.cost = int64(g.Config().Costs.TLSConnection)
 	}
 	e.conns = append(e.conns, c)
 	return c
@@ -58,7 +58,7 @@ func (e *envoy) open1() string {
 	}
 	g, w := e.guards[c.worker], e.workers[c.worker]
 	// The first read brings the headers and the beginning of the body.
-	first := min(e.size(int64(g.config.Buffers.Downstream)), x.rest())
+	first := min(e.size(int64(g.Config().Buffers.Downstream)), x.rest())
 	if e.data(c, 500+first) {
 		require.Greater(e.t, first+500, w.Account().Share(1)-w.Account().Estimate(e.now), "there is no room")
 		e.seen["closed at its first bytes"]++
@@ -69,7 +69,7 @@ func (e *envoy) open1() string {
 
 	v := g.Open(e.now, &x.Stream, x, x.length)
 	e.streams = append(e.streams, x)
-	if v.Action == Admit && x.total() > int64(w.budget.Small) && x.exempt == judged && !x.letIn.is(inFloor) && !x.letIn.is(alone) {
+	if v.Action == Admit && !x.Small() && !x.Presumed() && !e.mayBeExempt(x) {
 		e.admitted(w)
 	}
 	e.seen["open "+v.String()[:7]+" "+v.Reason.String()]++
@@ -104,9 +104,26 @@ func (e *envoy) data(c *link, n int64) (refused bool) {
 	return c.Context != 0 && e.workers[c.worker].Data(e.now, &c.Connection, n)
 }
 
+// windows is what Envoy reads of a request before its client has to wait, on HTTP/1 or HTTP/2.
+func (e *envoy) windows(x *exchange) int64 {
+	b := &e.guards[0].Config().Buffers
+	if x.link.http2 {
+		return 2 * int64(max(b.HTTP2Window, b.Downstream))
+	}
+	return 2 * int64(b.Downstream)
+}
+
+// unreadCap is what of the request can lie unread while it is paused.
+func (e *envoy) unreadCap(x *exchange) int64 {
+	if x.length == budget.Unknown {
+		return e.windows(x)
+	}
+	return min(e.windows(x), x.length)
+}
+
 // comesUnseen is what a paused client sends within a round trip and no filter sees.
 func (e *envoy) comesUnseen(x *exchange) {
-	n := min(x.pauseCost-x.unread, x.rest())
+	n := min(e.unreadCap(x)-x.unread, x.rest())
 	if n > 0 {
 		x.unread += n
 		x.sent += n
@@ -115,11 +132,11 @@ func (e *envoy) comesUnseen(x *exchange) {
 
 // send is a read of the request's body.
 func (e *envoy) send(x *exchange) {
-	if x.state == queued || x.state == closing {
+	if isPaused(&x.Stream) {
 		// Reading has been stopped, but up to the pause cost comes; where there is a network filter
 		// it sees that.
 		if x.link.Context != 0 && !x.link.http2 {
-			n := min(e.size(64*kib), x.rest(), x.pauseCost-x.unread)
+			n := min(e.size(64*kib), x.rest(), e.unreadCap(x)-x.unread)
 			if n > 0 {
 				x.unread += n
 				x.sent += n
@@ -171,13 +188,13 @@ func (e *envoy) rejected(x *exchange, v Verdict) {
 	// lingers with the connection on HTTP/1.
 	var n int64
 	if !x.finished {
-		most := min(x.guard.pauseCap(&x.Stream), x.unread+x.rest())
+		most := min(e.windows(x), x.unread+x.rest())
 		n = min(max(min(most, x.Cap(budget.Request)-x.held[budget.Request]), x.unread), most)
 	}
 	if x.unread = 0; x.link.http2 {
 		x.unread = n
 	} else if n > 0 {
-		e.linger = append(e.linger, lingering{x.link, e.now + Time(x.guard.config.Buffers.Linger), n})
+		e.linger = append(e.linger, lingering{x.link, e.now + Time(e.guards[0].Config().Buffers.Linger), n})
 	}
 }
 
@@ -197,7 +214,7 @@ func (e *envoy) respond(x *exchange) {
 	w := e.workers[x.link.worker]
 	had := x.Reserved(budget.Response) // at its request's headers
 	v := e.guards[x.link.worker].Expect(e.now, &x.Stream, x.response)
-	if v.Action == Admit && x.Reserved(budget.Response) > had && x.Reserved(budget.Response) > int64(w.budget.Small) && x.exempt == judged && !x.letIn.is(alone) && !x.letIn.is(inFloor) && !w.Account().Table().Futile {
+	if v.Action == Admit && x.Reserved(budget.Response) > max(had, e.small()) && !e.mayBeExempt(x) {
 		e.admitted(w)
 	}
 	if v.Action != Admit {
