@@ -24,7 +24,9 @@ type Poll struct {
 }
 
 // Outstanding says that the answer to the last reading may still come. The host, which keeps the
-// timeout, may be a little late.
+// timeout, may be a little late to say so: asked again at once, an admin that hangs would never be
+// told of, and that word would be taken for the next answer. TestWithoutReadingsTheGuardIsBlind
+// fails without it.
 func (p *Poll) Outstanding(now time.Duration) bool {
 	return p.asking != 0 && now-p.asking < Timeout+100*time.Millisecond
 }
