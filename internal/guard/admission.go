@@ -43,9 +43,9 @@ func (g *Guard) Open(now Time, s *Stream, h Host, length int64) Verdict {
 // foresee sets what the request and its response are expected to bring.
 func (g *Guard) foresee(now Time, s *Stream, told budget.Visibility) {
 	w := g.worker
-	// A request without a body says nothing yet of its size: as long as nobody is held back and no
-	// key's responses are large, whose it is does not matter, and is not asked.
-	if s.length != 0 || w.heavyKeys > 0 || told != budget.Counted || w.pressed() {
+	// A request without a body says nothing yet of its size: below soft, and as long as no key's
+	// responses are large, whose it is does not matter, and is not asked.
+	if s.length != 0 || w.heavyKeys > 0 || told != budget.Counted || w.account.Table().Level >= budget.Soft {
 		g.keyOf(now, s)
 	}
 	n := s.length

@@ -172,7 +172,7 @@ type shares struct {
 }
 
 const (
-	// sharesEvery is how often what keys have is exchanged while somebody may be held back, and
+	// sharesEvery is how often what keys have is exchanged from soft on, and
 	// calmEvery how often else, so that when it begins it is known who is there.
 	sharesEvery = 20 * time.Millisecond
 	calmEvery   = 500 * time.Millisecond
@@ -271,7 +271,7 @@ func (w *Worker) noteLarge(now Time, k *key) {
 // connections that are told apart, there is nothing to share out.
 func (w *Worker) share(now Time) {
 	every := calmEvery
-	if w.pressed() || w.sources > 0 && w.scarce() {
+	if w.account.Table().Level >= budget.Soft || w.sources > 0 && w.scarce() {
 		every = sharesEvery
 	} else if !w.shares.due {
 		return

@@ -428,8 +428,3 @@ func Gauges() [NumGauges]Metric {
 func WaitHistogram() Metric {
 	return Metric{"highwater_wait_milliseconds", Histogram, "time that requests waited in the queue"}
 }
-
-// pressed says that somebody may be held back: the level is soft, or somebody waits.
-func (w *Worker) pressed() bool {
-	return w.account.Table().Level >= budget.Soft || w.line.Len() > 0 || w.account.Others().Queue.Waiting > 0
-}
