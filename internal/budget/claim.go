@@ -106,7 +106,7 @@ func (a *Account) crowded() bool {
 
 // fuller says that more than the share x of the room is in use, or leased.
 func (a *Account) fuller(x float64) bool {
-	return a.shared.table.Level >= Soft || a.shared.table.Reading+a.shared.others.Lease+a.lease.total > a.shared.table.share(&a.limits, x)
+	return a.shared.table.Reading+a.shared.others.Lease+a.lease.total > a.shared.table.share(&a.limits, x)
 }
 
 func (a *Account) grants(stale bool, n int64, c Claim) bool {
