@@ -104,18 +104,6 @@ func (w *Worker) warm() bool {
 	return w.trace.Capacity > 0 && t.InUse-t.Base >= int64(w.trace.Floor)
 }
 
-// near says that the next mark may come at any moment: what ends now is asked whose it was.
-func (w *Worker) near() bool {
-	if !w.warm() {
-		return false
-	}
-	t := w.account.Table()
-	m, rules := w.marks(t), w.trace.Rules()
-	return float64(t.InUse-t.Base) >= nearMark*m.Threshold(&rules)
-}
-
-const nearMark = .9
-
 // traceOpen keeps the method of a request that will be in the sample if it brings what is expected
 // of it: later Envoy does not tell it any more.
 func (w *Worker) traceOpen(s *Stream) {
@@ -145,7 +133,7 @@ func (w *Worker) rank(t *traced, reach int64) float64 {
 func (w *Worker) traceLeave(s *Stream, c *Connection) {
 	h := s.holds()
 	s.reach = max(s.reach, h.bound())
-	if w.near() && w.isSampled(&s.traced, s.reach) {
+	if w.warm() && w.isSampled(&s.traced, s.reach) {
 		w.describe(&s.traced, s.host, s)
 	}
 	c.traced = s.traced

@@ -50,7 +50,7 @@ func (m *Marks) Next(now Time, use int64, r *Rules) (marked bool) {
 	if m.Height == 0 {
 		m.Low = min(m.Low, max(use, 0))
 	}
-	if float64(use) < m.Threshold(r) {
+	if float64(use) < m.threshold(r) {
 		return false
 	}
 	if m.Height == 0 {
@@ -65,8 +65,8 @@ func (m *Marks) Next(now Time, use int64, r *Rules) (marked bool) {
 	return true
 }
 
-// Threshold is what traffic has to have in use for the next mark, bytes.
-func (m *Marks) Threshold(r *Rules) float64 {
+// threshold is what traffic has to have in use for the next mark, bytes.
+func (m *Marks) threshold(r *Rules) float64 {
 	if m.Height > 0 {
 		return float64(m.Height) * (1 + r.Step)
 	}
