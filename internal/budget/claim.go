@@ -47,10 +47,10 @@ func (a *Account) Ask(now Time, n int64, c Claim) Outcome {
 	return a.claim(now, n, c)
 }
 
-// Calm says that less than half of the room is in use, or may be, as of the last look at the table,
-// and that nobody waits.
+// Calm says that no more than half of the room is in use, or may be, as of the last look at the
+// table, and that nobody waits.
 func (a *Account) Calm(now Time) bool {
-	return !a.Stale(now) && a.own.Queue.Waiting == 0 && a.shared.others.Queue.Waiting == 0 && !a.fuller(.5)
+	return !a.Stale(now) && a.own.Queue.Waiting == 0 && a.shared.others.Queue.Waiting == 0 && !a.crowded()
 }
 
 // Cover raises the account's entry if what is fresh and coming has outgrown the lease.
@@ -96,17 +96,12 @@ func (a *Account) claim(now Time, n int64, c Claim) Outcome {
 	return Granted
 }
 
-// crowded says that what has changed since the last tick could put the estimate beyond the limit: a
-// newer reading, in which what is fresh counts a second time, or what other workers could not
-// refuse. With less than a quarter of the room in use a large request is not worth the call of the
-// host.
+// crowded says that more than half of the room is in use, or leased. From there on what has changed
+// since the last tick could put the estimate beyond the limit: a newer reading, in which what is
+// fresh counts a second time, or what other workers could not refuse. Below, a large request is not
+// worth the call of the host.
 func (a *Account) crowded() bool {
-	return a.fuller(.25)
-}
-
-// fuller says that more than the share x of the room is in use, or leased.
-func (a *Account) fuller(x float64) bool {
-	return a.shared.table.Reading+a.shared.others.Lease+a.lease.total > a.shared.table.share(&a.limits, x)
+	return a.shared.table.Reading+a.shared.others.Lease+a.lease.total > a.Share(.5)
 }
 
 func (a *Account) grants(stale bool, n int64, c Claim) bool {
