@@ -16,7 +16,7 @@ func TestWorkersAtOnceNeverAdmitMoreThanHard(t *testing.T) {
 	for round := range uint64(8) {
 		p := newProcess(t, workers, func(c *Config) { c.Throttle.Queue = 100_000 })
 		p.settle(40 * mib)
-		room := p.workers[0].Account().Share(p.workers[0].limits.Hard) - 40*mib
+		room := p.workers[0].Account().Share(float64(p.guards[0].Config().Budget.Hard)) - 40*mib
 
 		var admitted [workers]int64
 		start, done := make(chan struct{}), sync.WaitGroup{}
@@ -25,6 +25,7 @@ func TestWorkersAtOnceNeverAdmitMoreThanHard(t *testing.T) {
 				rng := rand.New(rand.NewPCG(round, uint64(i)))
 				now := p.now
 				var live []*request
+				lengths := map[*Stream]int64{}
 				<-start
 				for range 300 {
 					r := &request{connected: &Connection{}}
@@ -34,6 +35,7 @@ func TestWorkersAtOnceNeverAdmitMoreThanHard(t *testing.T) {
 						admitted[i] += length
 					case Wait:
 						live = append(live, r)
+						lengths[&r.Stream] = length
 					default:
 					}
 					// Those who gave up waiting let others in, and who waits is resumed.
@@ -44,7 +46,7 @@ func TestWorkersAtOnceNeverAdmitMoreThanHard(t *testing.T) {
 					if rng.IntN(8) == 0 {
 						now += time.Microsecond
 						if s := p.workers[i].Tick(now).Resume; s != nil {
-							admitted[i] += s.length
+							admitted[i] += lengths[s]
 							for j := range live {
 								if &live[j].Stream == s {
 									live = append(live[:j], live[j+1:]...)

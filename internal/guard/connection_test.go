@@ -204,7 +204,7 @@ func TestIdleConnectionsAreClosed(t *testing.T) {
 		for _, c := range all {
 			p.workers[0].CloseConnection(c)
 		}
-		require.Nil(t, p.workers[0].idle.First(p.now, 0))
+		require.Empty(t, p.tick(0, 11*time.Second, softReading))
 	})
 	t.Run("from hard on after 250 ms", func(t *testing.T) {
 		p := start(t, nil)
@@ -348,9 +348,9 @@ func TestRequestsThatAreHeldBack(t *testing.T) {
 		}
 		raw := p.admit(0, 1)[0]
 		request(p, &Connection{}, raw, 0)
-		require.Zero(t, raw.use, "and makes no raw connection one of HTTP")
-		require.False(t, p.workers[0].idle.Mistaken())
-		require.Len(t, p.tick(0, 3*time.Second, softReading), 3)
+		closed := p.tick(0, 3*time.Second, softReading)
+		require.Len(t, closed, 3)
+		require.NotContains(t, closed, raw, "and makes no raw connection one of HTTP")
 	})
 	for name, c := range map[string]struct {
 		length  int64
@@ -364,9 +364,7 @@ func TestRequestsThatAreHeldBack(t *testing.T) {
 			p, all := start(t)
 			w := p.workers[0]
 			p.tick(0, 500*ms, c.reading)
-			n := 0
-			for ; !w.idle.Mistaken(); n++ {
-				require.Less(t, n, c.within)
+			for range c.within {
 				request(p, all[0], all[1], c.length)
 			}
 			events := 0

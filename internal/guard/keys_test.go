@@ -173,22 +173,22 @@ func TestNamesOfKeys(t *testing.T) {
 	} {
 		r := &request{connected: p.connection(0), tenant: c.tenant}
 		p.guards[0].Open(p.now, &r.Stream, r, mib)
-		require.Equal(t, fairness.Name{By: "header:X-Tenant", Value: c.name}, r.key.Name)
-		require.InDelta(t, c.weight, r.key.Weight, 0)
-		require.Equal(t, mib, r.key.Value.Coming)
+		require.Equal(t, KeyUse{Name: c.name, Weight: c.weight, Coming: mib}, p.has(0, c.name))
 		p.guards[0].Close(p.now, &r.Stream)
-		require.Equal(t, budget.Sum{}, r.key.Value.Sum)
-		require.Zero(t, r.key.Refs)
+		require.Equal(t, KeyUse{Name: c.name, Weight: c.weight}, p.has(0, c.name))
 	}
-	require.Zero(t, w.keys.Other.Refs)
+	requireNothingLeft(t, w)
 
 	// A flood of names takes 64 places, and the rest is one key.
+	p.now += 2 * time.Second // those that have nothing any more go
 	for i := range 10_000 {
 		r := &request{connected: p.connection(0), tenant: fmt.Sprint(i)}
 		p.guards[0].Open(p.now, &r.Stream, r, kib)
 	}
-	require.Len(t, w.keys.All(), fairness.MaxKeys)
-	require.Greater(t, w.keys.Other.Refs, 9000)
+	require.Len(t, w.Keys(), fairness.MaxKeys+1)
+	require.Equal(t, "gold", p.has(0, "gold").Name, "its place is kept")
+	require.Empty(t, p.has(0, "a,b").Name)
+	require.Greater(t, p.has(0, OtherKey).Coming, 9000*kib)
 }
 
 // Whoever likely holds most of the key most above its share goes first, once for an excess, and
@@ -217,11 +217,11 @@ func TestEvict(t *testing.T) {
 	evicted := map[*Stream]Verdict{}
 	tick := func(d time.Duration, inUse int64) {
 		p.now += d
-		for _, w := range p.workers {
+		for i, w := range p.workers {
 			a := w.Tick(p.now)
 			for _, d := range a.Rejected {
 				evicted[d.Stream] = d.Verdict
-				d.Stream.guard.Close(p.now, d.Stream)
+				p.guards[i].Close(p.now, d.Stream)
 			}
 			if a.Ask {
 				w.Observe(p.now, Reading{InUse: inUse, Allocated: inUse}, nil)
@@ -239,7 +239,7 @@ func TestEvict(t *testing.T) {
 	// come while they leave show the same.
 	require.InDelta(t, 4, len(evicted), 2)
 	for s, v := range evicted {
-		require.Equal(t, "noisy", s.host.(*request).route)
+		require.Equal(t, "noisy", s.Host().(*request).route)
 		require.Equal(t, Verdict{Action: Reset, Reason: Evicted}, v)
 	}
 	for _, r := range noisy[len(noisy)-2:] {
@@ -257,21 +257,45 @@ func TestEvict(t *testing.T) {
 	require.Zero(t, p.workers[0].Account().Table().Sum().Evicted.Leaving)
 }
 
-// In one tick a connection is closed only if nothing else was ended on it.
+// In one tick a connection is closed only if nothing else was ended on it, and once.
 func TestAConnectionIsCutAloneInItsTick(t *testing.T) {
-	p := newProcess(t, 1, nil)
-	w, c := p.workers[0], p.connection(0)
-	w.ticks++
-	w.end(c)
-	require.False(t, w.claimCut(c))
-	w.ticks++
-	require.True(t, w.claimCut(c))
-	require.False(t, w.claimCut(c), "once")
-	r := &request{connected: c}
-	p.guards[0].Open(p.now, &r.Stream, r, 0)
-	require.False(t, w.evictStream(p.now, &Actions{}, &r.Stream), "and nothing is ended on it then")
-	w.ticks++
-	require.True(t, w.evictStream(p.now, &Actions{}, &r.Stream))
+	p := newProcess(t, 1, nobodyWaits)
+	p.settle(40 * mib)
+	g, w, c := p.guards[0], p.workers[0], p.connection(0)
+	w.Tick(p.now) // so that it is judged
+	held := &request{connected: c}
+	require.Equal(t, Admit, g.Open(p.now, &held.Stream, held, 0).Action)
+	require.Equal(t, Admit, g.Expect(p.now, &held.Stream, 16*mib).Action)
+	require.Equal(t, Admit, g.Grow(p.now, &held.Stream, budget.Response, 16*mib).Action)
+	reject := func() *Stream {
+		r := &request{connected: c}
+		require.Equal(t, Close, g.Open(p.now, &r.Stream, r, 16*mib).Action)
+		return &r.Stream
+	}
+	for evicted := false; !evicted; {
+		p.now += Tick
+		if p.workers[0].Account().Table().Level < budget.Over {
+			if w.Tick(p.now).Ask {
+				w.Observe(p.now, Reading{InUse: 230 * mib, Allocated: 230 * mib}, nil)
+			}
+			continue
+		}
+		first, second := reject(), reject()
+		a := w.Tick(p.now)
+		evicted = len(a.Rejected) > 0
+		if evicted {
+			require.Equal(t, &held.Stream, a.Rejected[0].Stream)
+			require.Empty(t, a.Close, "something was ended on it")
+			p.now += FastTick
+			a = w.Tick(p.now)
+		}
+		require.Equal(t, []*Stream{first}, a.Close, "once")
+		if a.Ask {
+			w.Observe(p.now, Reading{InUse: 230 * mib, Allocated: 230 * mib}, nil)
+		}
+		g.Close(p.now, first)
+		g.Close(p.now, second)
+	}
 }
 
 // Made-up tenants, each with something in flight on each of three workers, don't make a named one
@@ -297,8 +321,7 @@ func TestNamedTenantsKeepTheirPlaces(t *testing.T) {
 		}
 	}
 	r := open(1, "gold", kib)
-	require.Equal(t, "gold", r.key.Name.Value)
-	require.InDelta(t, 4, r.key.Weight, 0)
+	require.Equal(t, KeyUse{Name: "gold", Weight: 4, Coming: kib}, p.has(1, "gold"))
 	for _, w := range p.workers {
 		w.exchangeShares(p.now)
 	}
@@ -328,8 +351,30 @@ func TestPlacesAreKeptForLiveConfigurations(t *testing.T) {
 		other, _ := New(c, w)
 		return other
 	}
+	crowd, _ := New(*g.Config(), w) // of made-up names
+	n := 0
 	named := func(by, value string) bool {
-		return w.keys.Get(p.now, fairness.Name{By: by, Value: value}, g.config.Fairness.Weight).Named()
+		p.now += 2 * time.Second // those that have nothing go
+		var all []*request
+		open := func(g *Guard, name string) {
+			r := &request{connected: &Connection{}, route: name, tenant: name}
+			g.Open(p.now, &r.Stream, r, kib)
+			all = append(all, r)
+		}
+		for range fairness.MaxKeys {
+			n++
+			open(crowd, fmt.Sprint("made-up", n))
+		}
+		c := *g.Config()
+		c.Fairness = Fairness{By: by}
+		one, _ := New(c, w)
+		open(one, value)
+		has := p.has(0, value).Coming == kib
+		for _, r := range all {
+			g.Close(p.now, &r.Stream)
+		}
+		one.Retire()
+		return has
 	}
 	tenants, routes := configure("header:x-tenant", "gold"), configure(config.ByRoute, "upload")
 	require.True(t, named("header:x-tenant", "gold"))
@@ -341,6 +386,4 @@ func TestPlacesAreKeptForLiveConfigurations(t *testing.T) {
 	require.True(t, named("header:x-tenant", "silver"))
 	routes.Retire()
 	require.False(t, named(config.ByRoute, "upload"))
-	g.Retire()
-	require.Len(t, w.guards, 1)
 }

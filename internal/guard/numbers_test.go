@@ -137,7 +137,7 @@ func FuzzNumbers(f *testing.F) {
 			g.OpenConnection(now, s.connected, peer("10.0.0.1"))
 			v := g.Open(now, &s.Stream, s, ContentLength(length))
 			open = append(open, s)
-			if v.Action == Admit && s.admitted() && !s.hides[0] {
+			if v.Action == Admit && !s.hides[0] {
 				for range 3 {
 					g.Grow(now, &s.Stream, budget.Request, max(min(passes, math.MaxInt32), 0))
 				}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/retryafter"
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
@@ -33,7 +34,19 @@ func (p *process) told(worker int, n int64) Time {
 	return Time(v.RetryAfter)
 }
 
-// admits has a worker admit so much a second, while somebody waited until now.
+// tellMany is told over HTTP/2, where nothing of a rejected request stays: there is an answer, however
+// many there were.
+func (p *process) tellMany(worker int, n int64) Time {
+	p.t.Helper()
+	r := &request{connected: p.connection(worker), http2: true}
+	v := p.guards[worker].Open(p.now, &r.Stream, r, n)
+	require.Equal(p.t, Answer, v.Action, "%v", v)
+	p.guards[worker].Close(p.now, &r.Stream)
+	return Time(v.RetryAfter)
+}
+
+// admits has a worker admit so much a second, while somebody waited until now: it says so to what
+// measures it, for to wait so long would take a minute of ticks.
 func admits(w *Worker, now Time, perSecond int64) {
 	r := &w.back.Admitted
 	*r = retryafter.Rate{}
@@ -50,7 +63,7 @@ func TestRejectsBookPlacesInOneQueue(t *testing.T) {
 	// Nobody has been admitted while somebody waited: T(soft) − base in 30 s.
 	w := p.workers[0]
 	least := float64(w.Account().Share(.8)-w.Account().Table().Base) / 30
-	place := float64(4*mib+int64(p.guards[0].config.Costs.Stream)) / least
+	place := float64(4*mib+int64(p.guards[0].Config().Costs.Stream)) / least
 	require.Greater(t, place, .5)
 	for i := range 20 {
 		d := p.told(i%2, 4*mib)
@@ -69,13 +82,12 @@ func TestTheQueueDrainsWithWhatIsAdmitted(t *testing.T) {
 	for i, w := range p.workers {
 		p.told(i, 4*mib) // it joins the table
 		admits(w, p.now, 160*mib)
-		w.publish()
 	}
 	p.read(182 * mib)
-	p.guards[0].retryAfter(p.now, 4*mib)
+	p.tellMany(0, 4*mib)
 	before := p.workers[0].Account().Table().Booked
 	for range 100 {
-		p.guards[0].retryAfter(p.now, 4*mib) // 40 MiB/s
+		p.tellMany(0, 4*mib) // 40 MiB/s
 	}
 	p.workers[1].Tick(p.now)
 	require.InDelta(t, 100*4/40., (p.workers[1].Account().Table().Booked - before).Seconds(), .1, "the other worker knows")
@@ -89,16 +101,15 @@ func TestAFullQueue(t *testing.T) {
 		{Max: unit.Duration(time.Second)},
 		{Min: unit.Duration(10 * time.Second), Max: unit.Duration(10 * time.Second)},
 	} {
-		p := full(t, 1, func(cfg *Config) { cfg.Reject.RetryAfter = c })
+		p := full(t, 4, func(cfg *Config) { cfg.Reject.RetryAfter = c })
 		for range 1000 {
-			d := p.guards[0].retryAfter(p.now, 4*mib)
-			require.GreaterOrEqual(t, d, c.Min)
-			require.LessOrEqual(t, d, c.Max)
+			d := p.tellMany(0, 4*mib)
+			require.GreaterOrEqual(t, d, Time(c.Min))
+			require.LessOrEqual(t, d, Time(c.Max))
 		}
 		// Those who come one by one are no crowd.
-		for range 3 {
-			p.workers[0].back = retryafter.Desk{}
-			require.Equal(t, c.Max, p.guards[0].retryAfter(p.now, 4*mib))
+		for other := 1; other < 4; other++ {
+			require.Equal(t, Time(c.Max), p.told(other, 4*mib))
 		}
 	}
 }
@@ -108,10 +119,15 @@ func TestAFullQueue(t *testing.T) {
 func TestALineThatIsNearlyTooLongTurnsSomeAway(t *testing.T) {
 	p := newProcess(t, 1, nil)
 	p.settle(40 * mib)
+	grows := &request{connected: p.connection(0), http2: true}
+	require.Equal(t, Admit, p.guards[0].Open(p.now, &grows.Stream, grows, budget.Unknown).Action)
+	p.settle(199 * mib)
+	v := p.guards[0].Grow(p.now, &grows.Stream, budget.Request, 4*mib)
+	require.Positive(t, v.RetryAfter, "somebody was told to come back")
+	p.guards[0].Close(p.now, &grows.Stream)
 	p.settle(182 * mib)
 	w := p.workers[0]
-	admits(w, p.now, 40*mib)           // 80 MiB in 2 s
-	p.guards[0].retryAfter(p.now, mib) // somebody was told to come back
+	admits(w, p.now, 40*mib) // 80 MiB in 2 s
 	var joined, first int
 	for i := range 100 {
 		if _, v := p.open(0, mib); v.Action == Wait {
@@ -123,6 +139,6 @@ func TestALineThatIsNearlyTooLongTurnsSomeAway(t *testing.T) {
 	require.InDelta(t, 64, first, 4, "from three quarters on")
 	require.Less(t, joined, 80)
 	require.Greater(t, joined, 65)
-	_, v := p.open(0, 64*kib)
+	_, v = p.open(0, 64*kib)
 	require.NotEqual(t, Answer, v.Action, "small ones go ahead of the line")
 }
