@@ -1,10 +1,10 @@
 package budget
 
 import (
-	"encoding/binary"
 	"errors"
-	"fmt"
 	"time"
+
+	"github.com/highwater-envoy/highwater/internal/wire"
 )
 
 // Time is a reading of the host's CLOCK_MONOTONIC. It has to come from one clock for all workers of
@@ -61,6 +61,10 @@ const (
 	entryFields = 25
 	entryBytes  = 8 + entryFields*8
 	maxEntries  = 4096
+
+	flagLevel  = 0xff // it is a number
+	flagFutile = 1 << 8
+	flagBlind  = 1 << 9
 )
 
 // ErrTable is wrapped by errors of Decode: the value is not a table of this version.
@@ -68,31 +72,25 @@ var ErrTable = errors.New("not a highwater table")
 
 // Append encodes the table behind buf.
 func (t *Table) Append(buf []byte) []byte {
-	le := binary.LittleEndian
-	buf = le.AppendUint32(buf, tableMagic)
-	buf = le.AppendUint32(buf, uint32(len(t.Entries)))
-	flags := uint64(t.Level)
+	buf = wire.AppendUint32(buf, tableMagic)
+	buf = wire.AppendUint32(buf, uint32(len(t.Entries)))
+	flags := int64(t.Level)
 	if t.Futile {
-		flags |= 1 << 8
+		flags |= flagFutile
 	}
 	if t.Blind {
-		flags |= 1 << 9
+		flags |= flagBlind
 	}
-	for _, v := range [...]uint64{
-		uint64(t.Reading), uint64(t.Asked), t.Sequence, uint64(t.Low), uint64(t.Base), uint64(t.Surprise), flags,
-		uint64(t.Poller.ID), uint64(t.Poller.Beat), uint64(t.Evict.Bytes), t.Evict.Sequence, uint64(t.Booked), uint64(t.Container),
-		uint64(t.InUse), uint64(t.Peak), uint64(t.Allocated), uint64(t.Begun),
-	} {
-		buf = le.AppendUint64(buf, v)
-	}
-	for _, v := range t.Marks {
-		buf = le.AppendUint64(buf, uint64(v))
-	}
+	buf = wire.AppendInts(buf,
+		t.Reading, int64(t.Asked), int64(t.Sequence), t.Low, t.Base, t.Surprise, flags,
+		int64(t.Poller.ID), int64(t.Poller.Beat), t.Evict.Bytes, int64(t.Evict.Sequence), int64(t.Booked), t.Container,
+		t.InUse, t.Peak, t.Allocated, int64(t.Begun))
+	buf = wire.AppendInts(buf, t.Marks[:]...)
 	for i := range t.Entries {
 		e := &t.Entries[i]
-		buf = le.AppendUint64(buf, uint64(e.ID))
+		buf = wire.AppendInt(buf, int64(e.ID))
 		for _, v := range e.fields() {
-			buf = le.AppendUint64(buf, uint64(*v))
+			buf = wire.AppendInt(buf, *v)
 		}
 	}
 	return buf
@@ -105,29 +103,28 @@ func (t *Table) Decode(value []byte) error {
 	if len(value) == 0 {
 		return nil
 	}
-	le := binary.LittleEndian
-	if len(value) < headerBytes || le.Uint32(value) != tableMagic {
-		return fmt.Errorf("%w: %d bytes with another beginning", ErrTable, len(value))
-	}
-	// Compared before it is an int, which may have 32 bits.
-	if n := le.Uint32(value[4:]); n > maxEntries || len(value) != headerBytes+int(n)*entryBytes {
-		return fmt.Errorf("%w: %d bytes for %d workers", ErrTable, len(value), n)
-	}
-	at := func(i int) uint64 { return le.Uint64(value[8+8*i:]) }
-	t.Reading, t.Asked, t.Sequence = int64(at(0)), Time(at(1)), at(2)
-	t.Low, t.Base, t.Surprise = int64(at(3)), int64(at(4)), int64(at(5))
-	t.Level, t.Futile, t.Blind = min(Level(at(6)&0xff), Over), at(6)&(1<<8) != 0, at(6)&(1<<9) != 0
-	t.Poller.ID, t.Poller.Beat = uint32(at(7)), Time(at(8))
-	t.Evict.Bytes, t.Evict.Sequence, t.Booked, t.Container = int64(at(9)), at(10), Time(at(11)), int64(at(12))
-	t.InUse, t.Peak, t.Allocated, t.Begun = int64(at(13)), int64(at(14)), int64(at(15)), Time(at(16))
+	r := wire.Read(value, tableMagic)
+	workers := r.Uint32()
+	t.Reading, t.Asked, t.Sequence = r.Int(), Time(r.Int()), uint64(r.Int())
+	t.Low, t.Base, t.Surprise = r.Int(), r.Int(), r.Int()
+	flags := r.Int()
+	t.Level, t.Futile, t.Blind = min(Level(flags&flagLevel), Over), flags&flagFutile != 0, flags&flagBlind != 0
+	t.Poller.ID, t.Poller.Beat = uint32(r.Int()), Time(r.Int())
+	t.Evict.Bytes, t.Evict.Sequence, t.Booked, t.Container = r.Int(), uint64(r.Int()), Time(r.Int()), r.Int()
+	t.InUse, t.Peak, t.Allocated, t.Begun = r.Int(), r.Int(), r.Int(), Time(r.Int())
 	for i := range t.Marks {
-		t.Marks[i] = int64(at(headFields - markFields + i))
+		t.Marks[i] = r.Int()
 	}
-	for rest := value[headerBytes:]; len(rest) > 0; rest = rest[entryBytes:] {
-		t.Entries = append(t.Entries, Entry{ID: uint32(le.Uint64(rest))})
-		for i, v := range t.Entries[len(t.Entries)-1].fields() {
-			*v = int64(le.Uint64(rest[8+8*i:]))
+	r.Expect(workers <= maxEntries && r.Left() == int(workers)*entryBytes, "as many workers as it says")
+	for r.Left() > 0 {
+		t.Entries = append(t.Entries, Entry{ID: uint32(r.Int())})
+		for _, v := range t.Entries[len(t.Entries)-1].fields() {
+			*v = r.Int()
 		}
+	}
+	if err := r.End(ErrTable); err != nil {
+		*t = Table{Entries: t.Entries[:0]}
+		return err
 	}
 	return nil
 }

@@ -1,13 +1,13 @@
 package fairness
 
 import (
-	"encoding/binary"
 	"errors"
-	"fmt"
 	"math"
 	"sort"
 	"strings"
 	"time"
+
+	"github.com/highwater-envoy/highwater/internal/wire"
 )
 
 // MaxKeys is how many keys are told apart. What comes beyond is one key more: the other.
@@ -173,7 +173,6 @@ func (t *Total) less(o *Total) bool {
 const (
 	totalsMagic = 0x48574b34 // "HWK4": a changed layout needs a new one
 	totalBytes  = 9 * 8
-	headerBytes = 4 + 4 + 8
 
 	flagLarge = 1 << 0
 	flagNamed = 1 << 1
@@ -185,22 +184,19 @@ var ErrTotals = errors.New("not the totals of keys")
 
 // AppendTotals encodes what the keys of one worker have, as of now, behind buf.
 func AppendTotals(buf []byte, now time.Duration, totals []Total) []byte {
-	le := binary.LittleEndian
-	buf = le.AppendUint32(buf, totalsMagic)
-	buf = le.AppendUint32(buf, uint32(len(totals)))
-	buf = le.AppendUint64(buf, uint64(now))
+	buf = wire.AppendUint32(buf, totalsMagic)
+	buf = wire.AppendUint32(buf, uint32(len(totals)))
+	buf = wire.AppendInt(buf, int64(now))
 	for i := range totals {
 		t := &totals[i]
-		flags := uint64(0)
+		flags := int64(0)
 		if t.Large {
 			flags |= flagLarge
 		}
 		if t.Named {
 			flags |= flagNamed
 		}
-		for _, v := range [...]uint64{t.ID, math.Float64bits(t.Weight), uint64(t.Use), uint64(t.Small), uint64(t.Likely), uint64(t.Waits), uint64(t.Most), uint64(t.Open), flags} {
-			buf = le.AppendUint64(buf, v)
-		}
+		buf = wire.AppendInts(buf, int64(t.ID), int64(math.Float64bits(t.Weight)), t.Use, t.Small, t.Likely, t.Waits, t.Most, t.Open, flags)
 	}
 	return buf
 }
@@ -212,27 +208,23 @@ const maxTotal = 1 << 48
 // DecodeTotals appends the totals that value holds to buf, and says as of when they are. The error
 // wraps ErrTotals.
 func DecodeTotals(value []byte, buf []Total) (totals []Total, at time.Duration, err error) {
-	le := binary.LittleEndian
-	if len(value) < headerBytes || le.Uint32(value) != totalsMagic {
-		return buf, 0, fmt.Errorf("%w: %d bytes with another beginning", ErrTotals, len(value))
+	r := wire.Read(value, totalsMagic)
+	keys := r.Uint32()
+	at = time.Duration(r.Int())
+	r.Expect(keys <= MaxKeys+1 && r.Left() == int(keys)*totalBytes, "as many keys as it says")
+	size := func() int64 { return max(min(r.Int(), maxTotal), 0) }
+	totals = buf
+	for r.Left() > 0 {
+		t := Total{ID: uint64(r.Int()), Weight: r.Float(), Use: size(), Small: size(), Likely: size(), Waits: size(), Most: size(), Open: size()}
+		flags := r.Int()
+		t.Large, t.Named = flags&flagLarge != 0, flags&flagNamed != 0
+		r.Expect(t.Weight >= 0 && t.Weight <= MaxWeight, "a weight")
+		totals = append(totals, t)
 	}
-	n := int(min(le.Uint32(value[4:]), MaxKeys+2)) // compared before it is an int, which may have 32 bits
-	if n > MaxKeys+1 || len(value) != headerBytes+n*totalBytes {
-		return buf, 0, fmt.Errorf("%w: %d bytes for %d keys", ErrTotals, len(value), n)
+	if err := r.End(ErrTotals); err != nil {
+		return buf, 0, err
 	}
-	for i := range n {
-		at := func(f int) uint64 { return le.Uint64(value[headerBytes+i*totalBytes+8*f:]) }
-		size := func(f int) int64 { return max(min(int64(at(f)), maxTotal), 0) }
-		t := Total{
-			ID: at(0), Weight: math.Float64frombits(at(1)), Use: size(2), Small: size(3), Likely: size(4),
-			Waits: size(5), Most: size(6), Open: size(7), Large: at(8)&flagLarge != 0, Named: at(8)&flagNamed != 0,
-		}
-		if !(t.Weight >= 0 && t.Weight <= MaxWeight) {
-			return buf, 0, fmt.Errorf("%w: weight %v", ErrTotals, t.Weight)
-		}
-		buf = append(buf, t)
-	}
-	return buf, time.Duration(le.Uint64(value[8:])), nil
+	return totals, at, nil
 }
 
 // MaxWeight is the highest weight that a key may have.

@@ -176,7 +176,7 @@ func TestTotalsAreBounded(t *testing.T) {
 	_, _, err = DecodeTotals(value, nil)
 	require.ErrorIs(t, err, ErrTotals)
 	binary.LittleEndian.PutUint32(value[4:], 1<<31)
-	_, _, err = DecodeTotals(value[:headerBytes], nil)
+	_, _, err = DecodeTotals(value[:4+4+8], nil)
 	require.ErrorIs(t, err, ErrTotals)
 
 	var many []Total

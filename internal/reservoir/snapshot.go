@@ -1,11 +1,11 @@
 package reservoir
 
 import (
-	"encoding/binary"
 	"errors"
-	"fmt"
 	"math"
 	"slices"
+
+	"github.com/highwater-envoy/highwater/internal/wire"
 )
 
 // Phase of a stream.
@@ -106,28 +106,37 @@ const (
 	snapshotMagic = 0x31505748 // "HWP1": a changed layout needs a new one
 	// MaxSnapshot is the size of an encoded snapshot, bytes, at most.
 	MaxSnapshot = 64 << 10
-	headFields  = 22
-	headBytes   = 4 + 8*headFields
+	headBytes   = 4 + 8*(14+2*int(NumPhases))
 )
 
-func (s *Snapshot) head() [headFields]int64 {
+func (s *Snapshot) appendHead(buf []byte) []byte {
 	t := &s.Totals
-	return [headFields]int64{
-		int64(s.Worker), s.Episode, s.Epoch, int64(s.At), int64(s.Level), s.Limit, s.InUse, s.Allocated, s.Base, int64(math.Float64bits(s.Gap)),
-		t.Streams, t.Connections, t.Likely, t.Bound, t.Phases[Paused], t.Phases[Uploading], t.Phases[Waiting], t.Phases[Downloading],
-		t.PhaseBounds[Paused], t.PhaseBounds[Uploading], t.PhaseBounds[Waiting], t.PhaseBounds[Downloading],
-	}
+	buf = wire.AppendInts(buf, int64(s.Worker), s.Episode, s.Epoch, int64(s.At), int64(s.Level), s.Limit, s.InUse, s.Allocated, s.Base,
+		int64(math.Float64bits(s.Gap)), t.Streams, t.Connections, t.Likely, t.Bound)
+	buf = wire.AppendInts(buf, t.Phases[:]...)
+	return wire.AppendInts(buf, t.PhaseBounds[:]...)
 }
 
-func (s *Snapshot) setHead(f [headFields]int64) {
-	*s = Snapshot{
-		Worker: uint32(f[0]), Episode: f[1], Epoch: f[2], At: Time(f[3]), Level: uint8(f[4]), Limit: f[5], InUse: f[6], Allocated: f[7], Base: f[8],
-		Gap: math.Float64frombits(uint64(f[9])),
-		Totals: Totals{
-			Streams: f[10], Connections: f[11], Likely: f[12], Bound: f[13],
-			Phases: [NumPhases]int64{f[14], f[15], f[16], f[17]}, PhaseBounds: [NumPhases]int64{f[18], f[19], f[20], f[21]},
-		},
+func (s *Snapshot) readHead(r *wire.Reader) {
+	t := &s.Totals
+	s.Worker, s.Episode, s.Epoch, s.At, s.Level = uint32(r.Int()), r.Int(), r.Int(), Time(r.Int()), uint8(r.Int())
+	s.Limit, s.InUse, s.Allocated, s.Base, s.Gap = size(r), size(r), size(r), size(r), r.Float()
+	t.Streams, t.Connections, t.Likely, t.Bound = size(r), size(r), size(r), size(r)
+	for i := range t.Phases {
+		t.Phases[i] = size(r)
 	}
+	for i := range t.PhaseBounds {
+		t.PhaseBounds[i] = size(r)
+	}
+	r.Expect(s.At >= -maxTime && s.At <= maxTime, "a time")
+	r.Expect(s.Gap > 0 && s.Gap <= maxGap, "a gap")
+}
+
+// size is one that is added up with those of other workers, or held against another.
+func size(r *wire.Reader) int64 {
+	v := r.Int()
+	r.Expect(v >= -maxSize && v <= maxSize, "a size")
+	return v
 }
 
 // Encoder encodes snapshots. The zero value is ready; to use it again saves its memory.
@@ -157,12 +166,8 @@ func (e *Encoder) append(buf []byte, s *Snapshot) []byte {
 		e.strings = map[string]uint64{} // one that was large once is not kept
 	}
 	clear(e.strings)
-	le := binary.LittleEndian
-	buf = le.AppendUint32(buf, snapshotMagic)
-	for _, v := range s.head() {
-		buf = le.AppendUint64(buf, uint64(v))
-	}
-	buf = binary.AppendUvarint(buf, uint64(len(s.Samples)))
+	buf = s.appendHead(wire.AppendUint32(buf, snapshotMagic))
+	buf = wire.AppendShort(buf, uint64(len(s.Samples)))
 	for i := range s.Samples {
 		x := &s.Samples[i]
 		for _, text := range x.Labels.all() {
@@ -171,28 +176,28 @@ func (e *Encoder) append(buf []byte, s *Snapshot) []byte {
 				// The first time it follows here: so the decoder needs one pass too.
 				n = uint64(len(e.strings))
 				e.strings[*text] = n
-				buf = binary.AppendUvarint(buf, n)
-				buf = binary.AppendUvarint(buf, uint64(len(*text)))
-				buf = append(buf, *text...)
+				buf = wire.AppendText(wire.AppendShort(buf, n), *text)
 				continue
 			}
-			buf = binary.AppendUvarint(buf, n)
+			buf = wire.AppendShort(buf, n)
 		}
 		buf = append(buf, byte(x.Phase))
 		for _, v := range [...]int64{int64(x.Age), x.Request, x.Response, x.Likely, x.Reach} {
-			buf = binary.AppendUvarint(buf, uint64(v))
+			buf = wire.AppendShort(buf, uint64(v))
 		}
-		buf = le.AppendUint64(buf, math.Float64bits(x.Rank))
+		buf = wire.AppendInt(buf, int64(math.Float64bits(x.Rank)))
 	}
 	return buf
 }
 
 // AtOf is when an encoded snapshot was frozen; false if it is none.
-func AtOf(value []byte) (Time, bool) {
-	if len(value) < headBytes || binary.LittleEndian.Uint32(value) != snapshotMagic {
-		return 0, false
-	}
-	return Time(binary.LittleEndian.Uint64(value[4+8*3:])), true
+func AtOf(value []byte) (at Time, ok bool) {
+	r := wire.Read(value, snapshotMagic)
+	r.Int() // Worker
+	r.Int() // Episode
+	r.Int() // Epoch
+	at = Time(r.Int())
+	return at, len(value) >= headBytes && !r.Failed()
 }
 
 // ErrSnapshot is wrapped by errors of Decode: the value is not a snapshot of this version.
@@ -201,37 +206,23 @@ var ErrSnapshot = errors.New("not a snapshot of requests")
 // Decode reads what Append wrote. The error wraps ErrSnapshot; then the snapshot is empty.
 func Decode(value []byte) (Snapshot, error) {
 	var s Snapshot
-	le := binary.LittleEndian
-	if len(value) < headBytes || len(value) > MaxSnapshot || le.Uint32(value) != snapshotMagic {
-		return s, fmt.Errorf("%w: %d bytes with another beginning", ErrSnapshot, len(value))
-	}
-	var fields [headFields]int64
-	for i := range fields {
-		fields[i] = int64(le.Uint64(value[4+8*i:]))
-	}
-	s.setHead(fields)
-	r := reader{rest: value[headBytes:]}
-	n := r.number()
-	if n > uint64(len(r.rest))/sampleBytes || !(s.Gap > 0 && s.Gap <= maxGap) {
-		return Snapshot{}, fmt.Errorf("%w: %d samples in %d bytes, gap %v", ErrSnapshot, n, len(r.rest), s.Gap)
-	}
-	for _, v := range s.sizes() {
-		if v < -maxSize || v > maxSize {
-			return Snapshot{}, fmt.Errorf("%w: %d is no size", ErrSnapshot, v)
-		}
-	}
-	if s.At < -maxTime || s.At > maxTime {
-		return Snapshot{}, fmt.Errorf("%w: %d is no time", ErrSnapshot, s.At)
+	r := wire.Read(value, snapshotMagic)
+	r.Expect(len(value) <= MaxSnapshot, "at most 64 KiB")
+	s.readHead(&r)
+	n := r.Short()
+	r.Expect(n <= uint64(r.Left())/sampleBytes, "as many samples as it says")
+	if r.Failed() {
+		return Snapshot{}, r.End(ErrSnapshot)
 	}
 	s.Samples = make([]Sample, n)
 	var texts []string
 	labels := make([]Labels, n)
 	for i := range s.Samples {
 		s.Samples[i].Labels = &labels[i]
-		r.sample(&s.Samples[i], &texts)
+		s.Samples[i].read(&r, &texts)
 	}
-	if r.failed || len(r.rest) > 0 {
-		return Snapshot{}, fmt.Errorf("%w: cut short, or something follows", ErrSnapshot)
+	if err := r.End(ErrSnapshot); err != nil {
+		return Snapshot{}, err
 	}
 	return s, nil
 }
@@ -245,82 +236,34 @@ const (
 	maxGap = 1 << 100
 )
 
-// sizes are all of the head that are added up with those of other workers, or held against each
-// other.
-func (s *Snapshot) sizes() []int64 {
-	h := s.head()
-	return append(h[10:], s.Limit, s.InUse, s.Allocated, s.Base)
-}
-
 // sampleBytes is the least that a sample takes.
 const sampleBytes = numLabels + 1 + 5 + 8
 
-type reader struct {
-	rest   []byte
-	failed bool
-}
-
-func (r *reader) fail() {
-	r.rest, r.failed = nil, true
-}
-
-func (r *reader) number() uint64 {
-	v, n := binary.Uvarint(r.rest)
-	if n <= 0 {
-		r.fail()
-		return 0
-	}
-	r.rest = r.rest[n:]
-	return v
-}
-
-func (r *reader) bytes(n uint64) []byte {
-	if n > uint64(len(r.rest)) {
-		r.fail()
-		return nil
-	}
-	b := r.rest[:n]
-	r.rest = r.rest[n:]
-	return b
-}
-
-func (r *reader) sample(x *Sample, texts *[]string) {
+func (x *Sample) read(r *wire.Reader, texts *[]string) {
 	for _, text := range x.Labels.all() {
-		switch n := r.number(); {
-		case r.failed:
-			return
-		case n < uint64(len(*texts)):
-			*text = (*texts)[n]
-		case n == uint64(len(*texts)):
-			*text = string(r.bytes(r.number()))
-			*texts = append(*texts, *text)
-		default:
-			r.fail()
+		n := r.Short()
+		if n == uint64(len(*texts)) && !r.Failed() {
+			*texts = append(*texts, r.Text(MaxLabel))
+		}
+		if n >= uint64(len(*texts)) {
+			r.Expect(false, "a text that has been before")
 			return
 		}
+		*text = (*texts)[n]
 	}
-	x.Labels.Cut()
-	phase := r.bytes(1)
-	var sizes [5]int64
-	for i := range sizes {
-		most := uint64(maxSize)
-		if i == 0 {
-			most = uint64(maxTime)
-		}
-		if v := r.number(); v > most {
-			r.fail()
-		} else {
-			sizes[i] = int64(v)
-		}
+	x.Phase = Phase(r.Byte())
+	r.Expect(x.Phase < NumPhases, "a phase")
+	x.Age = Time(short(r, int64(maxTime)))
+	for _, v := range [...]*int64{&x.Request, &x.Response, &x.Likely, &x.Reach} {
+		*v = short(r, maxSize)
 	}
-	rank := r.bytes(8)
-	if r.failed || phase[0] >= byte(NumPhases) || sizes[4] == 0 {
-		r.fail()
-		return
-	}
-	x.Phase = Phase(phase[0])
-	x.Age, x.Request, x.Response, x.Likely, x.Reach = Time(sizes[0]), sizes[1], sizes[2], sizes[3], sizes[4]
-	if x.Rank = math.Float64frombits(binary.LittleEndian.Uint64(rank)); !(x.Rank <= math.MaxFloat64) {
-		r.fail()
-	}
+	r.Expect(x.Reach > 0, "what it was drawn by")
+	x.Rank = r.Float()
+	r.Expect(x.Rank <= math.MaxFloat64, "a rank")
+}
+
+func short(r *wire.Reader, most int64) int64 {
+	v := r.Short()
+	r.Expect(v <= uint64(most), "a size")
+	return int64(v)
 }
