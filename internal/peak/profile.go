@@ -4,49 +4,48 @@ import (
 	"math"
 	"strconv"
 
-	"google.golang.org/protobuf/encoding/protowire"
-
 	"github.com/highwater-envoy/highwater/internal/reservoir"
 	"github.com/highwater-envoy/highwater/internal/unit"
+	"github.com/highwater-envoy/highwater/internal/wire"
 )
 
 // The fields of pprof's profile.proto (github.com/google/pprof/proto) that are written here.
 const (
-	profileSampleType        protowire.Number = 1
-	profileSample            protowire.Number = 2
-	profileMapping           protowire.Number = 3
-	profileLocation          protowire.Number = 4
-	profileFunction          protowire.Number = 5
-	profileString            protowire.Number = 6
-	profileTime              protowire.Number = 9
-	profilePeriodType        protowire.Number = 11
-	profilePeriod            protowire.Number = 12
-	profileComment           protowire.Number = 13
-	profileDefaultSampleType protowire.Number = 14
+	profileSampleType        field = 1
+	profileSample            field = 2
+	profileMapping           field = 3
+	profileLocation          field = 4
+	profileFunction          field = 5
+	profileString            field = 6
+	profileTime              field = 9
+	profilePeriodType        field = 11
+	profilePeriod            field = 12
+	profileComment           field = 13
+	profileDefaultSampleType field = 14
 
-	valueTypeType protowire.Number = 1
-	valueTypeUnit protowire.Number = 2
+	valueTypeType field = 1
+	valueTypeUnit field = 2
 
-	sampleLocation protowire.Number = 1
-	sampleValue    protowire.Number = 2
-	sampleLabel    protowire.Number = 3
+	sampleLocation field = 1
+	sampleValue    field = 2
+	sampleLabel    field = 3
 
-	labelKey     protowire.Number = 1
-	labelText    protowire.Number = 2
-	labelNumber  protowire.Number = 3
-	labelNumUnit protowire.Number = 4
+	labelKey     field = 1
+	labelText    field = 2
+	labelNumber  field = 3
+	labelNumUnit field = 4
 
-	mappingID           protowire.Number = 1
-	mappingFile         protowire.Number = 5
-	mappingHasFunctions protowire.Number = 7
+	mappingID           field = 1
+	mappingFile         field = 5
+	mappingHasFunctions field = 7
 
-	locationID      protowire.Number = 1
-	locationMapping protowire.Number = 2
-	locationLine    protowire.Number = 4
-	lineFunction    protowire.Number = 1
+	locationID      field = 1
+	locationMapping field = 2
+	locationLine    field = 4
+	lineFunction    field = 1
 
-	functionID   protowire.Number = 1
-	functionName protowire.Number = 2
+	functionID   field = 1
+	functionName field = 2
 )
 
 // The labels of a sample. There are no others.
@@ -64,6 +63,12 @@ const (
 	UnitAge    = "milliseconds"
 	UnitWeight = "thousandths"
 )
+
+// field is the number of one. It is written with its kind: a number is 0.
+type field uint64
+
+// lengthDelimited is the kind of a text and of a message: they stand behind their length.
+const lengthDelimited = 2
 
 // encoder writes a profile.
 type encoder struct {
@@ -94,21 +99,21 @@ func (e *encoder) frame(name string) uint64 {
 	return id
 }
 
-func number(b []byte, field protowire.Number, v uint64) []byte {
+func number(b []byte, f field, v uint64) []byte {
 	if v == 0 {
 		return b
 	}
-	return protowire.AppendVarint(protowire.AppendTag(b, field, protowire.VarintType), v)
+	return wire.AppendShort(wire.AppendShort(b, uint64(f)<<3), v)
 }
 
-func message(b []byte, field protowire.Number, m []byte) []byte {
-	return protowire.AppendBytes(protowire.AppendTag(b, field, protowire.BytesType), m)
+func message(b []byte, f field, m []byte) []byte {
+	return append(wire.AppendShort(wire.AppendShort(b, uint64(f)<<3|lengthDelimited), uint64(len(m))), m...)
 }
 
-func (e *encoder) valueType(field protowire.Number, kind, unitName string) {
+func (e *encoder) valueType(f field, kind, unitName string) {
 	e.sub = number(e.sub[:0], valueTypeType, uint64(e.text(kind)))
 	e.sub = number(e.sub, valueTypeUnit, uint64(e.text(unitName)))
-	e.buf = message(e.buf, field, e.sub)
+	e.buf = message(e.buf, f, e.sub)
 }
 
 func (e *encoder) label(key string, text string) {
@@ -188,7 +193,7 @@ func Profile(p reservoir.Peak, clock Clock) []byte {
 		e.buf = number(e.buf, profileComment, uint64(e.text(comment)))
 	}
 	for _, text := range e.list {
-		e.buf = protowire.AppendString(protowire.AppendTag(e.buf, profileString, protowire.BytesType), text)
+		e.buf = message(e.buf, profileString, []byte(text))
 	}
 	return e.buf
 }
@@ -197,11 +202,11 @@ func (e *encoder) sample(x *reservoir.Sample, weight float64, requests, held int
 	e.sub2 = e.sub2[:0]
 	l := x.Labels
 	for _, name := range [...]string{x.Phase.String(), named("cluster", l.Cluster), named("route", l.Route), named("virtual host", l.VirtualHost)} { // the leaf is first
-		e.sub2 = protowire.AppendVarint(e.sub2, e.frame(name))
+		e.sub2 = wire.AppendShort(e.sub2, e.frame(name))
 	}
 	e.sub = message(e.sub[:0], sampleLocation, e.sub2)
-	e.sub2 = protowire.AppendVarint(e.sub2[:0], uint64(requests))
-	e.sub2 = protowire.AppendVarint(e.sub2, uint64(held))
+	e.sub2 = wire.AppendShort(e.sub2[:0], uint64(requests))
+	e.sub2 = wire.AppendShort(e.sub2, uint64(held))
 	e.sub = message(e.sub, sampleValue, e.sub2)
 	e.label(LabelKey, Clean(l.Key))
 	e.label(LabelMethod, Clean(l.Method))
