@@ -167,7 +167,7 @@ func TestSmallerPassAStuckHead(t *testing.T) {
 	require.Same(t, &little.Stream, p.workers[0].Tick(p.now).Resume)
 }
 
-// Who waits is tested without what its waiting holds.
+// Who goes on has nothing reserved for what has come while he waited.
 func TestWaitingHoldsPartOfWhatItWants(t *testing.T) {
 	p := newProcess(t, 1, func(c *Config) { c.Memory.IdleInterval = c.Memory.Interval }) // before anything lapses
 	p.settle(40 * mib)
@@ -179,8 +179,9 @@ func TestWaitingHoldsPartOfWhatItWants(t *testing.T) {
 	require.Equal(t, Wait, v.Action)
 	p.workers[0].Data(p.now, r.connected, 128*kib)
 	p.guards[0].End(p.now, &big.Stream, budget.Request) // 16 MiB less are coming, and 128 KiB fresh
-	p.settle(hard - 100*kib)
-	require.False(t, r.Waiting(), "what it holds is in the reading already")
+	p.now += FastTick
+	require.Same(t, &r.Stream, p.workers[0].Tick(p.now).Resume)
+	require.Zero(t, r.Reserved(budget.Request), "all of it has come, and is counted")
 }
 
 // Over HTTP/2 it can't be told of whom what comes is: it counts for those who wait, however late it
