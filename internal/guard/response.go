@@ -324,6 +324,10 @@ func (g *Guard) predictHeld(now Time, s *Stream, told budget.Visibility) (p pred
 // have come or coldFor is over. A probe goes without what it expects being reserved: few are enough
 // for many, because each is over when its response's headers have come. And what went when nothing
 // was known of its key tells that more of those are no news.
+//
+// The two are not one sum: what went unknown would count as probes, of which a key with large
+// responses has one at a time (scenario hidden_bodies), and requests that are exempt would take the
+// places of probes (TestHiddenExempt).
 type unproven struct {
 	probing int64 // in the worker's and its key's sum of what probes may hold
 	unknown int64 // in its key's sum of what may be held of those that went when nothing was known
