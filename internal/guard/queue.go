@@ -322,7 +322,7 @@ func (g *Guard) retryAfter(now Time, n int64) unit.Duration {
 	if !booked {
 		return unit.Duration(w.back.Crowd(now, &f, &p, w.random))
 	}
-	return unit.Duration(p.Delay(start-now, w.random))
+	return unit.Duration(start - now)
 }
 
 func (w *Worker) retryFigures() retryafter.Figures {

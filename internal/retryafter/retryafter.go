@@ -7,8 +7,7 @@
 // once in retry_after.max, else an idle start would tell everyone the longest delay.
 //
 // A place begins behind the requests that wait, which are admitted or rejected within the queue's
-// timeout. Within its place, and within the second that Retry-After is rounded up to, each is
-// spread at random.
+// timeout.
 //
 // Where the next place would end beyond max, the queue of times is full, and nothing can be
 // promised. All are told the longest delay then, unless so many at once would come back as one: a
@@ -67,13 +66,6 @@ func (d *Desk) Place(f *Figures, size int64) Place {
 		p.First = max(p.First, min(ahead, f.Timeout, p.Last))
 	}
 	return p
-}
-
-// Delay is what a client is told whose place begins so long from now. It is spread within the
-// place, but not into another second: a header holds whole ones, rounded up.
-func (p *Place) Delay(begins time.Duration, random func() float64) time.Duration {
-	second := (begins + time.Second - 1).Truncate(time.Second)
-	return min(begins+time.Duration(random()*float64(min(p.Span, second-begins))), p.Last)
 }
 
 // Crowd is what a client is told who found no place that is free, and counts him.

@@ -54,13 +54,6 @@ func TestAPlaceIsAsLongAsItsBytesTake(t *testing.T) {
 	require.Equal(t, 5*time.Second, p.Span, "never slower than all of the room in max")
 }
 
-func TestADelayStaysInItsPlaceAndItsSecond(t *testing.T) {
-	p := Place{Last: 30 * time.Second, Span: 600 * ms}
-	require.Equal(t, 1600*ms, p.Delay(1300*ms, half), "not to 1.9 s, by the place")
-	require.Equal(t, 1900*ms, p.Delay(1800*ms, half), "nor beyond 2 s")
-	require.Equal(t, 30*time.Second, p.Delay(30*time.Second, half))
-}
-
 func TestACrowdIsSpreadBeforeTheLongestDelay(t *testing.T) {
 	var d Desk
 	f := Figures{Room: 30 * mib, Min: time.Second, Max: 30 * time.Second}
