@@ -68,7 +68,8 @@ func (d *Desk) Place(f *Figures, size int64) Place {
 	return p
 }
 
-// Crowd is what a client is told who found no place that is free, and counts him.
+// Crowd is what a client is told who found no place that is free, and counts him. None is told to
+// come within the first quarter: the queue would still be full (scenario told_to_come_back).
 func (d *Desk) Crowd(now time.Duration, f *Figures, p *Place, random func() float64) time.Duration {
 	spread := p.Last - max(p.First, p.Last/4)
 	before := max(d.crowd-now, 0)
