@@ -218,7 +218,7 @@ func (g *Guard) turnAway(now Time, s *Stream, reason Reason) Verdict {
 		w.account.Ask(now, s.total(), budget.Forced)
 		return Verdict{Action: Admit}
 	}
-	if s.length == budget.Unknown && s.Seen(budget.Request) > 0 {
+	if s.length == budget.Unknown && s.Seen(budget.Request) > 0 { // else the next ones grow beyond what has room too: scenario growth, TestForecastsLearn
 		s.key.Value.Bodies[budget.Request].Learn(s.Held(budget.Request))
 	}
 	if reason == QueueFull || reason == Timeout {
