@@ -432,14 +432,13 @@ func (w *Worker) greedy(k *key) bool {
 	return w.largeClaim(k, 1) == budget.Shared
 }
 
-// rank is how much the key of one who waits would have with it, of its weight: who has least is
-// served first.
+// rank is how much the key of one who waits has, of its weight: who has least is served first.
 func rank(c *fairness.Waiter[Stream]) float64 {
 	k := c.Value.key
 	if k.Weight == 0 {
 		return math.Inf(1)
 	}
-	return float64(k.Value.others+k.Value.use()+c.Size) / k.Weight
+	return float64(k.Value.others+k.Value.use()) / k.Weight
 }
 
 // scarce says that connections may soon be short: it is worth to know who has how many.
