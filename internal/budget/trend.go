@@ -54,8 +54,7 @@ type trend struct {
 	kept    int64
 	keptAt  Time
 	futile  futility
-	over    int  // readings over the limit, until eviction has nothing to do: see evict
-	overAt  Time // when the last of them came
+	over    int // readings over the limit, until eviction has nothing to do: see evict
 }
 
 // sample is a reading and what all had passed when it was judged, bytes.
@@ -107,27 +106,23 @@ func (r *trend) observe(now Time, t *Table, l *Limits) {
 		t.Booked = 0 // there is room for everyone
 	}
 	t.Futile = r.futile.next(now, t.Level, all.Bounds+all.Coming, t.Reading, l.Limit)
-	r.evict(now, t, l, all.Evicted.Leaving)
+	r.evict(t, l, all.Evicted.Leaving)
 }
 
 // evictAfter readings over the limit somebody has to go: a single one may be what is being freed
 // already.
-const (
-	evictAfter = 2
-	evictOn    = 2 * time.Second // after the last of them
-)
+const evictAfter = 2
 
 // evict says how much is to be evicted, down to hard, less what is leaving already. One excess
 // evicts once: as long as not every worker has done its part of the last one, there is no other.
 // What was evicted may have held less than was thought: then it goes on until memory is below hard,
-// or it would stay just under the limit, and over it again and again; but not for long, for what
-// does not go by that is not what was evicted.
-func (r *trend) evict(now Time, t *Table, l *Limits, leaving int64) {
+// or it would stay just under the limit, and over it again and again. What eviction does not free
+// makes shedding futile, which ends it.
+func (r *trend) evict(t *Table, l *Limits, leaving int64) {
 	switch {
 	case t.Reading > l.Limit:
 		r.over++
-		r.overAt = now
-	case r.over < evictAfter, t.Reading <= t.share(l, l.Hard), now-r.overAt > evictOn:
+	case r.over < evictAfter, t.Reading <= t.share(l, l.Hard):
 		r.over = 0
 	}
 	if r.over < evictAfter || !l.Evict || t.Futile {
