@@ -66,9 +66,6 @@ type sample struct {
 const (
 	surpriseReadings = 8
 	surpriseHalf     = 30 * time.Second
-	// sleepsAfter: who has not published for so long has had nothing to publish: beatEvery, and
-	// some.
-	sleepsAfter = 2 * beatEvery
 	// staleAfter: without a reading for so long there is none.
 	staleAfter = time.Second
 )
@@ -139,8 +136,7 @@ func (r *trend) evict(t *Table, l *Limits, leaving int64) {
 }
 
 // settle judges the pending readings once every live worker has published after their answers: only
-// then is all that the reading may hold in the totals. One that has no requests and publishes
-// seldom has nothing to add.
+// then is all that the reading may hold in the totals.
 func (r *trend) settle(now Time, t *Table) {
 	for r.waiting > 0 && r.published(t, r.pending[0].answered) {
 		r.judge(now, r.pending[0], t)
@@ -151,7 +147,7 @@ func (r *trend) settle(now Time, t *Table) {
 
 func (r *trend) published(t *Table, at Time) bool {
 	for i := range t.Entries {
-		if e := &t.Entries[i]; e.Beat <= at && (e.Streams > 0 || e.Fresh > 0 || at-e.Beat < sleepsAfter) {
+		if e := &t.Entries[i]; e.Beat <= at {
 			return false
 		}
 	}
