@@ -131,7 +131,6 @@ func (g *Guard) OpenConnection(now Time, c *Connection, p Peer) (admitted bool) 
 		source.Refs++
 		source.Value.open++
 		w.sources++
-		w.shares.due = true
 	}
 	c.observed = g.config.Mode == Observe
 	if !g.lets() && !g.mayExempt(burden) { // whose requests are never turned away is not known at their first bytes

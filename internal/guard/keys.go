@@ -159,7 +159,6 @@ func (s *sockets) hasItsPart() bool { return s.open+s.elsewhere >= s.part }
 // it asks. One that nobody knew at the exchange is the newcomer until the next.
 type shares struct {
 	at        Time             // of the last exchange; 0 = there was none
-	due       bool             // there has been something to share out since
 	contended bool             // more than one key has large requests
 	newcomer  entitlement      // of one that comes now
 	newPart   int64            // of connections, likewise
@@ -172,10 +171,8 @@ type shares struct {
 }
 
 const (
-	// sharesEvery is how often what keys have is exchanged from soft on, and
-	// calmEvery how often else, so that when it begins it is known who is there.
+	// sharesEvery is how often what keys have is exchanged from soft on.
 	sharesEvery = 20 * time.Millisecond
-	calmEvery   = 500 * time.Millisecond
 	// What a worker has published is of no use any more after so long.
 	sharesFor = time.Second
 )
@@ -261,23 +258,15 @@ const (
 func (w *Worker) noteLarge(now Time, k *key) {
 	was := k.Value.lastLarge
 	k.Value.lastLarge = now
-	w.shares.due = true
 	if was == 0 || now-was > largeFor {
 		w.exchangeShares(now)
 	}
 }
 
-// share exchanges what keys have, if it is time to: where nobody has had large requests, or new
-// connections that are told apart, there is nothing to share out.
+// share exchanges what keys have, if it is time to. Below soft nobody is held back by his share; that
+// a key begins to have large requests is told at once.
 func (w *Worker) share(now Time) {
-	every := calmEvery
-	if w.account.Table().Level >= budget.Soft || w.sources > 0 && w.scarce() {
-		every = sharesEvery
-	} else if !w.shares.due {
-		return
-	}
-	if now-w.shares.at >= every {
-		w.shares.due = false
+	if now-w.shares.at >= sharesEvery && (w.account.Table().Level >= budget.Soft || w.sources > 0 && w.scarce()) {
 		w.exchangeShares(now)
 	}
 }
