@@ -2,6 +2,7 @@ package budget
 
 import (
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -149,6 +150,19 @@ func TestComingLapses(t *testing.T) {
 	require.Equal(t, mib, a.Pass(b.now, response, Response, mib))
 	require.Equal(t, mib, a.Own().Fresh)
 	require.False(t, response.Beyond(Response), "it is within what was once reserved")
+}
+
+// What is expected of a response before its headers waits for an upstream that takes a second.
+func TestAnAnticipatedResponseWaitsForItsUpstream(t *testing.T) {
+	b := open(t, 1)
+	a := b.accounts[0]
+	s := b.stream(a)
+	a.Enlarge(b.now, s)
+	a.Anticipate(b.now, s, 4*mib)
+	b.tick(time.Second)
+	require.Equal(t, 4*mib, a.Own().Coming)
+	b.tick(time.Second)
+	require.Zero(t, a.Own().Coming, "2 s")
 }
 
 // Each byte begins the time anew, and so does a resume; while a request is paused its reservation does not lapse.

@@ -227,6 +227,21 @@ func TestForcedRaises(t *testing.T) {
 	require.Equal(t, Granted, a.Ask(b.now, 300*mib, Forced))
 }
 
+// What another worker could not refuse takes what a lease promised, before the next tick tells of it.
+func TestAStaleLeaseAdmitsNoneWhereMemoryIsShort(t *testing.T) {
+	b := open(t, 2)
+	b.join()
+	b.readings(3, 40*mib)
+	b.readings(3, 130*mib)
+	a, other := b.accounts[0], b.accounts[1]
+	_, out := b.take(a, kib, Large)
+	require.Equal(t, Granted, out)
+	require.Greater(t, a.Own().Lease, 2*mib, "there is slack")
+	other.Pass(b.now, b.stream(other), Response, 60*mib)
+	other.Cover(b.now)
+	require.Equal(t, Denied, a.Ask(b.now, mib, Large))
+}
+
 // Others count what a worker was promised, or more where it could not be refused.
 func TestOthersCountTheLeaseOrTheNeed(t *testing.T) {
 	table := Table{Entries: []Entry{

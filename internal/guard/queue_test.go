@@ -184,6 +184,25 @@ func TestWaitingHoldsPartOfWhatItWants(t *testing.T) {
 	require.Zero(t, r.Reserved(budget.Request), "all of it has come, and is counted")
 }
 
+// What was seen to come of a request while it was paused, and has not passed when readings are asked
+// for, is still to come.
+func TestWhatCameWhilePausedIsComingUntilItPasses(t *testing.T) {
+	p := newProcess(t, 1, func(c *Config) { c.Memory.IdleInterval = c.Memory.Interval }) // before anything lapses
+	p.settle(40 * mib)
+	p.settle(p.workers[0].Account().Share(.9) - 64*kib)
+	r, v := p.open(0, 128*kib)
+	require.Equal(t, Wait, v.Action)
+	p.workers[0].Data(p.now, r.connected, 128*kib)
+	for r.Waiting() {
+		p.read(40 * mib)
+	}
+	for range 3 {
+		p.read(40 * mib)
+	}
+	own := p.workers[0].Account().Own()
+	require.Equal(t, 128*kib, own.Fresh+own.Coming)
+}
+
 // Over HTTP/2 it can't be told of whom what comes is: it counts for those who wait, however late it
 // comes.
 func TestWhatComesOnAConnectionCountsForThoseWhoWait(t *testing.T) {
