@@ -213,7 +213,7 @@ type rejects struct {
 // closed instead.
 func (g *Guard) turnAway(now Time, s *Stream, reason Reason) Verdict {
 	w := g.worker
-	if g.lets() {
+	if g.lets() && !s.Shadow() { // a shadow has been let go, and is to leave the line
 		w.count(reason)
 		w.account.Ask(now, s.total(), budget.Forced)
 		return Verdict{Action: Admit}

@@ -184,3 +184,22 @@ func TestWhatAShadowBringsBeyondWhatWouldHaveCome(t *testing.T) {
 	require.Zero(t, w.Account().Own().Fresh)
 	require.EqualValues(t, 1, p.queue(0).Waiting)
 }
+
+// A configuration that turns from observe to enforce finds shadows in line. They leave it after
+// their timeout, as before.
+func TestShadowsInLineWhenAnotherListenerEnforces(t *testing.T) {
+	p := newProcess(t, 1, observing)
+	w := p.workers[0]
+	p.settle(40 * mib)
+	for range 100 {
+		_, v := p.open(0, 4*mib)
+		require.NotEqual(t, Wait, v.Action)
+	}
+	require.Positive(t, w.Account().Own().Queue.Waiting)
+	w.SetEnforcing(true)
+	for range 200 {
+		p.read(199 * mib)
+	}
+	require.Zero(t, w.Account().Own().Queue.Waiting)
+	require.Positive(t, w.Counts()[CountRejected+int(Timeout)-1]+w.Counts()[CountRejected+int(Closed)-1])
+}
