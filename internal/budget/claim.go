@@ -132,7 +132,7 @@ func (a *Account) lend(stale bool, n int64, forced bool) lease {
 
 // raise is how much more than needed is taken when the room can't be refused, so that not every
 // chunk asks again.
-const raise = 64 << 10
+const raise = 64 << 10 // TestForcedRaises
 
 // rooms is how much this worker may hold below soft, hard and the limit, as far as the table knows:
 // none without a reading, so that each admission asks.

@@ -53,7 +53,7 @@ func (c *Connection) Left() int64 { return c.adds[0] }
 // Unread is the most that the last response of the connection can still hold, bytes.
 func (c *Connection) Unread() int64 { return c.adds[1] }
 
-const leaveFor = 10 * time.Second
+const leaveFor = 10 * time.Second // TestAnEndedResponseStaysWithItsConnection
 
 // Settle takes less and less of it as likely, and nothing after 10 s.
 func (a *Account) Settle(now Time, c *Connection) (left bool) {
@@ -76,7 +76,7 @@ func (a *Account) leave(c *Connection, likely, bound int64) {
 }
 
 // maxConnectionSlack is how many connections a worker may take before it asks again.
-const maxConnectionSlack = 64
+const maxConnectionSlack = 64 // TestAConnectionMakesNoExchange
 
 // AskConnection asks whether one more connection may be opened: Denied means that with it more than Limits.Connections
 // would be open in all workers together. It makes no exchange where the lease has one left, or where there is no limit.

@@ -66,7 +66,7 @@ const (
 )
 
 // maxSurprise: how much of the limit the surprise may keep free. More, and one wrong figure would close the door.
-const maxSurprise = 10 // 1/10
+const maxSurprise = 10 // 1/10; TestSurprise
 
 // share is where the share x of what traffic can have ends. What the process holds without
 // traffic (base) can't be shed, so it is no part of what is shared out, and what comes unseen (surprise) is kept free.
@@ -108,8 +108,8 @@ type futility struct {
 }
 
 const (
-	futileAfter  = 5 * time.Second
-	futileGrowth = 32 // 1/32 of the limit
+	futileAfter  = 5 * time.Second // TestFutile
+	futileGrowth = 32              // 1/32 of the limit; TestFutile
 )
 
 func (f *futility) next(now Time, level Level, mayHold, reading, limit int64) bool {

@@ -111,7 +111,7 @@ func (a *Account) unreserve(s *Stream, m *message, n int64) {
 }
 
 // freeMost is how much of a response may have passed and still count as coming.
-const freeMost = 256 << 10
+const freeMost = 256 << 10 // TestUnbookedBytesStayComing
 
 // always is more than can pass between two readings.
 const always = 1 << 50

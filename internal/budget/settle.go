@@ -5,17 +5,17 @@ import "time"
 const (
 	// What was announced and does not come is not waited for: an upload's sender may pause, an
 	// upstream that has sent its headers hardly ever does.
-	requestLapse  = 2 * time.Second
-	responseLapse = 300 * time.Millisecond
+	requestLapse  = 2 * time.Second        // TestComingLapses
+	responseLapse = 300 * time.Millisecond // TestComingLapses
 	// Of a message whose bytes nobody tells, what was reserved is in a reading by then, or does not
 	// come: with the times above an Envoy that is told nothing but headers reached less than half
 	// of its throughput.
-	unseenLapse = time.Second
+	unseenLapse = time.Second // TestHiddenMessages
 	// From trickleAfter on, a request's coming is bounded by what it has lately shown to bring.
-	trickleAfter = 500 * time.Millisecond
-	trickleFloor = 64 << 10
+	trickleAfter = 500 * time.Millisecond // TestATricklersReservationIsClamped
+	trickleFloor = 64 << 10               // TestATricklersReservationIsClamped
 
-	recent = time.Second // who has moved within it likely still holds all of its bound
+	recent = time.Second // who has moved within it likely still holds all of its bound; TestWhatAStreamLikelyHolds
 )
 
 // weight is how much of its bound a stream likely holds: all while bytes moved within the last

@@ -190,7 +190,7 @@ func (t *Table) drop(now Time) (dropped bool) {
 
 // deadAfter: a worker beats on every tick. One that has not for so long was trapped, and what it
 // held is in the reading.
-const deadAfter = 2 * time.Second
+const deadAfter = 2 * time.Second // TestADeadWorkerIsDropped
 
 func (t *Table) has(id uint32) bool {
 	for i := range t.Entries {

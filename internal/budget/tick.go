@@ -68,9 +68,9 @@ func (a *Account) refreshAll(now Time) (polls bool) {
 }
 
 const (
-	sweepEvery = 100 * time.Millisecond
-	beatEvery  = 100 * time.Millisecond
-	pollerFree = 250 * time.Millisecond
+	sweepEvery = 100 * time.Millisecond // TestComingLapses
+	beatEvery  = 100 * time.Millisecond // TestAnIdleTickWritesOnlyToBeat
+	pollerFree = 250 * time.Millisecond // TestAnIdleWorkerTicksSeldom
 )
 
 // shrink lowers the lease to what is needed and the slack of the formula, and raises it to what is

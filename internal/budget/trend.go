@@ -65,9 +65,9 @@ type sample struct {
 
 const (
 	surpriseReadings = 8
-	surpriseHalf     = 30 * time.Second
+	surpriseHalf     = 30 * time.Second // TestSurprise
 	// staleAfter: without a reading for so long there is none.
-	staleAfter = time.Second
+	staleAfter = time.Second // TestEstimateWithoutAReading
 )
 
 func newTrend() trend {
@@ -108,7 +108,7 @@ func (r *trend) observe(now Time, t *Table, l *Limits) {
 
 // evictAfter readings over the limit somebody has to go: a single one may be what is being freed
 // already.
-const evictAfter = 2
+const evictAfter = 2 // scenario eviction
 
 // evict says how much is to be evicted, down to hard, less what is leaving already. One excess
 // evicts once: as long as not every worker has done its part of the last one, there is no other.

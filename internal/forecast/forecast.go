@@ -13,8 +13,8 @@ type Forecast struct {
 }
 
 const (
-	forecastFirst = 64 << 10
-	forecastLeast = 16 << 10
+	forecastFirst = 64 << 10 // TestForecast
+	forecastLeast = 16 << 10 // TestForecast
 )
 
 // Bytes is the forecast, never below 16 KiB.

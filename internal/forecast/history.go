@@ -53,7 +53,7 @@ func (h *History) HasSmall() bool { return h.lastSmall != 0 }
 // HeavyFor is how long a key must have had no small response before its requests count as large. On
 // a route that has both, small ones would wait for what the large ones bring: beside 300 slow
 // readers a tenth of the bystanders on the same route were rejected.
-const HeavyFor = 2 * time.Second
+const HeavyFor = 2 * time.Second // TestHiddenProbesOfALargeKey
 
 // Large says that what is asked for with this key is large, whatever the request.
 func (h *History) Large(now time.Duration) bool {

@@ -51,7 +51,7 @@ func (g *Guard) TLS(now Time, c *Connection) {
 }
 
 // burden is how much a client has to send at first to be taken for one who uploads.
-const burden = 256 << 10
+const burden = 256 << 10 // TestWhatComesFirstIsRefusedWhileOthersAreToBeClosed
 
 // burdens says that what a client sends first is an upload, and has no room under the limit, while
 // others are to be closed for that. Those have to wait for the next tick, and until then a pass of
@@ -181,9 +181,9 @@ func (w *Worker) lastConnections() bool {
 
 // How long a connection must have been idle to be closed, and how many are in a tick.
 const (
-	idleAtSoft = time.Second
-	idleAtHard = 250 * time.Millisecond
-	maxIdle    = 64
+	idleAtSoft = time.Second            // TestIdleConnectionsAreClosed
+	idleAtHard = 250 * time.Millisecond // TestIdleConnectionsAreClosed
+	maxIdle    = 64                     // TestIdleConnectionsAreClosed
 )
 
 // busy counts a request on its connection, which Host.Arrived tells without a call of the host.
@@ -303,7 +303,7 @@ type candidate struct {
 
 // lingerMore is how much longer than the linger what was evicted counts as leaving: until a reading
 // that can show it.
-const lingerMore = 50 * 1e6
+const lingerMore = 50 * 1e6 // scenario eviction
 
 // evict does this worker's part of what the one who polls has found to be too much, and says
 // whether it ended anything. All workers come to the same plan: of the keys, those most above their

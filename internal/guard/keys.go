@@ -172,7 +172,7 @@ type shares struct {
 
 const (
 	// sharesEvery is how often what keys have is exchanged from soft on.
-	sharesEvery = 20 * time.Millisecond
+	sharesEvery = 20 * time.Millisecond // scenario connections_of_a_source
 	// What a worker has published is of no use any more after so long.
 	sharesFor = time.Second
 )
@@ -250,7 +250,7 @@ const (
 	// the same that wants it again. Where only those that wait counted, whoever was let in filled
 	// memory up to the limit; no room was left to wait in, nobody seemed to want more than he had,
 	// and so all had less than their share.
-	rejectedHalf = 500 * time.Millisecond
+	rejectedHalf = 500 * time.Millisecond // scenario weights
 )
 
 // noteLarge notes that a key has a large request or response. If it had none lately the shares are
@@ -404,7 +404,7 @@ func (w *Worker) claim(now Time, k *key, n int64) budget.Outcome {
 }
 
 // smallShare of the floor is kept for keys that have little of it: it comes on top.
-const smallShare = 4
+const smallShare = 4 // scenario small_requests
 
 // claimSmall is the same for a small one and the floor: a crowd of one key may have all of it, and
 // the others a quarter more.
@@ -462,4 +462,4 @@ func (w *Worker) Keys() []KeyUse {
 
 // othersShare: of the line, and of connections, a key that has more than its share leaves 1/8 to
 // the others.
-const othersShare = 8
+const othersShare = 8 // scenario connections_of_a_source

@@ -26,7 +26,7 @@ func (w *Worker) uncredit(now Time) {
 }
 
 // heldShare: the line's pause costs may hold 1/4 of what traffic can have.
-const heldShare = 4
+const heldShare = 4 // TestLineIsBounded
 
 // wait puts the request in line, among the small ones or the large, or rejects it if the line has
 // no room for it.
@@ -249,7 +249,7 @@ func (g *Guard) turnAway(now Time, s *Stream, reason Reason) Verdict {
 }
 
 // leftShare: what rejected requests leave unread may hold 1/8 of what traffic can have.
-const leftShare = 8
+const leftShare = 8 // TestLeftoversOfAllWorkers
 
 // mustClose says that what a rejected request leaves unread has no room until its client has read an
 // answer: its connection is to be closed instead, which it can be where there is a network filter.

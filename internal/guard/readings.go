@@ -86,7 +86,7 @@ func (w *Worker) Observe(now Time, r Reading, failure error) (event string) {
 // blindAfter: without a reading for so long the guard says that it is blind. A single one that
 // fails is counted and not told: an Envoy that is busy, or has only just begun, misses one now and
 // then.
-const blindAfter = 2 * time.Second
+const blindAfter = 2 * time.Second // TestWithoutReadingsTheGuardIsBlind
 
 // Cause says why a reading failed, as far as that tells what to change.
 type Cause uint8

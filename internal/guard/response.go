@@ -341,8 +341,8 @@ type proofs struct {
 }
 
 const (
-	probeShare = 4               // probes may bring 1/4 of what traffic can have, all together
-	coldFor    = 2 * time.Second // as long as what is reserved for a response that does not come
+	probeShare = 4               // probes may bring 1/4 of what traffic can have, all together; TestHiddenProbesAreBounded
+	coldFor    = 2 * time.Second // as long as what is reserved for a response that does not come; TestHiddenProbesOfASlowUpstream
 )
 
 // mayProbe says whether a cold request may go to its upstream without room for what may come of it. Of a key with small responses and large ones nobody can tell whose this is; while

@@ -39,7 +39,7 @@ type tracer struct {
 const (
 	traceEvery = 500 * time.Millisecond
 	// A mark or a wish that is older is none of a worker that has just begun, or hangs.
-	freezeWithin = time.Second
+	freezeWithin = time.Second // TestALateWorkerFreezesNothing
 	maxNames     = 512
 )
 

@@ -242,7 +242,7 @@ const (
 
 // calmAfter is how long a worker without requests ticks on: between two requests the host is not
 // called for the sake of ticks.
-const calmAfter = time.Second
+const calmAfter = time.Second // TestAnIdleWorkerTicksSeldom
 
 // Wake says that there is work again, where Sleeps is true: the next tick is due after Tick at the
 // latest.

@@ -18,10 +18,10 @@ import "time"
 
 const (
 	// pauses times the longest pause of a connection's requests must have passed, or maxPause.
-	pauses   = 4
-	maxPause = 10 * time.Second
+	pauses   = 4                // TestIdleConnectionsAreClosed
+	maxPause = 10 * time.Second // TestIdleConnectionsAreClosed
 	// lateTicks: a worker whose ticks come late is behind with what it reads too.
-	lateTicks = 10
+	lateTicks = 10 // TestIdleConnectionsAreClosed
 	// VerifyEvery: of so many requests one is asked for its connection.
 	VerifyEvery = 256
 )

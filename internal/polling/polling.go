@@ -11,7 +11,7 @@ package polling
 import "time"
 
 // Timeout is how long to wait for the answer to a reading.
-const Timeout = 900 * time.Millisecond
+const Timeout = 900 * time.Millisecond // TestWithoutReadingsTheGuardIsBlind
 
 // A Poll is one worker's part of it. The zero value has never asked.
 type Poll struct {
@@ -73,8 +73,8 @@ type Figures struct {
 }
 
 const (
-	unsureShare   = 32
-	decidingShare = 8
+	unsureShare   = 32 // scenario forecast
+	decidingShare = 8  // TestDownloadsAskForFewReadings
 )
 
 // Every is the interval. Where what is uncertain is fresh alone, and less than an eighth of what is

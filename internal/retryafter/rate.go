@@ -16,8 +16,8 @@ type Rate struct {
 }
 
 const (
-	rateOver  = 5 * time.Second
-	rateEvery = 100 * time.Millisecond
+	rateOver  = 5 * time.Second        // TestRateIsOfTheTimeInWhichSomebodyWaits
+	rateEvery = 100 * time.Millisecond // TestRateIsOfTheTimeInWhichSomebodyWaits
 )
 
 // Add counts what was admitted while somebody waited.

@@ -38,7 +38,7 @@ func (f *Figures) least() float64 { return float64(f.Room) / f.Max.Seconds() }
 // told: those who are told to come back get an eighth of what is admitted. The others come without
 // being told, and clients that are served come at once: they take it all. The queue can't tell the
 // two apart, so that of those who come back with n others for each of them n/(n+1) are admitted.
-const told = 8
+const told = 8 // TestTheQueueDrainsWithWhatIsAdmitted
 
 // Desk is where one worker's rejects book. The zero value is ready.
 type Desk struct {
@@ -84,7 +84,7 @@ func (d *Desk) Crowd(now time.Duration, f *Figures, p *Place, random func() floa
 // end, and all where it takes all of it. Those who were told the same second come back in one
 // instant. Where only a full queue rejected, it was the last of them: a third to a half of those
 // who came back, when it was a tenth of all.
-const earlyFrom = .75
+const earlyFrom = .75 // TestALineThatIsNearlyTooLongTurnsSomeAway
 
 // Early is the share of those who come that is to be rejected, because this worker's queue is
 // nearly too long for its timeout; 0 or less = none. booked is how far from now places are booked.
