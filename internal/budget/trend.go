@@ -54,7 +54,8 @@ type trend struct {
 	kept    int64
 	keptAt  Time
 	futile  futility
-	over    int // readings over the limit, until eviction has nothing to do: see evict
+	over    int  // readings over the limit, until eviction has nothing to do: see evict
+	overAt  Time // when the last of them came
 }
 
 // sample is a reading and what all had passed when it was judged, bytes.
@@ -103,23 +104,27 @@ func (r *trend) observe(now Time, t *Table, l *Limits) {
 		t.Booked = 0 // there is room for everyone
 	}
 	t.Futile = r.futile.next(now, t.Level, all.Bounds+all.Coming, t.Reading, l.Limit)
-	r.evict(t, l, all.Evicted.Leaving)
+	r.evict(now, t, l, all.Evicted.Leaving)
 }
 
 // evictAfter readings over the limit somebody has to go: a single one may be what is being freed
 // already.
-const evictAfter = 2 // scenario eviction
+const (
+	evictAfter = 2               // scenario eviction
+	evictOn    = 2 * time.Second // after the last of them: TestEvictionBelowTheLimitEnds
+)
 
 // evict says how much is to be evicted, down to hard, less what is leaving already. One excess
 // evicts once: as long as not every worker has done its part of the last one, there is no other.
 // What was evicted may have held less than was thought: then it goes on until memory is below hard,
-// or it would stay just under the limit, and over it again and again. What eviction does not free
-// makes shedding futile, which ends it.
-func (r *trend) evict(t *Table, l *Limits, leaving int64) {
+// or it would stay just under the limit, and over it again and again; but not for long. What does
+// not go by that is not what was evicted, and below the limit requests may be.
+func (r *trend) evict(now Time, t *Table, l *Limits, leaving int64) {
 	switch {
 	case t.Reading > l.Limit:
 		r.over++
-	case r.over < evictAfter, t.Reading <= t.share(l, l.Hard):
+		r.overAt = now
+	case r.over < evictAfter, t.Reading <= t.share(l, l.Hard), now-r.overAt > evictOn:
 		r.over = 0
 	}
 	if r.over < evictAfter || !l.Evict || t.Futile {
@@ -136,7 +141,8 @@ func (r *trend) evict(t *Table, l *Limits, leaving int64) {
 }
 
 // settle judges the pending readings once every live worker has published after their answers: only
-// then is all that the reading may hold in the totals.
+// then is all that the reading may hold in the totals. One without requests publishes each half
+// second, and two readings are pending at most: beside it fewer are judged.
 func (r *trend) settle(now Time, t *Table) {
 	for r.waiting > 0 && r.published(t, r.pending[0].answered) {
 		r.judge(now, r.pending[0], t)

@@ -473,3 +473,26 @@ func TestAReadingThatCouldNotBeStoredTeachesNothing(t *testing.T) {
 	require.Equal(t, 40*mib, a.Table().Low)
 	require.Equal(t, uint64(2), a.Table().Sequence)
 }
+
+// An excess is followed by evictions until memory is below hard, so that it does not stay just under
+// the limit. But where it does not fall by them, what holds it is not what was evicted. Traffic that
+// stays between hard and the limit has its room, and is left alone soon.
+func TestEvictionBelowTheLimitEnds(t *testing.T) {
+	b := open(t, 1)
+	a, l := b.accounts[0], limits()
+	l.Evict = true
+	a.SetLimits(l)
+	b.join()
+	b.readings(3, 40*mib)
+	a.Pass(b.now, b.stream(a), Request, 160*mib)
+	b.readings(evictAfter, 210*mib)
+	over, evicted := b.now, 0
+	for b.now < over+10*time.Second {
+		b.readings(1, 195*mib)
+		if a.ToEvict() > 0 {
+			evicted++
+			require.Less(t, b.now-over, evictOn+100*ms)
+		}
+	}
+	require.Positive(t, evicted)
+}

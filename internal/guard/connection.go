@@ -299,6 +299,7 @@ type candidate struct {
 	stream     *Stream
 	connection *Connection
 	likely     int64
+	shared     bool // a connection with other streams on it
 }
 
 // lingerMore is how much longer than the linger what was evicted counts as leaving: until a reading
@@ -355,7 +356,7 @@ func (w *Worker) candidates(do func(k *key, c candidate)) {
 	})
 	for _, c := range w.residual {
 		if c.Left() > 0 && !c.spared {
-			do(c.key, candidate{connection: c, likely: c.Left()})
+			do(c.key, candidate{connection: c, likely: c.Left(), shared: c.use.Requests() > 0})
 		}
 	}
 }
@@ -379,7 +380,7 @@ func (w *Worker) evictOf(now Time, a *Actions, k *key, scale float64, most int64
 			w.evictable = append(w.evictable, c)
 		}
 	})
-	sort.Slice(w.evictable, func(i, j int) bool { return w.evictable[i].likely > w.evictable[j].likely })
+	sort.Slice(w.evictable, func(i, j int) bool { return sooner(&w.evictable[i], &w.evictable[j]) })
 	for _, c := range w.evictable {
 		size := max(scale*float64(c.likely), 1)
 		if math.Ceil(to/size) <= math.Ceil(from/size) {
@@ -395,6 +396,15 @@ func (w *Worker) evictOf(now Time, a *Actions, k *key, scale float64, most int64
 	}
 	clear(w.evictable)
 	return ended
+}
+
+// sooner says that a goes before b: those first that share their connection with nobody, and of
+// those the ones that hold most (TestAConnectionThatIsSharedIsCutLast).
+func sooner(a, b *candidate) bool {
+	if a.shared != b.shared {
+		return b.shared
+	}
+	return a.likely > b.likely
 }
 
 func (w *Worker) evictStream(now Time, a *Actions, s *Stream) bool {

@@ -298,6 +298,39 @@ func TestAConnectionIsCutAloneInItsTick(t *testing.T) {
 	}
 }
 
+// What an ended response left unread is evicted with its connection, and whatever else is on that. So
+// one that nobody shares goes first, though less is left on it.
+func TestAConnectionThatIsSharedIsCutLast(t *testing.T) {
+	p := newProcess(t, 1, nil)
+	p.settle(40 * mib)
+	g, w := p.guards[0], p.workers[0]
+	w.Tick(p.now) // so that it is judged
+	leave := func(n int64, http2 bool) *Connection {
+		r := &request{connected: p.connection(0), http2: http2}
+		require.Equal(t, Admit, g.Open(p.now, &r.Stream, r, 0).Action)
+		require.Equal(t, Admit, g.Expect(p.now, &r.Stream, n).Action)
+		require.Equal(t, Admit, g.Grow(p.now, &r.Stream, budget.Response, n).Action)
+		g.End(p.now, &r.Stream, budget.Response)
+		g.Close(p.now, &r.Stream)
+		return r.connected
+	}
+	shared, own := leave(120*kib, true), leave(100*kib, false)
+	another := &request{connected: shared, http2: true}
+	require.Equal(t, Admit, g.Open(p.now, &another.Stream, another, 0).Action)
+	for {
+		p.now += Tick
+		a := w.Tick(p.now)
+		if len(a.Cut) > 0 {
+			require.Equal(t, []*Connection{own}, a.Cut)
+			return
+		}
+		if a.Ask {
+			w.Observe(p.now, Reading{InUse: 230 * mib, Allocated: 230 * mib}, nil)
+		}
+		require.Less(t, p.now, 2*time.Hour, "nothing is cut")
+	}
+}
+
 // Made-up tenants, each with something in flight on each of three workers, don't make a named one
 // one of them.
 func TestNamedTenantsKeepTheirPlaces(t *testing.T) {

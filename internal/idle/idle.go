@@ -40,6 +40,9 @@ type Use[T any] struct {
 	before, behind *Use[T]       // in the list; nil = it is not there
 }
 
+// Requests is how many there are now.
+func (u *Use[T]) Requests() int { return u.requests }
+
 // Leave takes it out of the list, if it is there.
 func (u *Use[T]) Leave() {
 	if u.behind != nil {

@@ -40,6 +40,7 @@ func TestTheLongestIdleIsFirst(t *testing.T) {
 	l.Touch(100*ms, &all[0].Use)
 	require.Equal(t, "b", l.First(200*ms, 100*ms).name)
 	all[1].Begin(200*ms, all[1])
+	require.Equal(t, 1, all[1].Requests())
 	require.Equal(t, "c", l.First(200*ms, 100*ms).name)
 	l.Postpone(&all[2].Use)
 	require.Equal(t, "a", l.First(200*ms, 100*ms).name)
