@@ -1,5 +1,19 @@
-// Highwater's face in Envoy: a Proxy-Wasm plugin, for HTTP (root_id: requests) and for the network filter of the same
-// listener (root_id: connections). All policy is in internal/guard; here it is asked, and what it says is done.
+// Highwater's face in Envoy: a Proxy-Wasm plugin, for HTTP (root_id: requests) and for the network
+// filter of the same listener (root_id: connections). All policy is in internal/guard; here it is
+// asked, and what it says is done.
+//
+// Where is what:
+//
+//	plugin.go      plugins of a virtual machine, ticks, what a tick wants done (carryOut), readings
+//	stream.go      a request: callbacks of the HTTP filter
+//	connection.go  callbacks of the network filter
+//	host.go        what is asked of Envoy about a request; hostcalls.go past the SDK
+//	tell.go        what is logged; introspect.go the debug endpoints
+//
+// A panic traps the virtual machine. Its requests are lost, uploads too, and nobody else's: those that
+// were paused hang until Envoy's own timeouts (TestTrapUnderLoad). The other workers stop counting
+// them after two seconds (budget's deadAfter). With failure_policy FAIL_RELOAD the next request starts
+// a new machine. trap_test_build.go makes such traps, in test builds alone.
 package main
 
 import (

@@ -21,6 +21,20 @@
 //	                     └─ streams ─── Stream ── two messages: request and response
 //
 //	Connection: its cost is in an Account, and its owner is the guard
+//
+// Where is what:
+//
+//	account.go    Account and the promises that it keeps
+//	claim.go      room is asked for, and leased (lease.go)
+//	stream.go     Stream; message.go a direction of it; pass.go bytes pass; presume.go unjudged ones
+//	pause.go      what a paused or rejected request leaves unread; connection.go what it costs to exist
+//	settle.go     what is likely still held, and reservations for what does not come (lapse)
+//	fresh.go      what becomes of what has passed when a reading comes
+//	reading.go    a reading comes; trend.go what is learnt of it: base, surprise, how much to evict
+//	level.go      how full memory is, and when shedding is futile
+//	table.go      the table, and who is dropped from it because his machine trapped; entry.go a worker's part
+//	shared.go     how the table is changed; tick.go what a tick does; store.go where the table is kept
+//	shadow.go     requests that mode enforce would have held back or turned away
 package budget
 
 // Account is one worker's part of the books. It keeps two promises.

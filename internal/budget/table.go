@@ -188,8 +188,9 @@ func (t *Table) drop(now Time) (dropped bool) {
 	return dropped
 }
 
-// deadAfter: a worker beats on every tick. One that has not for so long was trapped, and what it
-// held is in the reading.
+// deadAfter: a worker that has not published for so long was trapped, or is gone. Others stop
+// counting what it had: as far as Envoy still holds it, it is in the reading. One that has nothing
+// to tell publishes each beatEvery all the same, and one that sleeps each half second.
 const deadAfter = 2 * time.Second // TestADeadWorkerIsDropped
 
 func (t *Table) has(id uint32) bool {

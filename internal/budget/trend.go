@@ -117,8 +117,8 @@ const (
 // evict says how much is to be evicted, down to hard, less what is leaving already. One excess
 // evicts once: as long as not every worker has done its part of the last one, there is no other.
 // What was evicted may have held less than was thought: then it goes on until memory is below hard,
-// or it would stay just under the limit, and over it again and again; but not for long. What does
-// not go by that is not what was evicted, and below the limit requests may be.
+// or it would stay just under the limit, and over it again and again. But that ends soon after the
+// last reading over the limit. Traffic may stay between hard and the limit: it has its room there.
 func (r *trend) evict(now Time, t *Table, l *Limits, leaving int64) {
 	switch {
 	case t.Reading > l.Limit:

@@ -302,8 +302,8 @@ type candidate struct {
 	shared     bool // a connection with other streams on it
 }
 
-// lingerMore is how much longer than the linger what was evicted counts as leaving: until a reading
-// that can show it.
+// lingerMore: what was evicted counts as leaving for so much longer than the linger. By then there is
+// a reading that can show that it has gone.
 const lingerMore = 50 * 1e6 // scenario eviction
 
 // evict does this worker's part of what the one who polls has found to be too much, and says

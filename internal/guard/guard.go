@@ -10,7 +10,7 @@
 //	  ▼
 //	Worker ────▶ Account ────▶ Store   the books of the worker, and the table that all workers share
 //	  ├────────▶ queue                 Streams in line
-//	  ├────────▶ rejects               Streams whose connections are to be closed
+//	  ├────────▶ rejects               what they left unread, and whose connections are to be closed
 //	  └────────▶ key                   whose requests are: what it has and what it is known to bring
 //	                ▲  ▲
 //	       one each │  │ of the response that it holds unread, and of its source
@@ -19,6 +19,25 @@
 //
 // Streams and Connections are the host's: it makes them, hands them in with each call, and says when
 // they end. The account has a ring of the live ones.
+//
+// Where is what:
+//
+//	guard.go       Guard and its configuration, Host, verdicts, who is exempt
+//	admission.go   a request is opened and judged; presumed ones; what Envoy may hold of it while it
+//	               is paused (pauseCap, cost); large ones while shedding is futile
+//	queue.go       it waits, is resumed, or is rejected: what it leaves unread, whether it gets an
+//	               answer, and which connections a tick may close (claimCut)
+//	response.go    what its response will come to (prediction), probes, growth of both directions
+//	stream.go      its states, each transition, and shadows (mode observe)
+//	connection.go  connections: which are admitted, closed as idle or at their first bytes; and who is
+//	               evicted (evict), for what ended responses left unread is evicted with them
+//	keys.go        whose it is: shares of keys, what each is known to bring, how many connections
+//	worker.go      Worker, what a tick does in which order, when the next is due (pace), metrics
+//	readings.go    readings: when one is asked for, what is in it, when we are blind
+//	trace.go       samples at high-water marks
+//
+// Leaves know nothing of a worker: config, forecast, idle, linger (what rejected requests leave
+// unread, and until when), polling, retryafter, coverage (what a filter tells).
 package guard
 
 import (

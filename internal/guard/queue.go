@@ -8,8 +8,9 @@ import (
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
 
-// queue is where a worker's requests wait, in one line: the small ones first, and of each the one
-// whose key has least. Others wait on other workers, and all count as one line.
+// queue is where a worker's requests wait, in one line. Small ones go first, then large ones. Among
+// either, the next is of the key that has least for its weight. Others wait on other workers, and
+// all count as one line.
 type queue struct {
 	line     fairness.Line[Stream]
 	held     int64   // pause cost of those in it

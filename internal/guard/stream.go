@@ -376,8 +376,8 @@ func (w *Worker) Enforcing() bool { return w.enforcing }
 // shadows says that this guard's verdicts are carried out in the books alone.
 func (g *Guard) shadows() bool { return g.config.Mode == Observe && !g.worker.enforcing }
 
-// lets says that this guard's verdicts are counted, and that whoever they are about is counted as
-// admitted.
+// lets says that this guard observes beside one that enforces. Its verdicts are counted alone, and
+// requests that it would have rejected count as admitted.
 func (g *Guard) lets() bool { return g.config.Mode == Observe && g.worker.enforcing }
 
 // shade makes a shadow of a stream that was judged, where there are any.

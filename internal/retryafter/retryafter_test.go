@@ -71,6 +71,7 @@ func TestEarlyRejectsAreEvenlySpread(t *testing.T) {
 	require.InDelta(t, .5, d.Early(&f, time.Second, 70*mib), 1e-9)
 	require.InDelta(t, 1, d.Early(&f, time.Second, 80*mib), 1e-9)
 	require.Zero(t, d.Early(&f, 0, 80*mib), "nobody was told to come back")
+	require.Zero(t, d.Early(&f, 29*time.Second, 80*mib), "who comes now does not obey")
 	n := 0
 	for i := range 100 {
 		if d.Draw(.5) {
