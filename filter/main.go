@@ -10,8 +10,8 @@
 //	host.go        what is asked of Envoy about a request; hostcalls.go past the SDK
 //	tell.go        what is logged; introspect.go the debug endpoints
 //
-// A panic traps the virtual machine. Its requests are lost, uploads too, and nobody else's: those that
-// were paused hang until Envoy's own timeouts (TestTrapUnderLoad). The other workers stop counting
+// A panic traps the virtual machine. The requests on it are lost, uploads too, and its paused ones
+// hang until Envoy's own timeouts (TestTrapUnderLoad). The other workers stop counting
 // them after two seconds (budget's deadAfter). With failure_policy FAIL_RELOAD the next request starts
 // a new machine. trap_test_build.go makes such traps, in test builds alone.
 package main

@@ -27,7 +27,8 @@
 //	account.go    Account and the promises that it keeps
 //	claim.go      room is asked for, and leased (lease.go)
 //	stream.go     Stream; message.go a direction of it; pass.go bytes pass; presume.go unjudged ones
-//	pause.go      what a paused or rejected request leaves unread; connection.go what it costs to exist
+//	pause.go      how it counts what a paused or rejected request leaves unread (how much: guard)
+//	connection.go what a connection costs, and what an ended response left there
 //	settle.go     what is likely still held, and reservations for what does not come (lapse)
 //	fresh.go      what becomes of what has passed when a reading comes
 //	reading.go    a reading comes; trend.go what is learnt of it: base, surprise, how much to evict

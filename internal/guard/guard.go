@@ -25,10 +25,10 @@
 //	guard.go       Guard and its configuration, Host, verdicts, who is exempt
 //	admission.go   a request is opened and judged; presumed ones; what Envoy may hold of it while it
 //	               is paused (pauseCap, cost); large ones while shedding is futile
-//	queue.go       it waits, is resumed, or is rejected: what it leaves unread, whether it gets an
-//	               answer, and which connections a tick may close (claimCut)
+//	queue.go       it waits, is resumed, or is rejected: whether it gets an answer with Retry-After
+//	               (the rule is in retryafter), and which connections a tick may close (claimCut)
 //	response.go    what its response will come to (prediction), probes, growth of both directions
-//	stream.go      its states, each transition, and shadows (mode observe)
+//	stream.go      its states, what each transition books (rejectUnread), and shadows (mode observe)
 //	connection.go  connections: which are admitted, closed as idle or at their first bytes; and who is
 //	               evicted (evict), for what ended responses left unread is evicted with them
 //	keys.go        whose it is: shares of keys, what each is known to bring, how many connections
