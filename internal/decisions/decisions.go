@@ -118,6 +118,9 @@ func ReadSums(path string) (*Sums, error) {
 // Of is the kept hash; empty = there is none.
 func (s *Sums) Of(name string) string { return s.kept[name] }
 
+// Len is how many are kept.
+func (s *Sums) Len() int { return len(s.kept) }
+
 // Write writes the file anew with these in place of what it had of the same names.
 func (s *Sums) Write(sums map[string]string) error {
 	maps.Copy(s.kept, sums)
