@@ -63,17 +63,13 @@ func (a *Account) Cover(now Time) {
 // claim asks the table for room, and takes with it a new lease.
 func (a *Account) claim(now Time, n int64, c Claim) Outcome {
 	joins := !a.joined
-	a.joined = true
-	a.Exchanges++
 	var lent lease
-	denied := false
-	err := a.exchange(now, func() bool {
+	out := a.borrow(now, func() (granted bool) {
 		if joins { // it had no part in what was before
 			joins, a.own.Evicted.Sequence = false, int64(a.shared.table.Evict.Sequence)
 		}
-		a.tighten(now)
 		stale := a.Stale(now)
-		if denied = c != Forced && !a.grants(stale, n, c); denied {
+		if c != Forced && !a.grants(stale, n, c) {
 			return false
 		}
 		lent = a.lend(stale, n, c == Forced)
@@ -85,13 +81,29 @@ func (a *Account) claim(now Time, n int64, c Claim) Outcome {
 		}
 		return true
 	})
+	if out == Granted {
+		a.lease = lent
+	}
+	return out
+}
+
+// borrow makes an exchange in which lend writes a new lease into the worker's entry, or denies it.
+// The lease is in force only where borrow grants it: else nobody knows of it.
+func (a *Account) borrow(now Time, lend func() (granted bool)) Outcome {
+	a.joined = true
+	a.Exchanges++
+	denied := false
+	err := a.exchange(now, func() (store bool) {
+		a.tighten(now)
+		denied = !lend()
+		return !denied
+	})
 	switch {
 	case err != nil:
-		return Busy // nobody knows of the new lease
+		return Busy
 	case denied:
 		return Denied
 	}
-	a.lease = lent
 	a.published()
 	return Granted
 }

@@ -85,29 +85,20 @@ func (a *Account) AskConnection(now Time) Outcome {
 	if a.limits.Connections == 0 || a.own.Connections.Open < a.own.Connections.Lease {
 		return Granted
 	}
-	a.joined = true
-	a.Exchanges++
 	var lent int64
-	denied := false
-	err := a.exchange(now, func() bool {
-		a.tighten(now)
+	out := a.borrow(now, func() (granted bool) {
 		free := a.FreeConnections() - 1
-		if denied = free < 0; denied {
+		if free < 0 {
 			return false
 		}
 		lent = a.own.Connections.Open + 1 + a.connectionSlack(free)
 		a.entry(now).Connections.Lease = lent
 		return true
 	})
-	switch {
-	case err != nil:
-		return Busy // nobody knows of the new lease
-	case denied:
-		return Denied
+	if out == Granted {
+		a.own.Connections.Lease = lent
 	}
-	a.own.Connections.Lease = lent
-	a.published()
-	return Granted
+	return out
 }
 
 // FreeConnections is how many more this worker could open if it had all that is not lent to others, as of the last exchange;

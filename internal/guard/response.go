@@ -345,11 +345,12 @@ const (
 	coldFor    = 2 * time.Second // as long as what is reserved for a response that does not come; TestHiddenProbesOfASlowUpstream
 )
 
-// mayProbe says whether a cold request may go to its upstream without room for what may come of it. Of a key with small responses and large ones nobody can tell whose this is; while
-// large ones fill the memory, small ones get through by this. Where none was small yet, one goes now
-// and then: most likely its upstream does the work for nothing. By turns it is one in line and one
-// that has just come: behind a burst of large ones, who comes now may well be small, and in line
-// would be found last, at its timeout.
+// mayProbe says whether a cold request may go to its upstream without room for what may come of it.
+// Of a key with small responses and large ones nobody can tell which this is. While large ones fill
+// the memory, small ones get through by this. Where none was small yet, one goes now and then: most
+// likely its upstream does the work for nothing. By turns it is one in line and one that has just
+// come. Behind a burst of large ones, who comes now may well be small, and in line would be found
+// last, at its timeout.
 func (w *Worker) mayProbe(now Time, s *Stream) bool {
 	k, comes, cold := &s.key.Value, s.state != queued, s.expects.cold()
 	switch {
