@@ -33,6 +33,7 @@
 //	fresh.go      what becomes of what has passed when a reading comes
 //	reading.go    a reading comes; trend.go what is learnt of it: base, surprise, how much to evict
 //	level.go      how full memory is, and when shedding is futile
+//	impossible.go the base is as much as the limit: what is in force then, and what proves it
 //	table.go      the table, and who is dropped from it because his machine trapped; entry.go a worker's part
 //	shared.go     how the table is changed; tick.go what a tick does; store.go where the table is kept
 //	shadow.go     requests that mode enforce would have held back or turned away
@@ -94,6 +95,13 @@ func (a *Account) SetLimits(l Limits) {
 
 // Limits are the figures in force, to look at.
 func (a *Account) Limits() *Limits { return &a.limits }
+
+// InForce is the limit by which is decided, bytes: see Table.InForce.
+func (a *Account) InForce() int64 { return a.shared.table.InForce(&a.limits) }
+
+// Turned says that the last reading that this worker brought has made the limit impossible to hold, or possible again:
+// see Table.Impossible.
+func (a *Account) Turned() bool { return a.learned.turned }
 
 // Floor is what small requests have in any case, bytes.
 func (a *Account) Floor() int64 { return a.limits.floor() }

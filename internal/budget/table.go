@@ -22,6 +22,7 @@ type Table struct {
 	Surprise int64  // what came and no filter saw, the decaying maximum, bytes: see Trend
 	Level    Level
 	Futile   bool // shedding frees nothing: see level.go
+	Impossible bool // the limit can't be held: Base is more than nearly all of it
 	Booked   Time // until when those who were told to come back have taken places: see Account.Book; past = the queue is empty
 
 	Container int64 // the limit of the container that the process runs in, bytes; 0 = not known
@@ -65,6 +66,7 @@ const (
 	flagLevel  = 0xff // it is a number
 	flagFutile = 1 << 8
 	flagBlind  = 1 << 9
+	flagImpossible = 1 << 10
 )
 
 // ErrTable is wrapped by errors of Decode: the value is not a table of this version.
@@ -80,6 +82,9 @@ func (t *Table) Append(buf []byte) []byte {
 	}
 	if t.Blind {
 		flags |= flagBlind
+	}
+	if t.Impossible {
+		flags |= flagImpossible
 	}
 	buf = wire.AppendInts(buf,
 		t.Reading, int64(t.Asked), int64(t.Sequence), t.Low, t.Base, t.Surprise, flags,
@@ -109,6 +114,7 @@ func (t *Table) Decode(value []byte) error {
 	t.Low, t.Base, t.Surprise = r.Int(), r.Int(), r.Int()
 	flags := r.Int()
 	t.Level, t.Futile, t.Blind = min(Level(flags&flagLevel), Over), flags&flagFutile != 0, flags&flagBlind != 0
+	t.Impossible = flags&flagImpossible != 0
 	t.Poller.ID, t.Poller.Beat = uint32(r.Int()), Time(r.Int())
 	t.Evict.Bytes, t.Evict.Sequence, t.Booked, t.Container = r.Int(), uint64(r.Int()), Time(r.Int()), r.Int()
 	t.InUse, t.Peak, t.Allocated, t.Begun = r.Int(), r.Int(), r.Int(), Time(r.Int())

@@ -1,0 +1,71 @@
+package budget
+
+import "time"
+
+// A limit is impossible to hold where the process has nearly all of it without any traffic: a large configuration has
+// (4,000 clusters 222 MiB). Shedding frees nothing of that. So traffic has a part of the limit in any case, on top of
+// the base, and what is told is that the limit is wrong.
+
+// protectedShare of the limit is what traffic has in any case.
+const protectedShare = 10 // 1/10; TestTrafficHasATenthOfTheLimitInAnyCase
+
+// tenable is the highest base with which the limit can be held.
+func (l *Limits) tenable() int64 { return l.Limit / protectedShare * (protectedShare - 1) }
+
+// Possible is the lowest limit that could be held with the base, in whole MiB, bytes.
+func Possible(base int64) int64 {
+	const mib = 1 << 20
+	return (base*protectedShare/(protectedShare-1) + mib) / mib * mib
+}
+
+// InForce is the limit by which is decided, bytes: as it was set, or more where the base is so high that it can't be
+// held. Both are the same where the base is tenable: then nothing jumps.
+func (t *Table) InForce(l *Limits) int64 { return max(l.Limit, t.Base+l.Limit-l.tenable()) }
+
+// room is what lies between the base and the limit in force, bytes: a tenth of the limit at least.
+func (t *Table) room(l *Limits) int64 { return t.InForce(l) - t.Base }
+
+// clears is how far below what is tenable the base has to fall until the limit is possible again.
+const clears = 20 // 1/20 of the limit; TestAnImpossibleLimitDoesNotFlap
+
+func (t *Table) impossible(l *Limits) bool {
+	return t.Base > l.tenable() || t.Impossible && t.Base >= l.tenable()-l.Limit/clears
+}
+
+// silence is when there is nearly no traffic, so that what a reading holds is the process's own.
+type silence struct {
+	since  Time  // since when there has been none; 0 = there is some
+	passed int64 // by all, until then
+}
+
+const (
+	silentFor    = time.Second // TestAFloodThatWasThereBeforeUsIsNoBase
+	silentUsers  = 8           // so many requests and connections together are nearly none; TestNearlyNoTrafficIsProofOfABase
+	silentPasses = 1 << 20     // and so many bytes of theirs; TestRequestsBetweenReadingsAreTraffic
+	// youth: a guard that starts in a running process does not know what requests of before hold of it. After that
+	// they have ended, or all that it ends frees nothing.
+	youth = time.Minute // TestAFutileMinuteIsProofOfABase
+)
+
+// next notes a reading, and says whether it is silent for long enough.
+func (s *silence) next(now Time, all *Entry) bool {
+	switch passed := all.Passed - s.passed; {
+	case all.Streams+all.Connections.Open > silentUsers:
+		s.since = 0
+	case s.since == 0, passed < 0, passed > silentPasses:
+		s.since, s.passed = now, all.Passed
+	}
+	return s.since != 0 && now-s.since >= silentFor
+}
+
+// base is what the process holds without traffic: the lowest of ten minutes. That may be traffic of which nobody knew,
+// such as that of before this guard has started. Up to what is tenable it does little harm. Beyond that it would raise
+// the limit, so that it needs proof: nearly no traffic, or that shedding has been futile.
+func (r *trend) base(now Time, t *Table, l *Limits, all *Entry) int64 {
+	low := max(r.bases.min(now), 0)
+	silent := r.silence.next(now, all)
+	if silent || t.Futile && now-t.Begun >= youth {
+		return low
+	}
+	return min(low, max(t.Base, l.tenable()))
+}
