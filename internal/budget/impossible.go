@@ -34,26 +34,29 @@ func (t *Table) impossible(l *Limits) bool {
 
 // silence is when there is nearly no traffic, so that what a reading holds is the process's own.
 type silence struct {
-	since  Time  // since when there has been none; 0 = there is some
-	passed int64 // by all, until then
+	since           Time  // since when there has been none; 0 = there is some
+	passed, reading int64 // by all until then, and the reading then
 }
 
 const (
-	silentFor    = time.Second // TestAFloodThatWasThereBeforeUsIsNoBase
-	silentUsers  = 8           // so many requests and connections together are nearly none; TestNearlyNoTrafficIsProofOfABase
-	silentPasses = 1 << 20     // and so many bytes of theirs; TestRequestsBetweenReadingsAreTraffic
+	// silentFor: a new Envoy gets its first requests half a second after it is ready.
+	silentFor    = 250 * time.Millisecond // TestAFloodThatWasThereBeforeUsIsNoBase
+	silentUsers  = 8                      // so many requests and connections together are nearly none; TestNearlyNoTrafficIsProofOfABase
+	silentPasses = 1 << 20                // and so many bytes of theirs; TestRequestsBetweenReadingsAreTraffic
+	silentSwing  = 32                     // 1/32 of the limit that readings may differ; TestAReadingThatMovesIsTraffic
 	// youth: a guard that starts in a running process does not know what requests of before hold of it. After that
 	// they have ended, or all that it ends frees nothing.
 	youth = time.Minute // TestAFutileMinuteIsProofOfABase
 )
 
 // next notes a reading, and says whether it is silent for long enough.
-func (s *silence) next(now Time, all *Entry) bool {
-	switch passed := all.Passed - s.passed; {
+func (s *silence) next(now Time, t *Table, l *Limits, all *Entry) bool {
+	passed, moved := all.Passed-s.passed, max(t.Reading-s.reading, s.reading-t.Reading)
+	switch {
 	case all.Streams+all.Connections.Open > silentUsers:
 		s.since = 0
-	case s.since == 0, passed < 0, passed > silentPasses:
-		s.since, s.passed = now, all.Passed
+	case s.since == 0, passed < 0, passed > silentPasses, moved > l.Limit/silentSwing:
+		s.since, s.passed, s.reading = now, all.Passed, t.Reading
 	}
 	return s.since != 0 && now-s.since >= silentFor
 }
@@ -63,7 +66,7 @@ func (s *silence) next(now Time, all *Entry) bool {
 // the limit, so that it needs proof: nearly no traffic, or that shedding has been futile.
 func (r *trend) base(now Time, t *Table, l *Limits, all *Entry) int64 {
 	low := max(r.bases.min(now), 0)
-	silent := r.silence.next(now, all)
+	silent := r.silence.next(now, t, l, all)
 	if silent || t.Futile && now-t.Begun >= youth {
 		return low
 	}

@@ -14,16 +14,16 @@ type Time = time.Duration
 // Table is what the workers of one process know of each other: the last reading of the allocator,
 // and one entry per worker. It is one value in shared storage and changes by compare-and-swap only.
 type Table struct {
-	Reading  int64  // bytes in use by the process, without what shadows hold (see Account.Observe); what counts only when Sequence > 0
-	Asked    Time   // when the reading was asked for: all that had passed by then is in it
-	Sequence uint64 // counts readings; 0 = none yet
-	Low      int64  // the lowest reading of the last 10 s, bytes
-	Base     int64  // what the process holds without traffic, bytes: see Trend
-	Surprise int64  // what came and no filter saw, the decaying maximum, bytes: see Trend
-	Level    Level
-	Futile   bool // shedding frees nothing: see level.go
+	Reading    int64  // bytes in use by the process, without what shadows hold (see Account.Observe); what counts only when Sequence > 0
+	Asked      Time   // when the reading was asked for: all that had passed by then is in it
+	Sequence   uint64 // counts readings; 0 = none yet
+	Low        int64  // the lowest reading of the last 10 s, bytes
+	Base       int64  // what the process holds without traffic, bytes: see Trend
+	Surprise   int64  // what came and no filter saw, the decaying maximum, bytes: see Trend
+	Level      Level
+	Futile     bool // shedding frees nothing: see level.go
 	Impossible bool // the limit can't be held: Base is more than nearly all of it
-	Booked   Time // until when those who were told to come back have taken places: see Account.Book; past = the queue is empty
+	Booked     Time // until when those who were told to come back have taken places: see Account.Book; past = the queue is empty
 
 	Container int64 // the limit of the container that the process runs in, bytes; 0 = not known
 
@@ -63,9 +63,9 @@ const (
 	entryBytes  = 8 + entryFields*8
 	maxEntries  = 4096
 
-	flagLevel  = 0xff // it is a number
-	flagFutile = 1 << 8
-	flagBlind  = 1 << 9
+	flagLevel      = 0xff // it is a number
+	flagFutile     = 1 << 8
+	flagBlind      = 1 << 9
 	flagImpossible = 1 << 10
 )
 
