@@ -141,6 +141,27 @@ func TestRequestsBetweenReadingsAreTraffic(t *testing.T) {
 	require.Equal(t, 180*mib, b.stored().Base)
 }
 
+// A server beside Envoy is there before Envoy is. That begins with requests in flight, if few.
+func TestWhoWasThereBeforeEnvoyKnowsItsBase(t *testing.T) {
+	for _, c := range []struct{ passes, base int64 }{{100 * kib, 434 * mib}, {2 * mib, 180 * mib}} {
+		b := open(t, 1)
+		a := b.accounts[0]
+		b.join()
+		for range 100 {
+			b.tick(25 * ms)
+		}
+		s := &Stream{}
+		a.Open(b.now, s, nil, new(Sum), c.passes, mib, mib)
+		b.readings(1, 434*mib)
+		require.Equal(t, c.base, b.stored().Base)
+		for range silentUsers {
+			b.stream(a)
+		}
+		b.readings(100, 434*mib)
+		require.Equal(t, c.base, b.stored().Base)
+	}
+}
+
 // The memory of requests that this guard does not see comes and goes.
 func TestAReadingThatMovesIsTraffic(t *testing.T) {
 	b := open(t, 1)
