@@ -56,15 +56,16 @@ package budget
 //
 // It is not safe for concurrent use. Make it with NewAccount.
 type Account struct {
-	shared  shared   // the table, as this worker knows it
-	set     Limits   // as they were set
-	limits  Limits   // and as they are in the container
-	own     Entry    // what is to be published, kept up to date; its lease is in lease
-	joined  bool     // it is in the table, or is about to be
-	fresh   fresh    // what has passed, and is in no reading yet
-	lease   lease    // what it may come to hold without asking
-	learned readings // what it makes of readings when it polls
-	streams streams  // the live ones
+	shared   shared   // the table, as this worker knows it
+	set      Limits   // as they were set
+	limits   Limits   // and as they are in the container
+	own      Entry    // what is to be published, kept up to date; its lease is in lease
+	joined   bool     // it is in the table, or is about to be
+	joinedAt Time     // since when
+	fresh    fresh    // what has passed, and is in no reading yet
+	lease    lease    // what it may come to hold without asking
+	learned  readings // what it makes of readings when it polls
+	streams  streams  // the live ones
 
 	Rotations  uint64 // for tests and metrics
 	Exchanges  uint64

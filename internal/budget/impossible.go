@@ -3,24 +3,21 @@ package budget
 import "time"
 
 // A limit is impossible to hold where the process has nearly all of it without any traffic: a large configuration has
-// (4,000 clusters 222 MiB). Shedding frees nothing of that. So traffic has a part of the limit in any case, on top of
-// the base, and what is told is that the limit is wrong.
+// (4,000 clusters 222 MiB). Shedding frees nothing of that. So the lowest limit that could be held with it is in force,
+// and what is told is that the limit is wrong.
 
-// protectedShare of the limit is what traffic has in any case.
-const protectedShare = 10 // 1/10; TestTrafficHasATenthOfTheLimitInAnyCase
+// protectedShare of the limit in force is what traffic has in any case.
+const protectedShare = 10 // 1/10; TestTrafficHasATenthInAnyCase
 
 // tenable is the highest base with which the limit can be held.
 func (l *Limits) tenable() int64 { return l.Limit / protectedShare * (protectedShare - 1) }
 
-// Possible is the lowest limit that could be held with the base, in whole MiB, bytes.
-func Possible(base int64) int64 {
-	const mib = 1 << 20
-	return (base*protectedShare/(protectedShare-1) + mib) / mib * mib
-}
+// Possible is the lowest limit that can be held with the base, bytes.
+func Possible(base int64) int64 { return base * protectedShare / (protectedShare - 1) }
 
 // InForce is the limit by which is decided, bytes: as it was set, or more where the base is so high that it can't be
-// held. Both are the same where the base is tenable: then nothing jumps.
-func (t *Table) InForce(l *Limits) int64 { return max(l.Limit, t.Base+l.Limit-l.tenable()) }
+// held. Where the base is just tenable both are the same: nothing jumps.
+func (t *Table) InForce(l *Limits) int64 { return max(l.Limit, Possible(t.Base)) }
 
 // room is what lies between the base and the limit in force, bytes: a tenth of the limit at least.
 func (t *Table) room(l *Limits) int64 { return t.InForce(l) - t.Base }
@@ -36,6 +33,7 @@ func (t *Table) impossible(l *Limits) bool {
 type silence struct {
 	since           Time  // since when there has been none; 0 = there is some
 	passed, reading int64 // by all until then, and the reading then
+	before          Time  // how long this worker, which is the only one, had been there when its first request came
 }
 
 const (
@@ -52,11 +50,14 @@ const (
 // next notes a reading, and says whether it is silent for long enough.
 func (s *silence) next(now Time, t *Table, l *Limits, all *Entry) bool {
 	passed, moved := all.Passed-s.passed, max(t.Reading-s.reading, s.reading-t.Reading)
-	// Who was there before Envoy could be asked has seen that nobody came: beside a server Envoy may get its first
-	// requests before it tells of its memory (TestWhoWasThereBeforeEnvoyKnowsItsBase).
-	if s.since == 0 && t.Sequence == 1 && passed <= silentPasses {
-		s.since, s.reading = max(t.Begun, 1), t.Reading
-		moved = 0
+	if t.Sequence == 1 {
+		// Who was there before Envoy knows of all its requests: those are what is likely held.
+		if s.before >= silentFor {
+			return true // TestWhoWasThereBeforeEnvoyKnowsItsBase
+		}
+		if passed <= silentPasses {
+			s.since, s.reading, moved = max(t.Begun, 1), t.Reading, 0 // TestSilenceBeforeTheFirstReading
+		}
 	}
 	switch {
 	case all.Streams+all.Connections.Open > silentUsers:

@@ -67,6 +67,9 @@ func (a *Account) Observe(now, asked Time, reading int64) (before, after Level, 
 		}
 		a.learned.enter(now, asked, reading, t)
 		a.limits = a.set.of(t.Container)
+		if a.joined && len(t.Entries) == 1 {
+			a.learned.trend.silence.before = a.joinedAt - t.Begun
+		}
 		impossible := t.Impossible
 		a.learned.trend.observe(now, t, &a.limits)
 		a.learned.turned = t.Impossible != impossible

@@ -407,7 +407,7 @@ func TestTheLevelIsOfTheEstimate(t *testing.T) {
 	require.Equal(t, Hard, b.stored().Level)
 
 	require.InDelta(t, 0.5, (&Table{Base: 100}).load(&Limits{Limit: 200}, 150), 1e-9)
-	require.InDelta(t, 1, (&Table{Base: 300 * mib}).load(&Limits{}, 0), 1e-9, "nothing between T(0) and T(1)")
+	require.InDelta(t, 1, (&Table{}).load(&Limits{}, 0), 1e-9, "nothing between T(0) and T(1)")
 }
 
 // Hard for 5 s while all live streams together can't hold a tenth of the limit: then traffic is not the cause, and to

@@ -218,9 +218,10 @@ func (p *policy) impossible(t *budget.Table) (event string, severity Severity) {
 	if !t.Impossible {
 		return fmt.Sprintf("budget.limit %s can be held again: Envoy holds %s without traffic", limit, base), Info
 	}
+	inForce := t.InForce(p.limits)
 	return fmt.Sprintf("budget.limit %s cannot be held: Envoy holds %s without traffic, and shedding frees nothing of that. "+
-		"Raise budget.limit to at least %s, better to twice what Envoy holds, or reduce clusters, listeners and stats; until then the guard admits up to %s",
-		limit, base, unit.Bytes(budget.Possible(t.Base)), unit.Bytes(t.InForce(p.limits)).Human()), Error
+		"Raise budget.limit to at least %v, better to twice what Envoy holds, or reduce clusters, listeners and stats; until then the guard admits up to %s",
+		limit, base, (unit.Bytes(inForce)+unit.MiB)/unit.MiB*unit.MiB, unit.Bytes(inForce).Human()), Error
 }
 
 // limit tells when it is not known what the budget is a share of, and when it is known again.
@@ -447,7 +448,7 @@ func Gauges() [NumGauges]Metric {
 		GaugeExposure:    {"highwater_exposure_bytes", Gauge, "the worst case: all that the live streams could come to hold"},
 		GaugeLevel:       {"highwater_level", Gauge, "0 normal, 1 soft, 2 hard, 3 over"},
 		GaugeFutile:      {"highwater_futile", Gauge, "1: the level is hard and traffic is not the cause"},
-		GaugeImpossible:  {"highwater_budget_impossible", Gauge, "1: budget.limit cannot be held, because Envoy holds 9/10 of it and more without traffic; base + 1/10 of it is in force"},
+		GaugeImpossible:  {"highwater_budget_impossible", Gauge, "1: budget.limit cannot be held, because Envoy holds more than 9/10 of it without traffic; 10/9 of that is in force"},
 		GaugeStreams:     {"highwater_streams", Gauge, "requests in flight"},
 		GaugeWaiting:     {"highwater_waiting", Gauge, "requests in the queue"},
 		GaugeConnections: {"highwater_connections", Gauge, "connections of listeners with the network filter"},
