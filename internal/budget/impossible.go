@@ -55,9 +55,7 @@ func (s *silence) next(now Time, t *Table, l *Limits, all *Entry) bool {
 		if s.before >= silentFor {
 			return true // TestWhoWasThereBeforeEnvoyKnowsItsBase
 		}
-		if passed <= silentPasses {
-			s.since, s.reading, moved = max(t.Begun, 1), t.Reading, 0 // TestSilenceBeforeTheFirstReading
-		}
+		s.since, s.reading, moved = max(t.Begun, 1), t.Reading, 0 // TestSilenceBeforeTheFirstReading
 	}
 	switch {
 	case all.Streams+all.Connections.Open > silentUsers:

@@ -116,7 +116,7 @@ func TestNearlyNoTrafficIsProofOfABase(t *testing.T) {
 	for _, c := range []struct {
 		connections int
 		base        int64
-	}{{silentUsers, 300 * mib}, {silentUsers + 1, 180 * mib}} {
+	}{{8, 300 * mib}, {9, 180 * mib}} {
 		b := open(t, 1)
 		for range c.connections {
 			b.accounts[0].OpenConnection(&Connection{}, kib)
