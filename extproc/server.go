@@ -123,7 +123,7 @@ func (s *Server) disarm(now guard.Time) (held []*stream) {
 
 // Limit is the limit in force, bytes; 0 = it is not known.
 func (s *Server) Limit() (limit int64) {
-	s.do(func(now guard.Time) { limit = s.mu.worker.Gauges(now)[guard.GaugeLimit] })
+	s.do(func(guard.Time) { limit = s.mu.worker.InForce() })
 	return limit
 }
 
@@ -225,7 +225,7 @@ func (s *Server) decide(orders []order) (_ []order, ask Reader, next time.Durati
 			orders = append(orders, order{streamOf(c), guard.Verdict{Action: guard.Answer, Reason: guard.Closed}})
 		}
 		if a.Event != "" {
-			s.log.Warn(a.Event)
+			s.log.Log(context.Background(), levels[a.Severity], a.Event)
 		}
 		if a.Ask {
 			ask = s.mu.reader
@@ -233,6 +233,9 @@ func (s *Server) decide(orders []order) (_ []order, ask Reader, next time.Durati
 	})
 	return orders, ask, next
 }
+
+// levels are those of what a tick has to tell.
+var levels = [...]slog.Level{guard.Warning: slog.LevelWarn, guard.Error: slog.LevelError, guard.Info: slog.LevelInfo}
 
 func streamOf(s *guard.Stream) *stream { return s.Host().(*stream) }
 

@@ -143,9 +143,7 @@ func (p *plugin) OnTick() {
 	if a.Ask {
 		p.ask()
 	}
-	if a.Event != "" {
-		proxywasm.LogWarn("highwater: " + a.Event)
-	}
+	logEvent(a.Event, a.Severity)
 	if a.Resume != nil || len(a.Rejected) > 0 || len(a.Close) > 0 || len(a.Cut) > 0 || len(a.Idle) > 0 {
 		p.carryOut(a)
 	}

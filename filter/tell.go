@@ -48,6 +48,19 @@ func warn(matter, text string) {
 	}
 }
 
+// logEvent logs what a tick has to tell, if anything.
+func logEvent(event string, severity guard.Severity) {
+	switch {
+	case event == "":
+	case severity == guard.Error:
+		proxywasm.LogError("highwater: " + event)
+	case severity == guard.Info:
+		proxywasm.LogInfo("highwater: " + event)
+	default:
+		proxywasm.LogWarn("highwater: " + event)
+	}
+}
+
 // setup is which plugins run in this virtual machine, and what has been told of that.
 type setup struct {
 	plugins map[*plugin]struct{} // that are there

@@ -33,6 +33,7 @@
 //	fresh.go      what becomes of what has passed when a reading comes
 //	reading.go    a reading comes; trend.go what is learnt of it: base, surprise, how much to evict
 //	level.go      how full memory is, and when shedding is futile
+//	impossible.go the base is as much as the limit: what is in force then, and what proves it
 //	table.go      the table, and who is dropped from it because his machine trapped; entry.go a worker's part
 //	shared.go     how the table is changed; tick.go what a tick does; store.go where the table is kept
 //	shadow.go     requests that mode enforce would have held back or turned away
@@ -55,15 +56,16 @@ package budget
 //
 // It is not safe for concurrent use. Make it with NewAccount.
 type Account struct {
-	shared  shared   // the table, as this worker knows it
-	set     Limits   // as they were set
-	limits  Limits   // and as they are in the container
-	own     Entry    // what is to be published, kept up to date; its lease is in lease
-	joined  bool     // it is in the table, or is about to be
-	fresh   fresh    // what has passed, and is in no reading yet
-	lease   lease    // what it may come to hold without asking
-	learned readings // what it makes of readings when it polls
-	streams streams  // the live ones
+	shared   shared   // the table, as this worker knows it
+	set      Limits   // as they were set
+	limits   Limits   // and as they are in the container
+	own      Entry    // what is to be published, kept up to date; its lease is in lease
+	joined   bool     // it is in the table, or is about to be
+	joinedAt Time     // since when
+	fresh    fresh    // what has passed, and is in no reading yet
+	lease    lease    // what it may come to hold without asking
+	learned  readings // what it makes of readings when it polls
+	streams  streams  // the live ones
 
 	Rotations  uint64 // for tests and metrics
 	Exchanges  uint64
@@ -94,6 +96,13 @@ func (a *Account) SetLimits(l Limits) {
 
 // Limits are the figures in force, to look at.
 func (a *Account) Limits() *Limits { return &a.limits }
+
+// InForce is the limit by which is decided, bytes: see Table.InForce.
+func (a *Account) InForce() int64 { return a.shared.table.InForce(&a.limits) }
+
+// Turned says that the last reading that this worker brought has made the limit impossible to hold, or possible again:
+// see Table.Impossible.
+func (a *Account) Turned() bool { return a.learned.turned }
 
 // Floor is what small requests have in any case, bytes.
 func (a *Account) Floor() int64 { return a.limits.floor() }

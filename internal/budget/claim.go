@@ -90,7 +90,9 @@ func (a *Account) claim(now Time, n int64, c Claim) Outcome {
 // borrow makes an exchange in which lend writes a new lease into the worker's entry, or denies it.
 // The lease is in force only where borrow grants it: else nobody knows of it.
 func (a *Account) borrow(now Time, lend func() (granted bool)) Outcome {
-	a.joined = true
+	if !a.joined {
+		a.joined, a.joinedAt = true, now
+	}
 	a.Exchanges++
 	denied := false
 	err := a.exchange(now, func() (store bool) {

@@ -19,7 +19,7 @@ func (l Level) String() string { return [...]string{"normal", "soft", "hard", "o
 // Limits are the figures of the budget that every worker of a process shares. Sizes are bytes, shares are of what
 // traffic can have (see Table.share).
 type Limits struct {
-	Limit              int64   // as it is in force: see Share
+	Limit              int64   // as it is set: see Share, and Table.InForce for what is in force
 	Share              float64 // of the container's limit is Limit, as soon as that is known, and until then Unlimited; 0 = Limit is as set
 	Soft, Hard, Resume float64
 	Small              int64   // a request that brings no more is small
@@ -65,13 +65,17 @@ const (
 	StaleReject
 )
 
-// maxSurprise: how much of the limit the surprise may keep free. More, and one wrong figure would close the door.
-const maxSurprise = 10 // 1/10; TestSurprise
+// How much the surprise may keep free: of the limit, and of the room. More, and one wrong figure would close the door.
+const (
+	maxSurprise     = 10 // 1/10; TestSurprise
+	maxSurpriseRoom = 4  // 1/4; TestASurpriseLeavesRoom
+)
 
 // share is where the share x of what traffic can have ends. What the process holds without
 // traffic (base) can't be shed, so it is no part of what is shared out, and what comes unseen (surprise) is kept free.
 func (t *Table) share(l *Limits, x float64) int64 {
-	return t.Base + int64(x*float64(l.Limit-min(t.Surprise, l.Limit/maxSurprise)-t.Base))
+	room := t.room(l)
+	return t.Base + int64(x*float64(room-min(t.Surprise, l.Limit/maxSurprise, room/maxSurpriseRoom)))
 }
 
 // load is where the estimate lies between T(0) and T(1); 1 if there is nothing between.
@@ -110,6 +114,9 @@ type futility struct {
 const (
 	futileAfter  = 5 * time.Second // TestFutile
 	futileGrowth = 32              // 1/32 of the limit; TestFutile
+	// futileRooms: where the room is small the limit is taken for so many of it. Else half of the room would be too
+	// little for traffic to be the cause.
+	futileRooms = 5 // TestATightRoomFullOfTrafficIsNotFutile
 )
 
 func (f *futility) next(now Time, level Level, mayHold, reading, limit int64) bool {

@@ -18,6 +18,7 @@ type readings struct {
 	watch     func(now Time, t *Table)
 	container int64 // to be published with the next: the container's limit; 0 = nothing
 	allocated int64 // and what is allocated
+	turned    bool  // Table.Impossible has changed with the last
 	enforced  bool  // shadows count as what they are: see SetReal
 }
 
@@ -53,6 +54,7 @@ func (a *Account) SetReal(enforcing bool) { a.learned.enforced = enforcing }
 // changed in time; then the reading is lost, and the next one comes soon.
 func (a *Account) Observe(now, asked Time, reading int64) (before, after Level, err error) {
 	learned, late := a.learned.trend, false
+	a.learned.turned = false
 	t := &a.shared.table
 	err = a.exchange(now, func() bool {
 		before = t.Level
@@ -65,7 +67,12 @@ func (a *Account) Observe(now, asked Time, reading int64) (before, after Level, 
 		}
 		a.learned.enter(now, asked, reading, t)
 		a.limits = a.set.of(t.Container)
+		if a.joined && len(t.Entries) == 1 {
+			a.learned.trend.silence.before = a.joinedAt - t.Begun
+		}
+		impossible := t.Impossible
 		a.learned.trend.observe(now, t, &a.limits)
+		a.learned.turned = t.Impossible != impossible
 		if a.learned.watch != nil {
 			a.learned.watch(now, t)
 		}
@@ -74,7 +81,7 @@ func (a *Account) Observe(now, asked Time, reading int64) (before, after Level, 
 	})
 	switch {
 	case errors.Is(err, ErrConflict):
-		a.learned.trend = learned
+		a.learned.trend, a.learned.turned = learned, false
 		return before, before, err
 	case err != nil || late:
 		return before, before, err

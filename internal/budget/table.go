@@ -14,15 +14,16 @@ type Time = time.Duration
 // Table is what the workers of one process know of each other: the last reading of the allocator,
 // and one entry per worker. It is one value in shared storage and changes by compare-and-swap only.
 type Table struct {
-	Reading  int64  // bytes in use by the process, without what shadows hold (see Account.Observe); what counts only when Sequence > 0
-	Asked    Time   // when the reading was asked for: all that had passed by then is in it
-	Sequence uint64 // counts readings; 0 = none yet
-	Low      int64  // the lowest reading of the last 10 s, bytes
-	Base     int64  // what the process holds without traffic, bytes: see Trend
-	Surprise int64  // what came and no filter saw, the decaying maximum, bytes: see Trend
-	Level    Level
-	Futile   bool // shedding frees nothing: see level.go
-	Booked   Time // until when those who were told to come back have taken places: see Account.Book; past = the queue is empty
+	Reading    int64  // bytes in use by the process, without what shadows hold (see Account.Observe); what counts only when Sequence > 0
+	Asked      Time   // when the reading was asked for: all that had passed by then is in it
+	Sequence   uint64 // counts readings; 0 = none yet
+	Low        int64  // the lowest reading of the last 10 s, bytes
+	Base       int64  // what the process holds without traffic, bytes: see Trend
+	Surprise   int64  // what came and no filter saw, the decaying maximum, bytes: see Trend
+	Level      Level
+	Futile     bool // shedding frees nothing: see level.go
+	Impossible bool // the limit can't be held: Base is more than nearly all of it
+	Booked     Time // until when those who were told to come back have taken places: see Account.Book; past = the queue is empty
 
 	Container int64 // the limit of the container that the process runs in, bytes; 0 = not known
 
@@ -62,9 +63,10 @@ const (
 	entryBytes  = 8 + entryFields*8
 	maxEntries  = 4096
 
-	flagLevel  = 0xff // it is a number
-	flagFutile = 1 << 8
-	flagBlind  = 1 << 9
+	flagLevel      = 0xff // it is a number
+	flagFutile     = 1 << 8
+	flagBlind      = 1 << 9
+	flagImpossible = 1 << 10
 )
 
 // ErrTable is wrapped by errors of Decode: the value is not a table of this version.
@@ -80,6 +82,9 @@ func (t *Table) Append(buf []byte) []byte {
 	}
 	if t.Blind {
 		flags |= flagBlind
+	}
+	if t.Impossible {
+		flags |= flagImpossible
 	}
 	buf = wire.AppendInts(buf,
 		t.Reading, int64(t.Asked), int64(t.Sequence), t.Low, t.Base, t.Surprise, flags,
@@ -109,6 +114,7 @@ func (t *Table) Decode(value []byte) error {
 	t.Low, t.Base, t.Surprise = r.Int(), r.Int(), r.Int()
 	flags := r.Int()
 	t.Level, t.Futile, t.Blind = min(Level(flags&flagLevel), Over), flags&flagFutile != 0, flags&flagBlind != 0
+	t.Impossible = flags&flagImpossible != 0
 	t.Poller.ID, t.Poller.Beat = uint32(r.Int()), Time(r.Int())
 	t.Evict.Bytes, t.Evict.Sequence, t.Booked, t.Container = r.Int(), uint64(r.Int()), Time(r.Int()), r.Int()
 	t.InUse, t.Peak, t.Allocated, t.Begun = r.Int(), r.Int(), r.Int(), Time(r.Int())

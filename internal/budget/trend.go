@@ -54,6 +54,7 @@ type trend struct {
 	kept    int64
 	keptAt  Time
 	futile  futility
+	silence silence
 	over    int  // readings over the limit, until eviction has nothing to do: see evict
 	overAt  Time // when the last of them came
 }
@@ -81,13 +82,14 @@ func (r *trend) observe(now Time, t *Table, l *Limits) {
 	if t.Sequence > 0 && r.last == 0 {
 		// This VM has only just taken over: what the one before it had found is all it knows.
 		r.kept, r.keptAt = min(t.Surprise, l.Limit), now
-		if t.Base > 0 {
+		if t.Base > 0 && t.Base != l.tenable() { // at which it may have been cut
 			r.bases.add(now, t.Base)
 		}
 	}
 	r.bases.add(now, max(t.Reading-all.Likely, min(t.Base, t.Reading)))
 	r.lows.add(now, t.Reading)
-	t.Base = min(max(r.bases.min(now), 0), l.Limit/10*9)
+	t.Base = r.base(now, t, l, &all)
+	t.Impossible = t.impossible(l)
 	t.Low = r.lows.min(now)
 	if r.last == 0 || now-r.last > staleAfter {
 		r.n = 0 // at the start and after a gap there is nothing to compare with
@@ -99,11 +101,11 @@ func (r *trend) observe(now Time, t *Table, l *Limits) {
 	}
 	t.Surprise = r.decayed(now)
 	estimate := t.Reading + all.Fresh + all.Coming
-	t.Level = t.Level.next(l, t.load(l, estimate), t.Reading > l.Limit)
+	t.Level = t.Level.next(l, t.load(l, estimate), t.Reading > t.InForce(l))
 	if t.Level == Normal && all.Queue.Waiting == 0 {
 		t.Booked = 0 // there is room for everyone
 	}
-	t.Futile = r.futile.next(now, t.Level, all.Bounds+all.Coming, t.Reading, l.Limit)
+	t.Futile = r.futile.next(now, t.Level, all.Bounds+all.Coming, t.Reading, min(l.Limit, futileRooms*t.room(l)))
 	r.evict(now, t, l, all.Evicted.Leaving)
 }
 
@@ -121,7 +123,7 @@ const (
 // last reading over the limit. Traffic may stay between hard and the limit: it has its room there.
 func (r *trend) evict(now Time, t *Table, l *Limits, leaving int64) {
 	switch {
-	case t.Reading > l.Limit:
+	case t.Reading > t.InForce(l):
 		r.over++
 		r.overAt = now
 	case r.over < evictAfter, t.Reading <= t.share(l, l.Hard), now-r.overAt > evictOn:

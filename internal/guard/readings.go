@@ -22,7 +22,12 @@ func (w *Worker) ask(now Time, a *Actions) {
 	if a.Polls = w.polls; w.polls {
 		a.Ask, a.Event = w.schedule(now), w.tellBlind(now)
 	}
-	if a.Event == "" {
+	switch {
+	case a.Event != "":
+	case w.telling.turned:
+		w.telling.turned = false
+		a.Event, a.Severity = w.impossible(w.account.Table())
+	default:
 		a.Event = w.telling.next()
 	}
 }
@@ -76,6 +81,7 @@ func (w *Worker) Observe(now Time, r Reading, failure error) (event string) {
 		return ""
 	}
 	w.poll.Failed(nil)
+	w.telling.turned = w.account.Turned() || w.telling.turned
 	if blind {
 		event = fmt.Sprintf("readings of Envoy's memory are back after %v. ", roughly(age))
 	}
@@ -305,6 +311,9 @@ func (w *Worker) Gauges(now Time) (g [NumGauges]int64) {
 	g[GaugeLevel] = int64(t.Level)
 	if t.Futile {
 		g[GaugeFutile] = 1
+	}
+	if t.Impossible {
+		g[GaugeImpossible] = 1
 	}
 	g[GaugeStreams], g[GaugeWaiting], g[GaugeConnections] = all.Streams, all.Queue.Waiting, all.Connections.Open
 	g[GaugeVM], g[GaugeLeaving] = all.VM, all.Evicted.Leaving

@@ -312,6 +312,9 @@ func (s *story) state() string {
 	if t.Futile {
 		text += ", shedding is futile"
 	}
+	if t.Impossible {
+		text += ", the limit is impossible"
+	}
 	if waiting > 0 {
 		text += fmt.Sprintf(", %d waiting", waiting)
 	}

@@ -76,6 +76,14 @@ func NewWorker(store budget.Store, random func() float64) (*Worker, error) {
 // Account is the worker's part of the books, to look at.
 func (w *Worker) Account() *budget.Account { return w.account }
 
+// InForce is the limit by which is decided, bytes; 0 = it is a share of what is not known yet.
+func (w *Worker) InForce() int64 {
+	if w.limits.Known() == 0 {
+		return 0
+	}
+	return w.account.InForce()
+}
+
 // Counts are the worker's counters, by index of Counters.
 func (w *Worker) Counts() *[NumCounters]uint64 {
 	w.counts[CountContention] = w.account.Contention
@@ -97,6 +105,7 @@ type Actions struct {
 	Polls    bool          // this worker asks for readings and publishes the gauges
 	Next     time.Duration // tick again after so long: FastTick, SlowTick or one between
 	Event    string        // to be logged; empty = nothing
+	Severity Severity      // of that
 }
 
 // Decision is a verdict on a stream that had been waiting.
@@ -166,6 +175,16 @@ func (w *Worker) publish() {
 // SetVM notes the memory of this worker's virtual machine, bytes.
 func (w *Worker) SetVM(n int64) { w.account.SetVM(n) }
 
+// Severity says how bad an event is.
+type Severity uint8
+
+// The severities.
+const (
+	Warning Severity = iota
+	Error            // somebody has to change something
+	Info             // all is well
+)
+
 // telling is what was logged of what changes seldom, so that each change is told once. A worker
 // tells with a reading or a tick, one text at a time.
 type telling struct {
@@ -175,6 +194,7 @@ type telling struct {
 	told      budget.Level // the last level
 	toldAt    Time
 	pending   string // for the next tick that has nothing else to tell; empty = nothing
+	turned    bool   // and that the limit is impossible to hold, or possible again
 }
 
 // toldEvery: a level that swings with a flood is told once a second at most.
@@ -187,6 +207,21 @@ func (l *telling) later(event string) { l.pending = event }
 func (l *telling) next() (event string) {
 	event, l.pending = l.pending, ""
 	return event
+}
+
+// impossible tells whether the limit can be held, and what to change where it can't.
+func (p *policy) impossible(t *budget.Table) (event string, severity Severity) {
+	limit, base := fmt.Sprint(p.budget.Limit), unit.Bytes(t.Base).Human()
+	if p.limits.Share > 0 {
+		limit += fmt.Sprintf(" of the container's limit, %s,", unit.Bytes(p.limits.Limit).Human())
+	}
+	if !t.Impossible {
+		return fmt.Sprintf("budget.limit %s can be held again: Envoy holds %s without traffic", limit, base), Info
+	}
+	inForce := t.InForce(p.limits)
+	return fmt.Sprintf("budget.limit %s cannot be held: Envoy holds %s without traffic, and shedding frees nothing of that. "+
+		"Raise budget.limit to at least %v, better to twice what Envoy holds, or reduce clusters, listeners and stats; until then the guard admits up to %s",
+		limit, base, (unit.Bytes(inForce)+unit.MiB)/unit.MiB*unit.MiB, unit.Bytes(inForce).Human()), Error
 }
 
 // limit tells when it is not known what the budget is a share of, and when it is known again.
@@ -211,7 +246,7 @@ func (l *telling) level(now Time, level budget.Level, inUse int64, limits *budge
 	all := t.Sum()
 	event = fmt.Sprintf("level %v, was %v: in use %s + fresh %s + coming %s of %s; base %s, %d requests in flight, %d waiting",
 		level, l.told, unit.Bytes(inUse).Human(), unit.Bytes(all.Fresh).Human(), unit.Bytes(all.Coming).Human(),
-		unit.Bytes(limits.Limit), unit.Bytes(t.Base).Human(), all.Streams, all.Queue.Waiting)
+		unit.Bytes(t.InForce(limits)), unit.Bytes(t.Base).Human(), all.Streams, all.Queue.Waiting)
 	l.told, l.toldAt = level, now
 	return event
 }
@@ -355,6 +390,7 @@ const (
 	GaugeExposure
 	GaugeLevel
 	GaugeFutile
+	GaugeImpossible
 	GaugeStreams
 	GaugeWaiting
 	GaugeConnections
@@ -412,6 +448,7 @@ func Gauges() [NumGauges]Metric {
 		GaugeExposure:    {"highwater_exposure_bytes", Gauge, "the worst case: all that the live streams could come to hold"},
 		GaugeLevel:       {"highwater_level", Gauge, "0 normal, 1 soft, 2 hard, 3 over"},
 		GaugeFutile:      {"highwater_futile", Gauge, "1: the level is hard and traffic is not the cause"},
+		GaugeImpossible:  {"highwater_budget_impossible", Gauge, "1: budget.limit cannot be held, because Envoy holds more than 9/10 of it without traffic; 10/9 of that is in force"},
 		GaugeStreams:     {"highwater_streams", Gauge, "requests in flight"},
 		GaugeWaiting:     {"highwater_waiting", Gauge, "requests in the queue"},
 		GaugeConnections: {"highwater_connections", Gauge, "connections of listeners with the network filter"},
