@@ -51,6 +51,7 @@ type Worker struct {
 	evictions
 	keyring
 	idle idle.List[Connection]
+	raws raws
 
 	reader
 	tracer  tracer
@@ -91,7 +92,7 @@ type Actions struct {
 	Waited   unit.Duration
 	Rejected []Decision    // or evicted
 	Close    []*Stream     // close their connections
-	Cut      []*Connection // close them: what ended responses left there is evicted
+	Cut      []*Connection // close them: what ended responses left there is evicted, or they are raw and hold most
 	Idle     []*Connection // close them: there is no stream on them
 	Ask      bool          // ask for a reading now
 	Polls    bool          // this worker asks for readings and publishes the gauges
@@ -141,6 +142,7 @@ func (w *Worker) pass(now Time) {
 	w.leaving.Expire(now)
 	w.settle(now)
 	w.forgetCold(now)
+	w.learnRaws(now)
 	w.uncredit(now)
 	w.back.Admitted.Pass(now, w.line.Len() > 0 || w.account.Others().Queue.Waiting > 0)
 }
@@ -375,7 +377,7 @@ func Counters() [NumCounters]Metric {
 		CountRejectedResponses: {"highwater_rejected_responses_total", Counter, "rejects whose upstream had done the work already, at response headers or later"},
 		CountClosedConnections: {"highwater_closed_connections_total", Counter, "rejects without an answer: what the request brought or would have left unread had no room, and its connection was closed"},
 		CountClosedIdle:        {"highwater_closed_idle_total", Counter, "connections closed from soft on, because there had been requests on them and were none any more"},
-		CountRefused:           {"highwater_refused_connections_total", Counter, "new connections closed at once: budget.connections were open, or what one costs had no room"},
+		CountRefused:           {"highwater_refused_connections_total", Counter, "new connections closed at once: budget.connections were open, or what one costs, or will likely hold as raw TCP, had no room"},
 		CountContention:        {"highwater_contention_total", Counter, "exchanges between workers given up because others were always first"},
 		CountHostErrors:        {"highwater_host_errors_total", Counter, "calls of Envoy that failed; traffic went on"},
 		CountFailedReadings:    {"highwater_failed_readings_total", Counter, "readings that were asked for and did not come, or could not be read"},
@@ -412,7 +414,7 @@ func Gauges() [NumGauges]Metric {
 		GaugeExposure:    {"highwater_exposure_bytes", Gauge, "the worst case: all that the live streams could come to hold"},
 		GaugeLevel:       {"highwater_level", Gauge, "0 normal, 1 soft, 2 hard, 3 over"},
 		GaugeFutile:      {"highwater_futile", Gauge, "1: the level is hard and traffic is not the cause"},
-		GaugeStreams:     {"highwater_streams", Gauge, "requests in flight"},
+		GaugeStreams:     {"highwater_streams", Gauge, "requests in flight, and raw TCP connections on which more than 16 KiB have passed"},
 		GaugeWaiting:     {"highwater_waiting", Gauge, "requests in the queue"},
 		GaugeConnections: {"highwater_connections", Gauge, "connections of listeners with the network filter"},
 		GaugePeak:        {"highwater_peak_bytes", Gauge, "the highest reading so far"},
