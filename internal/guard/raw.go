@@ -357,6 +357,12 @@ func (w *Worker) dropRaw(now Time, c *Connection) {
 	}
 }
 
+// mayBeIdle says that a stream is that of a connection on which next to nothing has passed.
+func mayBeIdle(s *Stream) bool {
+	r, ok := s.host.(*raw)
+	return ok && r.of.kind == unsettled
+}
+
 // evictRaw has a raw connection closed, once.
 func (w *Worker) evictRaw(a *Actions, r *raw) bool {
 	if r.guard.governs() {

@@ -299,6 +299,21 @@ func TestTheHeaviestRawConnectionsAreClosed(t *testing.T) {
 	}
 }
 
+// One that comes where others are heavy has their price, but is none of those before it is.
+func TestARawConnectionThatSaysLittleIsNotEvicted(t *testing.T) {
+	p := newProcess(t, 1, asEnvoy)
+	p.settle(40 * mib)
+	heavy := p.dial(postgres)
+	p.receive(heavy, 3*mib)
+	for range 10 {
+		p.send(p.dial(postgres), 100)
+	}
+	require.Len(t, p.workers[0].raws.open, 11)
+	p.hangUp(heavy)
+	require.Empty(t, p.step(time.Second, 230*mib), "memory is over the limit, but not for them")
+	require.Zero(t, p.workers[0].Counts()[CountRejected+int(Evicted)-1])
+}
+
 func TestObservedRawConnectionsAreNotRefused(t *testing.T) {
 	for _, edit := range []func(*Config){func(c *Config) { c.TCP = Observe }, func(c *Config) { c.Mode = Observe }} {
 		p := newProcess(t, 1, func(c *Config) { asEnvoy(c); edit(c) })
