@@ -73,6 +73,7 @@ func withRaw(t *testing.T, c envoytest.Config, upstream string) {
 // closed. One that says little stays, and so do requests.
 func TestRawTCP(t *testing.T) {
 	forWorkers(t, func(t *testing.T, workers int) {
+		t.Helper()
 		upstream := rawUpstream(t)
 		s := start(t, setup{workers: workers, fake: 40 * mib, edit: func(c envoytest.Config) { withRaw(t, c, upstream) }})
 		connect := func(first string) net.Conn {
@@ -123,7 +124,7 @@ func TestRawTCP(t *testing.T) {
 		require.Eventually(t, func() bool { return echoes(connect("")) }, 20*time.Second, 100*time.Millisecond, "there is room again")
 		m, err := s.Stats(t.Context(), "highwater")
 		require.NoError(t, err)
-		require.EqualValues(t, 20, m["wasmcustom.highwater_rejected_total.reason.evicted"])
+		require.Equal(t, 20, int(m["wasmcustom.highwater_rejected_total.reason.evicted"]))
 		require.Zero(t, m["wasmcustom.highwater_host_errors_total"])
 	})
 }

@@ -75,7 +75,7 @@ func (c *connection) OnDownstreamData(n int, _ bool) types.Action {
 		machine.hostError() // it goes on to be judged
 	}
 	if !c.SpeaksHTTP() {
-		c.plugin.guard.Carry(machine.now, &c.Connection, budget.Request, int64(n), c)
+		c.carry(budget.Request, n)
 	}
 	return types.ActionContinue
 }
@@ -91,12 +91,21 @@ func (c *connection) OnUpstreamData(n int, _ bool) types.Action {
 func (c *connection) carryBack(n int) types.Action {
 	defer survive()
 	c.plugin.wake()
-	if !c.Evicted() {
-		c.plugin.guard.Carry(machine.now, &c.Connection, budget.Response, int64(n), c)
-	} else if proxywasm.ReplaceUpstreamData(nil) != nil { // else there would always be more to be read before it closes
+	// Else there would always be more to be read before Envoy closes it.
+	if c.carry(budget.Response, n) && proxywasm.ReplaceUpstreamData(nil) != nil {
 		machine.hostError()
 	}
 	return types.ActionContinue
+}
+
+// carry counts what passes, and says whether the connection ends.
+func (c *connection) carry(d budget.Direction, n int) (ends bool) {
+	before := c.Ends()
+	ends = c.plugin.guard.Carry(machine.now, &c.Connection, d, int64(n), c)
+	if ends && !before {
+		c.plugin.hurry(guard.FastTick)
+	}
+	return ends
 }
 
 // OnStreamDone implements types.TcpContext. It comes exactly once, however the connection ended.

@@ -29,29 +29,29 @@ type Peer interface {
 // Connection is one downstream connection. The zero value is ready.
 type Connection struct {
 	budget.Connection
-	Context  uint32 // the network filter's context, by which it can be closed; 0 = there is no network filter
-	last     int64  // bytes of the last read
-	silent   Peer   // whose it is, while nothing has come that might be refused
-	paused   *Stream
-	arrived  int64  // for the paused HTTP/1 request, before and since
-	window   int64  // what paused HTTP/2 requests take of the connection's window
-	costs    int64  // and what they can leave unread
-	unread   bool   // is in Worker.residual
-	spared   bool   // mode observe: that would have been evicted
-	doomed   bool   // and that it would have been closed at its first bytes
-	key      *key   // of the response that it is there for
-	source   *key   // that it counts for; nil = connections are not told apart
-	ends
+	Context uint32 // the network filter's context, by which it can be closed; 0 = there is no network filter
+	last    int64  // bytes of the last read
+	silent  Peer   // whose it is, while nothing has come that might be refused
+	paused  *Stream
+	arrived int64 // for the paused HTTP/1 request, before and since
+	window  int64 // what paused HTTP/2 requests take of the connection's window
+	costs   int64 // and what they can leave unread
+	unread  bool  // is in Worker.residual
+	spared  bool  // mode observe: that would have been evicted
+	doomed  bool  // and that it would have been closed at its first bytes
+	key     *key  // of the response that it is there for
+	source  *key  // that it counts for; nil = connections are not told apart
+	ended
 	rawness
-	Waiting  int    // requests of it in line
+	Waiting  int // requests of it in line
 	IsClosed bool
 	observed bool // mode observe: it is never closed
 	use      idle.Use[Connection]
 	traced   // the response that ended
 }
 
-// ends are the ticks in which something of a connection ended.
-type ends struct {
+// ended are the ticks in which something of a connection was.
+type ended struct {
 	endedIn uint64 // a stream of it
 	cut     uint64 // itself
 }
@@ -151,6 +151,7 @@ func (g *Guard) OpenConnection(now Time, c *Connection, p Peer) (admitted bool) 
 	if !g.lets() && !g.mayExempt(burden) { // whose requests are never turned away is not known at their first bytes
 		c.silent = p
 	}
+	c.came = now
 	w.account.OpenConnection(&c.Connection, cost)
 	w.account.Cover(now)
 	if c.price > 0 {

@@ -41,9 +41,11 @@ type rawness struct {
 
 	kind    kind
 	unsure  bool     // it was found raw before Envoy could have told otherwise
+	ends    bool     // it is to be closed, or that was asked for
 	reads   uint8    // of its client, as far as they matter
 	passed  [2]int64 // while it is unsettled
 	place   *place   // that it came to, where raw ones are known there
+	came    Time
 	price   int64    // that was asked for when it came
 	carries *raw     // nil = nothing is counted
 }
@@ -51,9 +53,9 @@ type rawness struct {
 // SpeaksHTTP says that what passes needs no look: it is not raw.
 func (c *rawness) SpeaksHTTP() bool { return c.kind == speaksHTTP }
 
-// Evicted says that the connection was to be closed for what it holds. Envoy closes it when its
+// Ends says that the connection is closed for what it holds or would hold. Envoy does that when its
 // client has read what is there: what comes on top is to be thrown away.
-func (c *rawness) Evicted() bool { return c.carries != nil && c.carries.evicted }
+func (c *rawness) Ends() bool { return c.ends }
 
 // raw is what passes on one raw connection: the Stream's host too.
 type raw struct {
@@ -62,7 +64,6 @@ type raw struct {
 	peer    Peer
 	place   *place
 	teaches Time // when what it has come to is to be learnt next
-	evicted bool
 }
 
 var _ Host = (*raw)(nil)
@@ -79,6 +80,7 @@ type place struct {
 // raws are a worker's raw connections, and what is known of where they come to.
 type raws struct {
 	open   []*raw
+	late   []*Connection // to be closed: they came before their price was known, and it has no room
 	places map[string]*place
 	looked Time // when what they came to was learnt last
 }
@@ -94,16 +96,19 @@ const (
 	// and each rawAgain.
 	rawFirst = 250 * time.Millisecond // TestTheNextRawConnectionHasAPrice
 	rawAgain = 2 * time.Second        // TestIdleRawConnectionsCostNothing
+	// One that came before its price was known is refused within so long. Later it is none of a burst.
+	rawLate = 2 * time.Second // TestABurstOfRawConnectionsIsRefusedAtItsFirstBytes
 	heldGain = 8                      // as of a forecast's mean
 )
 
 // governs says whether raw connections are refused and closed, and not counted alone.
 func (g *Guard) governs() bool { return g.config.Mode == Enforce && g.config.TCP == Enforce }
 
-// Carry counts n bytes of a connection that is raw, or perhaps so: ask SpeaksHTTP first.
-func (g *Guard) Carry(now Time, c *Connection, d budget.Direction, n int64, p Peer) {
-	if c.kind == speaksHTTP || n == 0 {
-		return
+// Carry counts n bytes of a connection that is raw, or perhaps so: ask SpeaksHTTP first. Where it
+// says refused, these and all that follow are to be thrown away, and the next tick closes it.
+func (g *Guard) Carry(now Time, c *Connection, d budget.Direction, n int64, p Peer) (refused bool) {
+	if c.kind == speaksHTTP || c.ends || n == 0 {
+		return c.ends
 	}
 	if d == budget.Request && c.reads < 2 {
 		c.reads++
@@ -113,11 +118,11 @@ func (g *Guard) Carry(now Time, c *Connection, d budget.Direction, n int64, p Pe
 			c.unsure = false
 			if p.ParsedAsHTTP() {
 				g.worker.speaks(now, c)
-				return
+				return false
 			}
 		}
 		c.carries.grow(now, d, n)
-		return
+		return false
 	}
 	c.passed[d] += n
 	if c.carries != nil {
@@ -125,28 +130,39 @@ func (g *Guard) Carry(now Time, c *Connection, d budget.Direction, n int64, p Pe
 	}
 	// While Envoy parses its first read it does not tell the protocol yet.
 	if c.passed[0]+c.passed[1] > rawAfter && (d == budget.Response || c.reads == 2) {
-		g.find(now, c, p)
+		return g.find(now, c, p)
 	}
+	return false
 }
 
-// find decides whether an unsettled connection is raw.
-func (g *Guard) find(now Time, c *Connection, p Peer) {
+// find decides whether an unsettled connection is raw, and refuses one that would have been when it
+// came, had its price been known by then.
+func (g *Guard) find(now Time, c *Connection, p Peer) (refused bool) {
 	w := g.worker
 	if p.ParsedAsHTTP() {
 		w.speaks(now, c)
-		return
+		return false
 	}
 	c.kind, c.unsure = isRaw, c.reads < 2
 	if c.carries != nil {
-		return
+		return false
 	}
 	if c.place == nil {
 		c.place = w.placeOf(now, p.Place(), true)
+	}
+	if now-c.came < rawLate && !g.admitRaw(now, c, p) {
+		w.counts[CountRefused]++
+		if g.governs() {
+			c.ends = true
+			w.raws.late = append(w.raws.late, c)
+			return true
+		}
 	}
 	g.carry(now, c, p)
 	for d, n := range c.passed {
 		c.carries.grow(now, budget.Direction(d), n)
 	}
+	return false
 }
 
 // speaks notes that a connection has HTTP on it.
@@ -223,24 +239,23 @@ func (r *raw) grow(now Time, d budget.Direction, n int64) {
 // place.
 func (g *Guard) admitRaw(now Time, c *Connection, p Peer) bool {
 	w := g.worker
-	if len(w.raws.places) == 0 {
-		return true // no call of the host where all is HTTP
-	}
-	c.place = w.placeOf(now, p.Place(), false)
 	if c.place == nil {
-		return true
+		if len(w.raws.places) == 0 {
+			return true // no call of the host where all is HTTP
+		}
+		if c.place = w.placeOf(now, p.Place(), false); c.place == nil {
+			return true
+		}
 	}
 	c.price = c.place.price(now)
 	if c.price == 0 {
 		return true
 	}
-	k, out := g.rawKey(now, c.place, p), budget.Granted
+	k, claim := g.rawKey(now, c.place, p), w.claim
 	if c.price <= int64(w.budget.Small) {
-		out = w.claimSmall(now, k, c.price)
-	} else {
-		out = w.claim(now, k, c.price)
+		claim = w.claimSmall
 	}
-	if out != budget.Denied || w.account.Table().Futile {
+	if out := claim(now, k, c.price); out != budget.Denied || w.account.Table().Futile {
 		return true
 	}
 	if g.config.TCP == Observe && g.config.Mode == Enforce {
@@ -338,7 +353,7 @@ func (w *Worker) heldOfBounds(now Time) (part float64, known bool) {
 // closeRaw ends what is counted of a raw connection that was closed.
 func (w *Worker) closeRaw(now Time, c *Connection) {
 	r := c.carries
-	if r.Stream.Likely() > 0 && r.teaches == r.opened+rawFirst { // one that lived shorter has taught nothing yet
+	if r.Likely() > 0 && r.teaches == r.opened+rawFirst { // one that lived shorter has taught nothing yet
 		held, known := w.heldOfBounds(now)
 		r.teach(held, known)
 	}
@@ -369,11 +384,23 @@ func (w *Worker) evictRaw(a *Actions, r *raw) bool {
 		if !w.claimCut(r.of) {
 			return false
 		}
-		r.evicted = true
+		r.of.ends = true
 		a.Cut = append(a.Cut, r.of)
 	}
 	r.spared = true
 	return true
+}
+
+// closeLate has those closed that were refused at their first bytes. Not in their own callback: what
+// Envoy would close there is in the midst of being written to.
+func (w *Worker) closeLate(a *Actions) {
+	w.raws.late = slices.DeleteFunc(w.raws.late, func(c *Connection) bool {
+		if w.claimCut(c) {
+			a.Cut = append(a.Cut, c)
+			return true
+		}
+		return c.IsClosed
+	})
 }
 
 // HTTP2 implements Host.

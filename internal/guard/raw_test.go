@@ -15,11 +15,11 @@ import (
 // tcpClient is a client of a listener, which may have HTTP or not.
 type tcpClient struct {
 	Connection
-	guard       *Guard
-	place       string
-	source      string
-	http        bool
-	calls       int
+	guard  *Guard
+	place  string
+	source string
+	http   bool
+	calls  int
 }
 
 func (c *tcpClient) Source() string     { c.calls++; return c.source }
@@ -70,7 +70,7 @@ func TestARawConnectionIsCounted(t *testing.T) {
 	require.Zero(t, c.calls, "and nobody is asked")
 	p.receive(c, 1)
 	require.EqualValues(t, 1, a.Own().Streams)
-	require.EqualValues(t, 16*kib+1, a.Own().Bounds, "what had passed before counts too")
+	require.Equal(t, 16*kib+1, a.Own().Bounds, "what had passed before counts too")
 	require.Equal(t, 2, c.calls, "whether it is HTTP, and where it came to")
 	p.receive(c, 100*mib)
 	p.send(c, 300*kib)
@@ -179,6 +179,35 @@ func TestARawFloodIsRefused(t *testing.T) {
 	}
 }
 
+// A burst that comes before anything is known of its kind is in already when the first bytes come:
+// from the first of them it is learnt what the others would hold.
+func TestABurstOfRawConnectionsIsRefusedAtItsFirstBytes(t *testing.T) {
+	p := newProcess(t, 1, asEnvoy)
+	p.settle(40 * mib)
+	var all []*tcpClient
+	old := p.dial(postgres)
+	p.step(3*time.Second, 40*mib)
+	for range 300 {
+		c := p.dial(postgres)
+		p.send(c, 1)
+		all = append(all, c)
+	}
+	open := 0
+	for _, c := range all {
+		p.receive(c, 3*mib)
+		if !c.Ends() {
+			open++
+		}
+	}
+	require.Greater(t, open, 40)
+	require.Less(t, 40*mib+1400*kib*int64(open), 200*mib)
+	require.EqualValues(t, 300-open, p.workers[0].Counts()[CountRefused])
+	p.receive(old, 20*kib)
+	require.False(t, old.Ends(), "it is none of them")
+	require.Len(t, p.step(100*ms, 40*mib+1400*kib*int64(open)), 300-open, "they are closed")
+	require.Empty(t, p.workers[0].raws.late)
+}
+
 // A burst of new ones reserves what they will likely hold before any has brought it.
 func TestTheNextRawConnectionHasAPrice(t *testing.T) {
 	p := newProcess(t, 1, asEnvoy)
@@ -275,9 +304,10 @@ func TestTheHeaviestRawConnectionsAreClosed(t *testing.T) {
 			p.workers[0].SetEnforcing(p.guards[0].Config().Mode == Enforce)
 			p.settle(40 * mib)
 			var heavy, light []*tcpClient
-			for range 80 { // all at once: nothing is known of them yet
+			for range 80 {
 				heavy, light = append(heavy, p.dial(postgres)), append(light, p.dial(postgres))
 			}
+			p.step(3*time.Second, 40*mib) // they are none of a burst
 			for i := range heavy {
 				p.receive(heavy[i], 3*mib)
 				p.receive(light[i], 40*kib)
@@ -290,7 +320,7 @@ func TestTheHeaviestRawConnectionsAreClosed(t *testing.T) {
 			for _, one := range cut {
 				require.False(t, seen[one], "once")
 				seen[one] = true
-				require.True(t, one.Evicted())
+				require.True(t, one.Ends())
 			}
 			for _, one := range light {
 				require.False(t, seen[&one.Connection])

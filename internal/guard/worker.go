@@ -124,6 +124,7 @@ func (w *Worker) Tick(now Time) *Actions {
 		w.serve(now, a)
 	}
 	w.close(a)
+	w.closeLate(a)
 	w.closeIdle(now, a)
 	w.ask(now, a)
 	w.plan(now, a)
@@ -275,7 +276,7 @@ func (w *Worker) works() bool {
 // due is how long it is to the next tick.
 func (w *Worker) due(now Time) time.Duration {
 	switch {
-	case w.line.Len() > 0 || len(w.closing) > 0:
+	case w.line.Len() > 0 || len(w.closing) > 0 || len(w.raws.late) > 0:
 		return FastTick
 	case now-w.active < calmAfter, w.polls && w.poll.Every() < CalmTick && w.account.Others().Streams > 0:
 		return Tick
