@@ -46,8 +46,8 @@ type rawness struct {
 	passed  [2]int64 // while it is unsettled
 	place   *place   // that it came to, where raw ones are known there
 	came    Time
-	price   int64    // that was asked for when it came
-	carries *raw     // nil = nothing is counted
+	price   int64 // that was asked for when it came
+	carries *raw  // nil = nothing is counted
 }
 
 // SpeaksHTTP says that what passes needs no look: it is not raw.
@@ -64,6 +64,7 @@ type raw struct {
 	peer    Peer
 	place   *place
 	teaches Time // when what it has come to is to be learnt next
+	at      int  // its place in raws.open
 }
 
 var _ Host = (*raw)(nil)
@@ -97,8 +98,8 @@ const (
 	rawFirst = 250 * time.Millisecond // TestTheNextRawConnectionHasAPrice
 	rawAgain = 2 * time.Second        // TestIdleRawConnectionsCostNothing
 	// One that came before its price was known is refused within so long. Later it is none of a burst.
-	rawLate = 2 * time.Second // TestABurstOfRawConnectionsIsRefusedAtItsFirstBytes
-	heldGain = 8                      // as of a forecast's mean
+	rawLate  = 2 * time.Second // TestABurstOfRawConnectionsIsRefusedAtItsFirstBytes
+	heldGain = 8               // as of a forecast's mean
 )
 
 // governs says whether raw connections are refused and closed, and not counted alone.
@@ -114,14 +115,9 @@ func (g *Guard) Carry(now Time, c *Connection, d budget.Direction, n int64, p Pe
 		c.reads++
 	}
 	if c.kind == isRaw {
-		if c.unsure && c.reads == 2 {
-			c.unsure = false
-			if p.ParsedAsHTTP() {
-				g.worker.speaks(now, c)
-				return false
-			}
+		if !c.unsure || c.reads < 2 || !g.worker.wasHTTP(now, c, p) {
+			c.carries.grow(now, d, n)
 		}
-		c.carries.grow(now, d, n)
 		return false
 	}
 	c.passed[d] += n
@@ -133,6 +129,16 @@ func (g *Guard) Carry(now Time, c *Connection, d budget.Direction, n int64, p Pe
 		return g.find(now, c, p)
 	}
 	return false
+}
+
+// wasHTTP asks again, once, of a connection that was found raw too early to be sure.
+func (w *Worker) wasHTTP(now Time, c *Connection, p Peer) bool {
+	c.unsure = false
+	if !p.ParsedAsHTTP() {
+		return false
+	}
+	w.speaks(now, c)
+	return true
 }
 
 // find decides whether an unsettled connection is raw, and refuses one that would have been when it
@@ -186,7 +192,7 @@ func (g *Guard) carry(now Time, c *Connection, p Peer) {
 	s.key.Refs++
 	// What its existence costs: its connection to the upstream is as large as its own.
 	a.Open(now, &s.Stream, s, &s.key.Value.Sum, int64(g.config.Costs.Connection), 2*int64(b.Downstream), int64(b.Downstream+b.Upstream))
-	c.carries = r
+	c.carries, r.at = r, len(w.raws.open)
 	w.raws.open = append(w.raws.open, r)
 	if c.price > int64(w.budget.Small) {
 		a.Enlarge(now, &s.Stream)
@@ -364,12 +370,11 @@ func (w *Worker) dropRaw(now Time, c *Connection) {
 	r := c.carries
 	c.carries = nil
 	r.guard.Close(now, &r.Stream)
-	if i := slices.Index(w.raws.open, r); i >= 0 {
-		last := len(w.raws.open) - 1
-		w.raws.open[i] = w.raws.open[last]
-		w.raws.open[last] = nil
-		w.raws.open = w.raws.open[:last]
-	}
+	last := len(w.raws.open) - 1
+	w.raws.open[r.at] = w.raws.open[last]
+	w.raws.open[r.at].at = r.at
+	w.raws.open[last] = nil
+	w.raws.open = w.raws.open[:last]
 }
 
 // mayBeIdle says that a stream is that of a connection on which next to nothing has passed.
