@@ -120,6 +120,10 @@ func (g *Guard) Carry(now Time, c *Connection, d budget.Direction, n int64, p Pe
 		}
 		return false
 	}
+	return g.carryUnsettled(now, c, d, n, p)
+}
+
+func (g *Guard) carryUnsettled(now Time, c *Connection, d budget.Direction, n int64, p Peer) (refused bool) {
 	c.passed[d] += n
 	if c.carries != nil {
 		c.carries.grow(now, d, n)
