@@ -7,6 +7,7 @@ import (
 	"github.com/proxy-wasm/proxy-wasm-go-sdk/proxywasm"
 	"github.com/proxy-wasm/proxy-wasm-go-sdk/proxywasm/types"
 
+	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/guard"
 )
 
@@ -73,7 +74,38 @@ func (c *connection) OnDownstreamData(n int, _ bool) types.Action {
 		}
 		machine.hostError() // it goes on to be judged
 	}
+	if !c.SpeaksHTTP() {
+		c.carry(budget.Request, n)
+	}
 	return types.ActionContinue
+}
+
+// OnUpstreamData implements types.TcpContext: what goes to the client, responses of HTTP too.
+func (c *connection) OnUpstreamData(n int, _ bool) types.Action {
+	if c.SpeaksHTTP() || !c.open {
+		return types.ActionContinue
+	}
+	return c.carryBack(n)
+}
+
+func (c *connection) carryBack(n int) types.Action {
+	defer survive()
+	c.plugin.wake()
+	// Else there would always be more to be read before Envoy closes it.
+	if c.carry(budget.Response, n) && proxywasm.ReplaceUpstreamData(nil) != nil {
+		machine.hostError()
+	}
+	return types.ActionContinue
+}
+
+// carry counts what passes, and says whether the connection ends.
+func (c *connection) carry(d budget.Direction, n int) (ends bool) {
+	before := c.Ends()
+	ends = c.plugin.guard.Carry(machine.now, &c.Connection, d, int64(n), c)
+	if ends && !before {
+		c.plugin.hurry(guard.FastTick)
+	}
+	return ends
 }
 
 // OnStreamDone implements types.TcpContext. It comes exactly once, however the connection ended.
@@ -83,7 +115,7 @@ func (c *connection) OnStreamDone() {
 		return
 	}
 	c.open = false
-	machine.worker.CloseConnection(&c.Connection)
+	machine.worker.CloseConnection(machine.now, &c.Connection)
 	if machine.arrived == &c.Connection {
 		machine.arrived = nil
 	}
@@ -99,10 +131,26 @@ func (c *connection) Uploads() bool {
 	return err == nil && ok && guard.IsUpload(method)
 }
 
-// Source implements guard.Peer.
-func (c *connection) Source() string {
-	address, _ := propertyOf(sourceAddress)
+// Source implements guard.Peer, in a tick too.
+func (c *connection) Source() (address string) {
+	if p := machine.ticking; p == nil || p.on(c.id) {
+		address, _ = propertyOf(sourceAddress)
+		leave()
+	}
 	return guard.WithoutPort(address)
+}
+
+// Place implements guard.Peer.
+func (c *connection) Place() string {
+	address, _ := propertyOf("destination\x00address")
+	return address
+}
+
+// ParsedAsHTTP implements guard.Peer: Envoy's HTTP connection manager notes the protocol on the
+// connection when it has parsed its first bytes.
+func (c *connection) ParsedAsHTTP() bool {
+	protocol, _ := propertyOf("request\x00protocol")
+	return protocol != ""
 }
 
 // connectionID is Envoy's id of the connection that the current context is on: the same in both

@@ -23,6 +23,7 @@ type Config struct {
 	Throttle Throttle `json:"throttle"`
 	Reject   Reject   `json:"reject"`
 	Evict    bool     `json:"evict"` // whoever holds most has to go when memory is over the limit
+	TCP      Mode     `json:"tcp"`   // whether raw connections are refused and closed, or counted alone
 	Memory   Memory   `json:"memory"`
 	Trace    Trace    `json:"trace"`
 	Debug    Debug    `json:"debug"`
@@ -209,7 +210,7 @@ func Default() Config {
 		Reject: Reject{Status: 503, RetryAfter: RetryAfter{
 			Min: unit.Duration(time.Second), Max: unit.Duration(30 * time.Second),
 		}},
-		Evict: true,
+		Evict: true, TCP: Enforce,
 		Memory: Memory{
 			Cluster: "envoy_admin", Path: "/memory", Interval: unit.Duration(25 * time.Millisecond),
 			IdleInterval: unit.Duration(250 * time.Millisecond), OnStale: StaleEstimate,

@@ -39,6 +39,7 @@ func TestDefaults(t *testing.T) {
 		"throttle": {"queue": 1024, "timeout": "2s"},
 		"reject": {"status": 503, "retry_after": {"min": "1s", "max": "30s"}, "body": ""},
 		"evict": true,
+		"tcp": "enforce",
 		"memory": {"cluster": "envoy_admin", "path": "/memory", "interval": "25ms", "idle_interval": "250ms", "on_stale": "estimate"},
 		"trace": {"every": "256KiB", "capacity": 512, "step": "5%", "floor": "8MiB", "keep": 8},
 		"debug": {"path": ""}
@@ -56,6 +57,7 @@ const everything = `{
 	"throttle": {"queue": 7, "timeout": "1m30s"},
 	"reject": {"status": 429, "retry_after": {"min": "2s", "max": "1h"}, "body": "come\nback\u0000later"},
 	"evict": false,
+	"tcp": "observe",
 	"memory": {"cluster": "me", "path": "/m?x", "interval": "50ms", "idle_interval": "500ms", "on_stale": "reject"},
 	"trace": {"every": "64KiB", "capacity": 0, "step": "12.5%", "floor": "3MiB", "keep": 2},
 	"debug": {"path": "/debug/highwater"}
@@ -66,6 +68,7 @@ func TestEveryKeyIsRead(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, Config{
 		Mode:   Observe,
+		TCP:    Observe,
 		Budget: Budget{Limit: unit.Limit{Bytes: 1536 * unit.MiB}, Soft: 0.7, Hard: 0.875, Resume: 0.6, Small: 32 * unit.KiB, Floor: 0.125, Connections: 9},
 		Buffers: Buffers{
 			Downstream: 64 * unit.KiB, Upstream: 32 * unit.KiB, HTTP2Window: 64 * unit.KiB,
@@ -145,13 +148,13 @@ func weights(n int) string {
 func TestEachMistakeIsOneLine(t *testing.T) {
 	for _, c := range []struct{ path, value, want string }{
 		// Keys.
-		{"bugdet", `{}`, "bugdet: unknown key; known here: budget, buffers, costs, debug, evict, exempt, fairness, memory, mode, reject, throttle, trace"},
-		{"Mode", `"enforce"`, "Mode: unknown key; known here: budget, buffers, costs, debug, evict, exempt, fairness, memory, mode, reject, throttle, trace"},
+		{"bugdet", `{}`, "bugdet: unknown key; known here: budget, buffers, costs, debug, evict, exempt, fairness, memory, mode, reject, tcp, throttle, trace"},
+		{"Mode", `"enforce"`, "Mode: unknown key; known here: budget, buffers, costs, debug, evict, exempt, fairness, memory, mode, reject, tcp, throttle, trace"},
 		{"throttle.lenght", `1`, "throttle.lenght: unknown key; known here: queue, timeout"},
 		{"reject.retry_after.mean", `"1s"`, "reject.retry_after.mean: unknown key; known here: max, min"},
 		{"exempt", `[{"route": "r"}, {"rout": "r", "route": "s"}]`, "exempt[1].rout: unknown key; known here: cluster, grpc_service, path_prefix, route"},
 		{"throttle", `{"queue": 1, "queue": 2}`, "throttle.queue: is there twice"},
-		{"", `1`, ": unknown key; known here: budget, buffers, costs, debug, evict, exempt, fairness, memory, mode, reject, throttle, trace"},
+		{"", `1`, ": unknown key; known here: budget, buffers, costs, debug, evict, exempt, fairness, memory, mode, reject, tcp, throttle, trace"},
 
 		// Keys and their weights.
 		{"fairness.by", `"tenant"`, `fairness.by: "tenant" must be none, route, cluster, virtual_host, source or header:<name>`},
@@ -191,6 +194,7 @@ func TestEachMistakeIsOneLine(t *testing.T) {
 		{"mode", `"` + strings.Repeat("x", 100) + `"`, `mode: "` + strings.Repeat("x", 100) + `" must be enforce or observe`},
 
 		// Ranges.
+		{"tcp", `"off"`, `tcp: "off" must be enforce or observe`},
 		{"mode", `"off"`, `mode: "off" must be enforce or observe`},
 		{"budget.limit", `"31MiB"`, "budget.limit: 31MiB must be at least 32MiB: an idle Envoy uses some 10MiB"},
 		{"budget.limit", `0`, "budget.limit: required: the memory that Envoy may use, such as 512MiB"},

@@ -26,6 +26,7 @@ func (c *Config) Validate() error {
 		}
 	}
 	check(c.Mode == Enforce || c.Mode == Observe, "mode: %q must be enforce or observe", c.Mode)
+	check(c.TCP == Enforce || c.TCP == Observe, "tcp: %q must be enforce or observe", c.TCP)
 	c.Budget.validate(check)
 	c.Buffers.validate(check)
 	c.Costs.validate(check)

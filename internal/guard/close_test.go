@@ -35,12 +35,12 @@ func TestCloseInEveryPhaseReturnsAllToZero(t *testing.T) {
 			}
 			for i, r := range all {
 				if i%2 == 0 {
-					p.workers[i%2].CloseConnection(r.connected)
+					p.workers[i%2].CloseConnection(p.now, r.connected)
 				}
 				p.guards[i%2].Close(p.now, &r.Stream)
 				p.guards[i%2].Close(p.now, &r.Stream)
 				if i%2 == 1 {
-					p.workers[i%2].CloseConnection(r.connected)
+					p.workers[i%2].CloseConnection(p.now, r.connected)
 				}
 			}
 			p.now += 11 * time.Second

@@ -18,30 +18,42 @@ type Peer interface {
 	// Uploads says that what comes first is an upload over HTTP/1. It is asked while it comes, and
 	// seldom.
 	Uploads() bool
+	// Place is the address of this Envoy that the client has connected to. It is asked once, and
+	// only where there are raw connections.
+	Place() string
+	// ParsedAsHTTP says that Envoy parses what comes as HTTP, as far as it has. It is asked twice at
+	// most, while bytes pass.
+	ParsedAsHTTP() bool
 }
 
 // Connection is one downstream connection. The zero value is ready.
 type Connection struct {
 	budget.Connection
-	Context  uint32 // the network filter's context, by which it can be closed; 0 = there is no network filter
-	last     int64  // bytes of the last read
-	silent   Peer   // whose it is, while nothing has come that might be refused
-	paused   *Stream
-	arrived  int64  // for the paused HTTP/1 request, before and since
-	window   int64  // what paused HTTP/2 requests take of the connection's window
-	costs    int64  // and what they can leave unread
-	unread   bool   // is in Worker.residual
-	spared   bool   // mode observe: that would have been evicted
-	doomed   bool   // and that it would have been closed at its first bytes
-	key      *key   // of the response that it is there for
-	source   *key   // that it counts for; nil = connections are not told apart
-	endedIn  uint64 // the tick in which a stream of it was ended
-	cut      uint64 // and the one in which it was closed
-	Waiting  int    // requests of it in line
+	Context uint32 // the network filter's context, by which it can be closed; 0 = there is no network filter
+	last    int64  // bytes of the last read
+	silent  Peer   // whose it is, while nothing has come that might be refused
+	paused  *Stream
+	arrived int64 // for the paused HTTP/1 request, before and since
+	window  int64 // what paused HTTP/2 requests take of the connection's window
+	costs   int64 // and what they can leave unread
+	unread  bool  // is in Worker.residual
+	spared  bool  // mode observe: that would have been evicted
+	doomed  bool  // and that it would have been closed at its first bytes
+	key     *key  // of the response that it is there for
+	source  *key  // that it counts for; nil = connections are not told apart
+	ended
+	rawness
+	Waiting  int // requests of it in line
 	IsClosed bool
 	observed bool // mode observe: it is never closed
 	use      idle.Use[Connection]
 	traced   // the response that ended
+}
+
+// ended are the ticks in which something of a connection was.
+type ended struct {
+	endedIn uint64 // a stream of it
+	cut     uint64 // itself
 }
 
 // TLS notes that the connection turned out to be a TLS one.
@@ -98,8 +110,11 @@ func (w *Worker) Data(now Time, c *Connection, n int64) (refused bool) {
 }
 
 // CloseConnection takes it away again.
-func (w *Worker) CloseConnection(c *Connection) {
+func (w *Worker) CloseConnection(now Time, c *Connection) {
 	c.IsClosed = true
+	if c.carries != nil {
+		w.closeRaw(now, c)
+	}
 	c.paused = nil
 	c.use.Leave()
 	if c.source != nil {
@@ -120,7 +135,7 @@ func (g *Guard) OpenConnection(now Time, c *Connection, p Peer) (admitted bool) 
 	if g.config.Fairness.By == config.BySource && w.limits.Connections > 0 {
 		source = g.named(now, fairness.Name{By: config.BySource, Value: p.Source()})
 	}
-	if !w.admitConnection(now, source, cost) {
+	if !w.admitConnection(now, source, cost) || !g.admitRaw(now, c, p) {
 		w.counts[CountRefused]++
 		if g.config.Mode != Observe {
 			return false
@@ -136,8 +151,12 @@ func (g *Guard) OpenConnection(now Time, c *Connection, p Peer) (admitted bool) 
 	if !g.lets() && !g.mayExempt(burden) { // whose requests are never turned away is not known at their first bytes
 		c.silent = p
 	}
+	c.came = now
 	w.account.OpenConnection(&c.Connection, cost)
 	w.account.Cover(now)
+	if c.price > 0 {
+		g.carry(now, c, p)
+	}
 	return true
 }
 
@@ -194,6 +213,9 @@ func (w *Worker) busy(now Time, s *Stream) {
 	}
 	c.use.Begin(now, c)
 	s.busyOn = c
+	if c.kind != speaksHTTP {
+		w.speaks(now, c)
+	}
 }
 
 // unbusy takes it away again.
@@ -350,7 +372,7 @@ func (w *Worker) candidates(do func(k *key, c candidate)) {
 	w.account.Owners(func(owner any) {
 		// What has ended is out of reach: Envoy ignores a local reply then, and the rest stays with
 		// the connection.
-		if s, ok := owner.(*Stream); ok && s.admitted() && s.exempt == judged && !s.spared && s.Likely() > 0 && !s.Ended(budget.Response) {
+		if s, ok := owner.(*Stream); ok && s.admitted() && s.exempt == judged && !s.spared && s.Likely() > 0 && !s.Ended(budget.Response) && !mayBeIdle(s) {
 			do(s.key, candidate{stream: s, likely: s.Likely()})
 		}
 	})
@@ -408,6 +430,9 @@ func sooner(a, b *candidate) bool {
 }
 
 func (w *Worker) evictStream(now Time, a *Actions, s *Stream) bool {
+	if r, ok := s.host.(*raw); ok {
+		return w.evictRaw(a, r)
+	}
 	c := s.conn()
 	if c != nil && c.cut == w.ticks {
 		return false

@@ -69,7 +69,7 @@ func TestConnectionsAboveTheLimitAreRefused(t *testing.T) {
 	require.GreaterOrEqual(t, len(first)+len(second), 98)
 	require.Equal(t, uint64(refused), p.workers[0].Counts()[CountRefused]+p.workers[1].Counts()[CountRefused])
 	require.Equal(t, int64(len(first)), p.workers[0].Account().Own().Connections.Open, "of one that is refused nothing is counted")
-	p.workers[0].CloseConnection(first[0])
+	p.workers[0].CloseConnection(p.now, first[0])
 	p.settle(40 * mib)
 	require.Len(t, p.admit(0, 1), 1)
 
@@ -202,7 +202,7 @@ func TestIdleConnectionsAreClosed(t *testing.T) {
 		require.Equal(t, uint64(200), p.workers[0].Counts()[CountClosedIdle])
 		require.Empty(t, p.tick(0, 3*time.Second, softReading), "once")
 		for _, c := range all {
-			p.workers[0].CloseConnection(c)
+			p.workers[0].CloseConnection(p.now, c)
 		}
 		require.Empty(t, p.tick(0, 11*time.Second, softReading))
 	})
@@ -293,9 +293,9 @@ func TestIdleConnectionsAreClosed(t *testing.T) {
 		p := start(t, nil)
 		all := p.admit(0, 2)
 		p.get(0, all[0])
-		p.workers[0].CloseConnection(all[0])
+		p.workers[0].CloseConnection(p.now, all[0])
 		r := p.begin(0, all[1])
-		p.workers[0].CloseConnection(all[1])
+		p.workers[0].CloseConnection(p.now, all[1])
 		p.guards[0].Close(p.now, &r.Stream) // Envoy ends the connection first
 		require.Empty(t, p.tick(0, 3*time.Second, softReading))
 	})

@@ -34,6 +34,7 @@
 //	keys.go        whose it is: shares of keys, what each is known to bring, how many connections
 //	worker.go      Worker, what a tick does in which order, when the next is due (pace), metrics
 //	readings.go    readings: when one is asked for, what is in it, when we are blind
+//	raw.go         raw TCP: what a connection holds that no HTTP filter sees, and which are refused
 //	trace.go       samples at high-water marks
 //
 // Leaves know nothing of a worker: config, forecast, idle, linger (what rejected requests leave

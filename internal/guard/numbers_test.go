@@ -152,7 +152,7 @@ func FuzzNumbers(f *testing.F) {
 		}
 		for _, s := range open {
 			g.Close(now, &s.Stream)
-			w.CloseConnection(s.connected)
+			w.CloseConnection(now, s.connected)
 		}
 		for range 5 {
 			tick()

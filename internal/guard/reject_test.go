@@ -87,13 +87,13 @@ func TestTurnedAwayAgainAndAgain(t *testing.T) {
 		"HTTP/1": func(p *process) Verdict {
 			r, v := p.open(0, 190*mib)
 			p.guards[0].Close(p.now, &r.Stream)
-			p.workers[0].CloseConnection(r.connected)
+			p.workers[0].CloseConnection(p.now, r.connected)
 			return v
 		},
 		"hanging up in line": func(p *process) Verdict {
 			r, v := p.open(0, 140*mib)
 			p.guards[0].Close(p.now, &r.Stream)
-			p.workers[0].CloseConnection(r.connected)
+			p.workers[0].CloseConnection(p.now, r.connected)
 			return v
 		},
 	} {
@@ -181,7 +181,7 @@ func TestWhatComesFirstIsRefusedWhileOthersAreToBeClosed(t *testing.T) {
 	require.Equal(t, counts[CountRejected+int(QueueFull)-1], w.Counts()[CountRejected+int(QueueFull)-1], "each is counted under one reason")
 	require.Equal(t, own, w.Account().Own(), "it is gone at once")
 	require.False(t, w.Data(p.now, c, mib), "if it could not be closed it goes on")
-	w.CloseConnection(c)
+	w.CloseConnection(p.now, c)
 	require.Equal(t, own.Connections.Open-1, w.Account().Own().Connections.Open)
 
 	require.False(t, w.Data(p.now, before, mib), "it has sent something before")

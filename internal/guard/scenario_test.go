@@ -72,6 +72,10 @@ func (p peer) Source() string { return string(p) }
 
 func (p peer) Uploads() bool { return p != notHTTP }
 
+func (p peer) Place() string { return "10.0.0.254:443" }
+
+func (p peer) ParsedAsHTTP() bool { return p != notHTTP }
+
 const notHTTP = peer("not HTTP")
 
 type peered struct {
@@ -371,7 +375,7 @@ func (s *story) each(glob string) string {
 			s.names = slices.DeleteFunc(s.names, func(n string) bool { return n == name })
 		case "disconnect":
 			g.Close(s.now, &r.Stream)
-			g.Worker().CloseConnection(r.connected)
+			g.Worker().CloseConnection(s.now, r.connected)
 			delete(s.requests, name)
 			s.names = slices.DeleteFunc(s.names, func(n string) bool { return n == name })
 		}
@@ -405,7 +409,7 @@ func (s *story) connect() string {
 func (s *story) hangUp() string {
 	source, n := s.arg("source", "10.0.0.1"), s.number("n", 1)
 	for _, l := range s.idle[source][:n] {
-		l.guard.Worker().CloseConnection(l.Connection)
+		l.guard.Worker().CloseConnection(s.now, l.Connection)
 	}
 	s.idle[source] = s.idle[source][n:]
 	return ""

@@ -262,7 +262,7 @@ func (e *envoy) closeStream(x *exchange) {
 // closeLink closes a connection: its context first, as often as its streams first.
 func (e *envoy) closeLink(c *link) {
 	if e.byte()&1 == 0 {
-		e.workers[c.worker].CloseConnection(&c.Connection)
+		e.workers[c.worker].CloseConnection(e.now, &c.Connection)
 	}
 	c.gone = true
 	for i := len(e.streams) - 1; i >= 0; i-- {
@@ -271,7 +271,7 @@ func (e *envoy) closeLink(c *link) {
 		}
 	}
 	if !c.IsClosed {
-		e.workers[c.worker].CloseConnection(&c.Connection)
+		e.workers[c.worker].CloseConnection(e.now, &c.Connection)
 	}
 	for i := range e.conns {
 		if e.conns[i] == c {

@@ -51,6 +51,7 @@ type Worker struct {
 	evictions
 	keyring
 	idle idle.List[Connection]
+	raws raws
 
 	reader
 	tracer  tracer
@@ -99,7 +100,7 @@ type Actions struct {
 	Waited   unit.Duration
 	Rejected []Decision    // or evicted
 	Close    []*Stream     // close their connections
-	Cut      []*Connection // close them: what ended responses left there is evicted
+	Cut      []*Connection // close them: what ended responses left there is evicted, or they are raw and hold most
 	Idle     []*Connection // close them: there is no stream on them
 	Ask      bool          // ask for a reading now
 	Polls    bool          // this worker asks for readings and publishes the gauges
@@ -132,6 +133,7 @@ func (w *Worker) Tick(now Time) *Actions {
 		w.serve(now, a)
 	}
 	w.close(a)
+	w.closeLate(a)
 	w.closeIdle(now, a)
 	w.ask(now, a)
 	w.plan(now, a)
@@ -150,6 +152,7 @@ func (w *Worker) pass(now Time) {
 	w.leaving.Expire(now)
 	w.settle(now)
 	w.forgetCold(now)
+	w.learnRaws(now)
 	w.uncredit(now)
 	w.back.Admitted.Pass(now, w.line.Len() > 0 || w.account.Others().Queue.Waiting > 0)
 }
@@ -308,7 +311,7 @@ func (w *Worker) works() bool {
 // due is how long it is to the next tick.
 func (w *Worker) due(now Time) time.Duration {
 	switch {
-	case w.line.Len() > 0 || len(w.closing) > 0:
+	case w.line.Len() > 0 || len(w.closing) > 0 || len(w.raws.late) > 0:
 		return FastTick
 	case now-w.active < calmAfter, w.polls && w.poll.Every() < CalmTick && w.account.Others().Streams > 0:
 		return Tick
@@ -411,7 +414,7 @@ func Counters() [NumCounters]Metric {
 		CountRejectedResponses: {"highwater_rejected_responses_total", Counter, "rejects whose upstream had done the work already, at response headers or later"},
 		CountClosedConnections: {"highwater_closed_connections_total", Counter, "rejects without an answer: what the request brought or would have left unread had no room, and its connection was closed"},
 		CountClosedIdle:        {"highwater_closed_idle_total", Counter, "connections closed from soft on, because there had been requests on them and were none any more"},
-		CountRefused:           {"highwater_refused_connections_total", Counter, "new connections closed at once: budget.connections were open, or what one costs had no room"},
+		CountRefused:           {"highwater_refused_connections_total", Counter, "new connections closed at once: budget.connections were open, or what one costs, or will likely hold as raw TCP, had no room"},
 		CountContention:        {"highwater_contention_total", Counter, "exchanges between workers given up because others were always first"},
 		CountHostErrors:        {"highwater_host_errors_total", Counter, "calls of Envoy that failed; traffic went on"},
 		CountFailedReadings:    {"highwater_failed_readings_total", Counter, "readings that were asked for and did not come, or could not be read"},
@@ -449,7 +452,7 @@ func Gauges() [NumGauges]Metric {
 		GaugeLevel:       {"highwater_level", Gauge, "0 normal, 1 soft, 2 hard, 3 over"},
 		GaugeFutile:      {"highwater_futile", Gauge, "1: the level is hard and traffic is not the cause"},
 		GaugeImpossible:  {"highwater_budget_impossible", Gauge, "1: budget.limit cannot be held, because Envoy holds more than 9/10 of it without traffic; 10/9 of that is in force"},
-		GaugeStreams:     {"highwater_streams", Gauge, "requests in flight"},
+		GaugeStreams:     {"highwater_streams", Gauge, "requests in flight, and raw TCP connections on which more than 16 KiB have passed"},
 		GaugeWaiting:     {"highwater_waiting", Gauge, "requests in the queue"},
 		GaugeConnections: {"highwater_connections", Gauge, "connections of listeners with the network filter"},
 		GaugePeak:        {"highwater_peak_bytes", Gauge, "the highest reading so far"},

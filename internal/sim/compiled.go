@@ -116,7 +116,7 @@ func (c *Compiled) OpenConnection(conn *Conn) (refused bool) {
 func downstream(conn *Conn) *compiledConn {
 	face, ok := conn.Face.(*compiledConn)
 	if !ok {
-		face = &compiledConn{Downstream: wasmhost.Downstream{ID: uint64(conn.ID)}}
+		face = &compiledConn{Downstream: wasmhost.Downstream{ID: uint64(conn.ID), Protocol: "HTTP/1.1"}}
 		conn.Face = face
 	}
 	return face

@@ -78,6 +78,12 @@ func (peer) Source() string { return "10.0.0.1" }
 // Uploads implements guard.Peer.
 func (p peer) Uploads() bool { return !p.http2 }
 
+// Place implements guard.Peer.
+func (peer) Place() string { return "10.0.0.254:80" }
+
+// ParsedAsHTTP implements guard.Peer: nothing in the model is raw.
+func (peer) ParsedAsHTTP() bool { return true }
+
 // NewNative returns the guard on so many workers.
 func NewNative(p Proxy, c guard.Config, workers int) (*Native, error) {
 	return NewNativeOn(&budget.Memory{}, p, c, workers)
@@ -138,7 +144,7 @@ func (n *Native) Data(c *Conn, bytes int64) (refused bool) {
 func (n *Native) CloseConnection(c *Conn) {
 	w := n.workers[c.Worker]
 	nc := c.Face.(*nativeConn)
-	w.CloseConnection(&nc.Connection)
+	w.CloseConnection(w.now, &nc.Connection)
 	delete(n.conns, nc.Context)
 }
 

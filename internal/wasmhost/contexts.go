@@ -86,6 +86,9 @@ func (p *Plugin) Done() error {
 type Downstream struct {
 	ID         uint64 // connection.id, one for each connection of a process
 	TLSVersion string // connection.tls_version: empty without TLS, and before the handshake
+	Protocol   string // request.protocol, as the network filter sees it: empty where nothing parses HTTP, and before its first read has been
+	Source     string // source.address
+	Address    string // destination.address: the listener's
 }
 
 // Connection is a connection at the network filter.
@@ -96,6 +99,7 @@ type Connection struct {
 	Begins     string // what the client's first bytes are, as far as anybody looks
 	done       bool
 	unread     int // what has come and was neither passed on nor thrown away
+	unwritten  int // what is being written to the client
 }
 
 // NewConnection is onNewConnection. Call it on a plugin that is a network filter.
@@ -120,6 +124,13 @@ func (c *Connection) Data(n int, end bool) (Action, error) {
 		c.unread = 0
 	}
 	return Action(action), err
+}
+
+// UpstreamData is onWrite: n bytes are on their way to the client. It returns how many go on.
+func (c *Connection) UpstreamData(n int) (goOn int, err error) {
+	c.unwritten = n
+	_, err = c.vm.call3(onUpstreamData, &c.guestContext, uint64(uint32(n)), 0)
+	return c.unwritten, err
 }
 
 // Unread is how many bytes of the client lie with the network filter.

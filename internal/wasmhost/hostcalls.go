@@ -193,19 +193,32 @@ func (vm *VM) getProperty(a []uint64) status {
 		}
 		binary.LittleEndian.PutUint64(vm.scratch[:], downstream.ID)
 		return give(vm, vm.scratch[:], a[2], a[3])
-	case "connection\x00tls_version":
-		if downstream != nil {
-			value, found = downstream.TLSVersion, downstream.TLSVersion != ""
-		}
 	default:
 		if on.stream != nil {
 			value, found = on.stream.property(path)
+		}
+		if !found && downstream != nil {
+			value, found = downstream.property(path)
 		}
 	}
 	if !found {
 		return notFound
 	}
 	return give(vm, value, a[2], a[3])
+}
+
+func (d *Downstream) property(path []byte) (value string, found bool) {
+	switch string(path) {
+	case "connection\x00tls_version":
+		value = d.TLSVersion
+	case "request\x00protocol":
+		value = d.Protocol
+	case "source\x00address":
+		value = d.Source
+	case "destination\x00address":
+		value = d.Address
+	}
+	return value, value != ""
 }
 
 func (s *Stream) property(path []byte) (value string, found bool) {
@@ -320,8 +333,11 @@ func decodePairs(b []byte) (headers [][2]string, ok bool) {
 	return headers, true
 }
 
-// downstreamData is the buffer of what a connection's client sent.
-const downstreamData = 2
+// The buffers of what a connection's client sent, and of what goes to it.
+const (
+	downstreamData = 2
+	upstreamData   = 3
+)
 
 // getBufferBytes takes buffer, start, size; returns that part of it, or as much as there is.
 func (vm *VM) getBufferBytes(a []uint64) status {
@@ -356,10 +372,18 @@ func (vm *VM) getBufferBytes(a []uint64) status {
 // sent, that can be nothing alone: it is a size here, as bodies are.
 func (vm *VM) setBufferBytes(a []uint64) status {
 	on := vm.on()
-	if a[0] != downstreamData || on.connection == nil || a[1] != 0 || a[4] != 0 {
+	if on.connection == nil || a[1] != 0 || a[4] != 0 {
 		return badArgument
 	}
-	on.connection.unread -= min(int(uint32(a[2])), on.connection.unread)
+	lies := &on.connection.unread
+	switch a[0] {
+	case downstreamData:
+	case upstreamData:
+		lies = &on.connection.unwritten
+	default:
+		return badArgument
+	}
+	*lies -= min(int(uint32(a[2])), *lies)
 	return success
 }
 

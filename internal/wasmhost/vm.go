@@ -56,6 +56,7 @@ const (
 	onHTTPCallResponse
 	onNewConnection
 	onDownstreamData
+	onUpstreamData
 	onDownstreamClose
 	onRequestHeaders
 	onRequestBody
@@ -79,6 +80,7 @@ var exportNames = [numExports]string{
 	onHTTPCallResponse: "proxy_on_http_call_response",
 	onNewConnection:    "proxy_on_new_connection",
 	onDownstreamData:   "proxy_on_downstream_data",
+	onUpstreamData:     "proxy_on_upstream_data",
 	onDownstreamClose:  "proxy_on_downstream_connection_close",
 	onRequestHeaders:   "proxy_on_request_headers",
 	onRequestBody:      "proxy_on_request_body",
