@@ -119,7 +119,7 @@ func (a *Account) Joined() bool { return a.joined }
 // Own is the account's own entry as of now.
 func (a *Account) Own() Entry {
 	e := a.own
-	e.Lease = a.lease.total
+	e.Lease, e.Paused, e.Stays = a.lease.total, a.fresh.paused, a.fresh.stays
 	return e
 }
 
@@ -145,6 +145,45 @@ func (a *Account) Stale(now Time) bool {
 // this worker must count them.
 func (a *Account) Estimate(now Time) int64 { return a.estimate(a.Stale(now)) }
 
+// Mark has what passes from now on be told from what has passed before, when a reading is asked for
+// about now.
+// Unlike elsewhere now has to be the time, and not that of the last tick. Where what passes stays, what
+// is made of it may come later, such as a copy of a body for ext_authz: there what is fresh is counted
+// for longer.
+func (a *Account) Mark(now Time) {
+	if now-a.fresh.marks[a.fresh.last].at < markEvery || !a.shared.table.Drains() {
+		return
+	}
+	_ = a.Refresh(now) // without it, a little later
+	a.notice(now)
+	if now-a.fresh.marks[a.fresh.last].at >= markEvery {
+		a.fresh.mark(now)
+	}
+}
+
+// Measured is what is in use by the last reading and by what has passed since that was asked for,
+// as far as what passes has lately stayed, and without what is still coming, bytes. It counts hardly
+// anything twice, and is no upper bound: what others have passed since they last published is not in
+// it. Who is let in goes by Estimate; by this, who may wait.
+func (a *Account) Measured() int64 {
+	t := &a.shared.table
+	stays := a.shared.others.Stays + a.fresh.stays
+	return t.Reading + stays + int64(t.keeps()*float64(a.shared.others.Fresh+a.own.Fresh-stays)) - a.fresh.freed
+}
+
+// Foreseen is Measured with what is coming, as far as what passes has lately stayed.
+func (a *Account) Foreseen() int64 {
+	t := &a.shared.table
+	return a.Measured() + int64(t.keeps()*float64(a.shared.others.Coming+a.own.Coming))
+}
+
+// Free notes that n bytes go that are in a reading or have passed since: until the next reading,
+// Measured knows of it by this alone.
+func (a *Account) Free(now Time, n int64) {
+	a.fresh.freed += n
+	a.fresh.freedAt = now
+}
+
 func (a *Account) estimate(stale bool) int64 {
 	if stale {
 		return a.shared.table.Base + a.shared.others.Bounds + a.shared.others.Coming + a.own.Bounds + a.own.Coming
@@ -152,9 +191,10 @@ func (a *Account) estimate(stale bool) int64 {
 	return a.shared.table.Reading + a.shared.others.Lease + a.own.need()
 }
 
-// SetWaiting publishes, with the next exchange, how many wait, what they hold by it and since when.
-func (a *Account) SetWaiting(n, held int64, since Time) {
-	a.own.Queue.Waiting, a.own.Queue.Held, a.own.Queue.Since = n, held, since
+// SetWaiting publishes, with the next exchange, how many wait, what they may hold by it, what of that is
+// there and since when.
+func (a *Account) SetWaiting(n, held, come int64, since Time) {
+	a.own.Queue.Waiting, a.own.Queue.Held, a.own.Queue.Come, a.own.Queue.Since = n, held, come, since
 }
 
 // SetRate publishes, with the next exchange, for how many bytes those in line wait, and how many

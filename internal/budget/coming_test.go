@@ -98,7 +98,7 @@ func TestAFullResponseIsFreeUntilTheNextReading(t *testing.T) {
 	a := b.accounts[0]
 	b.readings(2, 40*mib)
 	s := &Stream{}
-	a.Open(b.now, s, nil, new(Sum), 16*kib, mib, 128*kib)
+	a.Open(b.now, s, nil, new(Sum), 16*kib, 0, mib, 128*kib)
 	a.Enlarge(b.now, s)
 	a.Expect(b.now, s, Response, 4*mib, 128*kib, 0)
 	require.True(t, s.PassesUnbooked(128*kib), "as coming")
@@ -132,7 +132,7 @@ func TestComingLapses(t *testing.T) {
 	a := b.accounts[0]
 	response, request := b.stream(a), b.stream(a)
 	a.Expect(b.now, response, Response, 4*mib, 4*mib, 0)
-	a.Expect(b.now, request, Request, Unknown, 64*kib, 0)
+	a.Expect(b.now, request, Request, 64*kib, 64*kib, 0)
 	b.tick(299 * ms)
 	require.Equal(t, 4*mib+64*kib, a.Own().Coming)
 	b.now += 100 * ms // the sweep is every 100 ms
@@ -150,6 +150,31 @@ func TestComingLapses(t *testing.T) {
 	require.Equal(t, mib, a.Pass(b.now, response, Response, mib))
 	require.Equal(t, mib, a.Own().Fresh)
 	require.False(t, response.Beyond(Response), "it is within what was once reserved")
+}
+
+// A message without a length that has come to rest is told of once: what it has brought is what the next
+// will. It may never end.
+func TestALapseIsToldOnce(t *testing.T) {
+	b := open(t, 1)
+	a := b.accounts[0]
+	s, owner := &Stream{}, new(int)
+	a.Open(b.now, s, owner, new(Sum), 0, 0, mib, mib)
+	a.Expect(b.now, s, Request, Unknown, 64*kib, 0)
+	a.Expect(b.now, s, Response, Unknown, 64*kib, 0)
+	a.Pass(b.now, s, Request, 200)
+	var told []Lapse
+	for range 30 {
+		b.tick(100 * ms)
+		told = append(told, a.Lapses()...)
+		switch b.now - s.dir[Request].moved {
+		case 400 * ms:
+			require.Equal(t, len(told) < 2, s.Reserved(Request) > 0)
+		case time.Second:
+			a.Pass(b.now, s, Request, 200)
+		}
+	}
+	require.Equal(t, []Lapse{{owner, Response}, {owner, Request}}, told, "after 300 and 500 ms")
+	require.Zero(t, a.Own().Coming)
 }
 
 // What is expected of a response before its headers waits for an upstream that takes a second.

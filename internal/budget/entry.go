@@ -7,6 +7,8 @@ type Entry struct {
 	Lease       int64 // what the worker may come to hold fresh and coming without asking again
 	Fresh       int64
 	Coming      int64
+	Paused      int64 // of Passed, what came for those who wait
+	Stays       int64 // of Fresh, likewise
 	Passed      int64 // all that was ever fresh, or would have been of a shadow: a running total
 	Small       int64 // coming and likely held of small streams
 	Likely      int64 // likely held by its live streams, without shadows
@@ -44,7 +46,8 @@ type Connections struct {
 type Queue struct {
 	Waiting int64 // how many
 	Wanted  int64 // what they wait for
-	Held    int64 // their pause cost
+	Held    int64 // their pause cost, and their headers
+	Come    int64 // what of it is there already, as far as that is seen; else all of it
 	Since   Time  // since when somebody waits without a break; 0 = nobody waits
 	Rate    int64 // bytes/s that the worker admits while somebody waits: the mean of the last 5 s of that
 }
@@ -67,7 +70,7 @@ func (e *Entry) fields() [entryFields]*int64 {
 	return [entryFields]*int64{
 		(*int64)(&e.Beat), &e.Lease, &e.Fresh, &e.Coming, &e.Passed, &e.Small, &e.Likely, &e.Bounds, &e.Exposure,
 		&e.Evicted.Leaving, &e.Evicted.Sequence, &e.Left, &e.Queue.Held, (*int64)(&e.Queue.Since), &e.Queue.Waiting, &e.Streams, &e.Connections.Open, &e.VM,
-		&e.Queue.Wanted, &e.Queue.Rate, &e.Connections.Lease, &e.Presumed.Bytes, &e.Presumed.Streams, &e.Shadows.Likely, &e.Shadows.Passed,
+		&e.Queue.Wanted, &e.Queue.Rate, &e.Connections.Lease, &e.Presumed.Bytes, &e.Presumed.Streams, &e.Shadows.Likely, &e.Shadows.Passed, &e.Queue.Come, &e.Paused, &e.Stays,
 	}
 }
 
@@ -76,7 +79,7 @@ func (e *Entry) fields() [entryFields]*int64 {
 func (e *Entry) within(most int64) bool {
 	for _, v := range e.fields() {
 		switch v {
-		case (*int64)(&e.Beat), (*int64)(&e.Queue.Since), &e.Passed, &e.Evicted.Sequence:
+		case (*int64)(&e.Beat), (*int64)(&e.Queue.Since), &e.Passed, &e.Paused, &e.Evicted.Sequence:
 			continue
 		}
 		if *v > most || *v < -most {

@@ -134,7 +134,7 @@ func TestRequestsBetweenReadingsAreTraffic(t *testing.T) {
 	b.join()
 	for range 100 {
 		s := &Stream{}
-		a.Open(b.now, s, nil, new(Sum), 200*kib, mib, mib)
+		a.Open(b.now, s, nil, new(Sum), 200*kib, 0, mib, mib)
 		a.Close(b.now, s)
 		b.readings(1, 300*mib)
 	}
@@ -173,7 +173,7 @@ func TestSilenceBeforeTheFirstReading(t *testing.T) {
 		b.join()
 		b.tick(time.Second)
 		s := &Stream{}
-		b.accounts[1].Open(b.now, s, nil, new(Sum), c.passes, mib, mib)
+		b.accounts[1].Open(b.now, s, nil, new(Sum), c.passes, 0, mib, mib)
 		b.readings(1, 434*mib)
 		require.Equal(t, c.base, b.stored().Base)
 		for range silentUsers {

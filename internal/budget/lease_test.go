@@ -60,11 +60,11 @@ func TestSlackOfALease(t *testing.T) {
 			}
 			for _, other := range b.accounts[1:] {
 				// Idle ones keep their slack for a lone GET; here it would blur the figure.
-				other.SetWaiting(1, 0, b.now)
+				other.SetWaiting(1, 0, 0, b.now)
 			}
 			b.tick(25 * ms)
 			for _, other := range b.accounts[1:] {
-				other.SetWaiting(0, 0, 0)
+				other.SetWaiting(0, 0, 0, 0)
 				other.limits.Small = 0
 			}
 			b.tick(25 * ms)
@@ -112,7 +112,7 @@ func TestNoSlackWhileAnyoneWaits(t *testing.T) {
 	_, out := b.take(a, mib, Large)
 	require.Equal(t, Granted, out)
 	require.Greater(t, a.Own().Lease, mib)
-	far.SetWaiting(1, 64*kib, b.now)
+	far.SetWaiting(1, 64*kib, 64*kib, b.now)
 	b.tick(25 * ms) // one tick to tell
 	b.tick(25 * ms) // and one to hear
 	require.Equal(t, mib, a.Own().Lease)
@@ -122,7 +122,7 @@ func TestNoSlackWhileAnyoneWaits(t *testing.T) {
 	_, out = b.take(a, mib, Full)
 	require.Equal(t, Granted, out)
 	require.Equal(t, 2*mib, a.Own().Lease, "nor does an exchange give any")
-	far.SetWaiting(0, 0, 0)
+	far.SetWaiting(0, 0, 0, 0)
 	b.tick(25 * ms)
 	b.tick(25 * ms)
 	_, out = b.take(a, mib, Large)

@@ -105,7 +105,7 @@ func TestImpossibleSizesCountAsNone(t *testing.T) {
 		b.foreign(&Table{
 			Reading: size, Asked: b.now, Sequence: math.MaxUint64, Low: size, Base: size, Surprise: size,
 			Evict: Eviction{Bytes: size, Sequence: math.MaxUint64}, Container: size,
-			InUse: size, Peak: size, Allocated: size, Begun: Time(size),
+			Shown: Shown{InUse: size, Peak: size, Allocated: size}, Begun: Time(size),
 		})
 		require.NoError(t, a.Refresh(b.now))
 		require.True(t, a.Stale(b.now), "there is no reading")

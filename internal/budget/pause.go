@@ -6,7 +6,7 @@ package budget
 func (a *Account) Pause(now Time, s *Stream, cost, come int64) {
 	s.pause.cost = cost
 	m := &s.dir[Request]
-	a.addFresh(m.fill(a.fresh.gen, min(come, cost)))
+	a.addPaused(m.fill(a.fresh.gen, min(come, cost)))
 	s.settle(a, now)
 }
 
@@ -33,7 +33,7 @@ func (a *Account) PassPaused(s *Stream, n int64) {
 	}
 	n = max(min(n, s.pause.cost-m.genBytes), 0)
 	m.genBytes += n
-	a.addFresh(n)
+	a.addPaused(n)
 }
 
 // PassShared counts n bytes that the network filter saw on a connection with paused HTTP/2
@@ -45,7 +45,7 @@ func (a *Account) PassShared(c *Connection, n, costs int64) {
 	}
 	n = max(min(n, costs-c.shared.bytes), 0)
 	c.shared.bytes += n
-	a.addFresh(n)
+	a.addPaused(n)
 }
 
 // Drop notes that what a paused or rejected request has sent is gone with it: what comes next is

@@ -17,7 +17,7 @@ func TestShadowsAreNotInReadings(t *testing.T) {
 	streams := make([]Stream, 4)
 	for i := range streams {
 		a := b.accounts[i%2]
-		a.Open(b.now, &streams[i], nil, sum, 0, 2*mib, 2*mib)
+		a.Open(b.now, &streams[i], nil, sum, 0, 0, 2*mib, 2*mib)
 		a.Expect(b.now, &streams[i], Request, 4*mib, 2*mib, 0)
 		if i > 0 {
 			a.Shade(b.now, &streams[i])
@@ -41,12 +41,12 @@ func TestShadowsAreNotInReadings(t *testing.T) {
 	require.Equal(t, []int64{80 * mib, 80 * mib, 60 * mib}, []int64{table.InUse, table.Peak, table.Allocated})
 
 	// One of them would wait instead, at a cost.
-	b.accounts[1].SetWaiting(1, 2*mib, b.now)
+	b.accounts[1].SetWaiting(1, 2*mib, 2*mib, b.now)
 	b.tick(25 * ms)
 	b.read(b.now, 50*mib)
 	require.InDelta(t, 40*mib+4*mib+mib/2, table.Reading, 1000, "half of the 8 MiB that those who are there explain, a quarter of the rest")
 	require.Equal(t, []int64{50 * mib, 80 * mib}, []int64{table.InUse, table.Peak})
-	b.accounts[1].SetWaiting(0, 0, 0)
+	b.accounts[1].SetWaiting(0, 0, 0, 0)
 
 	// And then goes on: what has passed of it is as if it passed now.
 	s := &streams[1]

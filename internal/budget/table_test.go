@@ -15,9 +15,9 @@ import (
 // each field has a value of its own, so that two that are swapped are found.
 func numbered(entries int) *Table {
 	t := &Table{
-		Reading: 1, Asked: 2, Sequence: 3, Low: 4, Base: 5, Surprise: 6, Level: Hard, Futile: true,
+		Reading: 1, Asked: 2, Sequence: 3, Low: 4, Base: 5, Surprise: 6, Keeps: 7, Level: Hard, Futile: true, Impossible: true,
 		Poller: Poller{ID: 8, Beat: 9}, Booked: 10, Evict: Eviction{Bytes: 11, Sequence: 12}, Container: 13,
-		InUse: 14, Peak: 15, Allocated: 16, Begun: 17, Blind: true,
+		Shown: Shown{InUse: 14, Peak: 15, Allocated: 16}, Begun: 17, Blind: true,
 		Marks: [markFields]int64{21, 22, 23, 24, 25, 26, 27, 28, 29, 30},
 	}
 	for i := range entries {

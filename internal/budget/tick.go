@@ -38,6 +38,8 @@ func (a *Account) Tick(now Time) (polls bool, err error) {
 
 // sweep takes back, now and then, what is reserved and does not come.
 func (a *Account) sweep(now Time) {
+	clear(a.streams.lapsed)
+	a.streams.lapsed = a.streams.lapsed[:0]
 	if now-a.streams.swept < sweepEvery {
 		return
 	}
@@ -113,6 +115,13 @@ func (a *Account) notice(now Time) {
 			a.revoke(s)
 		}
 	}
+}
+
+// addPaused is addFresh of what comes for those who wait.
+func (a *Account) addPaused(n int64) {
+	a.addFresh(n)
+	a.fresh.paused += n
+	a.fresh.stays += n
 }
 
 // addFresh counts n more bytes that have passed.

@@ -47,7 +47,7 @@ func TestCloseInEveryPhaseReturnsAllToZero(t *testing.T) {
 			p.settle(40 * mib)
 			for _, w := range p.workers {
 				e := w.Account().Own()
-				e.ID, e.Beat, e.Lease, e.Passed, e.Queue.Rate, e.Evicted.Sequence, e.Connections.Lease = 0, 0, 0, 0, 0, 0, 0
+				e.ID, e.Beat, e.Lease, e.Passed, e.Paused, e.Queue.Rate, e.Evicted.Sequence, e.Connections.Lease = 0, 0, 0, 0, 0, 0, 0, 0
 				require.Equal(t, budget.Entry{}, e)
 				require.Empty(t, w.Tick(p.now).Close)
 			}

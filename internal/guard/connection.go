@@ -26,21 +26,29 @@ type Peer interface {
 	ParsedAsHTTP() bool
 }
 
+// arrivals is what has come on a connection, bytes.
+type arrivals struct {
+	_ [0]func() // no two are compared: the function that could would only take room in the .wasm
+
+	last    int64 // in the last read
+	since   int64 // since its last request began, or ended
+	arrived int64 // for the paused HTTP/1 request, before and since
+}
+
 // Connection is one downstream connection. The zero value is ready.
 type Connection struct {
 	budget.Connection
 	Context uint32 // the network filter's context, by which it can be closed; 0 = there is no network filter
-	last    int64  // bytes of the last read
-	silent  Peer   // whose it is, while nothing has come that might be refused
-	paused  *Stream
-	arrived int64 // for the paused HTTP/1 request, before and since
-	window  int64 // what paused HTTP/2 requests take of the connection's window
-	costs   int64 // and what they can leave unread
-	unread  bool  // is in Worker.residual
-	spared  bool  // mode observe: that would have been evicted
-	doomed  bool  // and that it would have been closed at its first bytes
-	key     *key  // of the response that it is there for
-	source  *key  // that it counts for; nil = connections are not told apart
+	arrivals
+	silent Peer // whose it is, while nothing has come that might be refused
+	paused *Stream
+	window int64 // what paused HTTP/2 requests take of the connection's window
+	costs  int64 // and what they can leave unread
+	unread bool  // is in Worker.residual
+	spared bool  // mode observe: that would have been evicted
+	doomed bool  // and that it would have been closed at its first bytes
+	key    *key  // of the response that it is there for
+	source *key  // that it counts for; nil = connections are not told apart
 	ended
 	rawness
 	Waiting  int // requests of it in line
@@ -89,6 +97,7 @@ func (w *Worker) Data(now Time, c *Connection, n int64) (refused bool) {
 		}
 	}
 	c.last = n
+	c.since += n
 	w.idle.Touch(now, &c.use)
 	if c.unread {
 		// The next request: on HTTP/1 the response before it has been read.
@@ -96,10 +105,15 @@ func (w *Worker) Data(now Time, c *Connection, n int64) (refused bool) {
 	}
 	switch {
 	case c.paused != nil:
-		if s := c.paused; s.Shadow() {
+		s := c.paused
+		if s.Shadow() {
 			n = max(min(n, s.pauseCost-c.arrived), 0) // it is not paused, and the rest passes
+		} else if s.state == queued && w.overflows(now, n) {
+			w.refuseWaiting(now, s)
+			return !s.Shadow()
 		}
 		c.arrived += n
+		c.paused.sends(n)
 		w.account.PassPaused(&c.paused.Stream, n)
 		w.account.Cover(now)
 	case c.costs > 0 && !c.observed:
@@ -225,6 +239,7 @@ func (w *Worker) unbusy(now Time, s *Stream) {
 		return
 	}
 	s.busyOn = nil
+	c.since = 0
 	// After a request that was not all sent Envoy closes an HTTP/1 connection by itself, and not
 	// before delayed_close_timeout, so that the client reads its answer.
 	unfinished := !s.http2 && (!s.Ended(budget.Request) || s.state == rejected && s.pauseCost > 0 && !s.Shadow())

@@ -59,6 +59,52 @@ func TestLargeNewcomerJoinsTheLineWhenAnyoneWaitsAnywhere(t *testing.T) {
 	require.NotEmpty(t, first)
 }
 
+// What those who wait have sent is measured. What has no room is turned away: at its bytes that have none, and
+// who came last at the next tick.
+func TestWhoWaitsIsTurnedAwayByWhatHasCome(t *testing.T) {
+	for name, mode := range map[string]Mode{"enforce": Enforce, "observe": Observe} {
+		t.Run(name, func(t *testing.T) {
+			p := newProcess(t, 1, func(c *Config) {
+				c.Buffers.Downstream, c.Buffers.HTTP2Window, c.Mode = unit.MiB, unit.MiB, mode
+			})
+			p.settle(40 * mib)
+			g, w := p.guards[0], p.workers[0]
+			require.NoError(t, w.account.Change(p.now, func(t *budget.Table) { t.Keeps = 800 }), "most of what passes has stayed, not all")
+			var line []*request
+			for i := 0; len(line) < 6; i++ {
+				require.Less(t, i, 200)
+				r, _ := p.open(0, 4*mib)
+				if r.state == queued {
+					line = append(line, r)
+				} else {
+					g.Grow(p.now, &r.Stream, budget.Request, 4*mib)
+				}
+			}
+			closed := func() uint64 { return w.Counts()[CountClosedConnections] }
+			require.Zero(t, closed())
+			refused := 0
+			for i := 0; i < 40 && refused == 0; i++ { // requests that were let in pass on, and those who wait send
+				r, _ := p.open(0, 40*kib)
+				g.Grow(p.now, &r.Stream, budget.Request, 4*mib)
+				for _, r := range line {
+					if refused == 0 && w.Data(p.now, r.connected, 100*kib) {
+						refused++
+					}
+				}
+			}
+			require.Equal(t, mode == Enforce, refused > 0, "in mode observe it is counted alone")
+			require.Equal(t, mode == Enforce, closed() > 0, "and what is let go is not fresh there")
+			before := closed()
+
+			// More is there than has passed.
+			for range 3 {
+				p.read(204 * mib)
+			}
+			require.Greater(t, closed(), before)
+		})
+	}
+}
+
 func TestLineIsBounded(t *testing.T) {
 	fill := func(p *process) {
 		p.settle(40 * mib)
@@ -94,11 +140,10 @@ func TestLineIsBounded(t *testing.T) {
 				waiting++
 			}
 		}
-		// Each holds 2 × 1 MiB; a quarter of 160 MiB is 40, but only what lies between hard and the
-		// limit has room for what is fresh at once: 16.
+		// Each holds 2 × 1 MiB, and what lies between hard and the limit has room for 16.
 		require.InDelta(t, 8, waiting, 1)
 	})
-	t.Run("by a quarter of the room, over all workers", func(t *testing.T) {
+	t.Run("by what is foreseen, over all workers", func(t *testing.T) {
 		p := newProcess(t, 2, func(c *Config) {
 			c.Buffers.Downstream, c.Buffers.HTTP2Window, c.Buffers.WholeRequest = unit.MiB, unit.MiB, unit.GiB
 		})
@@ -116,7 +161,7 @@ func TestLineIsBounded(t *testing.T) {
 				waiting++
 			}
 		}
-		require.Equal(t, 20, waiting, "2 MiB each")
+		require.Equal(t, 29, waiting, "2 MiB each beside the 140 MiB that are let in")
 	})
 	t.Run("by the room, for small ones too", func(t *testing.T) {
 		p := newProcess(t, 1, nil)

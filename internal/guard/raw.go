@@ -195,7 +195,7 @@ func (g *Guard) carry(now Time, c *Connection, p Peer) {
 	s.opened, s.waiter.Value = now, s
 	s.key.Refs++
 	// What its existence costs: its connection to the upstream is as large as its own.
-	a.Open(now, &s.Stream, s, &s.key.Value.Sum, int64(g.config.Costs.Connection), 2*int64(b.Downstream), int64(b.Downstream+b.Upstream))
+	a.Open(now, &s.Stream, s, &s.key.Value.Sum, int64(g.config.Costs.Connection), 0, 2*int64(b.Downstream), int64(b.Downstream+b.Upstream))
 	c.carries, r.at = r, len(w.raws.open)
 	w.raws.open = append(w.raws.open, r)
 	if c.price > int64(w.budget.Small) {
@@ -420,6 +420,9 @@ func (r *raw) Connection() *Connection { return r.of }
 
 // Arrived implements Host: there is no request, and what is left goes with the connection.
 func (r *raw) Arrived() *Connection { return nil }
+
+// HeaderBytes implements Host.
+func (r *raw) HeaderBytes() int64 { return 0 }
 
 // Path implements Host.
 func (r *raw) Path() string { return "" }

@@ -166,7 +166,7 @@ func TestWhatComesFirstIsRefusedWhileOthersAreToBeClosed(t *testing.T) {
 	for range 35 {
 		p.open(0, 4*mib)
 	}
-	p.read(195 * mib)
+	p.read(200*mib - 512*kib)
 	require.False(t, sends(mib), "there is none, but nobody is closed: whose it is decides")
 	before := from(config, "10.0.0.1")
 	w.Data(p.now, before, 100)

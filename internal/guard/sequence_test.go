@@ -218,7 +218,7 @@ func (e *envoy) finish() {
 	for i, w := range e.workers {
 		own := w.Account().Own()
 		require.LessOrEqual(e.t, own.Lease, 4*e.small())
-		own.ID, own.Beat, own.Lease, own.Passed, own.Shadows.Passed, own.Queue.Rate, own.Evicted.Sequence, own.Connections.Lease = 0, 0, 0, 0, 0, 0, 0, 0
+		own.ID, own.Beat, own.Lease, own.Passed, own.Paused, own.Shadows.Passed, own.Queue.Rate, own.Evicted.Sequence, own.Connections.Lease = 0, 0, 0, 0, 0, 0, 0, 0, 0
 		require.Equal(e.t, budget.Entry{}, own, "worker %d", i)
 		requireNothingLeft(e.t, w)
 	}

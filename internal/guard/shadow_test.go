@@ -25,6 +25,7 @@ func TestObserveDecidesAndDoesNothing(t *testing.T) {
 		for range uploads {
 			r, v := p.open(0, 4*mib)
 			all = append(all, r)
+			w.Data(p.now, r.connected, 64*kib)
 			if v.Action != Admit && v.Action != Pass {
 				continue
 			}
@@ -145,7 +146,7 @@ func TestAShadowOfWhoIsClosedAtItsFirstBytes(t *testing.T) {
 	for range 35 {
 		p.open(0, 4*mib)
 	}
-	p.read(195 * mib)
+	p.read(200*mib - 512*kib)
 	for w.Counts()[CountClosedConnections] == 0 {
 		p.open(0, 4*mib)
 	}

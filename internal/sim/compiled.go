@@ -311,7 +311,7 @@ func (c *Compiled) Left() string {
 		return c.err.Error()
 	}
 	for _, own := range c.shared().Entries {
-		own.ID, own.Beat, own.Lease, own.Passed, own.VM, own.Queue.Rate, own.Evicted.Sequence, own.Connections.Lease = 0, 0, 0, 0, 0, 0, 0, 0
+		own.ID, own.Beat, own.Lease, own.Passed, own.Paused, own.VM, own.Queue.Rate, own.Evicted.Sequence, own.Connections.Lease = 0, 0, 0, 0, 0, 0, 0, 0, 0
 		if own != (budget.Entry{}) {
 			return fmt.Sprintf("a worker: %+v", own)
 		}

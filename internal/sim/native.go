@@ -134,6 +134,10 @@ func (n *Native) OpenConnection(c *Conn) (refused bool) {
 func (n *Native) Data(c *Conn, bytes int64) (refused bool) {
 	w := n.workers[c.Worker]
 	n.wake(c.Worker, connections)
+	if bytes >= guard.LargeRead {
+		w.now = n.proxy.Now()
+		w.Mark(w.now)
+	}
 	if refused = w.Data(w.now, &c.Face.(*nativeConn).Connection, bytes); refused {
 		n.proxy.CloseDownstream(c)
 	}
@@ -155,6 +159,10 @@ func (n *Native) Headers(s *Stream, d Direction, length int64) (pause bool) {
 		return n.do(s, w.guard.Expect(w.now, &s.Face.(*nativeStream).Stream, length))
 	}
 	n.wake(s.Conn.Worker, requests)
+	if length != 0 {
+		w.now = n.proxy.Now()
+		w.Mark(w.now)
+	}
 	ns := &nativeStream{s: s, n: n}
 	s.Face = ns
 	n.streams[&ns.Stream] = s
@@ -197,6 +205,7 @@ func (n *Native) hurry(worker, plugin int, period Time) {
 func (n *Native) wake(worker, plugin int) {
 	if w := n.workers[worker]; w.Sleeps {
 		w.now = n.proxy.Now()
+		w.Mark(w.now)
 		w.Wake(w.now)
 		n.hurry(worker, plugin, guard.Tick)
 	}
@@ -332,7 +341,7 @@ func (n *Native) Estimate() (int64, bool) {
 func (n *Native) Left() string {
 	for i, w := range n.workers {
 		own := w.Account().Own()
-		own.ID, own.Beat, own.Lease, own.Passed, own.VM, own.Queue.Rate, own.Evicted.Sequence, own.Connections.Lease = 0, 0, 0, 0, 0, 0, 0, 0
+		own.ID, own.Beat, own.Lease, own.Passed, own.Paused, own.VM, own.Queue.Rate, own.Evicted.Sequence, own.Connections.Lease = 0, 0, 0, 0, 0, 0, 0, 0, 0
 		if own != (budget.Entry{}) {
 			return fmt.Sprintf("worker %d: %+v", i, own)
 		}
@@ -375,6 +384,9 @@ func (s *nativeStream) Header(string) string { return s.s.client.Class }
 
 // Visibility implements guard.Host.
 func (s *nativeStream) Visibility(budget.Direction) budget.Visibility { return budget.Counted }
+
+// HeaderBytes implements guard.Host: those of the model are small.
+func (s *nativeStream) HeaderBytes() int64 { return 0 }
 
 // Path implements guard.Host.
 func (s *nativeStream) Path() string { return "/" }

@@ -1,0 +1,78 @@
+package budget
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestKeeps(t *testing.T) {
+	var table Table
+	var k keeps
+	passed, now := int64(0), time.Minute
+	comes := func(n, reading, waits int64) int64 {
+		now += 25 * ms
+		passed += n
+		table.Reading = reading
+		k.observe(now, &table, passed, waits)
+		return table.Keeps
+	}
+	require.Zero(t, comes(0, 40*mib, 0))
+	require.InDelta(t, 1, table.keeps(), 0, "nothing is known: all of it may stay")
+	require.Zero(t, comes(31*mib, 60*mib, 0), "too little has passed to tell")
+	require.EqualValues(t, 500, comes(9*mib, 60*mib, 0), "20 of 40")
+	require.EqualValues(t, 1000, comes(40*mib, 140*mib, 0), "no more than has passed: the rest is something else")
+	require.EqualValues(t, 1000, comes(40*mib, 180*mib, 0))
+	for range 20 {
+		require.GreaterOrEqual(t, comes(40*mib, 180*mib, 0), int64(500), "it falls slowly")
+	}
+	for range 100 {
+		comes(40*mib, 180*mib, 0)
+	}
+	require.InDelta(t, keepsLeast, table.Keeps, 2, "the upstream may stall at any moment")
+	require.EqualValues(t, 1000, comes(40*mib, 220*mib, 0), "and then it rises at once")
+
+	// What waits stays, and says nothing of what passes.
+	for range 200 {
+		comes(40*mib, 220*mib, 0)
+	}
+	require.InDelta(t, keepsLeast, comes(40*mib, 280*mib, 60*mib), 2)
+
+	now += 11 * time.Second
+	require.Zero(t, comes(0, 280*mib, 60*mib), "what was learned is too old")
+	require.InDelta(t, 1, table.keeps(), 0)
+}
+
+// Of what passes for long in one pass of the event loop, each reading takes out what had passed when it was
+// asked for: without marks all of it counted twice, for the third of a second that such a pass takes.
+func TestWhatPassedSinceAReadingWasAskedFor(t *testing.T) {
+	b := open(t, 2)
+	a, poller := b.accounts[0], b.accounts[1]
+	b.readings(2, 40*mib)
+	s := b.stream(a)
+	reading := func(asked time.Duration, inUse int64) {
+		_, _, err := poller.Observe(b.now, asked, inUse)
+		require.NoError(t, err)
+	}
+	poller.learned.trend.keeps.learned = b.now
+	require.NoError(t, a.Change(b.now, func(t *Table) { t.Keeps = 500 }))
+	a.Mark(b.now)
+	for i := range int64(20) {
+		b.now += 15 * ms
+		a.Pass(b.now, s, Request, mib)
+		reading(b.now-ms, 40*mib+i*mib) // asked for before the last MiB
+		a.Mark(b.now)
+		require.LessOrEqual(t, a.Own().Fresh, 3*mib)
+		require.GreaterOrEqual(t, a.Table().Reading+a.Own().Fresh, 40*mib+(i+1)*mib, "and never less than there is")
+	}
+
+	// What is known to be gone is, until a reading tells.
+	was := a.Measured()
+	a.Free(b.now, mib)
+	require.Equal(t, was-mib, a.Measured())
+	b.now += 30 * ms
+	reading(b.now, 59*mib)
+	a.Mark(b.now)
+	require.Equal(t, 59*mib, a.Measured())
+}
