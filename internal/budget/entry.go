@@ -47,7 +47,7 @@ type Queue struct {
 	Waiting int64 // how many
 	Wanted  int64 // what they wait for
 	Held    int64 // their pause cost, and their headers
-	Come    int64 // what of it is there already, as far as that is seen; else all of it
+	Come    int64 // what of it is there already, as far as that is seen
 	Since   Time  // since when somebody waits without a break; 0 = nobody waits
 	Rate    int64 // bytes/s that the worker admits while somebody waits: the mean of the last 5 s of that
 }

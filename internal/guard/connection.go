@@ -108,7 +108,7 @@ func (w *Worker) Data(now Time, c *Connection, n int64) (refused bool) {
 		s := c.paused
 		if s.Shadow() {
 			n = max(min(n, s.pauseCost-c.arrived), 0) // it is not paused, and the rest passes
-		} else if s.state == queued && w.overflows(now, n) {
+		} else if s.state == queued && s.total() > int64(w.budget.Small) && w.overflows(now, n) {
 			w.refuseWaiting(now, s)
 			return !s.Shadow()
 		}
@@ -193,7 +193,7 @@ func (w *Worker) admitConnection(now Time, source *key, cost int64) bool {
 	// others from connecting. Without a recent reading the level is that of another time.
 	t := w.account.Table()
 	open := w.account.Own().Connections.Open + w.account.Others().Connections.Open
-	return t.Level < budget.Hard || t.Futile || w.account.Stale(now) || (open+1)*cost <= w.account.Floor() || w.account.Ask(now, cost, budget.Full) != budget.Denied
+	return t.Level < budget.Hard || t.Futile || w.account.Stale(now) || !w.measuresSoft(now) || (open+1)*cost <= w.account.Floor() || w.account.Ask(now, cost, budget.Full) != budget.Denied
 }
 
 // countConnections learns how many connections the other workers have, and, where the last are

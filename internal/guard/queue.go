@@ -14,7 +14,7 @@ import (
 type queue struct {
 	line     fairness.Line[Stream]
 	held     int64   // pause cost of those in it, and their headers
-	come     int64   // what of it is there already, as far as that is seen; else all of it
+	come     int64   // what of it is there already, as far as that is seen
 	resumed  bool    // the last tick that served them resumed one
 	credited *Stream // the one resumed since the last tick
 }

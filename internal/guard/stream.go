@@ -193,7 +193,9 @@ func (s *Stream) joinLine(now Time, small bool, cost, window int64) {
 	}
 	s.come += s.Kept()
 	w.held += cost + s.Kept()
-	w.come += s.come
+	if s.seesItsOwn() {
+		w.come += s.come
+	}
 	if c := s.connection; c != nil {
 		c.Waiting++
 		c.window += window
@@ -217,7 +219,9 @@ func (s *Stream) leaveLine() {
 	w := s.guard.worker
 	w.line.Leave(&s.waiter)
 	w.held -= s.pauseCost + s.Kept()
-	w.come -= s.come
+	if s.seesItsOwn() {
+		w.come -= s.come
+	}
 	if c := s.connection; c != nil {
 		c.Waiting--
 		c.window -= s.window
