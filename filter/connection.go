@@ -62,7 +62,7 @@ func (c *connection) OnDownstreamData(n int, _ bool) types.Action {
 			c.plugin.guard.TLS(machine.now, &c.Connection)
 		}
 	}
-	if n >= guard.LargeRead {
+	if n >= guard.LargeRead && machine.worker.Drains() {
 		machine.now = now()
 		machine.worker.Mark(machine.now)
 	}

@@ -134,7 +134,7 @@ func (n *Native) OpenConnection(c *Conn) (refused bool) {
 func (n *Native) Data(c *Conn, bytes int64) (refused bool) {
 	w := n.workers[c.Worker]
 	n.wake(c.Worker, connections)
-	if bytes >= guard.LargeRead {
+	if bytes >= guard.LargeRead && w.Drains() {
 		w.now = n.proxy.Now()
 		w.Mark(w.now)
 	}
@@ -159,7 +159,7 @@ func (n *Native) Headers(s *Stream, d Direction, length int64) (pause bool) {
 		return n.do(s, w.guard.Expect(w.now, &s.Face.(*nativeStream).Stream, length))
 	}
 	n.wake(s.Conn.Worker, requests)
-	if length != 0 {
+	if length != 0 && w.Drains() {
 		w.now = n.proxy.Now()
 		w.Mark(w.now)
 	}
