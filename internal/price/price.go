@@ -39,9 +39,11 @@ type Model struct {
 	x      [states]float64
 	p      [states][states]float64
 	h      [states]float64 // of the last reading
-	gain   [states]float64 // P Hᵀ
+	gain   [states]float64 // P Hᵀ ÷ √S
+	was    [states]float64 // the variances before an update
 	active [states]int32   // the states that a reading works on, the first used of them
 	used   int
+	end    int32              // one more than the last of them
 	stocks [1 + MaxKeys]stock // connections, and keys
 
 	rise, fall, moved float64 // of the counts since the last reading, at their prices; moved is squared
@@ -98,8 +100,8 @@ func (m *Model) Observe(now time.Duration, reading, connections, connectionPrior
 	}
 	z := clamp(reading)
 	steps := 0.
-	if m.begun && now > m.at {
-		steps = min(float64(now-m.at)/float64(step), maxSteps)
+	if m.begun {
+		steps = min(max(float64(now-m.at)/float64(step), 0), maxSteps)
 	}
 	m.at = now
 	z -= m.count(connections, connectionPrior, keys)
@@ -130,10 +132,11 @@ func (m *Model) predict(steps float64) {
 	m.limit(base, most*most)
 	m.p[share][share] += sq(.02*shareSD) * steps
 	m.limit(share, shareSD*shareSD)
+	taken := reused * min(m.rise, m.x[kept])
+	m.x[kept] -= taken
 	k := m.x[kept]
-	taken := min(reused*m.rise, k)
 	m.p[kept][kept] += sq(keptOfFall*m.fall) + sq(taken) + sq(keptRelease*k)*steps
-	m.limit(kept, sq(max(k, keptOfFall*m.fall)))
+	m.limit(kept, sq(max(k+taken, keptOfFall*m.fall)))
 	for i := range m.stocks {
 		s := &m.stocks[i]
 		if s.n > 0 {
@@ -143,45 +146,50 @@ func (m *Model) predict(steps float64) {
 	}
 }
 
-// correct is the update with one reading.
+// correct is the update with one reading. The rows of P are those in use; in a row the work is over all
+// states up to the last in use, because what is not in use is 0 there.
 func (m *Model) correct(z float64) {
-	active := m.active[:m.used]
-	s, expected := 0., 0.
+	active, end := m.active[:m.used], m.end
+	h, gain := m.h[:end], m.gain[:end]
+	clear(gain)
+	expected := 0.
 	for _, i := range active {
-		row, g := &m.p[i], 0.
-		for _, j := range active {
-			g += row[j] * m.h[j]
+		if h[i] == 0 {
+			continue
 		}
-		m.gain[i] = g
-		s += m.h[i] * g
-		expected += m.h[i] * m.x[i]
+		expected += h[i] * m.x[i]
+		row, hi := m.p[i][:len(gain)], h[i]
+		for j := range gain {
+			gain[j] += row[j] * hi // P is symmetric
+		}
+	}
+	s := 0.
+	for _, i := range active {
+		s += h[i] * gain[i]
 	}
 	s = max(s, 0) + m.noise*readingNoise*readingNoise + lag*m.moved
 	m.previous, m.innovation = m.innovation, z-expected
-	keptMost := m.x[kept] + m.fall
-	for _, i := range active {
-		m.x[i] += m.gain[i] * m.innovation / s
+	root := math.Sqrt(s)
+	for j := range gain {
+		gain[j] /= root
 	}
 	for _, i := range active {
-		row, g := &m.p[i], m.gain[i]/s
-		for _, j := range active {
-			row[j] -= g * m.gain[j]
-		}
-		row[i] = max(row[i], least)
+		m.x[i] += gain[i] * m.innovation / root
 	}
-	m.truncate(keptMost)
+	m.subtract(gain)
+	m.truncate()
 	m.adapt(s)
 }
 
-// truncate uses that no state is below 0, nor the kept above what it can be. One that is, or is tied
-// to one that is, gets the mean and the variance of the part of its distribution that may be (Simon and
-// Simon, Constrained Kalman filtering via density function truncation, 2010):
+// truncate uses that no state is below 0. One that is gets the mean and the variance of the part of its
+// distribution that may be (Simon and Simon, Constrained Kalman filtering via density function
+// truncation, 2010):
 //
 //	α = −x ÷ σ     λ = φ(α) ÷ Q(α)     x⁺ = σ (λ − α)     σ²⁺ = σ² (1 + αλ − λ²)
 //
 // What is tied to it moves too, so that what is known of their sum stays: clipped each by itself, two
 // keys that rise together drove each other to the sky.
-func (m *Model) truncate(keptMost float64) {
+func (m *Model) truncate() {
 	active := m.active[:m.used]
 	for range truncations {
 		worst, by := int32(-1), 0.
@@ -197,38 +205,57 @@ func (m *Model) truncate(keptMost float64) {
 		lambda := math.Exp(-alpha*alpha/2) / math.Sqrt(2*math.Pi) / (math.Erfc(alpha/math.Sqrt2) / 2)
 		m.condition(worst, math.Sqrt(m.p[worst][worst])*(lambda-alpha), 1+alpha*lambda-lambda*lambda)
 	}
-	if m.x[kept] > keptMost {
-		m.condition(kept, keptMost, 1)
-	}
 	for _, i := range active {
 		m.x[i] = min(max(m.x[i], 0), most)
 	}
 }
 
 const (
-	truncations = 16 // in one reading: a bound of the work. TestRandomWorlds
-	mostAlpha   = 6  // FuzzObserve
+	truncations = 8 // in one reading: a bound of the work. TestRandomWorlds
+	mostAlpha   = 6 // FuzzObserve
 )
 
 // condition moves a state to where it must be, its variance to a share of what it was, and what is tied
 // to it by P with it.
 func (m *Model) condition(i int32, to, share float64) {
-	active, row, v := m.active[:m.used], m.p[i], m.p[i][i]
-	by, f := (to-m.x[i])/v, (1-share)/v
-	for _, j := range active {
-		m.x[j] += row[j] * by
-		for _, k := range active {
-			m.p[j][k] -= row[j] * row[k] * f
-		}
-		m.p[j][j] = max(m.p[j][j], least)
+	tied := m.gain[:m.end] // not needed any more
+	copy(tied, m.p[i][:])
+	v := tied[i]
+	by, f := (to-m.x[i])/v, math.Sqrt((1-share)/v)
+	for _, j := range m.active[:m.used] {
+		m.x[j] += tied[j] * by
 	}
 	m.x[i] = to
+	for j := range tied {
+		tied[j] *= f
+	}
+	m.subtract(tied)
+}
+
+// subtract is P − u uᵀ. Where next to nothing stays of a variance, what stays of its row is the rounding
+// of what was there: that is dropped, so that P has no negative eigenvalue.
+func (m *Model) subtract(u []float64) {
+	active := m.active[:m.used]
+	for _, i := range active {
+		row, f := m.p[i][:len(u)], u[i]
+		m.was[i] = row[i]
+		for j := range u {
+			row[j] -= f * u[j]
+		}
+	}
+	for _, i := range active {
+		if v := m.p[i][i]; v < least || v < rounding*m.was[i] {
+			m.untie(int(i))
+			m.p[i][i] = max(v, least, rounding*m.was[i])
+		}
+	}
 }
 
 const (
 	unit = 1 << 20 // of bounds: so all states are bytes, and variances comparable
 
-	least = 1 // of a variance: rounding must not make it negative. FuzzObserve
+	rounding = 1e-10 // FuzzObserve
+	least    = 1     // of a variance: rounding must not make it negative. FuzzObserve
 
 	adapts      = .01 // TestABystanderIsNotBlamed; faster, and TestAPriceFollowsTheWorld fails
 	worstNoise  = 64  // TestABystanderIsNotBlamed

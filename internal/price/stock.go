@@ -11,10 +11,11 @@ type stock struct {
 	id     uint64
 	taken  bool
 	live   bool    // P ties it to others: it is in use, or was just now
+	first  float64 // deviation of the price before anything is known, at least
 	prior  float64 // as configured
 	n      float64 // at the last reading
 	next   float64 // at this one
-	peak   float64 // of n, halving every minute in use
+	peak   float64 // of n, fading in use
 	anchor float64 // n when it last moved
 	moves  int     // how often n was another one
 	uses   int     // readings with any
@@ -22,7 +23,8 @@ type stock struct {
 }
 
 const (
-	firstSD = 600 << 10 // deviation of a price before anything is known. TestRecordedSeries
+	keySD        = 600 << 10 // TestRandomWorlds
+	connectionSD = 300 << 10 // one price for all, that a few must not teach. TestRecordedSeries
 
 	parks = 2 * time.Second  // without any: the fall tells of the price too. TestParkedKeysCostNothing
 	gone  = 30 * time.Second // without any: another key may take the place. TestKeysThatAreGoneMakePlace
@@ -36,12 +38,12 @@ const (
 	mostPrior      = 1 << 30   // FuzzObserve
 	mostCount      = 1 << 24   // FuzzObserve
 
-	peakHalf = time.Minute // TestAPriceThatMattersNoMore
-	peakGap  = time.Second // a key that comes back after a night is still known. TestAPriceThatMattersNoMore
+	peakFades = time.Minute // to 1 in e. TestAPriceThatMattersNoMore
+	peakGap   = time.Second // a key that comes back after a night is still known. TestAPriceThatMattersNoMore
 )
 
 // deviation of the price before anything is known, and the most that time makes of it.
-func (s *stock) deviation() float64 { return max(firstSD, s.prior/2) }
+func (s *stock) deviation() float64 { return max(s.first, s.prior/2) }
 
 // count takes what there is at this reading, and returns what the keys cost that found no place, as
 // configured.
@@ -51,7 +53,7 @@ func (m *Model) count(connections, connectionPrior int64, keys []Count) (others 
 	}
 	c := &m.stocks[0]
 	if !c.taken {
-		m.take(0, 0)
+		m.take(0, 0, connectionSD)
 	}
 	m.add(0, connections, connectionPrior)
 	at := 0 // keys mostly come in the order of the last reading: where the search begins
@@ -99,27 +101,31 @@ func (m *Model) find(id uint64, after int) int {
 		}
 	}
 	if best != 0 {
-		m.take(best, id)
+		m.take(best, id, keySD)
 	}
 	return best
 }
 
 // take begins a stock anew: nothing of the key that had the place stays.
-func (m *Model) take(i int, id uint64) {
+func (m *Model) take(i int, id uint64, first float64) {
 	m.park(i)
-	m.stocks[i] = stock{id: id, taken: true}
+	m.stocks[i] = stock{id: id, taken: true, first: first}
 }
 
-// park drops what ties a price to others.
+// park takes a stock out of use.
 func (m *Model) park(i int) {
 	m.stocks[i].live = false
-	i += first
+	m.untie(first + i)
+	m.h[first+i] = 0
+}
+
+// untie drops what ties a state to others. P stays a covariance, and only knows less.
+func (m *Model) untie(i int) {
 	for j := range m.p {
 		if j != i {
 			m.p[i][j], m.p[j][i] = 0, 0
 		}
 	}
-	m.h[i] = 0
 }
 
 // settle moves the counts to those of this reading, and finds which states are in use.
@@ -150,14 +156,13 @@ func (m *Model) settle() {
 			m.used++
 		}
 	}
+	m.end = m.active[m.used-1] + 1
 	m.rise, m.fall, m.moved = min(m.rise, most), min(m.fall, most), min(m.moved, most*most)
 }
 
 // use moves to the next count, and says what was seen.
 func (s *stock) use(now time.Duration) {
-	if now > s.seen && s.uses > 0 {
-		s.peak *= math.Exp2(-float64(min(now-s.seen, peakGap)) / float64(peakHalf))
-	}
+	s.peak -= s.peak * float64(min(max(now-s.seen, 0), peakGap)) / float64(peakFades)
 	s.n, s.seen = s.next, now
 	s.peak = max(s.peak, s.n)
 	s.uses = min(s.uses+1, math.MaxInt32)
