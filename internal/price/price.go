@@ -40,7 +40,6 @@ type Model struct {
 	p      [states][states]float64
 	h      [states]float64 // of the last reading
 	gain   [states]float64 // P Hᵀ ÷ √S
-	was    [states]float64 // the variances before an update
 	active [states]int32   // the states that a reading works on, the first used of them
 	used   int
 	end    int32              // one more than the last of them
@@ -77,7 +76,7 @@ const (
 	step     = 25 * time.Millisecond
 	maxSteps = 40 // a gap in the readings is no reason to forget: TestObserveOddReadings
 
-	most = 1 << 50 // of any argument: squares of more would be no numbers. FuzzObserve
+	most = 1 << 42 // of any argument and state: the squares of counts × prices are still numbers. FuzzObserve
 
 	readingNoise = 1 << 20    // deviation of a reading. TestRandomWorlds
 	baseDrift    = 200 << 10  // deviation that base gains in a step. TestBaseFollowsALeak
@@ -167,7 +166,8 @@ func (m *Model) correct(z float64) {
 	for _, i := range active {
 		s += h[i] * gain[i]
 	}
-	s = max(s, 0) + m.noise*readingNoise*readingNoise + lag*m.moved
+	s = max(s, 0)
+	s += max(m.noise*readingNoise*readingNoise+lag*m.moved, digits*s)
 	m.previous, m.innovation = m.innovation, z-expected
 	root := math.Sqrt(s)
 	for j := range gain {
@@ -232,21 +232,20 @@ func (m *Model) condition(i int32, to, share float64) {
 	m.subtract(tied)
 }
 
-// subtract is P − u uᵀ. Where next to nothing stays of a variance, what stays of its row is the rounding
-// of what was there: that is dropped, so that P has no negative eigenvalue.
+// subtract is P − u uᵀ. Of a variance that falls below the least only rounding is left in its row: that
+// is dropped.
 func (m *Model) subtract(u []float64) {
 	active := m.active[:m.used]
 	for _, i := range active {
 		row, f := m.p[i][:len(u)], u[i]
-		m.was[i] = row[i]
 		for j := range u {
 			row[j] -= f * u[j]
 		}
 	}
 	for _, i := range active {
-		if v := m.p[i][i]; v < least || v < rounding*m.was[i] {
+		if m.p[i][i] < least {
 			m.untie(int(i))
-			m.p[i][i] = max(v, least, rounding*m.was[i])
+			m.p[i][i] = least
 		}
 	}
 }
@@ -254,14 +253,14 @@ func (m *Model) subtract(u []float64) {
 const (
 	unit = 1 << 20 // of bounds: so all states are bytes, and variances comparable
 
-	rounding = 1e-10 // FuzzObserve
-	least    = 1     // of a variance: rounding must not make it negative. FuzzObserve
+	digits = 1e-9 // of what is not known, which a reading leaves: less is rounding. FuzzObserve
+	least  = 1    // of a variance: rounding must not make it negative. FuzzObserve
 
 	adapts      = .01 // TestABystanderIsNotBlamed; faster, and TestAPriceFollowsTheWorld fails
 	worstNoise  = 64  // TestABystanderIsNotBlamed
 	worstWander = 400 // TestABystanderIsNotBlamed
-	outlier     = 9   // three deviations, squared: one reading does not make a restless world
-	calms       = .1  // of a deviation, squared, is no sign that base wanders
+	outlier     = 9   // three deviations, squared: one reading is no restless world. TestCachesThatHold
+	calms       = .1  // of a deviation, squared, is no sign that base wanders. TestCachesThatHold
 )
 
 // adapt learns how restless the world is: E ν² is S, and ν has no memory, where the model is true.
@@ -311,14 +310,14 @@ func (m *Model) limit(i int, variance float64) {
 func (m *Model) Price(id uint64) (bytes int64, known bool) {
 	for i := 1; i < len(m.stocks); i++ {
 		if s := &m.stocks[i]; s.taken && s.id == id {
-			return m.inForce(i, sure)
+			return m.inForce(i)
 		}
 	}
 	return 0, false
 }
 
 // Connection is what one more connection without a stream costs.
-func (m *Model) Connection() (bytes int64, known bool) { return m.inForce(0, sureConnection) }
+func (m *Model) Connection() (bytes int64, known bool) { return m.inForce(0) }
 
 // Innovation is what the last reading was more than expected, bytes.
 func (m *Model) Innovation() int64 { return int64(m.innovation) }

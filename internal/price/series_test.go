@@ -85,7 +85,7 @@ func TestRecordedSeries(t *testing.T) {
 				if enough < 0 && n >= 100 {
 					enough = i
 				}
-				if _, known := m.inForce(test.stock, sure); known && knownAt < 0 {
+				if _, known := m.inForce(test.stock); known && knownAt < 0 {
 					knownAt = n
 				}
 			}

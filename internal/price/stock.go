@@ -32,11 +32,8 @@ const (
 	manyMoves = 4  // TestAConstantCountTellsNothing
 	moveShare = 16 // of the peak, which a move is at least. TestAConstantCountTellsNothing
 
-	sure           = 150 << 10 // TestABystanderIsNotBlamed
-	sureConnection = 100 << 10 // one mistake makes each connection dear, not those of a key
-	certain        = 2         // deviations from what is configured. TestABystanderIsNotBlamed
-	mostPrior      = 1 << 30   // FuzzObserve
-	mostCount      = 1 << 24   // FuzzObserve
+	sure    = 150 << 10 // TestABystanderIsNotBlamed
+	certain = 4         // deviations from what is configured. TestABystanderIsNotBlamed
 
 	peakFades = time.Minute // to 1 in e. TestAPriceThatMattersNoMore
 	peakGap   = time.Second // a key that comes back after a night is still known. TestAPriceThatMattersNoMore
@@ -63,7 +60,7 @@ func (m *Model) count(connections, connectionPrior int64, keys []Count) (others 
 			continue
 		}
 		if at = m.find(k.ID, at); at == 0 {
-			others += min(clamp(k.N), mostCount) * min(clamp(k.Prior), mostPrior)
+			others += clamp(k.N) * clamp(k.Prior)
 			continue
 		}
 		m.add(at, k.N, k.Prior)
@@ -74,8 +71,8 @@ func (m *Model) count(connections, connectionPrior int64, keys []Count) (others 
 // add counts n more of a stock.
 func (m *Model) add(i int, n, prior int64) {
 	s := &m.stocks[i]
-	s.prior = min(clamp(prior), mostPrior)
-	s.next = min(s.next+clamp(n), mostCount)
+	s.prior = clamp(prior)
+	s.next = min(s.next+clamp(n), most)
 	if s.uses == 0 {
 		m.x[first+i], m.p[first+i][first+i] = s.prior, sq(s.deviation())
 	}
@@ -157,7 +154,6 @@ func (m *Model) settle() {
 		}
 	}
 	m.end = m.active[m.used-1] + 1
-	m.rise, m.fall, m.moved = min(m.rise, most), min(m.fall, most), min(m.moved, most*most)
 }
 
 // use moves to the next count, and says what was seen.
@@ -173,7 +169,7 @@ func (s *stock) use(now time.Duration) {
 
 // inForce is the price that is asked for. It is what was learned only where that is sure, where enough
 // counts were seen, and where it matters: a wrong high price locks out who does no harm.
-func (m *Model) inForce(i int, sure float64) (bytes int64, known bool) {
+func (m *Model) inForce(i int) (bytes int64, known bool) {
 	s := &m.stocks[i]
 	mean, sd := m.x[first+i], math.Sqrt(m.p[first+i][first+i])
 	off := math.Abs(mean - s.prior)
