@@ -17,13 +17,16 @@ import (
 //	P⁻ = P + Q     S = H P⁻ Hᵀ + R     ν = z − H x     x = x⁻ + P⁻ Hᵀ ν ÷ S     P = P⁻ − P⁻ Hᵀ H P⁻ ÷ S
 //
 // What a constant count costs cannot be told from base, and P says so: only a count that changes
-// makes a price sure. Three things are added.
+// makes a price sure. Four things are added.
 //
-// An allocator's caches hold on to memory when streams end. That is kept: it is uncertain only where
-// counts fall, never more than what fell, and so neither prices nor base take it.
+// An allocator's caches hold on to memory when streams end. That is kept: it becomes uncertain where
+// counts fall, what rises takes of it first, and so neither prices nor base take it.
 //
 // Noise is not known beforehand. R and base's part of Q grow while ν is larger than S says, or of one
 // sign (Mehra 1970), so that nobody is blamed for a restless world.
+//
+// Prices wander slowly, and may change at once. Two readings in a row beyond three deviations, to the
+// same side, make all prices in use unsure again.
 //
 // A key without streams for a while is parked: its price stays, what ties it to others is dropped,
 // and a reading does no work for it.
@@ -78,17 +81,17 @@ const (
 
 	most = 1 << 42 // of any argument and state: the squares of counts × prices are still numbers. FuzzObserve
 
-	readingNoise = 1 << 20    // deviation of a reading. TestRandomWorlds
+	readingNoise = 1 << 20    // deviation of a reading. TestAPriceFollowsTheWorld
 	baseDrift    = 200 << 10  // deviation that base gains in a step. TestBaseFollowsALeak
 	shareFirst   = .25 * unit // TestRecordedSeries
 	shareSD      = .5 * unit  // TestRecordedSeries
 	drift        = .004       // of a price and driftOf, which it gains as deviation in a step in use. TestAPriceFollowsTheWorld
-	driftOf      = 128 << 10  // TestAPriceFollowsTheWorld
+	driftOf      = 128 << 10  // TestABystanderIsNotBlamed
 
 	keptOfFall  = .3  // of what fell, the deviation of what is kept. TestCachesThatHold
 	reused      = .5  // of what rises, the deviation of what it takes of the kept. TestCachesThatHold
 	keptRelease = .02 // of the kept, its deviation in a step: caches give back at once. TestCachesThatHold
-	lag         = .25 // of what moved, squared: counts are a tick old. TestRecordedSeries
+	lag         = .25 // of what moved, squared: counts are a tick old. TestABystanderIsNotBlamed
 )
 
 // Observe takes a reading with what there was then. Connections are those without a stream. A reading
@@ -254,7 +257,7 @@ const (
 	unit = 1 << 20 // of bounds: so all states are bytes, and variances comparable
 
 	digits = 1e-9 // of what is not known, which a reading leaves: less is rounding. FuzzObserve
-	least  = 1    // of a variance: rounding must not make it negative. FuzzObserve
+	least  = 1    // of a variance: one divides by it. FuzzObserve
 
 	adapts      = .01 // TestABystanderIsNotBlamed; faster, and TestAPriceFollowsTheWorld fails
 	worstNoise  = 64  // TestABystanderIsNotBlamed
