@@ -44,6 +44,9 @@ func (s *stream) Visibility(d budget.Direction) budget.Visibility {
 	return budget.Announced
 }
 
+// HeaderBytes implements guard.Host.
+func (s *stream) HeaderBytes() int64 { return s.headers }
+
 // Path implements guard.Host.
 func (s *stream) Path() string { return s.path }
 

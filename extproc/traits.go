@@ -18,6 +18,7 @@ type traits struct {
 	path, method, route, cluster, virtualHost, source, protocol string
 	header                                                      string // that by which requests are told apart
 	connection                                                  uint64 // Envoy's id; 0 = not told
+	headers                                                     int64  // bytes of all of them
 	has                                                         attribute
 }
 
@@ -42,6 +43,7 @@ const (
 func (s *stream) readRequest(h *extprocv3.HttpHeaders) (length int64) {
 	length = budget.Unknown
 	for _, f := range h.GetHeaders().GetHeaders() {
+		s.headers += int64(len(f.GetKey()) + len(f.GetRawValue()) + len(f.GetValue()))
 		switch f.GetKey() {
 		case ":path":
 			s.path = value(f)

@@ -61,6 +61,10 @@ func (c *connection) OnDownstreamData(n int, _ bool) types.Action {
 			c.plugin.guard.TLS(machine.now, &c.Connection)
 		}
 	}
+	if n >= guard.LargeRead {
+		machine.now = now()
+		machine.worker.Mark(machine.now)
+	}
 	machine.arrived = &c.Connection
 	if machine.worker.Data(machine.now, &c.Connection, int64(n)) {
 		// What came is thrown away: Envoy would keep it until the pass of its event loop has ended.

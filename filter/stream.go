@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/binary"
 	"strings"
 	"unsafe"
 
@@ -61,7 +62,12 @@ func (s *stream) OnHttpRequestHeaders(_ int, end bool) (action types.Action) {
 		s.plugin.looked = true
 		s.Connection() // else nobody asks before one has to wait
 	}
-	return s.do(g.Open(machine.now, &s.Stream, s, length(end, requestHeaders)))
+	n := length(end, requestHeaders)
+	if n != 0 {
+		machine.now = now()
+		machine.worker.Mark(machine.now)
+	}
+	return s.do(g.Open(machine.now, &s.Stream, s, n))
 }
 
 // OnHttpRequestBody implements types.HttpContext.
@@ -231,6 +237,18 @@ func (s *stream) Describe(header string) (l reservoir.Labels) {
 
 // Visibility implements guard.Host.
 func (s *stream) Visibility(budget.Direction) budget.Visibility { return budget.Counted }
+
+// HeaderBytes implements guard.Host. Without the network filter nobody tells that it is worth a call.
+func (s *stream) HeaderBytes() int64 {
+	if s.arrived == nil {
+		return 0
+	}
+	text, _ := propertyOf("request\x00total_size") // of which no body has come yet
+	if len(text) != 8 {
+		return 0
+	}
+	return max(int64(binary.LittleEndian.Uint64([]byte(text))), 0)
+}
 
 // Path implements guard.Host.
 func (s *stream) Path() string { return s.Header(":path") }

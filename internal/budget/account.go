@@ -136,6 +136,36 @@ func (a *Account) Stale(now Time) bool {
 // this worker must count them.
 func (a *Account) Estimate(now Time) int64 { return a.estimate(a.Stale(now)) }
 
+// Mark has what passes from now on be told from what has passed before, when a reading is asked for
+// about now.
+// Unlike elsewhere now has to be the time, and not that of the last tick.
+func (a *Account) Mark(now Time) {
+	if now-a.fresh.marks[a.fresh.last].at < markEvery {
+		return
+	}
+	_ = a.Refresh(now) // without it, a little later
+	a.notice(now)
+	if now-a.fresh.marks[a.fresh.last].at >= markEvery {
+		a.fresh.mark(now)
+	}
+}
+
+// Measured is what is in use by the last reading and by what has passed since that was asked for,
+// as far as what passes has lately stayed, and without what is still coming, bytes. It counts hardly
+// anything twice, and is no upper bound: what others have passed since they last published is not in
+// it. Who is let in goes by Estimate; by this, who may wait.
+func (a *Account) Measured() int64 {
+	t := &a.shared.table
+	return t.Reading + int64(t.keeps()*float64(a.shared.others.Fresh+a.own.Fresh)) - a.fresh.freed
+}
+
+// Free notes that n bytes go that are in a reading or have passed since: until the next reading,
+// Measured knows of it by this alone.
+func (a *Account) Free(now Time, n int64) {
+	a.fresh.freed += n
+	a.fresh.freedAt = now
+}
+
 func (a *Account) estimate(stale bool) int64 {
 	if stale {
 		return a.shared.table.Base + a.shared.others.Bounds + a.shared.others.Coming + a.own.Bounds + a.own.Coming

@@ -82,7 +82,7 @@ func (b *books) stored() *Table {
 // stream opens one with caps so large that they don't matter, and no cost.
 func (b *books) stream(a *Account) *Stream {
 	s := &Stream{}
-	a.Open(b.now, s, nil, new(Sum), 0, 1<<40, 1<<40)
+	a.Open(b.now, s, nil, new(Sum), 0, 0, 1<<40, 1<<40)
 	return s
 }
 
@@ -97,7 +97,7 @@ func TestEstimateWithoutAReading(t *testing.T) {
 	b.readings(3, 190*mib)
 	require.GreaterOrEqual(t, a.Estimate(b.now), 190*mib)
 	s, far := &Stream{}, b.stream(other)
-	a.Open(b.now, s, nil, new(Sum), 0, mib, mib)
+	a.Open(b.now, s, nil, new(Sum), 0, 0, mib, mib)
 	a.Pass(b.now, s, Request, 10*mib)
 	a.Expect(b.now, s, Response, 100*kib, 100*kib, 0)
 	other.Pass(b.now, far, Request, 3*mib)

@@ -98,7 +98,7 @@ func TestAFullResponseIsFreeUntilTheNextReading(t *testing.T) {
 	a := b.accounts[0]
 	b.readings(2, 40*mib)
 	s := &Stream{}
-	a.Open(b.now, s, nil, new(Sum), 16*kib, mib, 128*kib)
+	a.Open(b.now, s, nil, new(Sum), 16*kib, 0, mib, 128*kib)
 	a.Enlarge(b.now, s)
 	a.Expect(b.now, s, Response, 4*mib, 128*kib, 0)
 	require.True(t, s.PassesUnbooked(128*kib), "as coming")

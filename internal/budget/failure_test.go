@@ -60,7 +60,7 @@ func TestContentionAndFailuresAreBusy(t *testing.T) {
 			// A life in which nothing works.
 			s, c := &Stream{}, &Connection{}
 			a.OpenConnection(c, 29*kib)
-			a.Open(now, s, nil, new(Sum), 16*kib, mib, mib)
+			a.Open(now, s, nil, new(Sum), 16*kib, 0, mib, mib)
 			a.Expect(now, s, Request, mib, mib, 0)
 			a.Cover(now)
 			for range 20 {

@@ -1,20 +1,41 @@
 package budget
 
-// fresh is what has passed since the readings, in two generations. It knows neither the account nor
-// a stream.
+import (
+	"math"
+	"time"
+)
+
+// fresh is what has passed since the readings. It knows neither the account nor a stream.
 //
-// A reading has each byte that had passed when it was asked for. When one comes that was asked for
-// after the last rotation, the older generation is in it, and goes; the younger becomes the older.
-// So each byte is counted until a reading has it, and at most for two readings longer.
+// A reading has each byte that had passed when it was asked for. What has passed is told apart by
+// marks: what was added before a mark, which was made before a reading was asked for, is in that
+// reading, and goes when it comes. The rest stays. With each mark a generation ends: a message adds
+// no more than it can hold to each.
+//
+// A mark is made when a reading is noticed, and in a pass of the event loop that takes long: there
+// several readings may come before the next tick.
 type fresh struct {
 	_ [0]func() // no two are compared: the function that could would only take room in the .wasm
 
-	passed   [2]int64 // in this generation, and in the one before
-	reusable int64    // of passed[0]: what is gone again, for what comes next
-	gen      uint32   // number of this generation
-	rotated  Time
-	noticed  uint64 // sequence of the last reading noticed
+	total    int64 // all that was ever added
+	kept     int64 // of it, what no reading has yet, as far as it is known
+	reusable int64 // of this generation: what is gone again, for what comes next
+	gen      uint32
+	noticed  uint64   // sequence of the last reading noticed
+	marks    [32]mark // a ring
+	last     int      // place of the last
+	freed    int64    // what went since of what waited: see Account.Free
+	freedAt  Time
 }
+
+// mark is what total was.
+type mark struct {
+	at    Time
+	total int64
+}
+
+// markEvery is the least time between two marks in a pass of the event loop.
+const markEvery = 25 * time.Millisecond // TestWhatPassedSinceAReadingWasAskedFor
 
 // add counts n more bytes, of which some may be those that others have given back: the allocator
 // gives them out again. It returns how many are new.
@@ -22,7 +43,8 @@ func (f *fresh) add(n int64) int64 {
 	again := min(n, f.reusable)
 	f.reusable -= again
 	n -= again
-	f.passed[0] += n
+	f.total += n
+	f.kept += n
 	return n
 }
 
@@ -34,21 +56,35 @@ func (f *fresh) giveBack(gen uint32, n int64) {
 	}
 }
 
-// notice rotates the generations when there is a reading that was asked for after the last
-// rotation, and returns how many bytes are in it.
+// mark ends a generation.
+func (f *fresh) mark(now Time) {
+	f.last = (f.last + 1) % len(f.marks)
+	f.marks[f.last] = mark{now, f.total}
+	f.gen++
+	f.reusable = 0
+}
+
+// notice takes out what is in a reading that is new, and returns how many bytes that are.
 func (f *fresh) notice(now Time, sequence uint64, asked Time) (in int64, rotates bool) {
 	if sequence == f.noticed {
 		return 0, false
 	}
 	f.noticed = sequence
-	if asked <= f.rotated {
-		return 0, false
+	if asked > f.freedAt {
+		f.freed = 0
 	}
-	in = f.passed[1]
-	f.passed[0], f.passed[1], f.reusable = 0, f.passed[0], 0
-	f.gen++
-	f.rotated = now
-	return in, true
+	since := int64(math.MaxInt64)
+	for i := range f.marks {
+		if m := &f.marks[i]; m.at < asked {
+			since = min(since, f.total-m.total)
+		}
+	}
+	in = max(f.kept-since, 0)
+	f.kept -= in
+	if rotates = asked > f.marks[f.last].at; rotates {
+		f.mark(now)
+	}
+	return in, rotates || in > 0
 }
 
 // cost is something that was added to fresh: it can be given back in its generation alone.

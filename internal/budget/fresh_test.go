@@ -73,7 +73,7 @@ func TestAStreamAddsAtMostItsCapPerGeneration(t *testing.T) {
 	a := b.accounts[0]
 	b.readings(2, 40*mib)
 	s := &Stream{}
-	a.Open(b.now, s, nil, new(Sum), 0, 100*kib, 200*kib)
+	a.Open(b.now, s, nil, new(Sum), 0, 0, 100*kib, 200*kib)
 	for range 1000 {
 		a.Pass(b.now, s, Request, mib)
 		a.Pass(b.now, s, Response, mib)
@@ -102,7 +102,7 @@ func TestCostIsUsedAgainWhileFresh(t *testing.T) {
 		a := b.accounts[0]
 		b.readings(2, 40*mib)
 		s, c := &Stream{}, &Connection{}
-		a.Open(b.now, s, nil, new(Sum), 16*kib, mib, mib)
+		a.Open(b.now, s, nil, new(Sum), 16*kib, 0, mib, mib)
 		a.OpenConnection(c, 29*kib)
 		require.Equal(t, 45*kib, a.Own().Fresh)
 		a.RaiseConnection(c, 60*kib)
@@ -114,11 +114,11 @@ func TestCostIsUsedAgainWhileFresh(t *testing.T) {
 		a.CloseConnection(c)
 		require.Equal(t, want.closed, a.Own().Fresh, "after %d generations", generations)
 		s2, c2 := &Stream{}, &Connection{}
-		a.Open(b.now, s2, nil, new(Sum), 16*kib, mib, mib)
+		a.Open(b.now, s2, nil, new(Sum), 16*kib, 0, mib, mib)
 		a.OpenConnection(c2, 29*kib)
 		a.RaiseConnection(c2, 60*kib)
 		require.Equal(t, want.again, a.Own().Fresh, "after %d generations", generations)
-		require.Equal(t, want.again, a.fresh.passed[0]+a.fresh.passed[1])
+		require.Equal(t, want.again, a.fresh.kept)
 		a.Close(b.now, s2)
 		a.CloseConnection(c2)
 		a.Close(b.now, s)
@@ -142,7 +142,7 @@ func TestARaisedConnectionIsNeverTakenBackTwice(t *testing.T) {
 			a.RaiseConnection(c, 60*kib)
 			b.readings(after, 40*mib)
 			a.CloseConnection(c)
-			require.GreaterOrEqual(t, min(a.fresh.passed[0], a.fresh.passed[1], a.Own().Fresh), int64(0))
+			require.GreaterOrEqual(t, min(a.fresh.kept, a.fresh.reusable, a.Own().Fresh), int64(0))
 			b.readings(3, 40*mib)
 			require.Zero(t, a.Own().Fresh)
 		}
@@ -156,7 +156,7 @@ func TestAPausedRequestCostsWhatItLeavesUnread(t *testing.T) {
 	a := b.accounts[0]
 	b.readings(2, 40*mib)
 	s := &Stream{}
-	a.Open(b.now, s, nil, new(Sum), 0, 128*kib, 128*kib)
+	a.Open(b.now, s, nil, new(Sum), 0, 0, 128*kib, 128*kib)
 	a.Pause(b.now, s, 100*kib, 100*kib)
 	require.Equal(t, 100*kib, a.Own().Fresh)
 	a.PassPaused(s, 50*kib)
@@ -207,8 +207,8 @@ func TestWhatATurnedAwayRequestSentIsUsedAgain(t *testing.T) {
 			s, other, c := &Stream{}, &Stream{}, &Connection{}
 			a.OpenConnection(c, kib)
 			b.readings(3, 40*mib)
-			a.Open(b.now, s, nil, new(Sum), 0, 128*kib, 128*kib)
-			a.Open(b.now, other, nil, new(Sum), 0, mib, mib)
+			a.Open(b.now, s, nil, new(Sum), 0, 0, 128*kib, 128*kib)
+			a.Open(b.now, other, nil, new(Sum), 0, 0, mib, mib)
 			a.Pause(b.now, s, 100*kib, 30*kib)
 			require.Equal(t, 30*kib, a.Own().Fresh, "where what comes is seen, only what has come")
 			a.PassPaused(s, 20*kib)

@@ -69,7 +69,7 @@ func TestHammer(t *testing.T) {
 					n := (1 + int64(i+w+round)%37) * 10 * kib
 					// Busy is no grant here: a large request waits then.
 					if a.Ask(now, n, Large) == Granted {
-						a.Open(now, &streams[i], nil, new(Sum), 0, 1<<40, 1<<40)
+						a.Open(now, &streams[i], nil, new(Sum), 0, 0, 1<<40, 1<<40)
 						a.Expect(now, &streams[i], Request, n, n, 0)
 						granted[w] += n
 						if i%3 == 0 {

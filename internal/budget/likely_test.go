@@ -33,8 +33,8 @@ func TestWhatAStreamLikelyHolds(t *testing.T) {
 	a := b.accounts[0]
 	b.tick(ms)
 	done, stuck := &Stream{}, &Stream{}
-	a.Open(b.now, done, nil, new(Sum), 0, mib, 100*kib)
-	a.Open(b.now, stuck, nil, new(Sum), 0, mib, 100*kib)
+	a.Open(b.now, done, nil, new(Sum), 0, 0, mib, 100*kib)
+	a.Open(b.now, stuck, nil, new(Sum), 0, 0, mib, 100*kib)
 	a.End(b.now, done, Request)
 	a.End(b.now, stuck, Request)
 	a.Expect(b.now, done, Response, Unknown, 0, 0)
@@ -67,7 +67,7 @@ func TestExposure(t *testing.T) {
 	b := open(t, 1)
 	a := b.accounts[0]
 	s := &Stream{}
-	a.Open(b.now, s, nil, new(Sum), 0, mib, 128*kib)
+	a.Open(b.now, s, nil, new(Sum), 0, 0, mib, 128*kib)
 	require.Equal(t, mib+128*kib, a.Own().Exposure)
 	a.Expect(b.now, s, Request, 10*kib, 10*kib, 0)
 	require.Equal(t, 138*kib, a.Own().Exposure, "no more than announced")

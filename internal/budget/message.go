@@ -36,6 +36,7 @@ type message struct {
 	expected   bool // headers have been seen
 	ended      bool
 	lapsed     bool // something of the reservation was taken back
+	told       bool // and the owner was told, where it had no length: see Account.Lapses
 	visibility Visibility
 }
 

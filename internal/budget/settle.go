@@ -53,7 +53,8 @@ func (s *Stream) settle(a *Account, now Time) {
 	if s.small && !s.Presumed() {
 		smallSum = req.coming + res.coming + likely
 	}
-	exposure := req.open() + res.open()
+	bounds, likely = bounds+s.kept, likely+s.kept
+	exposure := s.kept + req.open() + res.open()
 	a.own.Likely += likely - s.adds.likely
 	a.own.Bounds += bounds - s.adds.bounds
 	a.own.Exposure += exposure - s.adds.exposure
@@ -71,10 +72,11 @@ func (s *Stream) settleShadow(a *Account, now Time) {
 	if !req.missing() && !res.missing() {
 		likely = int64(weight(now-max(req.moved, res.moved)) * float64(bounds))
 	}
-	exposure := req.open() + res.open()
+	likely += s.kept
+	exposure := s.kept + req.open() + res.open()
 	a.own.Shadows.Likely += likely - s.adds.likely
 	a.own.Exposure += exposure - s.adds.exposure
-	s.adds.likely, s.adds.bounds, s.adds.exposure = likely, bounds, exposure
+	s.adds.likely, s.adds.bounds, s.adds.exposure = likely, bounds+s.kept, exposure
 }
 
 // uncount takes the stream's part in the sums back, but for its exposure.
@@ -89,6 +91,24 @@ func (s *Stream) uncount(a *Account) {
 	s.sum.Likely -= s.adds.likely
 	s.sum.Small -= s.adds.small
 }
+
+// Lapse is a message without a length that has come to rest: what was reserved for it does not come.
+type Lapse struct {
+	Owner     any // of its stream
+	Direction Direction
+}
+
+// lapse notes that a message has come to rest, once.
+func (l *streams) lapse(s *Stream, d Direction) {
+	if m := &s.dir[d]; s.Lengthless(d) && !m.told {
+		m.told = true
+		l.lapsed = append(l.lapsed, Lapse{s.owner, d})
+	}
+}
+
+// Lapses are the messages that have come to rest in the last Tick, each once in its life. What they
+// have brought is what the next of their key will. It is valid until the next Tick.
+func (a *Account) Lapses() []Lapse { return a.streams.lapsed }
 
 // lapse takes back what is reserved and does not come.
 func (s *Stream) lapse(a *Account, now Time) {
@@ -112,6 +132,7 @@ func (s *Stream) lapseResponse(a *Account, now Time) {
 		a.unreserve(s, m, m.coming)
 		m.lapsed = true
 		a.revoke(s)
+		a.streams.lapse(s, Response)
 	}
 }
 
@@ -127,9 +148,10 @@ func (s *Stream) lapseRequest(a *Account, now Time) {
 			m.lapsed = true
 			m.seen = max(m.length, m.reserved) // so that it does not seem to be missing as long as its upstream works
 		}
-	case idle >= requestLapse:
+	case idle >= requestLapse, m.length == Unknown && idle >= trickleAfter:
 		a.unreserve(s, m, m.coming)
 		m.lapsed = true
+		a.streams.lapse(s, Request)
 	case now-m.begun >= trickleAfter:
 		m.roll(now)
 		// Neither who announces and never sends nor who trickles may lock the others out.

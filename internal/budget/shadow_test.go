@@ -17,7 +17,7 @@ func TestShadowsAreNotInReadings(t *testing.T) {
 	streams := make([]Stream, 4)
 	for i := range streams {
 		a := b.accounts[i%2]
-		a.Open(b.now, &streams[i], nil, sum, 0, 2*mib, 2*mib)
+		a.Open(b.now, &streams[i], nil, sum, 0, 0, 2*mib, 2*mib)
 		a.Expect(b.now, &streams[i], Request, 4*mib, 2*mib, 0)
 		if i > 0 {
 			a.Shade(b.now, &streams[i])

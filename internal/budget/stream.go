@@ -17,7 +17,8 @@ type Stream struct {
 	small      bool // it counts in the sum of small streams
 	prev, next *Stream
 	dir        [2]message
-	cost       cost // of its existence
+	cost       cost // of its existence, with what it keeps
+	kept       int64 // held for as long as it lives, whatever passes: its headers
 	sum        *Sum // of its key
 	owner      any  // what it is part of
 	pause      pause
@@ -30,6 +31,7 @@ type streams struct {
 	hidden   int       // of which not all is told that passes
 	unbooked []*Stream // of whose responses something may pass unbooked
 	swept    Time
+	lapsed   []Lapse // in the last sweep
 }
 
 func (l *streams) init() { l.ring.prev, l.ring.next = &l.ring, &l.ring }
@@ -106,18 +108,21 @@ type Sum struct {
 }
 
 // Open begins a stream, part of owner and in the sum of a key, with what its existence costs in
-// bytes; caps are what Envoy may hold of its request, 0 if that has no body, and of its response. s
+// bytes, and with what it keeps beside, for as long as it lives; caps are what Envoy may hold of its request, 0 if that has no body, and of its response. s
 // must be the zero value.
-func (a *Account) Open(now Time, s *Stream, owner any, sum *Sum, costs, requestCap, responseCap int64) {
-	s.state, s.small, s.cost, s.sum, s.owner = ordinary, true, cost{costs, a.fresh.gen}, sum, owner
+func (a *Account) Open(now Time, s *Stream, owner any, sum *Sum, costs, kept, requestCap, responseCap int64) {
+	s.state, s.small, s.cost, s.kept, s.sum, s.owner = ordinary, true, cost{costs + kept, a.fresh.gen}, kept, sum, owner
 	s.dir[Request].begin(now, a.fresh.gen, requestCap)
 	s.dir[Response].begin(now, a.fresh.gen, responseCap)
 	s.dir[Request].ended = requestCap == 0
 	a.streams.add(s)
 	a.own.Streams++
-	a.addFresh(costs)
-	s.adds.exposure = requestCap + responseCap
+	a.addFresh(costs + kept)
+	s.adds.exposure = kept + requestCap + responseCap
 	a.own.Exposure += s.adds.exposure
+	if kept > 0 {
+		s.settle(a, now)
+	}
 }
 
 // Move takes the stream from its key's sum into that of another.
@@ -188,6 +193,9 @@ func (s *Stream) unbooked() int64 { return s.allowed.granted - s.allowed.left }
 // Unbooked is how much of what has passed of the response is not booked yet, and part of what is
 // reserved.
 func (s *Stream) Unbooked() int64 { return min(s.unbooked(), s.dir[Response].coming) }
+
+// Kept is what the stream holds for as long as it lives, whatever passes, bytes.
+func (s *Stream) Kept() int64 { return s.kept }
 
 // Likely is what the stream likely holds, bytes.
 func (s *Stream) Likely() int64 { return s.adds.likely }

@@ -19,6 +19,7 @@ type Table struct {
 	Sequence uint64 // counts readings; 0 = none yet
 	Low      int64  // the lowest reading of the last 10 s, bytes
 	Base     int64  // what the process holds without traffic, bytes: see Trend
+	Keeps    int64  // of what passes, so much was in use when the next readings came, thousandths; 0 = not known: see keeps.go
 	Surprise int64  // what came and no filter saw, the decaying maximum, bytes: see Trend
 	Level    Level
 	Futile   bool // shedding frees nothing: see level.go
@@ -54,9 +55,9 @@ type Poller struct {
 }
 
 const (
-	tableMagic  = 0x48573035 // "HW05": a changed layout needs a new one
+	tableMagic  = 0x48573036 // "HW06": a changed layout needs a new one
 	markFields  = 10
-	headFields  = 17 + markFields
+	headFields  = 18 + markFields
 	headerBytes = 4 + 4 + headFields*8
 	entryFields = 25
 	entryBytes  = 8 + entryFields*8
@@ -84,7 +85,7 @@ func (t *Table) Append(buf []byte) []byte {
 	buf = wire.AppendInts(buf,
 		t.Reading, int64(t.Asked), int64(t.Sequence), t.Low, t.Base, t.Surprise, flags,
 		int64(t.Poller.ID), int64(t.Poller.Beat), t.Evict.Bytes, int64(t.Evict.Sequence), int64(t.Booked), t.Container,
-		t.InUse, t.Peak, t.Allocated, int64(t.Begun))
+		t.InUse, t.Peak, t.Allocated, int64(t.Begun), t.Keeps)
 	buf = wire.AppendInts(buf, t.Marks[:]...)
 	for i := range t.Entries {
 		e := &t.Entries[i]
@@ -111,7 +112,7 @@ func (t *Table) Decode(value []byte) error {
 	t.Level, t.Futile, t.Blind = min(Level(flags&flagLevel), Over), flags&flagFutile != 0, flags&flagBlind != 0
 	t.Poller.ID, t.Poller.Beat = uint32(r.Int()), Time(r.Int())
 	t.Evict.Bytes, t.Evict.Sequence, t.Booked, t.Container = r.Int(), uint64(r.Int()), Time(r.Int()), r.Int()
-	t.InUse, t.Peak, t.Allocated, t.Begun = r.Int(), r.Int(), r.Int(), Time(r.Int())
+	t.InUse, t.Peak, t.Allocated, t.Begun, t.Keeps = r.Int(), r.Int(), r.Int(), Time(r.Int()), max(r.Int(), 0)
 	for i := range t.Marks {
 		t.Marks[i] = r.Int()
 	}

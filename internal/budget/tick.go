@@ -38,6 +38,8 @@ func (a *Account) Tick(now Time) (polls bool, err error) {
 
 // sweep takes back, now and then, what is reserved and does not come.
 func (a *Account) sweep(now Time) {
+	clear(a.streams.lapsed)
+	a.streams.lapsed = a.streams.lapsed[:0]
 	if now-a.streams.swept < sweepEvery {
 		return
 	}

@@ -54,6 +54,7 @@ type trend struct {
 	kept    int64
 	keptAt  Time
 	futile  futility
+	keeps   keeps
 	over    int  // readings over the limit, until eviction has nothing to do: see evict
 	overAt  Time // when the last of them came
 }
@@ -98,6 +99,7 @@ func (r *trend) observe(now Time, t *Table, l *Limits) {
 		r.waiting++
 	}
 	t.Surprise = r.decayed(now)
+	r.keeps.observe(now, t, all.Passed)
 	estimate := t.Reading + all.Fresh + all.Coming
 	t.Level = t.Level.next(l, t.load(l, estimate), t.Reading > l.Limit)
 	if t.Level == Normal && all.Queue.Waiting == 0 {

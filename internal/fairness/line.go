@@ -173,6 +173,20 @@ func (l *Line[T]) Next(now time.Duration, rank func(w *Waiter[T]) float64, fits 
 	return nil
 }
 
+// Last returns the large one that came last and is meant, or nil: of the queues in the order of their rank, highest first. It
+// leaves it in the line.
+func (l *Line[T]) Last(rank func(w *Waiter[T]) float64, meant func(w *Waiter[T]) bool) *Waiter[T] {
+	l.sort(false, rank)
+	for i := len(l.queues) - 1; i >= 0; i-- {
+		for w := l.queues[i].large.last; w != nil; w = w.prev {
+			if meant(w) {
+				return w
+			}
+		}
+	}
+	return nil
+}
+
 func (l *Line[T]) sort(small bool, rank func(w *Waiter[T]) float64) {
 	if len(l.queues) < 2 {
 		return

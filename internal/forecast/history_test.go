@@ -35,7 +35,7 @@ func TestForecast(t *testing.T) {
 	for range 100 {
 		f.Learn(0)
 	}
-	require.Equal(t, 16*kib, f.Bytes(), "never below 16 KiB")
+	require.Equal(t, 2*kib, f.Bytes(), "never below 2 KiB")
 	for range 1000 {
 		f.Learn(math.MaxInt64 / 4)
 		require.Positive(t, f.Bytes())

@@ -14,13 +14,13 @@ func (g *Guard) Open(now Time, s *Stream, h Host, length int64) Verdict {
 	}
 	s.exempt = g.exempts(h, length)
 	told := h.Visibility(budget.Response)
-	if length == 0 && told == budget.Counted && g.admitPresumed(now, s) {
+	if length == 0 && s.Kept() == 0 && told == budget.Counted && g.admitPresumed(now, s) {
 		return Verdict{Action: Admit}
 	}
 	g.foresee(now, s, told)
 	w.traceOpen(s)
 	if s.exempt != judged {
-		w.account.Ask(now, s.total(), budget.Forced)
+		w.account.Ask(now, s.asks(), budget.Forced)
 		return g.admit(now, s, 0)
 	}
 	if s.expects.cold() > 0 && w.mayProbe(now, s) {
@@ -85,7 +85,7 @@ func (g *Guard) judge(now Time, s *Stream) Verdict {
 		s.wants = min(s.wants, max(most, int64(w.budget.Small)+1))
 	}
 	w.noteLarge(now, s.key)
-	if !w.standsBehind(s) && (w.claim(now, s.key, s.total()) == budget.Granted || w.letInFutile(now, s, s.total())) {
+	if !w.standsBehind(s) && (w.claim(now, s.key, s.asks()) == budget.Granted || w.letInFutile(now, s, s.asks())) {
 		return Verdict{Action: Admit}
 	}
 	return g.wait(now, s, cold)

@@ -25,6 +25,7 @@ type Connection struct {
 	budget.Connection
 	Context  uint32 // the network filter's context, by which it can be closed; 0 = there is no network filter
 	last     int64  // bytes of the last read
+	came     int64  // bytes since its last request began, or ended
 	silent   Peer   // whose it is, while nothing has come that might be refused
 	paused   *Stream
 	arrived  int64  // for the paused HTTP/1 request, before and since
@@ -58,7 +59,7 @@ const burden = 256 << 10 // TestWhatComesFirstIsRefusedWhileOthersAreToBeClosed
 // Envoy's event loop reads a buffer of each that comes. This one's request has not been begun, so
 // that its connection can be closed at once.
 func (w *Worker) burdens(now Time, p Peer, n int64) bool {
-	return n >= burden && len(w.closing) > 0 && w.account.Ask(now, n, budget.Full) == budget.Denied && p.Uploads()
+	return n >= burden && len(w.closing) > 0 && n > w.account.Share(1)-w.account.Measured() && p.Uploads()
 }
 
 // Data notes n bytes that came on the connection. The HTTP filter does not see what a paused
@@ -77,6 +78,7 @@ func (w *Worker) Data(now Time, c *Connection, n int64) (refused bool) {
 		}
 	}
 	c.last = n
+	c.came += n
 	w.idle.Touch(now, &c.use)
 	if c.unread {
 		// The next request: on HTTP/1 the response before it has been read.
@@ -84,10 +86,17 @@ func (w *Worker) Data(now Time, c *Connection, n int64) (refused bool) {
 	}
 	switch {
 	case c.paused != nil:
-		if s := c.paused; s.Shadow() {
+		s := c.paused
+		if s.Shadow() {
 			n = max(min(n, s.pauseCost-c.arrived), 0) // it is not paused, and the rest passes
+		} else if s.state == queued && w.overflows(now, n) {
+			w.count(Closed)
+			w.counts[CountClosedConnections]++
+			w.account.Free(now, s.come)
+			return true
 		}
 		c.arrived += n
+		c.paused.sends(n)
 		w.account.PassPaused(&c.paused.Stream, n)
 		w.account.Cover(now)
 	case c.costs > 0 && !c.observed:
@@ -203,6 +212,7 @@ func (w *Worker) unbusy(now Time, s *Stream) {
 		return
 	}
 	s.busyOn = nil
+	c.came = 0
 	// After a request that was not all sent Envoy closes an HTTP/1 connection by itself, and not
 	// before delayed_close_timeout, so that the client reads its answer.
 	unfinished := !s.http2 && (!s.Ended(budget.Request) || s.state == rejected && s.pauseCost > 0 && !s.Shadow())

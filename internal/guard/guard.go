@@ -159,6 +159,9 @@ type Host interface {
 	// a network filter: no call. It is the request's own, unless a filter before this one held the
 	// request back.
 	Arrived() *Connection
+	// HeaderBytes is the size of the request's headers, 0 if it can't be told. It is asked at the
+	// headers, where much has come.
+	HeaderBytes() int64
 	Path() string
 	Route() string
 	Cluster() string

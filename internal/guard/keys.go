@@ -98,6 +98,17 @@ func (w *Worker) learn(now Time, k *key, d budget.Direction, n int64) {
 	}
 }
 
+// learnLapses teaches the forecasts what messages without a length have come to that are still open
+// and bring nothing: a stream of small messages may never end (case grpc-bidi).
+func (w *Worker) learnLapses(now Time) {
+	for _, l := range w.account.Lapses() {
+		s := l.Owner.(*Stream)
+		if s.admitted() {
+			w.learn(now, s.key, l.Direction, s.Held(l.Direction))
+		}
+	}
+}
+
 // teach teaches the forecast of all responses of a stream's key. Where the key is not known, it is
 // one whose responses are small, and this one is too.
 func (w *Worker) teach(now Time, s *Stream, n int64) {

@@ -128,6 +128,7 @@ type request struct {
 	connected *Connection
 	path      string
 	hostCalls int
+	headers   int64
 	route     string
 	cluster   string
 	tenant    string
@@ -137,6 +138,13 @@ type request struct {
 
 func (r *request) HTTP2() bool             { r.hostCalls++; return r.http2 }
 func (r *request) Connection() *Connection { r.hostCalls++; return r.connected }
+
+func (r *request) HeaderBytes() int64 {
+	if r.Arrived() != nil {
+		r.hostCalls++
+	}
+	return r.headers
+}
 
 func (r *request) Arrived() *Connection {
 	if r.connected == nil || r.connected.Context == 0 {

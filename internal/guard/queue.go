@@ -13,7 +13,7 @@ import (
 // all count as one line.
 type queue struct {
 	line     fairness.Line[Stream]
-	held     int64   // pause cost of those in it
+	held     int64   // pause cost of those in it, and their headers
 	resumed  bool    // the last tick that served them resumed one
 	credited *Stream // the one resumed since the last tick
 }
@@ -35,7 +35,7 @@ func (g *Guard) wait(now Time, s *Stream, small bool) Verdict {
 	w := g.worker
 	if g.lets() {
 		w.counts[CountThrottled]++
-		w.account.Ask(now, s.total(), budget.Forced)
+		w.account.Ask(now, s.asks(), budget.Forced)
 		return Verdict{Action: Admit}
 	}
 	w.unprobe(s)
@@ -74,13 +74,54 @@ func (g *Guard) claimPlace(now Time, s *Stream, small bool, cost, window int64) 
 	switch {
 	case w.throttle.Timeout == 0,
 		int64(w.line.Len())+others.Queue.Waiting >= queue,
-		cost > held-w.held-others.Queue.Held,
 		!small && cost > 0 && w.largeClaim(s.key, s.total()) != budget.Full && w.drawEarlyReject(now), // to wait costs a GET nothing
 		window > 0 && window > int64(g.config.Buffers.HTTP2ConnectionWindow)/2-s.connection.window,
-		cost > 0 && w.account.Ask(now, cost, claim) == budget.Denied:
+		cost+s.Kept() > 0 && !w.bears(now, s, cost, held, claim):
 		return false
 	}
 	return true
+}
+
+// bears says that what it costs to let the request wait has room. Where the network filter sees what
+// comes, that is what has come: the rest is counted as it comes, and if it has no room then, those
+// who came last are turned away: see shed. Else it is the most that may come.
+func (w *Worker) bears(now Time, s *Stream, cost, held int64, claim budget.Claim) bool {
+	if s.seesItsOwn() && !w.account.Stale(now) {
+		return s.Kept()+cost <= seenShare*held-w.held-w.account.Others().Queue.Held && !w.overflows(now, min(s.connection.last, cost))
+	}
+	return s.Kept()+cost <= held-w.held-w.account.Others().Queue.Held && w.account.Ask(now, cost, claim) != budget.Denied
+}
+
+// seenShare: where the network filter sees what comes, three times as much may be held.
+const seenShare = 3 // case stock-upload
+
+// overflows says that the limit has no room for n more bytes of those who wait, by what was measured. As
+// long as the reading itself is below soft, nobody is turned away for what has passed since.
+func (w *Worker) overflows(now Time, n int64) bool {
+	return w.measuresSoft(now) && n > w.account.Share(1)-w.account.Measured()
+}
+
+// shed turns those away who wait and came last, where what they have sent has no room any more. What
+// has passed is counted as if all of it stayed. It says whether there were any.
+func (w *Worker) shed(now Time, a *Actions) bool {
+	if w.held == 0 || !w.measuresSoft(now) || w.account.Stale(now) {
+		return false
+	}
+	all := w.held + w.account.Others().Queue.Held
+	excess := w.account.Measured() - w.limits.Limit
+	excess = int64(float64(excess) * float64(w.held) / float64(all))
+	shed := false
+	for excess > 0 {
+		next := w.line.Last(rank, func(c *fairness.Waiter[Stream]) bool { return c.Value.come > 0 })
+		if next == nil {
+			break
+		}
+		excess -= next.Value.come
+		w.account.Free(now, next.Value.come)
+		w.dismiss(now, a, next, QueueFull)
+		shed = true
+	}
+	return shed
 }
 
 // resume admits a request that has waited; the room has been asked for.
@@ -100,7 +141,7 @@ func (g *Guard) Release(now Time, s *Stream) {
 		return
 	}
 	s.leaveLine()
-	g.worker.account.Ask(now, max(s.total()-s.credit(), 0), budget.Forced)
+	g.worker.account.Ask(now, max(s.asks()-s.credit(), 0), budget.Forced)
 	g.resume(now, s)
 	g.worker.publish()
 }
@@ -110,6 +151,11 @@ func (g *Guard) Release(now Time, s *Stream) {
 // has sent nested in that call, crashed where it rejected others of the same HTTP/2 connection.
 func (w *Worker) serve(now Time, a *Actions) {
 	if w.line.Len() == 0 {
+		return
+	}
+	if w.shed(now, a) {
+		w.resumed = false
+		w.publish()
 		return
 	}
 	if !w.resumed || w.line.Overdue(now, Time(w.throttle.Timeout)) == nil {
@@ -124,19 +170,23 @@ func (w *Worker) serve(now Time, a *Actions) {
 		if next == nil {
 			break
 		}
-		s := next.Value
-		waited := unit.Duration(now - next.Since)
-		v := s.guard.turnAway(now, s, Timeout)
-		if s.Shadow() {
-			continue
-		}
-		v.Waited = waited
-		if v.Action == Answer {
-			w.end(s.connection)
-		}
-		a.Rejected = append(a.Rejected, Decision{s, v}) // if it is to be closed, close does that
+		w.dismiss(now, a, next, Timeout)
 	}
 	w.publish()
+}
+
+// dismiss turns one away who waits.
+func (w *Worker) dismiss(now Time, a *Actions, c *fairness.Waiter[Stream], reason Reason) {
+	s, waited := c.Value, unit.Duration(now-c.Since)
+	v := s.guard.turnAway(now, s, reason)
+	if s.Shadow() {
+		return
+	}
+	v.Waited = waited
+	if v.Action == Answer {
+		w.end(s.connection)
+	}
+	a.Rejected = append(a.Rejected, Decision{s, v}) // if it is to be closed, close does that
 }
 
 // Resume takes the next who fits out of the line, and tells what it has waited; nil = there is
@@ -167,7 +217,7 @@ func (w *Worker) claimFor(now Time, s *Stream) bool {
 		w.foreseeAgain(now, s)
 	}
 	if s.expects.cold() == 0 || !w.mayProbe(now, s) {
-		return w.claimRest(now, s, s.total())
+		return w.claimRest(now, s, s.asks())
 	}
 	if !w.claimRest(now, s, s.wants) {
 		return false
@@ -188,10 +238,13 @@ func (w *Worker) foreseeAgain(now Time, s *Stream) {
 // request, or may come unseen.
 func (w *Worker) claimRest(now Time, s *Stream, n int64) bool {
 	rest := n - s.credit()
-	if n <= int64(w.budget.Small) {
+	if n+s.Kept() <= int64(w.budget.Small) {
 		return w.claimSmall(now, s.key, rest) != budget.Denied // what is awaited is not in the floor
 	}
 	rest = max(rest-s.Awaited(), 0)
+	if rest == 0 && s.Awaited() == 0 && w.account.Ask(now, 0, budget.Full) != budget.Denied {
+		return true // all that it can hold has come: to let it go on frees memory
+	}
 	switch w.claim(now, s.key, rest) {
 	case budget.Granted:
 		return true
@@ -216,7 +269,7 @@ func (g *Guard) turnAway(now Time, s *Stream, reason Reason) Verdict {
 	w := g.worker
 	if g.lets() && !s.Shadow() { // a shadow has been let go, and is to leave the line
 		w.count(reason)
-		w.account.Ask(now, s.total(), budget.Forced)
+		w.account.Ask(now, s.asks(), budget.Forced)
 		return Verdict{Action: Admit}
 	}
 	if s.length == budget.Unknown && s.Seen(budget.Request) > 0 { // else the next ones grow beyond what has room too: scenario growth, TestForecastsLearn

@@ -153,6 +153,7 @@ func (w *Worker) meet(now Time) {
 		w.HostError()
 	}
 	w.polls = polls
+	w.learnLapses(now)
 }
 
 // publish hands what the line and the rejects hold to the account.
@@ -162,6 +163,14 @@ func (w *Worker) publish() {
 	w.account.SetLeft(w.left.Bytes())
 	w.account.SetLeaving(w.leaving.Bytes())
 }
+
+// LargeRead is how much a client has to send at once for its face to call Mark, bytes. A pass of Envoy's
+// event loop in which many do may take a third of a second, and several readings come in it.
+const LargeRead = 64 << 10
+
+// Mark has what passes from now on be told from what has passed before. Unlike elsewhere now has to be
+// the time, and not that of the last tick.
+func (w *Worker) Mark(now Time) { w.account.Mark(now) }
 
 // SetVM notes the memory of this worker's virtual machine, bytes.
 func (w *Worker) SetVM(n int64) { w.account.SetVM(n) }

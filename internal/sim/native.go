@@ -128,6 +128,10 @@ func (n *Native) OpenConnection(c *Conn) (refused bool) {
 func (n *Native) Data(c *Conn, bytes int64) (refused bool) {
 	w := n.workers[c.Worker]
 	n.wake(c.Worker, connections)
+	if bytes >= guard.LargeRead {
+		w.now = n.proxy.Now()
+		w.Mark(w.now)
+	}
 	if refused = w.Data(w.now, &c.Face.(*nativeConn).Connection, bytes); refused {
 		n.proxy.CloseDownstream(c)
 	}
@@ -149,6 +153,10 @@ func (n *Native) Headers(s *Stream, d Direction, length int64) (pause bool) {
 		return n.do(s, w.guard.Expect(w.now, &s.Face.(*nativeStream).Stream, length))
 	}
 	n.wake(s.Conn.Worker, requests)
+	if length != 0 {
+		w.now = n.proxy.Now()
+		w.Mark(w.now)
+	}
 	ns := &nativeStream{s: s, n: n}
 	s.Face = ns
 	n.streams[&ns.Stream] = s
@@ -191,6 +199,7 @@ func (n *Native) hurry(worker, plugin int, period Time) {
 func (n *Native) wake(worker, plugin int) {
 	if w := n.workers[worker]; w.Sleeps {
 		w.now = n.proxy.Now()
+		w.Mark(w.now)
 		w.Wake(w.now)
 		n.hurry(worker, plugin, guard.Tick)
 	}
@@ -369,6 +378,9 @@ func (s *nativeStream) Header(string) string { return s.s.client.Class }
 
 // Visibility implements guard.Host.
 func (s *nativeStream) Visibility(budget.Direction) budget.Visibility { return budget.Counted }
+
+// HeaderBytes implements guard.Host: those of the model are small.
+func (s *nativeStream) HeaderBytes() int64 { return 0 }
 
 // Path implements guard.Host.
 func (s *nativeStream) Path() string { return "/" }
