@@ -11,6 +11,7 @@ type Entry struct {
 	Small       int64 // coming and likely held of small streams
 	Likely      int64 // likely held by its live streams, without shadows
 	Bounds      int64 // the most that its live streams can hold of what they have moved
+	Priced      int64 // a part of Bounds: what is there by a price alone, and not by what has moved
 	Exposure    int64 // the most that its live streams could come to hold
 	Left        int64 // what its rejected requests left unread, for as long as they linger
 	Streams     int64
@@ -67,7 +68,7 @@ func (e *Entry) fields() [entryFields]*int64 {
 	return [entryFields]*int64{
 		(*int64)(&e.Beat), &e.Lease, &e.Fresh, &e.Coming, &e.Passed, &e.Small, &e.Likely, &e.Bounds, &e.Exposure,
 		&e.Evicted.Leaving, &e.Evicted.Sequence, &e.Left, &e.Queue.Held, (*int64)(&e.Queue.Since), &e.Queue.Waiting, &e.Streams, &e.Connections.Open, &e.VM,
-		&e.Queue.Wanted, &e.Queue.Rate, &e.Connections.Lease, &e.Presumed.Bytes, &e.Presumed.Streams, &e.Shadows.Likely, &e.Shadows.Passed,
+		&e.Queue.Wanted, &e.Queue.Rate, &e.Connections.Lease, &e.Presumed.Bytes, &e.Presumed.Streams, &e.Shadows.Likely, &e.Shadows.Passed, &e.Priced,
 	}
 }
 

@@ -55,13 +55,15 @@ func (s *Stream) settle(a *Account, now Time) {
 	}
 	bounds, likely = bounds+s.kept, likely+s.kept
 	exposure := s.kept + req.open() + res.open()
+	likely, bounds, priced := s.priced(likely, bounds)
 	a.own.Likely += likely - s.adds.likely
 	a.own.Bounds += bounds - s.adds.bounds
+	a.own.Priced += priced - s.adds.priced
 	a.own.Exposure += exposure - s.adds.exposure
 	a.own.Small += smallSum - s.adds.small
 	s.sum.Likely += likely - s.adds.likely
 	s.sum.Small += smallSum - s.adds.small
-	s.adds.likely, s.adds.bounds, s.adds.exposure, s.adds.small = likely, bounds, exposure, smallSum
+	s.adds = part{likely, bounds, priced, exposure, smallSum}
 }
 
 // settleShadow is settle of a shadow: what it holds is in a sum of its own.
@@ -72,11 +74,11 @@ func (s *Stream) settleShadow(a *Account, now Time) {
 	if !req.missing() && !res.missing() {
 		likely = int64(weight(now-max(req.moved, res.moved)) * float64(bounds))
 	}
-	likely += s.kept
 	exposure := s.kept + req.open() + res.open()
+	likely, bounds, priced := s.priced(likely+s.kept, bounds+s.kept)
 	a.own.Shadows.Likely += likely - s.adds.likely
 	a.own.Exposure += exposure - s.adds.exposure
-	s.adds.likely, s.adds.bounds, s.adds.exposure = likely, bounds+s.kept, exposure
+	s.adds.likely, s.adds.bounds, s.adds.priced, s.adds.exposure = likely, bounds, priced, exposure
 }
 
 // uncount takes the stream's part in the sums back, but for its exposure.
@@ -87,6 +89,7 @@ func (s *Stream) uncount(a *Account) {
 	}
 	a.own.Likely -= s.adds.likely
 	a.own.Bounds -= s.adds.bounds
+	a.own.Priced -= s.adds.priced
 	a.own.Small -= s.adds.small
 	s.sum.Likely -= s.adds.likely
 	s.sum.Small -= s.adds.small

@@ -15,7 +15,7 @@ func (a *Account) Shade(now Time, s *Stream) {
 		m.credit = 0
 		a.unreserve(s, m, m.coming)
 	}
-	a.own.Shadows.Passed += s.adds.bounds // it was no shadow yet when that passed
+	a.own.Shadows.Passed += s.adds.bounds - s.adds.priced // it was no shadow yet when that passed
 	s.uncount(a)
 	s.adds = part{exposure: s.adds.exposure}
 	s.state = shadow

@@ -15,12 +15,13 @@ type Stream struct {
 	allowed    allowance // first, for most chunks need no more of the stream
 	state      state
 	small      bool // it counts in the sum of small streams
+	live       bool // it counts in its key's number of live ones
 	prev, next *Stream
 	dir        [2]message
-	cost       cost // of its existence, with what it keeps
+	cost       cost  // of its existence, with what it keeps
 	kept       int64 // held for as long as it lives, whatever passes: its headers
-	sum        *Sum // of its key
-	owner      any  // what it is part of
+	sum        *Sum  // of its key
+	owner      any   // what it is part of
 	pause      pause
 	adds       part
 }
@@ -91,7 +92,7 @@ type allowance struct {
 
 // part is what a stream has added to the sums of its account, so that it can be taken back exactly.
 type part struct {
-	likely, bounds, exposure, small int64
+	likely, bounds, priced, exposure, small int64
 }
 
 // pause is what a paused request may leave unread.
@@ -105,6 +106,8 @@ type Sum struct {
 	Coming int64 // announced or forecast, and still to come
 	Likely int64 // likely held, what ended responses left unread included
 	Small  int64 // coming and likely held of small streams
+	Live   int64 // how many were let in: see Account.SetLive
+	Price  int64 // what one of those holds at least, as it was learned; 0 = it is not known
 }
 
 // Open begins a stream, part of owner and in the sum of a key, with what its existence costs in
@@ -131,6 +134,10 @@ func (a *Account) Move(s *Stream, to *Sum) {
 	from := s.sum
 	from.Coming -= coming
 	to.Coming += coming
+	if s.live {
+		from.Live--
+		to.Live++
+	}
 	if s.state != shadow {
 		from.Likely -= s.adds.likely
 		from.Small -= s.adds.small
@@ -161,6 +168,7 @@ func (a *Account) Close(now Time, s *Stream) {
 	a.finish(now, s, Request)
 	a.finish(now, s, Response)
 	a.fresh.giveBack(s.cost.gen, s.cost.bytes)
+	a.SetLive(s, false)
 	s.uncount(a)
 	a.own.Exposure -= s.adds.exposure
 	s.adds = part{}

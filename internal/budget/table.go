@@ -55,11 +55,11 @@ type Poller struct {
 }
 
 const (
-	tableMagic  = 0x48573036 // "HW06": a changed layout needs a new one
+	tableMagic  = 0x48573037 // "HW07": a changed layout needs a new one
 	markFields  = 10
 	headFields  = 18 + markFields
 	headerBytes = 4 + 4 + headFields*8
-	entryFields = 25
+	entryFields = 26
 	entryBytes  = 8 + entryFields*8
 	maxEntries  = 4096
 

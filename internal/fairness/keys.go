@@ -146,6 +146,7 @@ type Total struct {
 	Waits  int64 // what its requests want that wait or were turned away lately
 	Most   int64 // what one of its streams likely holds at most, while memory is over the limit
 	Open   int64 // connections, where they are told apart
+	Live   int64 // streams that were let in
 	Large  bool  // it has had large requests lately
 	Named  bool  // a place is kept for it
 }
@@ -157,6 +158,7 @@ func (t *Total) add(o *Total) {
 	t.Waits += o.Waits
 	t.Most = max(t.Most, o.Most)
 	t.Open += o.Open
+	t.Live += o.Live
 	t.Large = t.Large || o.Large
 	t.Named = t.Named || o.Named
 	t.Weight = max(t.Weight, o.Weight)
@@ -171,8 +173,8 @@ func (t *Total) less(o *Total) bool {
 }
 
 const (
-	totalsMagic = 0x48574b34 // "HWK4": a changed layout needs a new one
-	totalBytes  = 9 * 8
+	totalsMagic = 0x48574b35 // "HWK5": a changed layout needs a new one
+	totalBytes  = 10 * 8
 
 	flagLarge = 1 << 0
 	flagNamed = 1 << 1
@@ -182,10 +184,12 @@ const (
 // version wrote.
 var ErrTotals = errors.New("not the totals of keys")
 
-// AppendTotals encodes what the keys of one worker have, as of now, behind buf.
-func AppendTotals(buf []byte, now time.Duration, totals []Total) []byte {
+// AppendTotals encodes what the keys of one worker have, as of now, and the prices that it has learned,
+// behind buf.
+func AppendTotals(buf []byte, now time.Duration, totals []Total, prices []Price) []byte {
 	buf = wire.AppendUint32(buf, totalsMagic)
 	buf = wire.AppendUint32(buf, uint32(len(totals)))
+	buf = wire.AppendUint32(buf, uint32(len(prices)))
 	buf = wire.AppendInt(buf, int64(now))
 	for i := range totals {
 		t := &totals[i]
@@ -196,7 +200,10 @@ func AppendTotals(buf []byte, now time.Duration, totals []Total) []byte {
 		if t.Named {
 			flags |= flagNamed
 		}
-		buf = wire.AppendInts(buf, int64(t.ID), int64(math.Float64bits(t.Weight)), t.Use, t.Small, t.Likely, t.Waits, t.Most, t.Open, flags)
+		buf = wire.AppendInts(buf, int64(t.ID), int64(math.Float64bits(t.Weight)), t.Use, t.Small, t.Likely, t.Waits, t.Most, t.Open, t.Live, flags)
+	}
+	for _, p := range prices {
+		buf = wire.AppendInts(buf, int64(p.ID), p.Bytes)
 	}
 	return buf
 }
@@ -205,22 +212,28 @@ func AppendTotals(buf []byte, now time.Duration, totals []Total) []byte {
 // workers can be added up.
 const maxTotal = 1 << 48
 
+// begin reads what is before the totals.
+func begin(value []byte) (r wire.Reader, keys, prices int, at time.Duration) {
+	r = wire.Read(value, totalsMagic)
+	keys, prices, at = int(r.Uint32()), int(r.Uint32()), time.Duration(r.Int())
+	r.Expect(keys <= MaxKeys+1 && prices <= MaxPrices && r.Left() == keys*totalBytes+prices*priceBytes, "as many keys and prices as it says")
+	return r, keys, prices, at
+}
+
 // DecodeTotals appends the totals that value holds to buf, and says as of when they are. The error
 // wraps ErrTotals.
 func DecodeTotals(value []byte, buf []Total) (totals []Total, at time.Duration, err error) {
-	r := wire.Read(value, totalsMagic)
-	keys := r.Uint32()
-	at = time.Duration(r.Int())
-	r.Expect(keys <= MaxKeys+1 && r.Left() == int(keys)*totalBytes, "as many keys as it says")
+	r, _, prices, at := begin(value)
 	size := func() int64 { return max(min(r.Int(), maxTotal), 0) }
 	totals = buf
-	for r.Left() > 0 {
-		t := Total{ID: uint64(r.Int()), Weight: r.Float(), Use: size(), Small: size(), Likely: size(), Waits: size(), Most: size(), Open: size()}
+	for r.Left() > prices*priceBytes {
+		t := Total{ID: uint64(r.Int()), Weight: r.Float(), Use: size(), Small: size(), Likely: size(), Waits: size(), Most: size(), Open: size(), Live: size()}
 		flags := r.Int()
 		t.Large, t.Named = flags&flagLarge != 0, flags&flagNamed != 0
 		r.Expect(t.Weight >= 0 && t.Weight <= MaxWeight, "a weight")
 		totals = append(totals, t)
 	}
+	r.Skip(r.Left())
 	if err := r.End(ErrTotals); err != nil {
 		return buf, 0, err
 	}

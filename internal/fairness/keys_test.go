@@ -144,8 +144,8 @@ func TestNamesWithoutAPlaceCostNothing(t *testing.T) {
 }
 
 func TestTotalsSurviveTheirEncoding(t *testing.T) {
-	totals := []Total{{ID: 0, Weight: 1, Use: 5}, {ID: 7, Weight: 2.5, Use: 1 << 40, Small: 3, Likely: 4, Waits: 6, Most: 7, Open: 8, Large: true}, {ID: 8, Named: true}, {ID: 9, Large: true, Named: true}}
-	value := AppendTotals(nil, time.Hour, totals)
+	totals := []Total{{ID: 0, Weight: 1, Use: 5}, {ID: 7, Weight: 2.5, Use: 1 << 40, Small: 3, Likely: 4, Waits: 6, Most: 7, Open: 8, Live: 9, Large: true}, {ID: 8, Named: true}, {ID: 9, Large: true, Named: true}}
+	value := AppendTotals(nil, time.Hour, totals, nil)
 	got, at, err := DecodeTotals(value, nil)
 	require.NoError(t, err)
 	require.Equal(t, time.Hour, at)
@@ -160,28 +160,28 @@ func TestTotalsSurviveTheirEncoding(t *testing.T) {
 func TestTotalsAreBounded(t *testing.T) {
 	const most = math.MaxInt64
 	value := AppendTotals(nil, time.Hour, []Total{
-		{ID: 1, Weight: MaxWeight, Use: most, Small: most, Likely: most, Waits: most, Most: most, Open: most},
-		{ID: 2, Weight: 1, Use: math.MinInt64, Small: -1, Likely: -1, Waits: -1, Most: -1, Open: -1},
-	})
+		{ID: 1, Weight: MaxWeight, Use: most, Small: most, Likely: most, Waits: most, Most: most, Open: most, Live: most},
+		{ID: 2, Weight: 1, Use: math.MinInt64, Small: -1, Likely: -1, Waits: -1, Most: -1, Open: -1, Live: -1},
+	}, nil)
 	got, _, err := DecodeTotals(value, nil)
 	require.NoError(t, err)
 	require.Equal(t, []Total{
-		{ID: 1, Weight: MaxWeight, Use: maxTotal, Small: maxTotal, Likely: maxTotal, Waits: maxTotal, Most: maxTotal, Open: maxTotal}, {ID: 2, Weight: 1},
+		{ID: 1, Weight: MaxWeight, Use: maxTotal, Small: maxTotal, Likely: maxTotal, Waits: maxTotal, Most: maxTotal, Open: maxTotal, Live: maxTotal}, {ID: 2, Weight: 1},
 	}, got)
 	for _, weight := range []float64{-1, math.NaN(), math.Inf(1), 2 * MaxWeight} {
-		_, _, err := DecodeTotals(AppendTotals(nil, 0, []Total{{ID: 1, Weight: weight}}), nil)
+		_, _, err := DecodeTotals(AppendTotals(nil, 0, []Total{{ID: 1, Weight: weight}}, nil), nil)
 		require.ErrorIs(t, err, ErrTotals)
 	}
 	binary.LittleEndian.PutUint32(value[4:], math.MaxUint32)
 	_, _, err = DecodeTotals(value, nil)
 	require.ErrorIs(t, err, ErrTotals)
 	binary.LittleEndian.PutUint32(value[4:], 1<<31)
-	_, _, err = DecodeTotals(value[:4+4+8], nil)
+	_, _, err = DecodeTotals(value[:4+4+4+8], nil)
 	require.ErrorIs(t, err, ErrTotals)
 
 	var many []Total
 	for range 4096 {
-		all, _, err := DecodeTotals(AppendTotals(nil, 0, []Total{{ID: 7, Weight: 1, Use: most, Waits: most}}), nil)
+		all, _, err := DecodeTotals(AppendTotals(nil, 0, []Total{{ID: 7, Weight: 1, Use: most, Waits: most}}, nil), nil)
 		require.NoError(t, err)
 		many = append(many, all...)
 	}
@@ -233,7 +233,7 @@ func TestMergeKeepsNamedOnes(t *testing.T) {
 }
 
 func FuzzDecodeTotals(f *testing.F) {
-	f.Add(AppendTotals(nil, 1, []Total{{ID: 1, Weight: 1, Use: 2}}))
+	f.Add(AppendTotals(nil, 1, []Total{{ID: 1, Weight: 1, Use: 2}}, nil))
 	f.Add([]byte("HWK1"))
 	f.Fuzz(func(t *testing.T, value []byte) {
 		totals, at, err := DecodeTotals(value, nil)
@@ -242,8 +242,29 @@ func FuzzDecodeTotals(f *testing.F) {
 			require.Empty(t, totals)
 			return
 		}
-		again, _, err := DecodeTotals(AppendTotals(nil, at, totals), nil)
+		again, _, err := DecodeTotals(AppendTotals(nil, at, totals, nil), nil)
 		require.NoError(t, err)
 		require.Len(t, again, len(totals))
 	})
+}
+
+func TestPricesSurviveTheirEncoding(t *testing.T) {
+	totals := []Total{{ID: 7, Weight: 1, Use: 5}}
+	value := AppendTotals(nil, time.Hour, totals, []Price{{Connections, 9000}, {7, 467 << 10}, {0, 1}, {8, -1}, {9, math.MaxInt64}})
+	got, _, err := DecodeTotals(value, nil)
+	require.NoError(t, err)
+	require.Equal(t, totals, got)
+	prices, err := DecodePrices(value, nil)
+	require.NoError(t, err)
+	require.Equal(t, []Price{{0, 1}, {7, 467 << 10}, {Connections, 9000}}, prices, "those that can be, by id")
+	require.EqualValues(t, 467<<10, PriceOf(prices, 7))
+	require.Zero(t, PriceOf(prices, 8))
+	for n := range value {
+		_, err := DecodePrices(value[:n], nil)
+		require.ErrorIs(t, err, ErrTotals)
+		_, _, err = DecodeTotals(value[:n], nil)
+		require.ErrorIs(t, err, ErrTotals)
+	}
+	_, err = DecodePrices(AppendTotals(nil, 0, nil, make([]Price, MaxPrices+1)), nil)
+	require.ErrorIs(t, err, ErrTotals)
 }

@@ -44,8 +44,9 @@ func (g *Guard) Open(now Time, s *Stream, h Host, length int64) Verdict {
 func (g *Guard) foresee(now Time, s *Stream, told budget.Visibility) {
 	w := g.worker
 	// A request without a body says nothing yet of its size: below soft, and as long as no key's
-	// responses are large, whose it is does not matter, and is not asked.
-	if s.length != 0 || w.heavyKeys > 0 || told != budget.Counted || w.account.Table().Level >= budget.Soft {
+	// responses are large or streams dear, whose it is does not matter, and is not asked. By a header
+	// it can't be asked later.
+	if s.length != 0 || w.heavyKeys > 0 || w.prices.dearKeys > 0 || g.header != "" || told != budget.Counted || w.account.Table().Level >= budget.Soft {
 		g.keyOf(now, s)
 	}
 	n := s.length
@@ -54,6 +55,9 @@ func (g *Guard) foresee(now Time, s *Stream, told budget.Visibility) {
 	}
 	s.wants = min(n, s.Cap(budget.Request))
 	s.expects = g.predict(now, s, told)
+	if s.keyed || g.by == nil {
+		s.price = s.key.Value.Price
+	}
 	if small := int64(w.budget.Small); s.exempt == whileSmall {
 		s.wants = min(s.wants, small) // with more it is judged
 		if told == budget.Counted {
@@ -69,7 +73,7 @@ func (g *Guard) judge(now Time, s *Stream) Verdict {
 		return g.turnAway(now, s, NoReading)
 	}
 	if s.total() <= int64(w.budget.Small) {
-		if w.claimSmall(now, s.key, s.wants) != budget.Denied {
+		if w.claimSmall(now, s.key, s.asksWith(0)) != budget.Denied {
 			return Verdict{Action: Admit}
 		}
 		return g.wait(now, s, true)
@@ -83,6 +87,7 @@ func (g *Guard) judge(now Time, s *Stream) Verdict {
 		// never fit.
 		s.expects.bytes = max(min(s.expects.bytes, most-s.wants), 0)
 		s.wants = min(s.wants, max(most, int64(w.budget.Small)+1))
+		s.price = min(s.price, max(most, 0))
 	}
 	w.noteLarge(now, s.key)
 	if !w.standsBehind(s) && (w.claim(now, s.key, s.asks()) == budget.Granted || w.letInFutile(now, s, s.asks())) {
@@ -109,6 +114,10 @@ func (w *Worker) standsBehind(s *Stream) bool {
 func (g *Guard) admit(now Time, s *Stream, credit int64) Verdict {
 	w, a := g.worker, g.worker.account
 	w.counts[CountAdmitted]++
+	s.goLive()
+	if n := s.burden(); n > 0 {
+		a.Burden(&s.Stream, n)
+	}
 	if s.expects.cold() > 0 {
 		w.admitCold(now, s)
 	}
@@ -145,13 +154,14 @@ func (g *Guard) admitPresumed(now Time, s *Stream) bool {
 		w.judged = w.ticks
 		return false
 	}
-	if !a.Calm(now) || w.warm() || a.Ask(now, n, budget.Full) != budget.Granted {
+	if !a.Calm(now) || w.warm() || g.isDear(now, s, n) || a.Ask(now, n, budget.Full) != budget.Granted {
 		return false
 	}
 	if g.header != "" {
 		g.keyOf(now, s)
 	}
 	s.presume(n)
+	s.goLive()
 	w.counts[CountAdmitted]++
 	return true
 }

@@ -47,7 +47,7 @@ type Connection struct {
 
 // TLS notes that the connection turned out to be a TLS one.
 func (g *Guard) TLS(now Time, c *Connection) {
-	g.worker.account.RaiseConnection(&c.Connection, int64(g.config.Costs.TLSConnection))
+	g.worker.account.RaiseConnection(&c.Connection, g.tlsCost())
 	g.worker.account.Cover(now)
 }
 
@@ -124,7 +124,7 @@ func (w *Worker) CloseConnection(c *Connection) {
 // to be closed, and is none of ours any more.
 func (g *Guard) OpenConnection(now Time, c *Connection, p Peer) (admitted bool) {
 	w := g.worker
-	cost := int64(g.config.Costs.Connection)
+	cost := g.connectionCost()
 	var source *key // if that is what connections are told apart by, and there is a limit to share out
 	if g.config.Fairness.By == config.BySource && w.limits.Connections > 0 {
 		source = g.named(now, fairness.Name{By: config.BySource, Value: p.Source()})
@@ -166,10 +166,14 @@ func (w *Worker) admitConnection(now Time, source *key, cost int64) bool {
 	// Only above hard, and only what does not fit under the limit, and only where all connections
 	// together cost more than the floor: refused above hard by itself, a fifth of the bystanders
 	// that reconnect were lost, and in the same floor with small requests, a crowd of those kept
-	// others from connecting. Without a recent reading the level is that of another time.
+	// others from connecting. A connection that costs more than a small request, as one of raw TCP may,
+	// asks for its room always. Without a recent reading the level is that of another time.
 	t := w.account.Table()
 	open := w.account.Own().Connections.Open + w.account.Others().Connections.Open
-	return t.Level < budget.Hard || t.Futile || w.account.Stale(now) || (open+1)*cost <= w.account.Floor() || w.account.Ask(now, cost, budget.Full) != budget.Denied
+	if cost <= int64(w.budget.Small) && t.Level < budget.Hard || t.Futile || w.account.Stale(now) || (open+1)*cost <= w.account.Floor() {
+		return true
+	}
+	return w.account.Ask(now, cost, budget.Full) != budget.Denied
 }
 
 // countConnections learns how many connections the other workers have, and, where the last are

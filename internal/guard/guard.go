@@ -32,6 +32,7 @@
 //	connection.go  connections: which are admitted, closed as idle or at their first bytes; and who is
 //	               evicted (evict), for what ended responses left unread is evicted with them
 //	keys.go        whose it is: shares of keys, what each is known to bring, how many connections
+//	prices.go      what streams of each key cost, and connections: learned, told, in force
 //	worker.go      Worker, what a tick does in which order, when the next is due (pace), metrics
 //	readings.go    readings: when one is asked for, what is in it, when we are blind
 //	trace.go       samples at high-water marks

@@ -27,9 +27,10 @@ type keyed struct {
 	probes
 	entitlement
 	sockets
-	most      int64 // what one of its streams likely holds, while memory is over the limit
-	rejected  int64 // bytes that were rejected and may come back, fewer and fewer since
-	lastLarge Time  // when its last large request or response came
+	most      int64  // what one of its streams likely holds, while memory is over the limit
+	priced    uint32 // Price is of this generation
+	rejected  int64  // bytes that were rejected and may come back, fewer and fewer since
+	lastLarge Time   // when its last large request or response came
 }
 
 // probes is what a key has under way for responses that nothing is known of: see Worker.mayProbe.
@@ -65,6 +66,9 @@ func (g *Guard) setKey(now Time, s *Stream) {
 		k.Refs++
 		g.worker.account.Move(&s.Stream, &k.Value.Sum)
 	}
+	if s.admitted() || s.Shadow() {
+		s.goLive()
+	}
 }
 
 // keepPlaces has the keys that the guards' weights name keep their places, whatever names clients
@@ -86,6 +90,9 @@ func (g *Guard) named(now Time, name fairness.Name) *key {
 	k := g.worker.keys.Get(now, name, g.config.Fairness.Weight)
 	if x := &g.worker.shares; k.Value.at != x.at { // it was not there at the last exchange
 		k.Value.entitlement, k.Value.part, k.Value.elsewhere = x.newcomer, x.newPart, 0
+	}
+	if k.Value.priced != g.worker.prices.generation {
+		g.worker.priceKey(k)
 	}
 	return k
 }
@@ -279,7 +286,9 @@ func (w *Worker) noteLarge(now Time, k *key) {
 func (w *Worker) share(now Time) {
 	if now-w.shares.at >= sharesEvery && (w.account.Table().Level >= budget.Soft || w.sources > 0 && w.scarce()) {
 		w.exchangeShares(now)
+		return
 	}
+	w.exchangePrices(now)
 }
 
 // exchangeShares tells the others what this worker's keys have, and learns from them what each
@@ -289,19 +298,7 @@ func (w *Worker) exchangeShares(now Time) {
 	fade := math.Exp2(-float64(now-x.at) / float64(rejectedHalf))
 	w.eachKey(func(k *key) { k.Value.rejected = int64(fade * float64(k.Value.rejected)) })
 	x.at = now
-	x.own = x.own[:0]
-	if w.account.Table().Level == budget.Over {
-		w.weigh()
-	}
-	w.eachKey(func(k *key) {
-		if t := k.Value.total(now, k); t.Use > 0 || t.Waits > 0 || t.Large || k.Refs > 0 {
-			x.own = append(x.own, t)
-		}
-	})
-	x.buf = fairness.AppendTotals(x.buf[:0], now, x.own)
-	if store.Put(w.account.ID(), x.buf) != nil {
-		w.HostError()
-	}
+	w.tellTotals(now)
 	x.totals, x.before = append(x.totals[:0], x.own...), x.before[:0]
 	for _, e := range w.account.Table().Entries {
 		if e.ID == w.account.ID() {
@@ -319,10 +316,32 @@ func (w *Worker) exchangeShares(now Time) {
 	w.divideConnections()
 }
 
+// tellTotals tells the others what this worker's keys have, and the prices, if it is the one who polls.
+func (w *Worker) tellTotals(now Time) {
+	x := &w.shares
+	x.own = x.own[:0]
+	if w.account.Table().Level == budget.Over {
+		w.weigh()
+	}
+	w.eachKey(func(k *key) {
+		if t := k.Value.total(now, k); t.Use > 0 || t.Waits > 0 || t.Large || k.Refs > 0 {
+			x.own = append(x.own, t)
+		}
+	})
+	var prices []fairness.Price
+	if w.polls {
+		prices = w.prices.inForce
+	}
+	x.buf = fairness.AppendTotals(x.buf[:0], now, x.own, prices)
+	if w.account.Store().Put(w.account.ID(), x.buf) != nil {
+		w.HostError()
+	}
+}
+
 // total is what the others are told of a key.
 func (k *keyed) total(now Time, of *key) fairness.Total {
 	return fairness.Total{
-		ID: of.ID, Weight: of.Weight, Use: k.use(), Small: k.Small, Likely: k.Likely, Waits: k.queue.Bytes() + k.rejected, Most: k.most, Open: k.open,
+		ID: of.ID, Weight: of.Weight, Use: k.use(), Small: k.Small, Likely: k.Likely, Waits: k.queue.Bytes() + k.rejected, Most: k.most, Open: k.open, Live: k.Live,
 		Large: k.lastLarge != 0 && now-k.lastLarge < largeFor, Named: of.Named(),
 	}
 }
@@ -453,6 +472,7 @@ type KeyUse struct {
 	Coming  int64   `json:"coming"`
 	Likely  int64   `json:"likely"`
 	Waiting int64   `json:"waiting"` // what those in line are expected to bring
+	KeyPrice
 }
 
 // OtherKey is the name of all that are not told apart.
@@ -466,7 +486,7 @@ func (w *Worker) Keys() []KeyUse {
 		if k == &w.keys.Other {
 			name = OtherKey
 		}
-		all = append(all, KeyUse{Name: name, Weight: k.Weight, Coming: k.Value.Coming, Likely: k.Value.Likely, Waiting: k.Value.queue.Bytes()})
+		all = append(all, KeyUse{Name: name, Weight: k.Weight, Coming: k.Value.Coming, Likely: k.Value.Likely, Waiting: k.Value.queue.Bytes(), KeyPrice: w.priceOf(k)})
 	})
 	return all
 }

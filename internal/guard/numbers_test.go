@@ -37,7 +37,7 @@ func TestSharesFromTheFutureAreNone(t *testing.T) {
 		math.MaxInt64: 0, math.MinInt64: 0,
 	} {
 		total := fairness.Total{ID: 7, Weight: 1, Use: 9 * mib}
-		require.NoError(t, p.store.Put(other, fairness.AppendTotals(nil, at, []fairness.Total{total})))
+		require.NoError(t, p.store.Put(other, fairness.AppendTotals(nil, at, []fairness.Total{total}, nil)))
 		w.exchangeShares(p.now)
 		var got int64
 		if i := fairness.Find(w.shares.totals, 7); i >= 0 && w.shares.totals[i].ID == 7 {

@@ -213,13 +213,14 @@ func (w *Worker) Resume(now Time) (s *Stream, waited unit.Duration) {
 // claimFor asks for the room of a waiting request. One that is cold may be none any more, by what is
 // known of its key now, or go as a probe.
 func (w *Worker) claimFor(now Time, s *Stream) bool {
+	w.reprice(now, s)
 	if s.expects.cold() > 0 {
 		w.foreseeAgain(now, s)
 	}
 	if s.expects.cold() == 0 || !w.mayProbe(now, s) {
 		return w.claimRest(now, s, s.asks())
 	}
-	if !w.claimRest(now, s, s.wants) {
+	if !w.claimRest(now, s, s.asksWith(0)) {
 		return false
 	}
 	w.probe(now, s)
@@ -238,7 +239,7 @@ func (w *Worker) foreseeAgain(now Time, s *Stream) {
 // request, or may come unseen.
 func (w *Worker) claimRest(now Time, s *Stream, n int64) bool {
 	rest := n - s.credit()
-	if n+s.Kept() <= int64(w.budget.Small) {
+	if max(n+s.Kept(), s.price) <= int64(w.budget.Small) {
 		return w.claimSmall(now, s.key, rest) != budget.Denied // what is awaited is not in the floor
 	}
 	rest = max(rest-s.Awaited(), 0)
@@ -297,7 +298,7 @@ func (g *Guard) turnAway(now Time, s *Stream, reason Reason) Verdict {
 	s.rejectUnread(now, cost, counted)
 	v := Verdict{Action: Answer, Reason: reason}
 	if reason != TooLarge {
-		v.RetryAfter = g.retryAfter(now, max(s.wants, s.Held(budget.Request)))
+		v.RetryAfter = g.retryAfter(now, max(s.asksWith(0), s.Held(budget.Request)))
 	}
 	return v
 }

@@ -76,6 +76,7 @@ func (w *Worker) Observe(now Time, r Reading, failure error) (event string) {
 		return ""
 	}
 	w.poll.Failed(nil)
+	w.learnPrices(now, r.InUse)
 	if blind {
 		event = fmt.Sprintf("readings of Envoy's memory are back after %v. ", roughly(age))
 	}

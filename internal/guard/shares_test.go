@@ -11,7 +11,7 @@ import (
 
 func TestTotalsOfOtherWorkersAreSummed(t *testing.T) {
 	published := func(at Time, use int64) []byte {
-		return fairness.AppendTotals(nil, at, []fairness.Total{{ID: 7, Weight: 1, Use: use, Large: true}})
+		return fairness.AppendTotals(nil, at, []fairness.Total{{ID: 7, Weight: 1, Use: use, Large: true}}, nil)
 	}
 	now := time.Hour
 	x := shares{totals: []fairness.Total{{ID: 7, Weight: 1, Use: 1}, {ID: 8, Weight: 1, Use: 2, Large: true}}}

@@ -68,11 +68,17 @@ type Stream struct {
 	state     state
 	exempt    exemption
 	letIn     letIn
-	http2     bool
-	asked     bool // http2 is known
-	keyed     bool // key is known
-	spared    bool // mode observe beside one that enforces: it would have been evicted, and stays
+	protocol
+	price  int64 // what a stream of its key costs, as it was learned, where that matters; 0 = it is not known
+	keyed  bool  // key is known
+	spared bool  // mode observe beside one that enforces: it would have been evicted, and stays
 	traced
+}
+
+// protocol is the request's.
+type protocol struct {
+	http2 bool
+	asked bool // http2 is known
 }
 
 // pause is what a paused request costs: one in line, or one that was rejected unfinished.
@@ -93,10 +99,18 @@ func (s *Stream) Waiting() bool { return s.state == queued && !s.Shadow() }
 func (s *Stream) admitted() bool { return s.state == presumed || s.state == live }
 
 // total is what the request is expected to come to, with its headers and its response.
-func (s *Stream) total() int64 { return s.Kept() + s.asks() }
+func (s *Stream) total() int64 { return max(s.Kept()+s.wants+s.expects.bytes, s.price) }
 
-// asks is what it asks room for: its headers are there.
-func (s *Stream) asks() int64 { return s.wants + s.expects.bytes }
+// asks is what it asks room for: its headers are there, and what costs.stream says is counted.
+func (s *Stream) asks() int64 { return s.asksWith(s.expects.bytes) }
+
+// asksWith is that with so much expected of its response.
+func (s *Stream) asksWith(expects int64) int64 {
+	return max(s.wants+expects, s.price-s.Kept()-int64(s.guard.config.Costs.Stream))
+}
+
+// burden is how much of it is no byte that will pass.
+func (s *Stream) burden() int64 { return s.asks() - s.wants - s.expects.bytes }
 
 // hasOwnKey says whether it is told apart from others, as far as it was asked for.
 func (s *Stream) hasOwnKey() bool { return s.keyed && s.key != &s.guard.worker.keys.Other }
@@ -199,6 +213,9 @@ func (s *Stream) joinLine(now Time, small bool, cost, window int64) {
 	g, w := s.guard, s.guard.worker
 	s.state, s.pauseCost, s.window = queued, cost, window
 	g.shade(now, s)
+	if !s.Shadow() {
+		w.account.SetLive(&s.Stream, false)
+	}
 	s.come = cost
 	switch {
 	case s.seesItsOwn():
@@ -253,6 +270,9 @@ func (s *Stream) leaveLine() {
 func (s *Stream) reject(now Time) (shadow bool) {
 	s.state = rejected
 	s.guard.shade(now, s)
+	if !s.Shadow() {
+		s.guard.worker.account.SetLive(&s.Stream, false)
+	}
 	return s.Shadow()
 }
 
@@ -283,6 +303,9 @@ func (s *Stream) rejectClosing(now Time, cost int64, counted bool) {
 	c.paused, c.arrived = s, c.last
 	w.closing = append(w.closing, s)
 	s.guard.shade(now, s)
+	if !s.Shadow() {
+		w.account.SetLive(&s.Stream, false)
+	}
 	if !counted {
 		w.account.Pause(now, &s.Stream, cost, c.arrived)
 	}
@@ -434,6 +457,7 @@ func (g *Guard) shade(now Time, s *Stream) {
 	w := g.worker
 	w.proven(s)
 	w.account.Shade(now, &s.Stream)
+	s.goLive() // Envoy lets it go
 	w.account.Supposes(now, &s.Stream, budget.Request, s.wants)
 }
 

@@ -28,7 +28,8 @@ type Time = budget.Time
 //  3. What was presumed while memory was calm is judged, if it is calm no more. It has its room
 //     already, so that it goes before whoever asks for some now.
 //  4. The sample is frozen, if a peak was seen, before anything ends that made it.
-//  5. Shares are exchanged, before somebody is evicted or resumed by them.
+//  5. Those that stay are asked whose they are, and shares and prices are exchanged, before somebody
+//     is evicted or resumed by them.
 //  6. Somebody is evicted, or else resumed or rejected after his timeout, never both. What is over
 //     the limit has no room to give; and one call of the host that resumes a request must not end
 //     another of the same connection, or Envoy crashes.
@@ -50,7 +51,8 @@ type Worker struct {
 	leftovers // of ended requests
 	evictions
 	keyring
-	idle idle.List[Connection]
+	prices prices
+	idle   idle.List[Connection]
 
 	reader
 	tracer  tracer
@@ -118,6 +120,7 @@ func (w *Worker) Tick(now Time) *Actions {
 	w.meet(now)
 	w.doubtPresumed(now)
 	w.sample(now)
+	w.nameOld(now)
 	w.share(now)
 	if !w.evict(now, a) {
 		w.serve(now, a)

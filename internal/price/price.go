@@ -319,6 +319,17 @@ func (m *Model) Price(id uint64) (bytes int64, known bool) {
 	return 0, false
 }
 
+// Known calls do with each key whose price was learned, and is in force.
+func (m *Model) Known(do func(id uint64, bytes int64)) {
+	for i := 1; i < len(m.stocks); i++ {
+		if s := &m.stocks[i]; s.taken && s.uses > 0 {
+			if bytes, known := m.inForce(i); known {
+				do(s.id, bytes)
+			}
+		}
+	}
+}
+
 // Connection is what one more connection without a stream costs.
 func (m *Model) Connection() (bytes int64, known bool) { return m.inForce(0) }
 

@@ -57,6 +57,9 @@ func (r *Reader) Expect(ok bool, what string) {
 	}
 }
 
+// Skip passes over so many bytes.
+func (r *Reader) Skip(n int) { r.bytes(uint64(n)) }
+
 // Left is how many bytes are still to be read.
 func (r *Reader) Left() int { return len(r.rest) }
 

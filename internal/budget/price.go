@@ -1,0 +1,42 @@
+package budget
+
+// SetLive says whether the stream is among those that cost what one of its key does: it was let in, and
+// whose it is was asked.
+func (a *Account) SetLive(s *Stream, live bool) {
+	if live == s.live {
+		return
+	}
+	s.live = live
+	if live {
+		s.sum.Live++
+	} else {
+		s.sum.Live--
+	}
+}
+
+// Burden counts n more bytes that the stream costs by its existence, as Open does. The room has been
+// asked for.
+func (a *Account) Burden(s *Stream, n int64) {
+	if s.cost.gen != a.fresh.gen { // what it cost until now is in a reading
+		s.cost = cost{gen: a.fresh.gen}
+	}
+	s.cost.bytes += n
+	a.addFresh(n)
+}
+
+// priced is what the stream likely holds, and at most, where one of its key holds its price at least;
+// and how much of that is there by the price alone. A compressor of 400 KiB is no byte that passes.
+func (s *Stream) priced(likely, bounds int64) (_, _, by int64) {
+	if !s.live {
+		return likely, bounds, 0
+	}
+	p := s.sum.Price
+	return max(likely, p), max(bounds, p), max(p-bounds, 0)
+}
+
+// Newest calls do with the owner of each live stream, the one that was opened last first, as long as it
+// says so.
+func (a *Account) Newest(do func(owner any) (more bool)) {
+	for s := a.streams.ring.prev; s != &a.streams.ring && do(s.owner); s = s.prev {
+	}
+}
