@@ -34,6 +34,9 @@ func (s *Stream) priced(likely, bounds int64) (_, _, by int64) {
 	return max(likely, p), max(bounds, p), max(p-bounds, 0)
 }
 
+// Resettle has the next Tick look at what each stream likely holds: a price has changed by much.
+func (a *Account) Resettle() { a.streams.swept = 0 }
+
 // Newest calls do with the owner of each live stream, the one that was opened last first, as long as it
 // says so.
 func (a *Account) Newest(do func(owner any) (more bool)) {

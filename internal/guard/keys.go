@@ -286,6 +286,7 @@ func (w *Worker) noteLarge(now Time, k *key) {
 func (w *Worker) share(now Time) {
 	if now-w.shares.at >= sharesEvery && (w.account.Table().Level >= budget.Soft || w.sources > 0 && w.scarce()) {
 		w.exchangeShares(now)
+		w.hearPrices(now)
 		return
 	}
 	w.exchangePrices(now)

@@ -55,6 +55,9 @@ const (
 	// has told of yet, and it is taken for another's.
 	burstShare, burstLeast = 8, 8 // TestAKeyIsPricedWithinABurst
 
+	// resettleShare: if a price has changed by so much, who is evicted is not to wait for the next sweep.
+	resettleShare = 8 // scenario eviction
+
 	// inheritFor is how long a poller goes by the prices of the one before, while it learns its own.
 	inheritFor = 30 * time.Second // TestPricesSurviveTheirPoller
 
@@ -172,7 +175,12 @@ func (w *Worker) putInForce(all []fairness.Price) {
 			p.dearKeys++
 		}
 	}
-	w.eachKey(w.priceKey)
+	w.eachKey(func(k *key) {
+		was := k.Value.Price
+		if w.priceKey(k); max(was, k.Value.Price)-min(was, k.Value.Price) > was/resettleShare {
+			w.account.Resettle()
+		}
+	})
 	w.eachKey(func(k *key) { w.tellPrice(k.ID, k.Value.Price) })
 	w.tellPrice(fairness.Connections, p.connection)
 }
@@ -185,7 +193,7 @@ func (w *Worker) priceKey(k *key) {
 // exchangePrices tells the one who polls how many streams this worker has, and learns what they cost. A
 // worker without any, while others have some, only learns, at its own pace.
 func (w *Worker) exchangePrices(now Time) {
-	p, t, own := &w.prices, w.account.Table(), w.account.Own().Streams
+	p, own := &w.prices, w.account.Own().Streams
 	if w.polls || own == 0 && p.toldStreams == 0 && w.account.Others().Streams == 0 {
 		return // who polls does that with each reading
 	}
@@ -199,11 +207,17 @@ func (w *Worker) exchangePrices(now Time) {
 	if own > 0 || p.toldStreams > 0 {
 		w.tellTotals(now)
 	}
-	p.exchanged, p.toldStreams = now, own
-	if t.Poller.ID == 0 {
+	w.hearPrices(now)
+}
+
+// hearPrices takes what the one who polls has learned.
+func (w *Worker) hearPrices(now Time) {
+	p, poller := &w.prices, w.account.Table().Poller.ID
+	p.exchanged, p.toldStreams = now, w.account.Own().Streams
+	if poller == 0 || w.polls {
 		return
 	}
-	published, err := w.account.Store().Get(t.Poller.ID)
+	published, err := w.account.Store().Get(poller)
 	if err != nil {
 		w.HostError()
 		return
