@@ -15,6 +15,7 @@ type Entry struct {
 	Exposure    int64 // the most that its live streams could come to hold
 	Left        int64 // what its rejected requests left unread, for as long as they linger
 	Streams     int64
+	Live        int64 // a part of Streams: see Account.SetLive
 	VM          int64 // memory of the worker's virtual machine; it is outside every reading
 	Presumed    Presumed
 	Shadows     Shadows
@@ -68,7 +69,7 @@ func (e *Entry) fields() [entryFields]*int64 {
 	return [entryFields]*int64{
 		(*int64)(&e.Beat), &e.Lease, &e.Fresh, &e.Coming, &e.Passed, &e.Small, &e.Likely, &e.Bounds, &e.Exposure,
 		&e.Evicted.Leaving, &e.Evicted.Sequence, &e.Left, &e.Queue.Held, (*int64)(&e.Queue.Since), &e.Queue.Waiting, &e.Streams, &e.Connections.Open, &e.VM,
-		&e.Queue.Wanted, &e.Queue.Rate, &e.Connections.Lease, &e.Presumed.Bytes, &e.Presumed.Streams, &e.Shadows.Likely, &e.Shadows.Passed, &e.Priced,
+		&e.Queue.Wanted, &e.Queue.Rate, &e.Connections.Lease, &e.Presumed.Bytes, &e.Presumed.Streams, &e.Shadows.Likely, &e.Shadows.Passed, &e.Priced, &e.Live,
 	}
 }
 

@@ -1,7 +1,7 @@
 package budget
 
-// SetLive says whether the stream is among those that cost what one of its key does: it was let in, and
-// whose it is was asked.
+// SetLive says whether the stream is among those that cost what one of its key does: it was let in, whose
+// it is was asked, and it stays.
 func (a *Account) SetLive(s *Stream, live bool) {
 	if live == s.live {
 		return
@@ -9,8 +9,10 @@ func (a *Account) SetLive(s *Stream, live bool) {
 	s.live = live
 	if live {
 		s.sum.Live++
+		a.own.Live++
 	} else {
 		s.sum.Live--
+		a.own.Live--
 	}
 }
 

@@ -59,7 +59,7 @@ const (
 	markFields  = 10
 	headFields  = 18 + markFields
 	headerBytes = 4 + 4 + headFields*8
-	entryFields = 26
+	entryFields = 27
 	entryBytes  = 8 + entryFields*8
 	maxEntries  = 4096
 

@@ -161,7 +161,6 @@ func (g *Guard) admitPresumed(now Time, s *Stream) bool {
 		g.keyOf(now, s)
 	}
 	s.presume(n)
-	s.goLive()
 	w.counts[CountAdmitted]++
 	return true
 }

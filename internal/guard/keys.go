@@ -66,9 +66,6 @@ func (g *Guard) setKey(now Time, s *Stream) {
 		k.Refs++
 		g.worker.account.Move(&s.Stream, &k.Value.Sum)
 	}
-	if s.admitted() || s.Shadow() {
-		s.goLive()
-	}
 }
 
 // keepPlaces has the keys that the guards' weights name keep their places, whatever names clients

@@ -31,8 +31,9 @@ type prices struct {
 	dearKeys   int              // how many of those keys have a price of more than budget.small
 	connection int64            // what one without a stream costs; 0 = it is not known
 
-	exchanged   Time  // when it last told, and heard
-	toldStreams int64 // how many streams it had then
+	exchanged Time  // when it last told, and heard
+	toldLive  int64 // how many live streams it had then
+	liveAt    int64 // and how many there were at all at the last reading
 
 	named  Time // whoever came before has been asked whose he is, as far as that is of use
 	ticked Time // the last tick that did not rest
@@ -48,6 +49,8 @@ const (
 	// A price matters where all streams of the key make this share of the limit more, or less, than
 	// what is configured.
 	mattersShare = 32 // TestACheapKeyHasNoPrice
+
+	dearGuess = 512 << 10 // TestAKeyIsPricedWithinABurst
 
 	// calmEvery is how often workers tell what they have while nobody is held back.
 	calmEvery = 100 * time.Millisecond // TestCalmExchangesAreFew
@@ -90,16 +93,16 @@ func (w *Worker) learnPrices(now Time, inUse int64) {
 	if now-p.learnedAt > sharesFor {
 		p.inherits = now + inheritFor
 	}
-	p.learnedAt = now
 	stream, connection := w.costs()
 	all := w.account.Table().Sum()
+	p.learnedAt, p.liveAt = now, all.Live
 	w.countLive(stream, all.Streams)
 	p.model.Matters = w.limits.Limit / mattersShare
 	// What is likely held by a price alone must not explain it.
 	p.model.Observe(now, inUse, max(all.Connections.Open-all.Streams, 0), connection, all.Bounds-all.Priced+all.Queue.Held, p.counts)
 	w.putInForce(p.learned(now))
-	if own := w.account.Own().Streams; own > 0 || p.toldStreams > 0 || len(p.inForce) > 0 {
-		p.exchanged, p.toldStreams = now, own
+	if own := w.account.Own().Live; own > 0 || p.toldLive > 0 || len(p.inForce) > 0 {
+		p.exchanged, p.toldLive = now, own
 		w.tellTotals(now)
 	}
 }
@@ -117,7 +120,7 @@ func (w *Worker) countLive(prior, streams int64) {
 	}
 	w.eachKey(func(k *key) { count(k.ID, k.Value.Live) })
 	for _, e := range w.account.Table().Entries {
-		if e.ID == w.account.ID() || e.Streams == 0 {
+		if e.ID == w.account.ID() || e.Live == 0 {
 			continue
 		}
 		published, err := w.account.Store().Get(e.ID)
@@ -193,18 +196,18 @@ func (w *Worker) priceKey(k *key) {
 // exchangePrices tells the one who polls how many streams this worker has, and learns what they cost. A
 // worker without any, while others have some, only learns, at its own pace.
 func (w *Worker) exchangePrices(now Time) {
-	p, own := &w.prices, w.account.Own().Streams
-	if w.polls || own == 0 && p.toldStreams == 0 && w.account.Others().Streams == 0 {
+	p, own := &w.prices, w.account.Own()
+	if w.polls || own.Streams == 0 && p.toldLive == 0 && w.account.Others().Streams == 0 {
 		return // who polls does that with each reading
 	}
 	every := calmEvery
-	if off := max(own-p.toldStreams, p.toldStreams-own); off >= max(burstLeast, p.toldStreams/burstShare) {
+	if off := max(own.Live-p.toldLive, p.toldLive-own.Live); off >= max(burstLeast, p.toldLive/burstShare) {
 		every = sharesEvery
 	}
 	if now-p.exchanged < every {
 		return
 	}
-	if own > 0 || p.toldStreams > 0 {
+	if own.Live > 0 || p.toldLive > 0 {
 		w.tellTotals(now)
 	}
 	w.hearPrices(now)
@@ -213,7 +216,7 @@ func (w *Worker) exchangePrices(now Time) {
 // hearPrices takes what the one who polls has learned.
 func (w *Worker) hearPrices(now Time) {
 	p, poller := &w.prices, w.account.Table().Poller.ID
-	p.exchanged, p.toldStreams = now, w.account.Own().Streams
+	p.exchanged, p.toldLive = now, w.account.Own().Live
 	if poller == 0 || w.polls {
 		return
 	}
@@ -227,9 +230,9 @@ func (w *Worker) hearPrices(now Time) {
 	}
 }
 
-// nameOld asks those whose they are that were let in without being asked, and have lived longer than
-// from one tick to the next: most requests are over by then. Where it is a header that tells, it was
-// asked when they came, or can't be any more.
+// nameOld counts those that were let in, and have lived longer than from one tick to the next: most
+// requests are over by then. It asks those whose they are that were not asked. Where it is a header that
+// tells, they were when they came, or can't be any more.
 func (w *Worker) nameOld(now Time) {
 	p := &w.prices
 	since, before, left := p.named, p.ticked, nameMost
@@ -240,16 +243,20 @@ func (w *Worker) nameOld(now Time) {
 	}
 	w.account.Newest(func(owner any) (more bool) {
 		s := owner.(*Stream)
-		switch {
-		case s.opened < since:
-			return false
-		case s.opened >= before || s.keyed || !s.admitted() || s.guard.by == nil || s.guard.header != "":
-			return true
-		case left == 0:
+		if s.opened < since {
 			return false
 		}
-		left--
-		s.guard.keyOf(now, s)
+		if s.opened >= before || !s.admitted() && !s.Shadow() {
+			return true
+		}
+		if !s.keyed && s.guard.by != nil && s.guard.header == "" {
+			if left == 0 {
+				return false
+			}
+			left--
+			s.guard.keyOf(now, s)
+		}
+		s.goLive()
 		return true
 	})
 	if left > 0 {
@@ -257,7 +264,8 @@ func (w *Worker) nameOld(now Time) {
 	}
 }
 
-// goLive counts the stream among those that cost its key's price, where it is known whose it is.
+// goLive counts the stream among those that cost its key's price, where it is known whose it is, and it
+// holds it: it was let in, or as a shadow.
 func (s *Stream) goLive() {
 	if s.keyed || s.guard.by == nil {
 		s.guard.worker.account.SetLive(&s.Stream, true)
@@ -274,6 +282,13 @@ func (w *Worker) reprice(now Time, s *Stream) {
 		n = min(n, max(most, 0))
 	}
 	s.price = n
+}
+
+// stirs says that streams which stay have come or gone since the last reading: as many as would matter,
+// if they were dear. A constant number tells nothing of what they cost.
+func (w *Worker) stirs(all *budget.Entry) bool {
+	off := max(all.Live-w.prices.liveAt, w.prices.liveAt-all.Live)
+	return off > 0 && off*dearGuess >= w.limits.Limit/mattersShare
 }
 
 // isDear says that a stream of the key costs more than n. While no key's streams cost more than a small

@@ -63,6 +63,7 @@ func (p *Poll) Unanswered(now time.Duration) bool { return p.asking != 0 && now-
 // Figures are what the interval is chosen by. Sizes are bytes, of all workers.
 type Figures struct {
 	Urgent   bool  // somebody waits, there is no reading yet, or the level is hard
+	Stirs    bool  // streams that stay have come or gone, as many as may matter
 	Fresh    int64 // passed, and perhaps in no reading yet
 	Coming   int64 // expected, without what is reserved for presumed responses: that may never come
 	Limit    int64
@@ -87,7 +88,7 @@ func (f *Figures) Every() time.Duration {
 		deciding, relaxed = f.Limit, 2*relaxed
 	}
 	switch {
-	case f.Urgent, f.Coming > worth, unsure > deciding:
+	case f.Urgent, f.Stirs, f.Coming > worth, unsure > deciding:
 		return f.Short
 	case unsure > worth:
 		return min(f.Long, relaxed)
