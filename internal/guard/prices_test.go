@@ -134,6 +134,7 @@ func TestABurstOfADearKeyIsBounded(t *testing.T) {
 	for _, mode := range []Mode{Enforce, Observe} {
 		w := newWorld(t, 1, func(c *Config) { c.Mode = mode })
 		w.base, w.costs["gzip"], w.costs["plain"] = 100*mib, gzip, 20*kib
+		w.pass(2 * time.Second)
 		w.teach(0, "gzip", 80)
 		w.requirePrice(0, "gzip")
 		require.False(t, w.price(0, "plain").Known)
@@ -251,9 +252,13 @@ func TestInheritedPricesEnd(t *testing.T) {
 func TestTwoWorkersHaveOnePrice(t *testing.T) {
 	w := newWorld(t, 2, nil)
 	w.costs["gzip"], w.costs["plain"] = gzip, 20*kib
-	for i := range 80 {
-		w.get(i%2, "gzip")
-		w.get(i%2, "plain")
+	for i := range 160 {
+		switch {
+		case i%80 < 40:
+			w.get(i%2, "gzip")
+		default:
+			w.get(i%2, "plain")
+		}
 		if i%4 == 3 {
 			w.pass(Tick)
 		}
