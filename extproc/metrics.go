@@ -77,6 +77,7 @@ var (
 
 	comingDesc  = prometheus.NewDesc("highwater_key_coming_bytes", "announced or forecast by requests of the key, and still to come", []string{"key"}, nil)
 	likelyDesc  = prometheus.NewDesc("highwater_key_likely_bytes", "likely held by requests of the key", []string{"key"}, nil)
+	priceDesc   = prometheus.NewDesc("highwater_price_bytes", "what a stream of the key costs beside its bytes: as it was learned, or else costs.stream", []string{"key"}, nil)
 	waitingDesc = prometheus.NewDesc("highwater_key_waiting_bytes", "what requests of the key that wait are expected to bring", []string{"key"}, nil)
 )
 
@@ -92,6 +93,16 @@ func labels(keys []guard.KeyUse) map[string]guard.KeyUse {
 	return m
 }
 
+// priceLabels are prices, likewise: of two with the same label the higher.
+func priceLabels(keys []guard.KeyPrice) map[string]int64 {
+	m := map[string]int64{}
+	for _, k := range keys {
+		name := strings.ToValidUTF8(k.Name, "\uFFFD")
+		m[name] = max(m[name], k.Bytes)
+	}
+	return m
+}
+
 // Describe implements prometheus.Collector. It says nothing, so that nothing is checked: the table
 // is tested.
 func (c collector) Describe(chan<- *prometheus.Desc) {}
@@ -102,9 +113,11 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	var gauges [guard.NumGauges]int64
 	var keys []guard.KeyUse
 	var mode guard.Mode
+	var prices guard.Prices
 	c.server.do(func(now guard.Time) {
 		mode = c.server.mu.guard.Config().Mode
 		counts, gauges, keys = *c.server.mu.worker.Counts(), c.server.mu.worker.Gauges(now), c.server.mu.worker.Keys()
+		prices = c.server.mu.worker.Prices()
 	})
 	out <- prometheus.MustNewConstMetric(infoDesc, prometheus.GaugeValue, 1, version.String(), face, string(mode))
 	for i, m := range guard.Counters() {
@@ -121,6 +134,9 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 		out <- prometheus.MustNewConstMetric(comingDesc, prometheus.GaugeValue, float64(k.Coming), name)
 		out <- prometheus.MustNewConstMetric(likelyDesc, prometheus.GaugeValue, float64(k.Likely), name)
 		out <- prometheus.MustNewConstMetric(waitingDesc, prometheus.GaugeValue, float64(k.Waiting), name)
+	}
+	for name, bytes := range priceLabels(prices.Keys) {
+		out <- prometheus.MustNewConstMetric(priceDesc, prometheus.GaugeValue, float64(bytes), name)
 	}
 }
 
@@ -181,6 +197,7 @@ type Status struct {
 	Gauges     map[string]int64 `json:"gauges"`
 	Counters   map[string]int64 `json:"counters"`
 	Keys       []guard.KeyUse   `json:"keys"`
+	Prices     guard.Prices     `json:"prices"`
 	BadStreams map[string]int64 `json:"bad_streams"`
 	UpSince    time.Time        `json:"up_since"`
 	Observer   any              `json:"observer,omitempty"`
@@ -200,6 +217,7 @@ func (s *Server) Status() Status {
 	s.do(func(now guard.Time) {
 		w := s.mu.worker
 		st.Mode, counts, gauges, st.Keys = s.mu.guard.Config().Mode, *w.Counts(), w.Gauges(now), w.Keys()
+		st.Prices = w.Prices()
 		st.Level = w.Account().Table().Level.String()
 	})
 	for i, m := range guard.Counters() {

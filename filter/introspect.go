@@ -72,6 +72,7 @@ func (s *stream) tell(method, question string) {
 		Level:    w.Account().Table().Level.String(),
 		Figures:  func(add func(name string, value int64)) { w.Status(machine.now, add) },
 		Counters: machine.stats.counted,
+		Prices:   func() any { return w.Prices() },
 		Peaks:    w.Peaks,
 		Current:  w.Current,
 	}

@@ -470,21 +470,23 @@ type KeyUse struct {
 	Coming  int64   `json:"coming"`
 	Likely  int64   `json:"likely"`
 	Waiting int64   `json:"waiting"` // what those in line are expected to bring
-	KeyPrice
 }
 
 // OtherKey is the name of all that are not told apart.
 const OtherKey = "(other)"
 
+func (w *Worker) keyName(k *key) string {
+	if k == &w.keys.Other {
+		return OtherKey
+	}
+	return k.Name.Value
+}
+
 // Keys are the worker's keys as of now; all that are not told apart are one, and first.
 func (w *Worker) Keys() []KeyUse {
 	var all []KeyUse
 	w.eachKey(func(k *key) {
-		name := k.Name.Value
-		if k == &w.keys.Other {
-			name = OtherKey
-		}
-		all = append(all, KeyUse{Name: name, Weight: k.Weight, Coming: k.Value.Coming, Likely: k.Value.Likely, Waiting: k.Value.queue.Bytes(), KeyPrice: w.priceOf(k)})
+		all = append(all, KeyUse{Name: w.keyName(k), Weight: k.Weight, Coming: k.Value.Coming, Likely: k.Value.Likely, Waiting: k.Value.queue.Bytes()})
 	})
 	return all
 }

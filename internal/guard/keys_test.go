@@ -173,9 +173,9 @@ func TestNamesOfKeys(t *testing.T) {
 	} {
 		r := &request{connected: p.connection(0), tenant: c.tenant}
 		p.guards[0].Open(p.now, &r.Stream, r, mib)
-		require.Equal(t, KeyUse{Name: c.name, Weight: c.weight, Coming: mib, KeyPrice: KeyPrice{Price: 30 * kib, Streams: 1}}, p.has(0, c.name))
+		require.Equal(t, KeyUse{Name: c.name, Weight: c.weight, Coming: mib}, p.has(0, c.name))
 		p.guards[0].Close(p.now, &r.Stream)
-		require.Equal(t, KeyUse{Name: c.name, Weight: c.weight, KeyPrice: KeyPrice{Price: 30 * kib}}, p.has(0, c.name))
+		require.Equal(t, KeyUse{Name: c.name, Weight: c.weight}, p.has(0, c.name))
 	}
 	requireNothingLeft(t, w)
 
@@ -354,7 +354,7 @@ func TestNamedTenantsKeepTheirPlaces(t *testing.T) {
 		}
 	}
 	r := open(1, "gold", kib)
-	require.Equal(t, KeyUse{Name: "gold", Weight: 4, Coming: kib, KeyPrice: KeyPrice{Price: 30 * kib, Streams: 1}}, p.has(1, "gold"))
+	require.Equal(t, KeyUse{Name: "gold", Weight: 4, Coming: kib}, p.has(1, "gold"))
 	for _, w := range p.workers {
 		w.exchangeShares(p.now)
 	}

@@ -73,7 +73,6 @@ const (
 
 	tellPriceEvery = time.Minute // TestAPriceIsToldOnce
 	tellPriceOff   = 2           // times what is configured, or less than one in so many. TestAPriceIsToldOnce
-	maxToldPrices  = fairness.MaxPrices
 )
 
 // costs are what is configured. Where listeners differ, the most.
@@ -184,8 +183,11 @@ func (w *Worker) putInForce(all []fairness.Price) {
 			w.account.Resettle()
 		}
 	})
-	w.eachKey(func(k *key) { w.tellPrice(k.ID, k.Value.Price) })
-	w.tellPrice(fairness.Connections, p.connection)
+	stream, connection := w.costs()
+	w.eachKey(func(k *key) {
+		w.tellPrice(k.ID, "a stream of "+w.keyName(k), k.Value.Price, "costs.stream", stream)
+	})
+	w.tellPrice(fairness.Connections, "a connection without a stream", p.connection, "costs.connection", connection)
 }
 
 // priceKey has a key go by what is in force.
@@ -317,26 +319,19 @@ func (g *Guard) tlsCost() int64 {
 
 // tellPrice says that a price is another than what is configured by far. The first worker with streams
 // does: it most likely knows what the key is called.
-func (w *Worker) tellPrice(id uint64, bytes int64) {
+func (w *Worker) tellPrice(id uint64, what string, bytes int64, setting string, configured int64) {
 	p := &w.prices
-	if bytes == 0 || !w.speaks() || slices.Contains(p.told, id) || len(p.told) >= maxToldPrices {
+	switch {
+	case bytes == 0, bytes <= tellPriceOff*configured && tellPriceOff*bytes >= configured:
 		return
-	}
-	prior, connection := w.costs()
-	what, setting := "a stream of "+w.keyName(id), "costs.stream"
-	if id == fairness.Connections {
-		what, setting, prior = "a connection without a stream", "costs.connection", connection
-	}
-	if bytes <= tellPriceOff*prior && bytes >= prior/tellPriceOff {
+	case !w.speaks(), slices.Contains(p.told, id), len(p.told) >= fairness.MaxPrices:
 		return
+	case p.toldAt > 0 && p.ticked-p.toldAt < tellPriceEvery:
+		return // it counts all the same, and is told when it changes
 	}
-	now := p.ticked
-	if p.toldAt > 0 && now-p.toldAt < tellPriceEvery {
-		return // it is counted all the same, and may be told when it changes
-	}
-	p.toldAt, p.told = now, append(p.told, id)
-	w.telling.later(fmt.Sprintf("%s costs Envoy %s, as was learned from its readings, and %s says %s: from now on it counts as that",
-		what, unit.Bytes(bytes).Human(), setting, unit.Bytes(prior).Human()))
+	p.toldAt, p.told = p.ticked, append(p.told, id)
+	w.telling.later(fmt.Sprintf("%s costs Envoy %s, as its readings tell, and %s says %s: from now on it counts as that",
+		what, unit.Bytes(bytes).Human(), setting, unit.Bytes(configured).Human()))
 }
 
 // speaks says that this worker is the first that has streams.
@@ -346,35 +341,38 @@ func (w *Worker) speaks() bool {
 	return i >= 0 && entries[i].ID == w.account.ID()
 }
 
-func (w *Worker) keyName(id uint64) string {
-	for _, k := range w.keys.All() {
-		if k.ID == id {
-			return k.Name.Value
-		}
-	}
-	return OtherKey
+// Prices are what streams and connections cost beside their bytes, in force on this worker.
+type Prices struct {
+	Connection Price      `json:"connection"` // of one without a stream
+	Keys       []KeyPrice `json:"keys"`       // of one stream of each
 }
 
-// ConnectionPrice is what a connection without a stream costs, and whether that was learned.
-func (w *Worker) ConnectionPrice() (bytes int64, known bool) {
-	if n := w.prices.connection; n > 0 {
-		return n, true
-	}
-	_, bytes = w.costs()
-	return bytes, false
+// Price is what one costs.
+type Price struct {
+	Bytes int64 `json:"price"`
+	Known bool  `json:"known"` // it was learned; else it is what is configured
 }
 
-// KeyPrice is what a stream of a key costs beside its bytes.
+// KeyPrice is that of a key.
 type KeyPrice struct {
-	Price   int64 `json:"price"`   // bytes
-	Known   bool  `json:"known"`   // it was learned, and is in force; else it is costs.stream
-	Streams int64 `json:"streams"` // on this worker, as far as it was asked whose they are
+	Name string `json:"name"`
+	Price
+	Streams int64 `json:"streams"` // on this worker, as far as they stay
 }
 
-func (w *Worker) priceOf(k *key) KeyPrice {
-	if n := k.Value.Price; n > 0 {
-		return KeyPrice{n, true, k.Value.Live}
+// Prices are those of the keys that this worker has; all that are not told apart are one, and first.
+func (w *Worker) Prices() Prices {
+	stream, connection := w.costs()
+	p := Prices{Connection: priceOf(w.prices.connection, connection)}
+	w.eachKey(func(k *key) {
+		p.Keys = append(p.Keys, KeyPrice{w.keyName(k), priceOf(k.Value.Price, stream), k.Value.Live})
+	})
+	return p
+}
+
+func priceOf(learned, configured int64) Price {
+	if learned > 0 {
+		return Price{learned, true}
 	}
-	stream, _ := w.costs()
-	return KeyPrice{stream, false, k.Value.Live}
+	return Price{configured, false}
 }

@@ -116,14 +116,19 @@ func (w *world) end(route string) {
 
 // price is what a worker takes a stream of the route for.
 func (w *world) price(worker int, route string) KeyPrice {
-	return w.has(worker, route).KeyPrice
+	for _, k := range w.workers[worker].Prices().Keys {
+		if k.Name == route {
+			return k
+		}
+	}
+	return KeyPrice{}
 }
 
 func (w *world) requirePrice(worker int, route string) {
 	w.t.Helper()
 	p := w.price(worker, route)
 	require.True(w.t, p.Known, "%s on worker %d", route, worker)
-	require.InEpsilon(w.t, w.costs[route], p.Price, .2)
+	require.InEpsilon(w.t, w.costs[route], p.Bytes, .2)
 }
 
 const gzip = 467 * kib
@@ -300,7 +305,7 @@ func TestACheapKeyHasNoPrice(t *testing.T) {
 	w := newWorld(t, 1, nil)
 	w.costs["cheap"] = 40 * kib
 	w.teach(0, "cheap", 80)
-	require.Equal(t, KeyPrice{Price: 30 * kib}, w.price(0, "cheap"))
+	require.Equal(t, KeyPrice{Name: "cheap", Price: Price{Bytes: 30 * kib}}, w.price(0, "cheap"))
 }
 
 // While memory is calm workers tell each other what they have ten times a second, and not at all where
@@ -426,18 +431,16 @@ func TestWhoWaitsIsNotLive(t *testing.T) {
 func TestConnectionsHaveAPrice(t *testing.T) {
 	w := newWorld(t, 1, func(c *Config) { c.Fairness.By = config.ByNone })
 	w.socket = 1400 * kib
-	bytes, known := w.workers[0].ConnectionPrice()
-	require.False(t, known)
-	require.Equal(t, 8*kib, bytes)
+	require.Equal(t, Price{Bytes: 8 * kib}, w.workers[0].Prices().Connection)
 	var all []*Connection
 	for range 40 {
 		all = append(all, w.connection(0))
 		w.idle++
 		w.pass(Tick)
 	}
-	bytes, known = w.workers[0].ConnectionPrice()
-	require.True(t, known)
-	require.InEpsilon(t, w.socket, bytes, .2)
+	price := w.workers[0].Prices().Connection
+	require.True(t, price.Known)
+	require.InEpsilon(t, w.socket, price.Bytes, .2)
 	opened := int64(0)
 	for range 400 {
 		c := &Connection{Context: 1}

@@ -15,6 +15,7 @@ type Source struct {
 	Level    string
 	Figures  func(add func(name string, value int64))
 	Counters func(add func(name string, value int64))
+	Prices   func() any // what streams and connections cost, for JSON; nil = nothing is told of it
 	Peaks    func() []reservoir.Peak
 	Current  func() reservoir.Peak // the samples as of now: see WantsCurrent
 }
@@ -131,6 +132,13 @@ func (s *Source) status() Answer {
 		b = append(b, ',')
 		number(name, value)
 	})
+	if s.Prices != nil {
+		prices := encoded(s.Prices())
+		if prices.Status != ok {
+			return prices
+		}
+		b = append(append(b, `,"prices":`...), prices.Body...)
+	}
 	b = append(b, `,"counters":`...)
 	comma := byte('{')
 	s.Counters(func(name string, value int64) {

@@ -267,6 +267,10 @@ func TestAnswers(t *testing.T) {
 		return string(a.Body)
 	}
 	require.JSONEq(t, `{"version": "(devel) \"x\"", "mode": "observe", "level": "hard", "in_use_bytes": 5, "workers": 2, "counters": {"a_total": 1, "b_total.reason.c": 0}}`, ask("status"))
+	s.Prices = func() any { return []int{7} }
+	require.JSONEq(t, `{"version": "(devel) \"x\"", "mode": "observe", "level": "hard", "in_use_bytes": 5, "workers": 2, "prices": [7], "counters": {"a_total": 1, "b_total.reason.c": 0}}`, ask("status"))
+	s.Prices = func() any { return math.NaN() }
+	require.Equal(t, 500, s.Ask("GET", "status").Status)
 	var all struct{ Peaks []View }
 	require.NoError(t, json.Unmarshal([]byte(ask("peaks")), &all))
 	require.Len(t, all.Peaks, 3)
