@@ -66,6 +66,20 @@ func (g *Guard) foresee(now Time, s *Stream, told budget.Visibility) {
 	}
 }
 
+// total is what the request is expected to come to, with its headers and its response.
+func (s *Stream) total() int64 { return max(s.Kept()+s.wants+s.expects.bytes, s.price) }
+
+// asks is what it asks room for: its headers are there, and what costs.stream says is counted.
+func (s *Stream) asks() int64 { return s.asksWith(s.expects.bytes) }
+
+// asksWith is that with so much expected of its response.
+func (s *Stream) asksWith(expects int64) int64 {
+	return max(s.wants+expects, s.price-s.Kept()-int64(s.guard.config.Costs.Stream))
+}
+
+// burden is how much of it is no byte that will pass.
+func (s *Stream) burden() int64 { return s.asks() - s.wants - s.expects.bytes }
+
 // judge decides on a request that is not exempt: admit it, let it wait or reject it.
 func (g *Guard) judge(now Time, s *Stream) Verdict {
 	w := g.worker

@@ -98,20 +98,6 @@ func (s *Stream) Waiting() bool { return s.state == queued && !s.Shadow() }
 // admitted says that the request was let in, and goes on.
 func (s *Stream) admitted() bool { return s.state == presumed || s.state == live }
 
-// total is what the request is expected to come to, with its headers and its response.
-func (s *Stream) total() int64 { return max(s.Kept()+s.wants+s.expects.bytes, s.price) }
-
-// asks is what it asks room for: its headers are there, and what costs.stream says is counted.
-func (s *Stream) asks() int64 { return s.asksWith(s.expects.bytes) }
-
-// asksWith is that with so much expected of its response.
-func (s *Stream) asksWith(expects int64) int64 {
-	return max(s.wants+expects, s.price-s.Kept()-int64(s.guard.config.Costs.Stream))
-}
-
-// burden is how much of it is no byte that will pass.
-func (s *Stream) burden() int64 { return s.asks() - s.wants - s.expects.bytes }
-
 // hasOwnKey says whether it is told apart from others, as far as it was asked for.
 func (s *Stream) hasOwnKey() bool { return s.keyed && s.key != &s.guard.worker.keys.Other }
 

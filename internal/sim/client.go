@@ -20,6 +20,7 @@ type Call struct {
 	Idle     bool  // with Chunked: it does not end, and nothing more comes, until the client hangs up
 	// Stall, if not nil, says when the client does not read: it may drain what Envoy holds and stall again.
 	Stall func(since Time) bool
+	Holds int64 // what it costs Envoy beside StreamCost and bytes from when its response begins, as a compressor does
 
 	HangUp Time // after which the client gives up, whatever the phase; 0 = never
 }

@@ -52,6 +52,9 @@ func (e *Envoy) finish(s *Stream) {
 	}
 	if s.opened {
 		e.heap.free(s.held + s.answer + e.StreamCost)
+		if s.started {
+			e.heap.free(s.Call.Holds)
+		}
 		s.held, s.answer = 0, 0
 		e.socket -= s.kernel
 		s.kernel = 0

@@ -19,6 +19,7 @@ func (e *Envoy) readResponse(s *Stream) (used Time) {
 			return e.PerEvent
 		}
 		s.started = true
+		e.heap.alloc(call.Holds)
 		used = e.PerEvent
 		if call.Response == 0 {
 			s.ended[Response] = true
