@@ -56,7 +56,7 @@ const (
 	calmEvery = 100 * time.Millisecond // TestCalmExchangesAreFew
 	// burstShare: at once if they have so much more streams, or less. Else a reading has what nobody
 	// has told of yet, and it is taken for another's.
-	burstShare, burstLeast = 8, 8 // TestAKeyIsPricedWithinABurst
+	burstShare, burstLeast = 16, 2 // TestAKeyIsPricedWithinABurst
 
 	// resettleShare: if a price has changed by so much, who is evicted is not to wait for the next sweep.
 	resettleShare = 8 // scenario eviction

@@ -20,13 +20,13 @@ func TestStreamsArePricedByClass(t *testing.T) {
 		c.Fairness.By = "route"
 		l := Load{Name: "classes", Duration: 2 * time.Second}
 		for name, n := range map[string]int{"gzip": 100, "brotli": 40, "plain": 100} {
-			clients := Repeat(n, 10*time.Millisecond, Client{
+			clients := Repeat(n, 3*time.Millisecond, Client{
 				Class: name, Worker: -1, MakeCall: func(r *rand.Rand) Call {
-					return Call{Response: 2 * kib, GiveRate: kib / 2, Wait: time.Duration(r.Int64N(int64(20 * time.Millisecond))), Holds: costs[name], HangUp: 4 * time.Second}
+					return Call{Response: kib, Chunked: true, Idle: true, Holds: costs[name], HangUp: 200*time.Millisecond + time.Duration(r.Int64N(int64(400*time.Millisecond)))}
 				},
 			})
 			for i := range clients {
-				clients[i].Start += time.Duration(len(name)*31%7) * 40 * time.Millisecond
+				clients[i].Start += time.Duration(len(name)-4) * 400 * time.Millisecond // which come one after the other
 			}
 			l.Clients = append(l.Clients, clients...)
 		}
