@@ -42,6 +42,9 @@ func (a *Account) Resettle() { a.streams.swept = 0 }
 // Newest calls do with the owner of each live stream, the one that was opened last first, as long as it
 // says so.
 func (a *Account) Newest(do func(owner any) (more bool)) {
-	for s := a.streams.ring.prev; s != &a.streams.ring && do(s.owner); s = s.prev {
+	for s := a.streams.ring.prev; s != &a.streams.ring; s = s.prev {
+		if !do(s.owner) {
+			return
+		}
 	}
 }

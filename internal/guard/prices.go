@@ -274,6 +274,13 @@ func (s *Stream) goLive() {
 	}
 }
 
+// isStopped ends that: it is paused or ended, unless it is a shadow.
+func (s *Stream) isStopped() {
+	if !s.Shadow() {
+		s.guard.worker.account.SetLive(&s.Stream, false)
+	}
+}
+
 // reprice has one who waits go by what is known now.
 func (w *Worker) reprice(now Time, s *Stream) {
 	n := s.key.Value.Price

@@ -9,7 +9,6 @@ import (
 
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/config"
-	"github.com/highwater-envoy/highwater/internal/fairness"
 )
 
 // world is an Envoy whose streams cost what their route says, beside their bytes, as soon as they are
@@ -476,9 +475,4 @@ func TestAPriceIsToldOnce(t *testing.T) {
 	w.pass(time.Minute)
 	w.teach(1, "brotli", 80)
 	require.Len(t, told(), 2)
-}
-
-// What keys have in common with fairness' reserved ids.
-func TestReservedIDs(t *testing.T) {
-	require.NotEqual(t, uint64(fairness.Connections), uint64(unnamedKey))
 }

@@ -199,9 +199,7 @@ func (s *Stream) joinLine(now Time, small bool, cost, window int64) {
 	g, w := s.guard, s.guard.worker
 	s.state, s.pauseCost, s.window = queued, cost, window
 	g.shade(now, s)
-	if !s.Shadow() {
-		w.account.SetLive(&s.Stream, false)
-	}
+	s.isStopped()
 	s.come = cost
 	switch {
 	case s.seesItsOwn():
@@ -256,9 +254,7 @@ func (s *Stream) leaveLine() {
 func (s *Stream) reject(now Time) (shadow bool) {
 	s.state = rejected
 	s.guard.shade(now, s)
-	if !s.Shadow() {
-		s.guard.worker.account.SetLive(&s.Stream, false)
-	}
+	s.isStopped()
 	return s.Shadow()
 }
 
@@ -289,9 +285,7 @@ func (s *Stream) rejectClosing(now Time, cost int64, counted bool) {
 	c.paused, c.arrived = s, c.last
 	w.closing = append(w.closing, s)
 	s.guard.shade(now, s)
-	if !s.Shadow() {
-		w.account.SetLive(&s.Stream, false)
-	}
+	s.isStopped()
 	if !counted {
 		w.account.Pause(now, &s.Stream, cost, c.arrived)
 	}
