@@ -34,6 +34,7 @@ type prices struct {
 	exchanged Time  // when it last told, and heard
 	toldLive  int64 // how many live streams it had then
 	liveAt    int64 // and how many there were at all at the last reading
+	startled  Time  // until when readings are to come soon, for one was another than expected by far
 
 	named  Time // whoever came before has been asked whose he is, as far as that is of use
 	ticked Time // the last tick that did not rest
@@ -51,6 +52,8 @@ const (
 	mattersShare = 32 // TestACheapKeyHasNoPrice
 
 	dearGuess = 512 << 10 // TestAKeyIsPricedWithinABurst
+
+	startledFor = 250 * time.Millisecond // TestAFloodOfConnectionsIsPricedInTime
 
 	// calmEvery is how often workers tell what they have while nobody is held back.
 	calmEvery = 100 * time.Millisecond // TestCalmExchangesAreFew
@@ -99,6 +102,9 @@ func (w *Worker) learnPrices(now Time, inUse int64) {
 	p.model.Matters = w.limits.Limit / mattersShare
 	// What is likely held by a price alone must not explain it.
 	p.model.Observe(now, inUse, max(all.Connections.Open-all.Streams, 0), connection, all.Bounds-all.Priced+all.Queue.Held, p.counts)
+	if off := p.model.Innovation(); max(off, -off) >= p.model.Matters {
+		p.startled = now + startledFor
+	}
 	w.putInForce(p.learned(now))
 	if own := w.account.Own().Live; own > 0 || p.toldLive > 0 || len(p.inForce) > 0 {
 		p.exchanged, p.toldLive = now, own
@@ -293,9 +299,13 @@ func (w *Worker) reprice(now Time, s *Stream) {
 	s.price = n
 }
 
-// stirs says that streams which stay have come or gone since the last reading: as many as would matter,
-// if they were dear. A constant number tells nothing of what they cost.
-func (w *Worker) stirs(all *budget.Entry) bool {
+// stirs says that a reading would tell more of prices. Streams that stay have come or gone since the
+// last one, as many as would matter if they were dear; a constant number tells nothing of what they cost.
+// Or a reading was another than expected by far, as when raw connections flood.
+func (w *Worker) stirs(now Time, all *budget.Entry) bool {
+	if now < w.prices.startled {
+		return true
+	}
 	off := max(all.Live-w.prices.liveAt, w.prices.liveAt-all.Live)
 	return off > 0 && off*dearGuess >= w.limits.Limit/mattersShare
 }

@@ -455,6 +455,27 @@ func TestConnectionsHaveAPrice(t *testing.T) {
 	}
 }
 
+// A flood of raw connections, of which no request tells, is priced while it comes.
+func TestAFloodOfConnectionsIsPricedInTime(t *testing.T) {
+	w := newWorld(t, 1, func(c *Config) { c.Fairness.By = config.ByNone })
+	w.socket = 1400 * kib
+	var all []*Connection
+	for range 60 {
+		for range 4 {
+			c := &Connection{Context: 1}
+			if w.guards[0].OpenConnection(w.now, c, peer("10.0.0.1")) {
+				w.idle++
+				all = append(all, c)
+			}
+		}
+		w.pass(Tick)
+	}
+	require.Less(t, w.peak, 200*mib, "%d of 240 are open", len(all))
+	for _, c := range all {
+		w.workers[0].CloseConnection(c)
+	}
+}
+
 // It is said once that a price is another than what is configured.
 func TestAPriceIsToldOnce(t *testing.T) {
 	w := newWorld(t, 2, nil)

@@ -44,7 +44,7 @@ func (w *Worker) pollFigures(now Time) polling.Figures {
 	all := t.Sum()
 	judged := all.Streams - all.Presumed.Streams
 	return polling.Figures{
-		Stirs:    w.stirs(&all),
+		Stirs:    w.stirs(now, &all),
 		Urgent:   all.Queue.Waiting > 0 || t.Sequence == 0 || t.Level >= budget.Hard,
 		Fresh:    all.Fresh,
 		Coming:   all.Coming - all.Presumed.Bytes,
