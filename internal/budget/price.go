@@ -26,13 +26,25 @@ func (a *Account) Burden(s *Stream, n int64) {
 	a.addFresh(n)
 }
 
+// explains: a body of a quarter of the price explains it. While uploads fill the memory, what else rises
+// with them, such as what those who wait have sent, is easily taken for what each of them costs.
+const explains = 4 // TestTenantsAreServedByWeight
+
+// PriceBeside is what one holds at least that has brought n bytes, or will; 0 = these tell.
+func (s *Sum) PriceBeside(n int64) int64 {
+	if explains*n >= s.Price {
+		return 0
+	}
+	return s.Price
+}
+
 // priced is what the stream likely holds, and at most, where one of its key holds its price at least;
 // and how much of that is there by the price alone. A compressor of 400 KiB is no byte that passes.
 func (s *Stream) priced(likely, bounds int64) (_, _, by int64) {
 	if !s.live {
 		return likely, bounds, 0
 	}
-	p := s.sum.Price
+	p := s.sum.PriceBeside(s.dir[Request].bound())
 	return max(likely, p), max(bounds, p), max(p-bounds, 0)
 }
 
