@@ -28,7 +28,7 @@ func (a *Account) Burden(s *Stream, n int64) {
 
 // explains: a body of a quarter of the price explains it. While uploads fill the memory, what else rises
 // with them, such as what those who wait have sent, is easily taken for what each of them costs.
-const explains = 4 // TestTenantsAreServedByWeight
+const explains = 4 // TestABodyExplainsAPrice
 
 // PriceBeside is what one holds at least that has brought n bytes, or will; 0 = these tell.
 func (s *Sum) PriceBeside(n int64) int64 {
@@ -44,7 +44,8 @@ func (s *Stream) priced(likely, bounds int64) (_, _, by int64) {
 	if !s.live {
 		return likely, bounds, 0
 	}
-	p := s.sum.PriceBeside(s.dir[Request].bound())
+	m := &s.dir[Request]
+	p := s.sum.PriceBeside(max(m.bound()+m.coming, m.length))
 	return max(likely, p), max(bounds, p), max(p-bounds, 0)
 }
 

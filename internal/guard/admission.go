@@ -56,7 +56,7 @@ func (g *Guard) foresee(now Time, s *Stream, told budget.Visibility) {
 	s.wants = min(n, s.Cap(budget.Request))
 	s.expects = g.predict(now, s, told)
 	if s.keyed || g.by == nil {
-		s.price = s.key.Value.PriceBeside(s.wants)
+		s.price = s.key.Value.PriceBeside(max(s.wants, s.length))
 	}
 	if small := int64(w.budget.Small); s.exempt == whileSmall {
 		s.wants = min(s.wants, small) // with more it is judged

@@ -289,7 +289,7 @@ func (s *Stream) isStopped() {
 
 // reprice has one who waits go by what is known now.
 func (w *Worker) reprice(now Time, s *Stream) {
-	n := s.key.Value.PriceBeside(s.wants)
+	n := s.key.Value.PriceBeside(max(s.wants, s.length))
 	if n == s.price {
 		return
 	}
