@@ -38,10 +38,13 @@ func (s *Sum) PriceBeside(n int64) int64 {
 	return s.Price
 }
 
+// hasPrice says that there is one to look at: for most there is not.
+func (s *Stream) hasPrice() bool { return s.live && s.sum.Price > 0 }
+
 // priced is what the stream likely holds, and at most, where one of its key holds its price at least;
 // and how much of that is there by the price alone. A compressor of 400 KiB is no byte that passes.
 func (s *Stream) priced(likely, bounds int64) (_, _, by int64) {
-	if !s.live {
+	if !s.hasPrice() {
 		return likely, bounds, 0
 	}
 	m := &s.dir[Request]

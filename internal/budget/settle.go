@@ -55,7 +55,10 @@ func (s *Stream) settle(a *Account, now Time) {
 	}
 	bounds, likely = bounds+s.kept, likely+s.kept
 	exposure := s.kept + req.open() + res.open()
-	likely, bounds, priced := s.priced(likely, bounds)
+	var priced int64
+	if s.hasPrice() {
+		likely, bounds, priced = s.priced(likely, bounds)
+	}
 	a.own.Likely += likely - s.adds.likely
 	a.own.Bounds += bounds - s.adds.bounds
 	a.own.Priced += priced - s.adds.priced

@@ -129,7 +129,7 @@ func (g *Guard) admit(now Time, s *Stream, credit int64) Verdict {
 	w, a := g.worker, g.worker.account
 	w.counts[CountAdmitted]++
 	s.goLive()
-	if n := s.burden(); n > 0 {
+	if n := s.burden(); s.price > 0 && n > 0 {
 		a.Burden(&s.Stream, n)
 	}
 	if s.expects.cold() > 0 {
