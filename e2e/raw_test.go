@@ -15,35 +15,22 @@ import (
 // rawUpstream echoes what it is sent, but after a p it sends without an end.
 func rawUpstream(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	t.Cleanup(func() { l.Close() })
-	go func() {
+	return listenTCP(t, func(c net.Conn) {
+		b := make([]byte, 1)
 		for {
-			c, err := l.Accept()
-			if err != nil {
+			if _, err := c.Read(b); err != nil {
 				return
 			}
-			go func() {
-				defer c.Close()
-				b := make([]byte, 1)
-				for {
-					if _, err := c.Read(b); err != nil {
-						return
-					}
-					for b[0] == 'p' {
-						if _, err := c.Write(make([]byte, 64<<10)); err != nil {
-							return
-						}
-					}
-					if _, err := c.Write(b); err != nil {
-						return
-					}
+			for b[0] == 'p' {
+				if _, err := c.Write(make([]byte, 64<<10)); err != nil {
+					return
 				}
-			}()
+			}
+			if _, err := c.Write(b); err != nil {
+				return
+			}
 		}
-	}()
-	return l.Addr().String()
+	})
 }
 
 // withRaw adds a listener that has tcp_proxy in place of HTTP, behind the network filter.

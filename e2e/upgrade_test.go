@@ -43,6 +43,12 @@ func echoes(t *testing.T) string {
 // tunnelled is an upstream that echoes what it is sent.
 func tunnelled(t *testing.T) string {
 	t.Helper()
+	return listenTCP(t, func(c net.Conn) { _, _ = io.Copy(c, c) })
+}
+
+// listenTCP is an upstream that serves each connection until serve returns.
+func listenTCP(t *testing.T, serve func(c net.Conn)) string {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	t.Cleanup(func() { l.Close() })
@@ -54,7 +60,7 @@ func tunnelled(t *testing.T) string {
 			}
 			go func() {
 				defer c.Close()
-				_, _ = io.Copy(c, c)
+				serve(c)
 			}()
 		}
 	}()

@@ -62,9 +62,8 @@ func (c *connection) OnDownstreamData(n int, _ bool) types.Action {
 			c.plugin.guard.TLS(machine.now, &c.Connection)
 		}
 	}
-	if n >= guard.LargeRead && machine.worker.Drains() {
-		machine.now = now()
-		machine.worker.Mark(machine.now)
+	if n >= guard.LargeRead {
+		machine.mark()
 	}
 	machine.arrived = &c.Connection
 	if machine.worker.Data(machine.now, &c.Connection, int64(n)) {

@@ -55,6 +55,14 @@ func (v *vm) start() error {
 	return nil
 }
 
+// mark looks at the clock between two ticks, where it is worth the call of the host.
+func (v *vm) mark() {
+	if v.worker.Drains() {
+		v.now = now()
+		v.worker.Mark(v.now)
+	}
+}
+
 // enforce tells the worker whether any of its plugins enforces. Like hostError it is not inlined:
 // start-up is V8 compiling bytes.
 //

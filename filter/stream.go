@@ -63,9 +63,8 @@ func (s *stream) OnHttpRequestHeaders(_ int, end bool) (action types.Action) {
 		s.Connection() // else nobody asks before one has to wait
 	}
 	n := length(end, requestHeaders)
-	if n != 0 && machine.worker.Drains() {
-		machine.now = now()
-		machine.worker.Mark(machine.now)
+	if n != 0 {
+		machine.mark()
 	}
 	return s.do(g.Open(machine.now, &s.Stream, s, n))
 }

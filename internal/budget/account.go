@@ -146,8 +146,7 @@ func (a *Account) Stale(now Time) bool {
 func (a *Account) Estimate(now Time) int64 { return a.estimate(a.Stale(now)) }
 
 // Mark has what passes from now on be told from what has passed before, when a reading is asked for
-// about now.
-// Unlike elsewhere now has to be the time, and not that of the last tick. Where what passes stays, what
+// about now. Unlike elsewhere now has to be the time, and not that of the last tick. Where what passes stays, what
 // is made of it may come later, such as a copy of a body for ext_authz: there what is fresh is counted
 // for longer.
 func (a *Account) Mark(now Time) {

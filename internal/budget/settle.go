@@ -98,8 +98,8 @@ type Lapse struct {
 	Direction Direction
 }
 
-// lapse notes that a message has come to rest, once.
-func (l *streams) lapse(s *Stream, d Direction) {
+// rests notes that a message has come to rest, once.
+func (l *streams) rests(s *Stream, d Direction) {
 	if m := &s.dir[d]; s.Lengthless(d) && !m.told {
 		m.told = true
 		l.lapsed = append(l.lapsed, Lapse{s.owner, d})
@@ -132,7 +132,7 @@ func (s *Stream) lapseResponse(a *Account, now Time) {
 		a.unreserve(s, m, m.coming)
 		m.lapsed = true
 		a.revoke(s)
-		a.streams.lapse(s, Response)
+		a.streams.rests(s, Response)
 	}
 }
 
@@ -151,7 +151,7 @@ func (s *Stream) lapseRequest(a *Account, now Time) {
 	case idle >= requestLapse, m.length == Unknown && idle >= trickleAfter:
 		a.unreserve(s, m, m.coming)
 		m.lapsed = true
-		a.streams.lapse(s, Request)
+		a.streams.rests(s, Request)
 	case now-m.begun >= trickleAfter:
 		m.roll(now)
 		// Neither who announces and never sends nor who trickles may lock the others out.

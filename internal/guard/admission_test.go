@@ -2,6 +2,7 @@ package guard
 
 import (
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -111,6 +112,45 @@ func TestCaps(t *testing.T) {
 			require.Equal(t, c.pause, p.queue(0).Held, c.name)
 		}
 	}
+}
+
+// Envoy keeps a request's headers about three times, for as long as it lives.
+func TestLargeHeadersAreKept(t *testing.T) {
+	p := newProcess(t, 1, nil)
+	p.settle(40 * mib)
+	g, w := p.guards[0], p.workers[0]
+	c := p.connection(0)
+	open := func(came, headers int64) (*request, Verdict) {
+		w.Data(p.now, c, came)
+		r := &request{connected: c, headers: headers}
+		return r, g.Open(p.now, &r.Stream, r, 0)
+	}
+	ordinary, _ := open(4*kib-1, 56*kib)
+	require.Zero(t, ordinary.Kept(), "so little has come that nobody is asked")
+
+	r, v := open(56*kib, 56*kib)
+	require.Equal(t, Admit, v.Action)
+	require.Equal(t, 168*kib, r.Kept())
+	require.NotEqual(t, presumed, r.state, "it is judged")
+	require.Equal(t, 168*kib, w.Account().Own().Likely)
+	p.now += 20 * time.Second
+	p.settle(40 * mib)
+	require.Equal(t, 168*kib, w.Account().Own().Likely, "they don't become less likely")
+
+	next, _ := open(100, 56*kib)
+	require.Zero(t, next.Kept(), "what has come is for the request before")
+	upload, _ := open(mib, 2*kib)
+	require.Zero(t, upload.Kept(), "much has come, but it is the body")
+
+	p.settle(230 * mib)
+	late, v := open(56*kib, 56*kib)
+	require.NotEqual(t, Admit, v.Action, "with its headers it is no small request, and there is no room")
+	for _, r := range []*request{ordinary, r, next, upload, late} {
+		g.Close(p.now, &r.Stream)
+	}
+	p.settle(40 * mib)
+	require.Zero(t, w.Account().Own().Likely)
+	require.Zero(t, w.held)
 }
 
 // Without the floor a lasting overload locks every bystander out: rejecting what costs nothing

@@ -110,7 +110,7 @@ func (w *Worker) Data(now Time, c *Connection, n int64) (refused bool) {
 			n = max(min(n, s.pauseCost-c.arrived), 0) // it is not paused, and the rest passes
 		} else if s.state == queued && s.total() > int64(w.budget.Small) && w.overflows(now, n) {
 			w.refuseWaiting(now, s)
-			return !s.Shadow()
+			return true
 		}
 		c.arrived += n
 		c.paused.sends(n)

@@ -84,8 +84,8 @@ func (g *Guard) claimPlace(now Time, s *Stream, small bool, cost, window int64) 
 }
 
 // bears says that what it costs to let the request wait has room. Where the network filter sees what
-// comes, that is what has come: the rest is counted as it comes, and if it has no room then, those
-// who came last are turned away: see shed. Else it is the most that may come.
+// comes, it is judged by what can be foreseen: if more comes than has room, those who came last are
+// turned away (refuseWaiting, shed). Else it is the most that may come.
 func (w *Worker) bears(now Time, s *Stream, cost, held int64, claim budget.Claim) bool {
 	if s.seesItsOwn() && !w.account.Stale(now) {
 		waits := w.account.Others().Queue
@@ -104,10 +104,10 @@ func (w *Worker) bears(now Time, s *Stream, cost, held int64, claim budget.Claim
 // and who waits has held of the room, as elsewhere.
 func (w *Worker) patience(held int64) int64 {
 	t := w.account.Table()
-	waiting := w.come + w.account.Others().Queue.Come
 	if t.Stays() {
 		return held
 	}
+	waiting := w.come + w.account.Others().Queue.Come
 	return max(held, min(patientShare*held, w.account.Share(w.limits.Soft)-t.Reading+waiting))
 }
 
@@ -139,8 +139,8 @@ func (w *Worker) refuseWaiting(now Time, s *Stream) {
 	s.rejectClosing(now, s.pauseCost, true)
 }
 
-// shed turns those away who wait and came last, where what they have sent has no room any more. What
-// has passed is counted as if all of it stayed. It says whether there were any.
+// shed turns those away who wait and came last, where what they have sent has no room any more, by what
+// was measured. It says whether there were any.
 func (w *Worker) shed(now Time, a *Actions) bool {
 	if w.come == 0 || w.account.Stale(now) {
 		return false

@@ -177,24 +177,21 @@ func (s *Stream) joinLine(now Time, small bool, cost, window int64) {
 	g, w := s.guard, s.guard.worker
 	s.state, s.pauseCost, s.window = queued, cost, window
 	g.shade(now, s)
-	s.come = cost
-	switch {
-	case s.seesItsOwn():
-		s.come = min(s.connection.last, cost)
-		come := cost // within a round trip
-		if w.account.Table().Drains() {
-			come = s.come // by then others have gone on
-		}
-		w.account.Pause(now, &s.Stream, cost, come)
-	case s.seen():
-		w.account.Pause(now, &s.Stream, cost, cost)
-	default:
-		w.account.PauseUnseen(&s.Stream, cost)
-	}
-	s.come += s.Kept()
-	w.held += cost + s.Kept()
+	s.come = cost + s.Kept()
+	w.held += s.come
+	soon := cost // so much comes within a round trip
 	if s.seesItsOwn() {
+		last := min(s.connection.last, cost)
+		s.come = last + s.Kept()
 		w.come += s.come
+		if w.account.Table().Drains() {
+			soon = last // by then others have gone on
+		}
+	}
+	if s.seen() {
+		w.account.Pause(now, &s.Stream, cost, soon)
+	} else {
+		w.account.PauseUnseen(&s.Stream, cost)
 	}
 	if c := s.connection; c != nil {
 		c.Waiting++

@@ -134,14 +134,21 @@ func (n *Native) OpenConnection(c *Conn) (refused bool) {
 func (n *Native) Data(c *Conn, bytes int64) (refused bool) {
 	w := n.workers[c.Worker]
 	n.wake(c.Worker, connections)
-	if bytes >= guard.LargeRead && w.Drains() {
-		w.now = n.proxy.Now()
-		w.Mark(w.now)
+	if bytes >= guard.LargeRead {
+		n.mark(w)
 	}
 	if refused = w.Data(w.now, &c.Face.(*nativeConn).Connection, bytes); refused {
 		n.proxy.CloseDownstream(c)
 	}
 	return refused
+}
+
+// mark looks at the clock between two ticks, as the plugin does.
+func (n *Native) mark(w *nativeWorker) {
+	if w.Drains() {
+		w.now = n.proxy.Now()
+		w.Mark(w.now)
+	}
 }
 
 // CloseConnection implements Filter.
@@ -159,9 +166,8 @@ func (n *Native) Headers(s *Stream, d Direction, length int64) (pause bool) {
 		return n.do(s, w.guard.Expect(w.now, &s.Face.(*nativeStream).Stream, length))
 	}
 	n.wake(s.Conn.Worker, requests)
-	if length != 0 && w.Drains() {
-		w.now = n.proxy.Now()
-		w.Mark(w.now)
+	if length != 0 {
+		n.mark(w)
 	}
 	ns := &nativeStream{s: s, n: n}
 	s.Face = ns
@@ -205,7 +211,6 @@ func (n *Native) hurry(worker, plugin int, period Time) {
 func (n *Native) wake(worker, plugin int) {
 	if w := n.workers[worker]; w.Sleeps {
 		w.now = n.proxy.Now()
-		w.Mark(w.now)
 		w.Wake(w.now)
 		n.hurry(worker, plugin, guard.Tick)
 	}
