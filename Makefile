@@ -66,7 +66,8 @@ run: build envoy ## a real Envoy under a flood, with a live view; Ctrl-C or DURA
 test: build build/highwater-trap.wasm envoy ## everything, real Envoy included
 	@echo "unit and property tests, with the race detector"
 	@go test -race $(TESTFLAGS) $$(go list ./internal/... ./extproc/... ./cmd/... ./bench/... | grep -v -e /internal/sim -e /internal/wasmhost)
-	@echo "the compiled plugin without Envoy, and the model of Envoy (one goroutine: nothing to race): a thousand random loads take minutes"
+	@echo "the policy's random sequences, the compiled plugin without Envoy, and the model of Envoy (one goroutine each: nothing to race): some minutes"
+	@go test $(TESTFLAGS) -run EstimateIsNeverBelow ./internal/guard
 	@go test $(TESTFLAGS) ./internal/wasmhost/... ./internal/sim
 	@echo "end-to-end tests on a real Envoy"
 	@HIGHWATER_E2E=1 go test -count=1 -timeout 25m $(TESTFLAGS) ./e2e/...

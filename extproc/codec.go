@@ -3,6 +3,7 @@ package extproc
 import (
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
 
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
@@ -40,9 +41,14 @@ type answer []byte
 
 // codec is gRPC's for protobuf, but for the two types above: answers are sent as they are, and what
 // can't be decoded is told to the stream, which knows what to say of it.
-type codec struct{ encoding.CodecV2 }
+type codec struct {
+	encoding.CodecV2
+	large chan struct{} // who decodes a large message has one: its bytes are there twice meanwhile
+}
 
-func newCodec() codec { return codec{encoding.GetCodecV2(encodingproto.Name)} }
+func newCodec() codec {
+	return codec{encoding.GetCodecV2(encodingproto.Name), make(chan struct{}, runtime.GOMAXPROCS(0))}
+}
 
 // Marshal implements encoding.CodecV2.
 func (c codec) Marshal(v any) (mem.BufferSlice, error) {
@@ -59,6 +65,10 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 		return c.CodecV2.Unmarshal(data, v)
 	}
 	m.size = data.Len()
+	if m.size > plainUpTo {
+		c.large <- struct{}{}
+		defer func() { <-c.large }()
+	}
 	whole := data.MaterializeToBuffer(mem.DefaultBufferPool())
 	defer whole.Free()
 	if m.err = bounded(whole.ReadOnlyData()); m.err == nil {
@@ -87,32 +97,38 @@ func bounded(data []byte) error {
 		return nil
 	}
 	headers, fields, rest := 0, 0, 0
-	err := eachField(data, func(n protowire.Number, value []byte) error {
+	// It is left at the first that is too many: half a million empty headers took 5 ms to count,
+	// while what the peer had sent meanwhile was held.
+	return eachField(data, func(n protowire.Number, value []byte) error {
 		switch n {
 		case numberOf("request_body"), numberOf("response_body"):
 		case numberOf("request_headers"), numberOf("response_headers"):
-			headers += len(value)
+			if headers += len(value); headers > maxHeaders {
+				return fmt.Errorf("%w: the headers are more than %d bytes", errTooLarge, maxHeaders)
+			}
 			return eachField(value, func(n protowire.Number, value []byte) error {
 				if n != 1 { // HttpHeaders.headers
 					rest += len(value)
-					return nil
+					return little(rest)
 				}
-				return eachField(value, func(protowire.Number, []byte) error { fields++; return nil })
+				return eachField(value, func(protowire.Number, []byte) error {
+					if fields++; fields > maxFields {
+						return fmt.Errorf("%w: there are more than %d headers", errTooLarge, maxFields)
+					}
+					return nil
+				})
 			})
 		default:
 			rest += len(value)
 		}
-		return nil
+		return little(rest)
 	})
-	switch {
-	case err != nil:
-		return err
-	case headers > maxHeaders:
-		return fmt.Errorf("%w: the headers are %d bytes, more than %d", errTooLarge, headers, maxHeaders)
-	case fields > maxFields:
-		return fmt.Errorf("%w: there are %d headers, more than %d", errTooLarge, fields, maxFields)
-	case rest > plainUpTo:
-		return fmt.Errorf("%w: attributes, trailers and metadata are %d bytes, more than %d", errTooLarge, rest, plainUpTo)
+}
+
+// little is an error where attributes, trailers and metadata are so many bytes, and too many.
+func little(rest int) error {
+	if rest > plainUpTo {
+		return fmt.Errorf("%w: attributes, trailers and metadata are more than %d bytes", errTooLarge, plainUpTo)
 	}
 	return nil
 }

@@ -38,6 +38,10 @@ const (
 	// window is over how long it is looked at what a connection holds, and what it had answered:
 	// see Conn.blame.
 	window = 500 * time.Millisecond
+	// breath is how long nothing is read from who has had no answer, once a connection was closed:
+	// its memory comes back a moment later. A hundred connections that sent 1 MiB each at once took
+	// three times the bound.
+	breath = 10 * time.Millisecond
 	// most / modest is what a connection may hold for a moment without being blamed for it.
 	modest = 16
 )
@@ -47,8 +51,9 @@ type Bound struct {
 	Most   int64                         // bytes that all peers may hold together
 	Closed func(peer net.Addr, by int64) // called for each connection that is closed, with what it held; nil = nobody is told
 
-	held atomic.Int64 // of all
-	mu   struct {
+	held     atomic.Int64              // of all
+	relieved atomic.Pointer[time.Time] // when the last was closed; nil = none was
+	mu       struct {
 		sync.Mutex
 		conns map[*Conn]struct{}
 	}
@@ -88,7 +93,8 @@ func (b *Bound) relieve() {
 	if worst == nil {
 		return
 	}
-	by := worst.held.Load()
+	by, now := worst.held.Load(), time.Now()
+	b.relieved.Store(&now)
 	b.forget(worst)
 	if b.Closed != nil {
 		b.Closed(worst.RemoteAddr(), by)
@@ -205,7 +211,28 @@ func (c *Conn) Read(p []byte) (int, error) {
 	if c.pass(&c.in, seen, c.came) > c.bound.Most {
 		c.bound.relieve()
 	}
+	c.wait()
 	return n, err
+}
+
+// wait holds back a connection that of late has had nothing answered, when one was closed a moment
+// ago.
+func (c *Conn) wait() {
+	relieved := c.bound.relieved.Load()
+	if relieved == nil {
+		return
+	}
+	rest := time.Until(relieved.Add(breath))
+	if rest <= 0 {
+		return
+	}
+	c.mu.Lock()
+	c.roll()
+	works := c.mu.answered[0]+c.mu.answered[1] > 0
+	c.mu.Unlock()
+	if !works {
+		time.Sleep(rest)
+	}
 }
 
 // Write implements net.Conn.

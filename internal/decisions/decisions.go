@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
@@ -68,13 +69,13 @@ type Store struct {
 // Swap implements budget.Store.
 func (s Store) Swap(value []byte, version uint32) error {
 	err := s.Store.Swap(value, version)
-	s.To.Add("table %v%s", err, numbers(value))
+	s.To.addNumbers(value, "table %v", err)
 	return err
 }
 
 // Put implements budget.Store.
 func (s Store) Put(worker uint32, value []byte) error {
-	s.To.Add("totals of %d%s", worker, numbers(value))
+	s.To.addNumbers(value, "totals of %d", worker)
 	return s.Store.Put(worker, value)
 }
 
@@ -85,13 +86,15 @@ func (s Store) Keep(worker uint32, slot int, value []byte) error {
 	return s.Store.Keep(worker, slot, value)
 }
 
-// numbers are the words of 64 bits of a value, behind the first, which says what it is and how long.
-func numbers(value []byte) string {
-	var b strings.Builder
+// addNumbers appends a line with the words of 64 bits of a value at its end, without the first, which
+// says what it is and how long. Half of what a load took was once the formatting of these.
+func (r *Record) addNumbers(value []byte, format string, args ...any) {
+	fmt.Fprintf(r.text, format, args...)
 	for rest := value[min(8, len(value)):]; len(rest) >= 8; rest = rest[8:] {
-		fmt.Fprintf(&b, " %d", int64(binary.LittleEndian.Uint64(rest)))
+		number := append(r.text.AvailableBuffer(), ' ')
+		_, _ = r.text.Write(strconv.AppendInt(number, int64(binary.LittleEndian.Uint64(rest)), 10))
 	}
-	return b.String()
+	_ = r.text.WriteByte('\n')
 }
 
 // Sums are the hashes of records, by name, and the file in which they are kept.
@@ -121,7 +124,7 @@ func (s *Sums) Of(name string) string { return s.kept[name] }
 // Len is how many are kept.
 func (s *Sums) Len() int { return len(s.kept) }
 
-// Write writes the file anew with these in place of what it had of the same names.
+// Write writes the file with these in place of what it had of the same names.
 func (s *Sums) Write(sums map[string]string) error {
 	maps.Copy(s.kept, sums)
 	var b strings.Builder

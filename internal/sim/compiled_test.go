@@ -15,6 +15,7 @@ import (
 func TestThePluginDoesWhatTheGuardDoes(t *testing.T) {
 	for _, workers := range []int{1, 2, 8} {
 		t.Run(fmt.Sprintf("random loads/workers=%d", workers), func(t *testing.T) {
+			t.Parallel()
 			verdicts := 0
 			for seed := range uint64(16) {
 				s, limit, l := Random(seed, workers, Trait(seed))
@@ -26,6 +27,7 @@ func TestThePluginDoesWhatTheGuardDoes(t *testing.T) {
 	for _, sc := range scenarios() {
 		for _, workers := range sc.workers() {
 			t.Run(fmt.Sprintf("%s/workers=%d", sc.name, workers), func(t *testing.T) {
+				t.Parallel()
 				s, limit, l := sc.on(workers)
 				require.Positive(t, same(t, s, limit, 1, l).Verdicts)
 			})
