@@ -42,6 +42,7 @@ func TestConfigurationReference(t *testing.T) {
 		require.Contains(t, []string{"shared", "own", "server"}, cells[2], "%s: its scope", key)
 		_, ofServer := observed[key]
 		require.Equal(t, ofServer, cells[2] == "server", "%s: whether it is of the server alone", key)
+		require.Regexp(t, `^\d+\.\d+\.\d+$`, cells[3], "%s: since when", key)
 		told[key] = strings.Trim(cells[1], "`")
 	}
 	require.Equal(t, defaults, told)
