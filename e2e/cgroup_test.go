@@ -20,7 +20,7 @@ import (
 )
 
 // A filter whose readings come from the companion knows the container: budget.limit: 80% is 80 % of the cgroup's limit, and follows it
-// within two seconds when it is changed while Envoy runs. Nobody is turned away before it is known.
+// within two seconds when it is changed while Envoy runs. Nobody is rejected before it is known.
 func TestOOMLimitFollowsTheCgroup(t *testing.T) {
 	group, err := envoytest.NewCgroup(300 * mib)
 	require.NoError(t, err)

@@ -178,7 +178,7 @@ func (d *deaf) answer(text string) {
 	}
 }
 
-// phases are what a request can be in when it is ended: each begins one, and returns when it waits in line, is being sent or has
+// phases are what a request can be in when it is ended: each begins one, and returns when it waits in the queue, is being sent or has
 // come to the upstream.
 var phases = []struct {
 	name  string
@@ -277,7 +277,7 @@ func TestEveryPairEndsInOneTick(t *testing.T) {
 					var ended sync.WaitGroup
 					ended.Add(2)
 					b.begin(s, c, ended.Done)
-					a.begin(s, c, ended.Done) // who waits in line is last
+					a.begin(s, c, ended.Done) // who waits in the queue is last
 					s.memory.inUse.Store(230 * mib)
 					gone := make(chan struct{})
 					go func() { ended.Wait(); close(gone) }()

@@ -197,12 +197,12 @@ func floods() []flood {
 			want: want{peak: 1, recovery: time.Second},
 		},
 		flood{
-			name: "obey-300", about: "300 clients of 4 MiB that come back when they are told to, and wait in line for 200 ms at most", clients: 300,
+			name: "obey-300", about: "300 clients of 4 MiB that come back when they are told to, and wait in the queue for 200 ms at most", clients: 300,
 			envoy: settings{patience: 200 * time.Millisecond},
 			hogs:  uploads{count: 300, obey: 30 * time.Second, drain: drain}.hogs, want: want{peak: 1, truth: 0.8},
 		},
 		flood{
-			name: "obey-600", about: "600 such clients that wait in line for 2 s at most", clients: 600,
+			name: "obey-600", about: "600 such clients that wait in the queue for 2 s at most", clients: 600,
 			hogs: uploads{count: 600, obey: 30 * time.Second, drain: drain}.hogs, want: want{peak: 1},
 		},
 		flood{

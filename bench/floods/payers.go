@@ -101,7 +101,7 @@ func understated() settings {
 }
 
 // tenants hold all equally long what they upload, so that what each is served is in proportion to what he may hold. Over
-// HTTP/1 a rejected one loses its connection, and a thousand that connect anew every 20 ms leave the two cores no time
+// HTTP/1 a rejected one loses its connection, and a thousand that connect again every 20 ms leave the two cores no time
 // for anything else. Over HTTP/2 who comes back as often has his connection closed, with all that is under way on it: a client
 // resets the upload that was rejected, and Envoy's codec bears 1,000 resets and 33 a second (nghttp2_option_set_stream_reset_rate_limit).
 // They hold it for so long that memory is what is short, and not how many a busy worker can resume: of two workers with lines the

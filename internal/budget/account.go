@@ -36,7 +36,7 @@
 //	impossible.go the base is as much as the limit: what is in force then, and what proves it
 //	table.go      the table, and who is dropped from it because his machine trapped; entry.go a worker's part
 //	shared.go     how the table is changed; tick.go what a tick does; store.go where the table is kept
-//	shadow.go     requests that mode enforce would have held back or turned away
+//	shadow.go     requests that mode enforce would have held back or rejected
 package budget
 
 // Account is one worker's part of the books. It keeps two promises.
@@ -196,7 +196,7 @@ func (a *Account) SetWaiting(n, held, come int64, since Time) {
 	a.own.Queue.Waiting, a.own.Queue.Held, a.own.Queue.Come, a.own.Queue.Since = n, held, come, since
 }
 
-// SetRate publishes, with the next exchange, for how many bytes those in line wait, and how many
+// SetRate publishes, with the next exchange, for how many bytes those in the queue wait, and how many
 // are admitted per second.
 func (a *Account) SetRate(wanted, perSecond int64) {
 	a.own.Queue.Wanted, a.own.Queue.Rate = wanted, perSecond

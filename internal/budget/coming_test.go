@@ -190,7 +190,7 @@ func TestAnAnticipatedResponseWaitsForItsUpstream(t *testing.T) {
 	require.Zero(t, a.Own().Coming, "2 s")
 }
 
-// Each byte begins the time anew, and so does a resume; while a request is paused its reservation does not lapse.
+// Each byte begins the time again, and so does a resume; while a request is paused its reservation does not lapse.
 func TestComingLapsesFromTheLastByteOn(t *testing.T) {
 	b := open(t, 1)
 	a := b.accounts[0]

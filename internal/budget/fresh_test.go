@@ -181,7 +181,7 @@ func TestAPausedRequestCostsWhatItLeavesUnread(t *testing.T) {
 	require.False(t, s.Beyond(Request))
 }
 
-// Clients that are turned away and come straight back would fill the estimate with what nobody holds: 0.15 of the
+// Clients that are rejected and come straight back would fill the estimate with what nobody holds: 0.15 of the
 // goodput. What they gave back is used again in its generation, and counted until a reading tells that it is gone.
 func TestWhatATurnedAwayRequestSentIsUsedAgain(t *testing.T) {
 	for name, gone := range map[string]func(*Account, *Stream, *Connection){

@@ -92,7 +92,7 @@ func TestAFloodThatWasThereBeforeUsIsNoBase(t *testing.T) {
 	b := open(t, 1)
 	a := b.accounts[0]
 	b.join()
-	for range 30 { // requests come, which it turns away, and what it knows of holds nothing
+	for range 30 { // requests come, which it rejects, and what it knows of holds nothing
 		streams := []*Stream{}
 		for range silentUsers + 1 {
 			streams = append(streams, b.stream(a))
@@ -127,7 +127,7 @@ func TestNearlyNoTrafficIsProofOfABase(t *testing.T) {
 	}
 }
 
-// Whoever is turned away at once is in flight at no reading.
+// Whoever is rejected at once is in flight at no reading.
 func TestRequestsBetweenReadingsAreTraffic(t *testing.T) {
 	b := open(t, 1)
 	a := b.accounts[0]

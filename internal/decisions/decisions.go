@@ -121,7 +121,7 @@ func (s *Sums) Of(name string) string { return s.kept[name] }
 // Len is how many are kept.
 func (s *Sums) Len() int { return len(s.kept) }
 
-// Write writes the file anew with these in place of what it had of the same names.
+// Write writes the file again with these in place of what it had of the same names.
 func (s *Sums) Write(sums map[string]string) error {
 	maps.Copy(s.kept, sums)
 	var b strings.Builder

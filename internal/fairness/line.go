@@ -1,4 +1,4 @@
-// Package fairness says who is next and who has how much: keys, their weighted max-min shares, and the waiting line.
+// Package fairness says who is next and who has how much: keys, their weighted max-min shares, and the queue.
 package fairness
 
 import (

@@ -51,7 +51,7 @@ type Connection struct {
 	source *key  // that it counts for; nil = connections are not told apart
 	ended
 	rawness
-	Waiting  int // requests of it in line
+	Waiting  int // requests of it in the queue
 	IsClosed bool
 	observed bool // mode observe: it is never closed
 	use      idle.Use[Connection]
@@ -162,7 +162,7 @@ func (g *Guard) OpenConnection(now Time, c *Connection, p Peer) (admitted bool) 
 		w.sources++
 	}
 	c.observed = g.config.Mode == Observe
-	if !g.lets() && !g.mayExempt(burden) { // whose requests are never turned away is not known at their first bytes
+	if !g.lets() && !g.mayExempt(burden) { // whose requests are never rejected is not known at their first bytes
 		c.silent = p
 	}
 	c.came = now

@@ -452,7 +452,7 @@ type KeyUse struct {
 	Weight  float64 `json:"weight"`
 	Coming  int64   `json:"coming"`
 	Likely  int64   `json:"likely"`
-	Waiting int64   `json:"waiting"` // what those in line are expected to bring
+	Waiting int64   `json:"waiting"` // what those in the queue are expected to bring
 }
 
 // OtherKey is the name of all that are not told apart.

@@ -223,7 +223,7 @@ func TestHiddenProbesAreBounded(t *testing.T) {
 	require.Equal(t, int(p.workers[0].Account().Room()/4/(4*mib)), probes)
 }
 
-// Where there was no small response yet, one request at a time goes to see whether there are any, by turns one in line and one that has
+// Where there was no small response yet, one request at a time goes to see whether there are any, by turns one in the queue and one that has
 // just come: most likely its upstream does the work for nothing. When there was none for a while, none goes any more.
 func TestHiddenProbesOfALargeKey(t *testing.T) {
 	p := newProcess(t, 1, bigBuffers)

@@ -59,7 +59,7 @@ func TestLargeNewcomerJoinsTheLineWhenAnyoneWaitsAnywhere(t *testing.T) {
 	require.NotEmpty(t, first)
 }
 
-// What those who wait have sent is measured. What has no room is turned away: at its bytes that have none, and
+// What those who wait have sent is measured. What has no room is rejected: at its bytes that have none, and
 // who came last at the next tick.
 func TestWhoWaitsIsTurnedAwayByWhatHasCome(t *testing.T) {
 	for name, mode := range map[string]Mode{"enforce": Enforce, "observe": Observe} {

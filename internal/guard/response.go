@@ -355,8 +355,8 @@ const (
 // mayProbe says whether a cold request may go to its upstream without room for what may come of it.
 // Of a key with small responses and large ones nobody can tell which this is. While large ones fill
 // the memory, small ones get through by this. Where none was small yet, one goes now and then: most
-// likely its upstream does the work for nothing. By turns it is one in line and one that has just
-// come. Behind a burst of large ones, who comes now may well be small, and in line would be found
+// likely its upstream does the work for nothing. By turns it is one in the queue and one that has just
+// come. Behind a burst of large ones, who comes now may well be small, and in the queue would be found
 // last, at its timeout.
 func (w *Worker) mayProbe(now Time, s *Stream) bool {
 	k, comes, cold := &s.key.Value, s.state != queued, s.expects.cold()

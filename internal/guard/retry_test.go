@@ -114,7 +114,7 @@ func TestAFullQueue(t *testing.T) {
 	}
 }
 
-// While some have been told to come back, the longer the line, of what its timeout lets it be, the more are turned away at
+// While some have been told to come back, the longer the line, of what its timeout lets it be, the more are rejected at
 // its end: evenly, not all who come at once.
 func TestALineThatIsNearlyTooLongTurnsSomeAway(t *testing.T) {
 	p := newProcess(t, 1, nil)

@@ -73,7 +73,7 @@ type Count struct {
 // maxOctaves: at 2^40 × every no stream is in the sample.
 const maxOctaves = 40
 
-// Reset begins anew. every is the smallest gap, bytes, above 0.
+// Reset begins again. every is the smallest gap, bytes, above 0.
 func (c *Count) Reset(every int64) { *c = Count{every: float64(every)} }
 
 // Add counts a stream.

@@ -62,7 +62,7 @@ func scenarios() []scenario {
 			})...),
 		},
 		{
-			// They announce and never send. The honest ones stand in one line with them, and get a part: to tell them apart
+			// They announce and never send. The honest ones stand in one queue with them, and get a part: to tell them apart
 			// takes keys.
 			name: "announce", check: served(.25, "hog"),
 			clients: append(uploads(30, 4*mib), Repeat(500, time.Millisecond, Client{

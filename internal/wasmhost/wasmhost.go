@@ -17,7 +17,7 @@
 //     bodies and responses, where an answer can be given all the same. Names are compared as they are: in lower case.
 //   - a context that SetEffectiveContext chose holds until the call into the VM ends.
 //   - OnVMStart comes once for each Plugin.
-//   - the tick timer starts anew whenever the period is set.
+//   - the tick timer starts again whenever the period is set.
 //   - a trap ends the VM, and nothing more is called in it, not even for streams that end. The shared data stay.
 //
 // Only the host calls that the plugin imports exist here; Compile refuses a plugin with others. Nothing here is safe for
