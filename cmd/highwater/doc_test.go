@@ -97,3 +97,15 @@ func flagsIn(text, pattern string) (names []string) {
 	slices.Sort(names)
 	return slices.Compact(names)
 }
+
+// The reference has each flag of check, and no other.
+func TestCheckReference(t *testing.T) {
+	text, err := os.ReadFile("../../docs/reference/command-line.md")
+	require.NoError(t, err)
+	_, section, found := strings.Cut(string(text), "\n## highwater check\n")
+	require.True(t, found)
+	section, _, _ = strings.Cut(section, "\n## ")
+	var printed bytes.Buffer
+	require.Zero(t, check([]string{"-h"}, nil, io.Discard, &printed))
+	require.Equal(t, flagsIn(printed.String(), `\[(-[a-z_-]+)`), flagsIn(section, "`(-[a-z_-]+)`"))
+}

@@ -15,7 +15,7 @@ import (
 // A connection is raw where its bytes are no HTTP that Envoy parses: tcp_proxy and its like. Nobody
 // announces what comes on it, nobody can be told to wait, and to be answered it has no protocol. So
 // it is a Stream of its own, both of whose directions are of unknown length, and that is never
-// refused for what it brings. Two things bound what all of them hold:
+// rejected for what it brings. Two things bound what all of them hold:
 //
 //	new ones    are refused where what they will likely hold has no room, as far as that is known
 //	heavy ones  are closed as requests are evicted, while memory is over the limit
