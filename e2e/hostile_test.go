@@ -12,8 +12,9 @@ import (
 	"github.com/highwater-envoy/highwater/internal/load"
 )
 
-// Clients that mean harm, of all kinds at once: the memory stays under the limit, nobody else notices, and nothing is
-// left of them. The floods hostile-* of bench/floods are the same, longer and with more of them.
+// Clients that mean harm, of all kinds at once: the memory stays under the limit, nobody else
+// notices, and nothing is left of them. The floods hostile-* of bench/floods are the same, longer
+// and with more of them.
 func TestHostileClients(t *testing.T) {
 	const limit, shortly = 200 * mib, 8 * time.Second
 	s := start(t, setup{workers: 2})

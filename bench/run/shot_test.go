@@ -30,7 +30,8 @@ func TestImage(t *testing.T) {
 	require.Contains(t, shot, `<rect x="49.6" y="38" width="16.8" height="16" fill="#7d8590" fill-opacity="0.25"/>`)
 }
 
-// The profile is of the highest peak: when it is saved the load has ended, and this moment is empty.
+// The profile is of the highest peak: when it is saved the load has ended, and this moment is
+// empty.
 func TestSaveProfile(t *testing.T) {
 	listener := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.WriteString(w, r.URL.String())

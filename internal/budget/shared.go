@@ -53,8 +53,8 @@ func (a *Account) load(now Time) error {
 		return err
 	}
 	t := &a.shared.table
-	// Where a table begins again, so do the numbers of its readings: what was done for one of before
-	// is nothing for those to come.
+	// Where a table begins again, so do the numbers of its readings: what was done for one of
+	// before is nothing for those to come.
 	a.own.Evicted.Sequence = min(a.own.Evicted.Sequence, int64(t.Sequence))
 	a.limits = a.set.of(t.Container)
 	if !a.joined {

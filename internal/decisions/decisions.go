@@ -85,7 +85,8 @@ func (s Store) Keep(worker uint32, slot int, value []byte) error {
 	return s.Store.Keep(worker, slot, value)
 }
 
-// numbers are the words of 64 bits of a value, behind the first, which says what it is and how long.
+// numbers are the words of 64 bits of a value, behind the first, which says what it is and how
+// long.
 func numbers(value []byte) string {
 	var b strings.Builder
 	for rest := value[min(8, len(value)):]; len(rest) >= 8; rest = rest[8:] {

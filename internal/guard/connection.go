@@ -21,8 +21,8 @@ type Peer interface {
 	// Place is the address of this Envoy that the client has connected to. It is asked once, and
 	// only where there are raw connections.
 	Place() string
-	// ParsedAsHTTP says that Envoy parses what comes as HTTP, as far as it has. It is asked twice at
-	// most, while bytes pass.
+	// ParsedAsHTTP says that Envoy parses what comes as HTTP, as far as it has. It is asked twice
+	// at most, while bytes pass.
 	ParsedAsHTTP() bool
 }
 
@@ -339,8 +339,8 @@ type candidate struct {
 	shared     bool // a connection with other streams on it
 }
 
-// lingerMore: what was evicted counts as leaving for so much longer than the linger. By then there is
-// a reading that can show that it has gone.
+// lingerMore: what was evicted counts as leaving for so much longer than the linger. By then there
+// is a reading that can show that it has gone.
 const lingerMore = 50 * 1e6 // scenario eviction
 
 // evict does this worker's part of what the one who polls has found to be too much, and says

@@ -17,8 +17,8 @@
 //	Stream ─────────┘  └───────── Connection
 //	  └─── was let in by one Guard; is on one Connection, where that is known ───▲
 //
-// Streams and Connections are the host's: it makes them, hands them in with each call, and says when
-// they end. The account has a ring of the live ones.
+// Streams and Connections are the host's: it makes them, hands them in with each call, and says
+// when they end. The account has a ring of the live ones.
 //
 // Where is what:
 //
@@ -29,8 +29,8 @@
 //	               (the rule is in retryafter), and which connections a tick may close (claimCut)
 //	response.go    what its response will come to (prediction), probes, growth of both directions
 //	stream.go      its states, what each transition books (rejectUnread), and shadows (mode observe)
-//	connection.go  connections: which are admitted, closed as idle or at their first bytes; and who is
-//	               evicted (evict), for what ended responses left unread is evicted with them
+//	connection.go  connections: which are admitted, closed as idle or at their first bytes; and who
+//	               is evicted (evict), for what ended responses left unread is evicted with them
 //	keys.go        whose it is: shares of keys, what each is known to bring, how many connections
 //	worker.go      Worker, what a tick does in which order, when the next is due (pace), metrics
 //	readings.go    readings: when one is asked for, what is in it, when we are blind

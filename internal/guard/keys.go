@@ -274,8 +274,8 @@ func (w *Worker) noteLarge(now Time, k *key) {
 	}
 }
 
-// share exchanges what keys have, if it is time to. Below soft nobody is held back by his share; that
-// a key begins to have large requests is told at once.
+// share exchanges what keys have, if it is time to. Below soft nobody is held back by his share;
+// that a key begins to have large requests is told at once.
 func (w *Worker) share(now Time) {
 	if now-w.shares.at >= sharesEvery && (w.account.Table().Level >= budget.Soft || w.sources > 0 && w.scarce()) {
 		w.exchangeShares(now)

@@ -6,8 +6,8 @@ import (
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
 
-// state is where a request is in its life. Each arrow is one method of Stream, which begins the books
-// that the new state keeps and ends those of the old one:
+// state is where a request is in its life. Each arrow is one method of Stream, which begins the
+// books that the new state keeps and ends those of the old one:
 //
 //	done ── begin ──▶ live ◀── unpresume ────── presumed
 //	                  live ─── presume ───────▶ presumed
@@ -22,8 +22,8 @@ import (
 //
 //	any of them ───── Close ──▶ done
 //
-// In mode observe queued, rejected and closing are in the books alone: Envoy lets such a request go,
-// and the account calls it a shadow. It is in the same state, by the same transitions; it alone
+// In mode observe queued, rejected and closing are in the books alone: Envoy lets such a request
+// go, and the account calls it a shadow. It is in the same state, by the same transitions; it alone
 // vanishes, for its connection is not closed.
 type state uint8
 
@@ -119,8 +119,8 @@ func (s *Stream) conn() *Connection {
 // seen says whether the network filter sees what comes while the request is paused.
 func (s *Stream) seen() bool { return s.connection != nil && s.connection.Context != 0 }
 
-// seesItsOwn says whether what the network filter sees come is the request's own: on HTTP/2 it can't
-// be told of which request it is.
+// seesItsOwn says whether what the network filter sees come is the request's own: on HTTP/2 it
+// can't be told of which request it is.
 func (s *Stream) seesItsOwn() bool { return s.seen() && !s.isHTTP2() }
 
 // sends notes n bytes that came of it while it waits.
@@ -343,8 +343,8 @@ func (s *Stream) abandon(now Time) (waited unit.Duration) {
 	return waited
 }
 
-// linger leaves what it has sent to its HTTP/1 connection: it is gone when that is closed. On HTTP/2
-// it is gone now.
+// linger leaves what it has sent to its HTTP/1 connection: it is gone when that is closed. On
+// HTTP/2 it is gone now.
 func (s *Stream) linger() {
 	a := s.guard.worker.account
 	switch c := s.connection; {
@@ -446,8 +446,8 @@ func (s *Stream) takeDoomed() (was bool) {
 	return was
 }
 
-// meanwhile is what has come of a shadow's response. Where the shadow stands in the queue, it is judged
-// when that has let it go.
+// meanwhile is what has come of a shadow's response. Where the shadow stands in the queue, it is
+// judged when that has let it go.
 type meanwhile struct {
 	answered bool
 	length   int64

@@ -56,7 +56,8 @@ type Return struct {
 	Kept bool // it was served, not rejected again
 }
 
-// Kept is the share of those who came back after less than most that were served, and how many they are; 1 for none.
+// Kept is the share of those who came back after less than most that were served, and how many they
+// are; 1 for none.
 func (c *Class) Kept(most Time) (share float64, n int) {
 	kept := 0
 	for _, r := range c.Returns {
