@@ -19,8 +19,9 @@ import (
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
 
-// A filter whose readings come from the companion knows the container: budget.limit: 80% is 80 % of the cgroup's limit, and follows it
-// within two seconds when it is changed while Envoy runs. Nobody is turned away before it is known.
+// A filter whose readings come from the companion knows the container: budget.limit: 80% is 80 % of
+// the cgroup's limit, and follows it within two seconds when it is changed while Envoy runs. Nobody
+// is rejected before it is known.
 func TestOOMLimitFollowsTheCgroup(t *testing.T) {
 	group, err := envoytest.NewCgroup(300 * mib)
 	require.NoError(t, err)
@@ -68,7 +69,8 @@ func TestOOMLimitFollowsTheCgroup(t *testing.T) {
 	s.quiet()
 }
 
-// serveLimit runs a guard as a server does: it ticks, and asks the observer. It returns the limit that the guard goes by, bytes.
+// serveLimit runs a guard as a server does: it ticks, and asks the observer. It returns the limit
+// that the guard goes by, bytes.
 func serveLimit(t *testing.T, w *observer.Observer) *atomic.Int64 {
 	t.Helper()
 	config := guard.Default()

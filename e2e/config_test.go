@@ -45,8 +45,8 @@ func TestWrongConfigurationStopsTheStart(t *testing.T) {
 	}
 }
 
-// A wrong configuration that comes while Envoy runs is refused, and the old one goes on; a right one is taken over
-// while requests wait.
+// A wrong configuration that comes while Envoy runs is refused, and the old one goes on; a right
+// one is taken over while requests wait.
 func TestConfigurationChangesWhileRunning(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "listeners.yaml")
 	var listener map[string]any

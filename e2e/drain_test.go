@@ -11,7 +11,8 @@ import (
 	"github.com/highwater-envoy/highwater/internal/envoytest"
 )
 
-// waiters are uploads that have no room yet. Their status codes come when they have been answered; 0 = they were lost.
+// waiters are uploads that have no room yet. Their status codes come when they have been answered;
+// 0 = they were lost.
 func (s *scene) waiters(c *http.Client, n int) <-chan int {
 	s.t.Helper()
 	codes := make(chan int, n)
@@ -61,8 +62,8 @@ func TestDrain(t *testing.T) {
 	}
 }
 
-// A new Envoy takes over the listeners while requests wait in the old one and a response is under way. The old one's are
-// served, and each has a budget of its own: the two share no memory.
+// A new Envoy takes over the listeners while requests wait in the old one and a response is under
+// way. The old one's are served, and each has a budget of its own: the two share no memory.
 func TestHotRestart(t *testing.T) {
 	s := start(t, setup{fake: 40 * mib, plugin: patient})
 	download := s.dial("GET /bytes?n=30000000 HTTP/1.1\r\nhost: test\r\n\r\n")

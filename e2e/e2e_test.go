@@ -151,7 +151,7 @@ func (s *scene) counter(name string, n float64) {
 	require.NoError(s.t, err, name)
 }
 
-// turnedAway waits until so many were turned away, for whatever reason.
+// turnedAway waits until so many were rejected, for whatever reason.
 func (s *scene) turnedAway(n float64) {
 	s.t.Helper()
 	var sum float64

@@ -16,9 +16,10 @@ import (
 	"github.com/highwater-envoy/highwater/internal/load"
 )
 
-// Memory goes over the limit again and again, with requests in every phase on HTTP/1 and on shared HTTP/2 connections: some wait in
-// line, some for their upstream, some are being read, of some the rest lies unread. What is ended, cut and closed in one tick must be
-// what Envoy survives, whatever meets there; and small requests hardly notice.
+// Memory goes over the limit again and again, with requests in every phase on HTTP/1 and on shared
+// HTTP/2 connections: some wait in line, some for their upstream, some are being read, of some the
+// rest lies unread. What is ended, cut and closed in one tick must be what Envoy survives, whatever
+// meets there; and small requests hardly notice.
 func TestEvict(t *testing.T) {
 	forFaces(t, func(t *testing.T, b base) {
 		s := b.start(t, setup{fake: 40 * mib, plugin: func(cfg map[string]any) {
@@ -52,7 +53,8 @@ func TestEvict(t *testing.T) {
 		require.NoError(t, err)
 		require.Greater(t, stats["wasmcustom.highwater_rejected_total.reason.evicted"], 20.)
 		got := small.Snapshot()
-		// This reading does not fall however many are evicted, so that one or the other waits as long as it may.
+		// This reading does not fall however many are evicted, so that one or the other waits as
+		// long as it may.
 		require.GreaterOrEqual(t, got.Served, got.Started*98/100, "%+v", got)
 		c := client(t, false)
 		require.Equal(t, http.StatusOK, do(t, c, http.MethodGet, s.url("/small"), nil, 0).StatusCode)
@@ -61,8 +63,9 @@ func TestEvict(t *testing.T) {
 	})
 }
 
-// Who is ended in mid-upload, with all buffers full and a client that sends on, has his answer, and leaves nothing in Envoy, also while
-// his connection lingers: other than who is rejected at his headers, of whom all that has come with them stays.
+// Who is ended in mid-upload, with all buffers full and a client that sends on, has his answer, and
+// leaves nothing in Envoy, also while his connection lingers: other than who is rejected at his
+// headers, of whom all that has come with them stays.
 func TestWhoIsEndedInMidUploadLeavesNothing(t *testing.T) {
 	const uploads, linger = 20, 10 * time.Second
 	defaults := nobodyWaits()
@@ -102,7 +105,8 @@ func TestWhoIsEndedInMidUploadLeavesNothing(t *testing.T) {
 			}
 			s.streams(uploads)
 			require.Eventually(t, func() bool { return allocated() > before+uploads*mib }, 20*time.Second, 10*time.Millisecond, "its buffers fill")
-			// Of what still passes when memory is over, each piece would be rejected for its growth.
+			// Of what still passes when memory is over, each piece would be rejected for its
+			// growth.
 			last := allocated()
 			require.Eventually(t, func() bool {
 				was := last
@@ -178,8 +182,8 @@ func (d *deaf) answer(text string) {
 	}
 }
 
-// phases are what a request can be in when it is ended: each begins one, and returns when it waits in line, is being sent or has
-// come to the upstream.
+// phases are what a request can be in when it is ended: each begins one, and returns when it waits
+// in the queue, is being sent or has come to the upstream.
 var phases = []struct {
 	name  string
 	begin func(s *scene, c *http.Client, done func())
@@ -257,8 +261,8 @@ func (s *scene) stall(c *http.Client, path string) {
 	_, _ = io.Copy(io.Discard, res.Body)
 }
 
-// Whatever two requests of one connection, or of two, are ended in one tick, in whatever phase each is: Envoy survives, and both
-// are gone.
+// Whatever two requests of one connection, or of two, are ended in one tick, in whatever phase each
+// is: Envoy survives, and both are gone.
 func TestEveryPairEndsInOneTick(t *testing.T) {
 	forBothFaces(t, func(t *testing.T, b base) {
 		s := b.start(t, setup{fake: 40 * mib, plugin: func(cfg map[string]any) {
@@ -277,7 +281,7 @@ func TestEveryPairEndsInOneTick(t *testing.T) {
 					var ended sync.WaitGroup
 					ended.Add(2)
 					b.begin(s, c, ended.Done)
-					a.begin(s, c, ended.Done) // who waits in line is last
+					a.begin(s, c, ended.Done) // who waits in the queue is last
 					s.memory.inUse.Store(230 * mib)
 					gone := make(chan struct{})
 					go func() { ended.Wait(); close(gone) }()

@@ -60,8 +60,8 @@ func TestExemptPaths(t *testing.T) {
 			require.Equal(t, refused, status(upload("content-length: 16777216", path)+strings.Repeat("x", 50_000)), path)
 		}
 		require.Equal(t, refused, status(upload("content-length: 16777216", "/healthz")+strings.Repeat("x", 50_000)), "it is large")
-		// Where all of it is there before the plugin has an answer, it is Envoy that refuses: what a
-		// paused request has brought is more than its buffer limit (413).
+		// Where all of it is there before the plugin has an answer, it is Envoy that refuses: what
+		// a paused request has brought is more than its buffer limit (413).
 		chunk := "8000\r\n" + strings.Repeat("x", 0x8000) + "\r\n"
 		require.Contains(t, []int{refused, 413}, status(upload("transfer-encoding: chunked", "/healthz")+strings.Repeat(chunk, 3)), "it has grown large")
 		require.Zero(t, s.upstream.Requests("/upload"))

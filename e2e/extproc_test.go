@@ -279,7 +279,7 @@ func TestServerReloads(t *testing.T) {
 }
 
 // More requests at once than Envoy's default circuit breaker, each a stream on the server: none is
-// turned away, and each is counted.
+// rejected, and each is counted.
 func TestServerHoldsManyStreams(t *testing.T) {
 	s := start(t, setup{face: envoytest.ExtProc, workers: 2})
 	ctx, cancel := context.WithCancel(t.Context())

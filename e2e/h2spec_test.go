@@ -90,8 +90,8 @@ func TestHTTP2Conformance(t *testing.T) {
 		}
 		return names
 	}
-	// A busy machine may answer too late, or close before the client has read why: what fails here alone has
-	// to do so each time, and the bare server must not once.
+	// A busy machine may answer too late, or close before the client has read why: what fails here
+	// alone has to do so each time, and the bare server must not once.
 	for try := 0; try < 6 && len(alone(ours)) > 0; try++ {
 		var groups []string
 		for _, name := range alone(ours) {

@@ -12,9 +12,10 @@ import (
 	"github.com/highwater-envoy/highwater/internal/load"
 )
 
-// Clients that mean harm, of all kinds at once: the memory stays under the limit, 99 % of the others
-// notice nothing, and nothing is left of them. Some of those connect in the moment in which memory is
-// full, and are refused: in one run of six up to three of 400. The floods hostile-* of bench/floods are the same, longer and with more of them.
+// Clients that mean harm, of all kinds at once: the memory stays under the limit, 99 % of the
+// others notice nothing, and nothing is left of them. Some of those connect in the moment in which
+// memory is full, and are refused: in one run of six up to three of 400. The floods hostile-* of
+// bench/floods are the same, longer and with more of them.
 func TestHostileClients(t *testing.T) {
 	const limit, shortly = 200 * mib, 8 * time.Second
 	s := start(t, setup{workers: 2})

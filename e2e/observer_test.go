@@ -40,8 +40,8 @@ const (
 	shrinkHeap     = "overload.envoy.overload_actions.shrink_heap."
 )
 
-// injected gives Envoy an overload manager with two injected_resource monitors: pressure cuts timeouts and keep-alive, pulses give
-// free pages back and do nothing else.
+// injected gives Envoy an overload manager with two injected_resource monitors: pressure cuts
+// timeouts and keep-alive, pulses give free pages back and do nothing else.
 func injected(c envoytest.Config, pressure, pulse string) {
 	monitor := func(name, file string) any {
 		return map[string]any{
@@ -98,8 +98,8 @@ func (s *scene) overload(want map[string]float64) map[string]float64 {
 	return m
 }
 
-// Envoy's own overload actions follow the observer's files: pulses give free pages back, and nobody's timeout is cut for it;
-// pressure cuts timeouts, and is gone when the observer ends.
+// Envoy's own overload actions follow the observer's files: pulses give free pages back, and
+// nobody's timeout is cut for it; pressure cuts timeouts, and is gone when the observer ends.
 func TestNativeActions(t *testing.T) {
 	dir := t.TempDir()
 	pressure, pulse := filepath.Join(dir, "pressure"), filepath.Join(dir, "pulse")
@@ -132,7 +132,8 @@ func TestNativeActions(t *testing.T) {
 
 	during := s.overload(map[string]float64{shrinkHeap + "active": 1, "overload.highwater.pulse.pressure": 100})
 	require.Zero(t, during[reduceTimeouts+"scale_percent"]+during[reduceTimeouts+"active"]+during[noKeepalive+"active"])
-	// Some of it goes at once, but of what was in use in the last minute TCMalloc keeps most: at worst this takes as long.
+	// Some of it goes at once, but of what was in use in the last minute TCMalloc keeps most: at
+	// worst this takes as long.
 	var now envoytest.Memory
 	var x observer.Status
 	for deadline := time.Now().Add(100 * time.Second); now.PageheapUnmapped < was.PageheapUnmapped+4*mib || x.Resident > resident-4*mib || x.Released < 4*mib; {
@@ -176,7 +177,8 @@ func number(t *testing.T, text string) float64 {
 	return v
 }
 
-// With admin.allow_paths the observer needs /memory alone. What else it would like to see is missing, and said so.
+// With admin.allow_paths the observer needs /memory alone. What else it would like to see is
+// missing, and said so.
 func TestObserverWithAllowPaths(t *testing.T) {
 	for name, c := range map[string]struct {
 		paths    []any

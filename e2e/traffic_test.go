@@ -247,7 +247,7 @@ func (s *scene) streams(n float64) {
 	require.NoError(s.t, err)
 }
 
-// nobodyWaits, and what is turned away leaves much for long: buffers and delayed_close_timeout are
+// nobodyWaits, and what is rejected leaves much for long: buffers and delayed_close_timeout are
 // Envoy's defaults.
 func nobodyWaits() setup {
 	return setup{

@@ -99,8 +99,9 @@ func (p *controlPlane) set(plugin func(cfg map[string]any)) {
 	require.NoError(p.t, p.cache.SetSnapshot(context.Background(), "test", snapshot))
 }
 
-// Under a flood the configuration changes, twice in a way that is right and once in one that is wrong: nobody who waits or
-// uploads is lost by it, the budget holds, and what is wrong is refused with its reason.
+// Under a flood the configuration changes, twice in a way that is right and once in one that is
+// wrong: nobody who waits or uploads is lost by it, the budget holds, and what is wrong is refused
+// with its reason.
 func TestXDSInAFlood(t *testing.T) {
 	p := newControlPlane(t)
 	s := start(t, setup{edit: p.edit})

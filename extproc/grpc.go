@@ -268,7 +268,7 @@ func (s wireStream) finish(with *status.Status) { _ = s.transport.WriteStatus(wi
 
 // limited is a listener with so many connections at most. Beyond that one has to go: the oldest
 // that never had a request, so that a flood of connections that say nothing drives out itself; else
-// the oldest without one, which Envoy soon makes anew; else the newest.
+// the oldest without one, which Envoy soon opens again; else the newest.
 type limited struct {
 	net.Listener
 	of *GRPC

@@ -4,11 +4,11 @@
 //
 // Where is what:
 //
-//	server.go   Server: workers, ticks, configuration, and what to do once where Envoy does not send
-//	            bodies that it was asked for, or tell of responses (what shows that: package coverage)
+//	server.go   Server: workers, ticks, configuration, and what to do once where Envoy does not
+//	            send bodies that it was asked for, or tell of responses (package coverage shows it)
 //	grpc.go     the gRPC server and its bounds; codec.go decodes within bounds
 //	stream.go   a request: what is kept of it, how it is held, answered and ended, panics
-//	judge.go    which message may come when, what is asked of the guard at each, what its verdict does
+//	judge.go    which message may come when, what the guard is asked at each, what its verdict does
 //	answers.go  the answers as they are sent; traits.go attributes and headers of a request
 //	host.go     what the guard asks about a request
 //	metrics.go, admin.go  what is told over HTTP

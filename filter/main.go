@@ -11,9 +11,9 @@
 //	tell.go        what is logged; introspect.go the debug endpoints
 //
 // A panic traps the virtual machine. The requests on it are lost, uploads too, and its paused ones
-// hang until Envoy's own timeouts (TestTrapUnderLoad). The other workers stop counting
-// them after two seconds (budget's deadAfter). With failure_policy FAIL_RELOAD the next request starts
-// a new machine. trap_test_build.go makes such traps, in test builds alone.
+// hang until Envoy's own timeouts (TestTrapUnderLoad). The other workers stop counting them after
+// two seconds (budget's deadAfter). With failure_policy FAIL_RELOAD the next request starts a new
+// machine. trap_test_build.go makes such traps, in test builds alone.
 package main
 
 import (
@@ -25,7 +25,8 @@ import (
 func main() {}
 
 func init() {
-	// Half of Go's default: what lives is small, and linear memory never shrinks. At 100 it grew past 8 MiB per worker.
+	// Half of Go's default: what lives is small, and linear memory never shrinks. At 100 it grew
+	// past 8 MiB per worker.
 	debug.SetGCPercent(50)
 	proxywasm.SetVMContext(&machine)
 }

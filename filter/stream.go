@@ -237,7 +237,8 @@ func (s *stream) Describe(header string) (l reservoir.Labels) {
 // Visibility implements guard.Host.
 func (s *stream) Visibility(budget.Direction) budget.Visibility { return budget.Counted }
 
-// HeaderBytes implements guard.Host. Without the network filter nobody tells that it is worth a call.
+// HeaderBytes implements guard.Host. Without the network filter nobody tells that it is worth a
+// call.
 func (s *stream) HeaderBytes() int64 {
 	if s.arrived == nil {
 		return 0

@@ -10,8 +10,8 @@ import (
 
 var trapNext bool
 
-// trapRequest faults where a request asks for it, or lets the next tick, beyond any recover: only in the plugin that the
-// tests build.
+// trapRequest faults where a request asks for it, or lets the next tick, beyond any recover: only
+// in the plugin that the tests build.
 func trapRequest() {
 	switch where, err := proxywasm.GetHttpRequestHeader("x-test-trap"); {
 	case err != nil:

@@ -7,8 +7,9 @@ import (
 	"github.com/highwater-envoy/highwater/bench/internal/figures"
 )
 
-// judge lists what the guard missed of what the flood wants, by the median of its runs; what must never happen (a lost
-// bystander, a cut reader, a verdict on a healthy load, something left in the accounts, a killed Envoy) by the worst.
+// judge lists what the guard missed of what the flood wants, by the median of its runs; what must
+// never happen (a lost bystander, a cut reader, a verdict on a healthy load, something left in the
+// accounts, a killed Envoy) by the worst.
 func judge(f flood, guard string, results []*result) []string {
 	var misses []string
 	miss := func(format string, args ...any) {
@@ -109,8 +110,8 @@ func judge(f flood, guard string, results []*result) []string {
 	return misses
 }
 
-// keptUnguarded is what Envoy keeps of the flood by itself, as far as that was tried: two blocks of 64 KiB for each idle
-// connection to the upstream, for one.
+// keptUnguarded is what Envoy keeps of the flood by itself, as far as that was tried: two blocks of
+// 64 KiB for each idle connection to the upstream, for one.
 func keptUnguarded(results []*result, run int) int64 {
 	for _, r := range results {
 		if r.Guard == none && r.Run == run {

@@ -74,7 +74,8 @@ type want struct {
 	truth     float64       // of those who came back when they were told to, served at least
 }
 
-// from is what is wanted of one of our faces. The server sees headers, no connections, and of bodies only those without a length.
+// from is what is wanted of one of our faces. The server sees headers, no connections, and of
+// bodies only those without a length.
 func (w want) from(guard string) want {
 	if guard != extproc {
 		return w
@@ -104,7 +105,8 @@ func (u uploads) hogs(addr string) load.Load {
 	return l
 }
 
-// Those under way when a flood ends may finish, so that goodput is that of whole uploads over the time they took.
+// Those under way when a flood ends may finish, so that goodput is that of whole uploads over the
+// time they took.
 const drain = 10 * time.Second
 
 func floods() []flood {
@@ -197,12 +199,12 @@ func floods() []flood {
 			want: want{peak: 1, recovery: time.Second},
 		},
 		flood{
-			name: "obey-300", about: "300 clients of 4 MiB that come back when they are told to, and wait in line for 200 ms at most", clients: 300,
+			name: "obey-300", about: "300 clients of 4 MiB that come back when they are told to, and wait in the queue for 200 ms at most", clients: 300,
 			envoy: settings{patience: 200 * time.Millisecond},
 			hogs:  uploads{count: 300, obey: 30 * time.Second, drain: drain}.hogs, want: want{peak: 1, truth: 0.8},
 		},
 		flood{
-			name: "obey-600", about: "600 such clients that wait in line for 2 s at most", clients: 600,
+			name: "obey-600", about: "600 such clients that wait in the queue for 2 s at most", clients: 600,
 			hogs: uploads{count: 600, obey: 30 * time.Second, drain: drain}.hogs, want: want{peak: 1},
 		},
 		flood{
@@ -223,8 +225,8 @@ func (f flood) loads(addr string) []load.Load {
 	return []load.Load{hogs}
 }
 
-// untuned are uploads at other budgets than the example's: nothing but budget.limit is changed. What rejects and waits
-// cost does not shrink with the budget, so that a small one is the harder.
+// untuned are uploads at other budgets than the example's: nothing but budget.limit is changed.
+// What rejects and waits cost does not shrink with the budget, so that a small one is the harder.
 func untuned(all []flood) (untuned []flood) {
 	at := func(f flood, limit int, want want) {
 		f.limit, f.want = unit.Bytes(limit*mib), want
@@ -255,7 +257,8 @@ func untuned(all []flood) (untuned []flood) {
 // hostilePart is how much of each crowd is in hostile-all.
 const hostilePart = 0.25
 
-// hostile are the floods of clients that mean harm: hostile-<kind>, and all of them at once for a minute.
+// hostile are the floods of clients that mean harm: hostile-<kind>, and all of them at once for a
+// minute.
 func hostile() (floods []flood) {
 	all := 0
 	for _, kind := range load.Kinds() {
@@ -275,8 +278,8 @@ func hostile() (floods []flood) {
 	})
 }
 
-// slowReaders is one of the family slow-<buffers>-<size>-<len|nolen>-<h1|h2>: 300 readers. Behind 1 MiB buffers the
-// windows of HTTP/2 are Envoy's default too.
+// slowReaders is one of the family slow-<buffers>-<size>-<len|nolen>-<h1|h2>: 300 readers. Behind 1
+// MiB buffers the windows of HTTP/2 are Envoy's default too.
 func slowReaders(buffers, sizeName string, size int64, length bool, protocol load.Protocol) flood {
 	f := flood{clients: 300, want: want{peak: 1}}
 	f.hogs = func(addr string) load.Load {

@@ -1,12 +1,13 @@
-// Command floods puts loads in front of a real Envoy, with no guard, with Envoy's overload manager and with Highwater,
-// side by side in one run, and prints what each made of them.
+// Command floods puts loads in front of a real Envoy, with no guard, with Envoy's overload manager
+// and with Highwater, side by side in one run, and prints what each made of them.
 //
 //	go run ./bench/floods -list
-//	go run ./bench/floods -flood upload-h1,slow-64k-* -guard none,overload,highwater -runs 5 -duration 30s
+//	go run ./bench/floods -flood upload-h1,slow-64k-* -guard none,overload,highwater -runs 5
 //	go run ./bench/floods -flood upload-400 -cgroup 300MiB        (root)
 //
-// Each run has an Envoy and an upstream of its own. The runs of a flood go round the guards, so that what else the
-// machine does meets all of them alike. Ratios (×) are of the same round of no guard, then the median is taken.
+// Each run has an Envoy and an upstream of its own. The runs of a flood go round the guards, so
+// that what else the machine does meets all of them alike. Ratios (×) are of the same round of no
+// guard, then the median is taken.
 package main
 
 import (

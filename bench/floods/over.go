@@ -57,8 +57,8 @@ func (o *overs) found() *over {
 	return &f
 }
 
-// logQuiet has Envoy write what the guard did to each request on the quiet route. Nothing else says it exactly: the
-// guard's metrics know no routes, and who waited a moment is answered 200.
+// logQuiet has Envoy write what the guard did to each request on the quiet route. Nothing else says
+// it exactly: the guard's metrics know no routes, and who waited a moment is answered 200.
 func logQuiet(c envoytest.Config, file string) {
 	c.SetConnectionManager(func(hcm map[string]any) {
 		hcm["access_log"] = []any{map[string]any{
@@ -76,8 +76,8 @@ func logQuiet(c envoytest.Config, file string) {
 	})
 }
 
-// readQuiet counts the verdicts in the log, and those among them that tell of waiting. A plain admit leaves "-" in the fields of both
-// faces, and details that are Envoy's own.
+// readQuiet counts the verdicts in the log, and those among them that tell of waiting. A plain
+// admit leaves "-" in the fields of both faces, and details that are Envoy's own.
 func (r *result) readQuiet(file string) error {
 	log, err := os.Open(file)
 	if err != nil {

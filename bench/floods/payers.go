@@ -91,7 +91,8 @@ func fairTenants(weights []float64) func(map[string]any) {
 	}
 }
 
-// understated is an Envoy that holds some 17 MiB of a response that nobody reads, and a guard that was told of 2.
+// understated is an Envoy that holds some 17 MiB of a response that nobody reads, and a guard that
+// was told of 2.
 func understated() settings {
 	return settings{buffers: mib, streamWindow: 16 * mib, connWindow: 100 * mib, plugin: func(plugin map[string]any) {
 		fairBy("route")(plugin)
@@ -100,12 +101,14 @@ func understated() settings {
 	}}
 }
 
-// tenants hold all equally long what they upload, so that what each is served is in proportion to what he may hold. Over
-// HTTP/1 a rejected one loses its connection, and a thousand that connect anew every 20 ms leave the two cores no time
-// for anything else. Over HTTP/2 who comes back as often has his connection closed, with all that is under way on it: a client
-// resets the upload that was rejected, and Envoy's codec bears 1,000 resets and 33 a second (nghttp2_option_set_stream_reset_rate_limit).
-// They hold it for so long that memory is what is short, and not how many a busy worker can resume: of two workers with lines the
-// faster one serves more of its own tenants else.
+// tenants hold all equally long what they upload, so that what each is served is in proportion to
+// what he may hold. Over HTTP/1 a rejected one loses its connection, and a thousand that connect
+// again every 20 ms leave the two cores no time for anything else. Over HTTP/2 who comes back as
+// often has his connection closed, with all that is under way on it: a client resets the upload
+// that was rejected, and Envoy's codec bears 1,000 resets and 33 a second
+// (nghttp2_option_set_stream_reset_rate_limit). They hold it for so long that memory is what is
+// short, and not how many a busy worker can resume: of two workers with lines the faster one serves
+// more of its own tenants else.
 func tenants(addr string, n, clients int) (all load.Mix) {
 	for i := range n {
 		all = append(all, &load.Uploads{
@@ -116,8 +119,8 @@ func tenants(addr string, n, clients int) (all load.Mix) {
 	return all
 }
 
-// idleThenStalled begins to stall some seconds after the last idle stream has moved its bytes: what moved a moment ago
-// is not idle yet.
+// idleThenStalled begins to stall some seconds after the last idle stream has moved its bytes: what
+// moved a moment ago is not idle yet.
 func idleThenStalled(addr string, idle, stalled int) load.Mix {
 	streams := &load.IdleStreams{Addr: addr, Streams: idle, Bytes: 10 * mib}
 	return load.Mix{streams, load.Once{
@@ -130,8 +133,8 @@ func idleThenStalled(addr string, idle, stalled int) load.Mix {
 	}}
 }
 
-// healthyMixes are of all kinds and several tenants, at some 40 % of the budget: below soft no kind of fairness holds
-// anybody back.
+// healthyMixes are of all kinds and several tenants, at some 40 % of the budget: below soft no kind
+// of fairness holds anybody back.
 func healthyMixes() (mixes []flood) {
 	for _, by := range []struct{ name, key string }{
 		{"route", "route"}, {"header", "header:x-tenant"}, {"source", "source"}, {"none", "none"},

@@ -12,7 +12,8 @@ import (
 	"github.com/highwater-envoy/highwater/internal/load"
 )
 
-// What each of these floods tells the guard of fairness and buffers is in its configuration, and in no other's.
+// What each of these floods tells the guard of fairness and buffers is in its configuration, and in
+// no other's.
 func TestPayers(t *testing.T) {
 	fairness := map[string]any{}
 	for _, f := range floods() {

@@ -29,7 +29,8 @@ func (r *result) rejectedShare() float64 {
 func (r *result) quietServed() float64 { return 100 * r.Quiet.Answered() }
 func (r *result) quietTail() float64   { return r.Quiet.P99.Seconds() }
 
-// deviation is how far the load that is farthest from it is from its share of what all were served in the second half.
+// deviation is how far the load that is farthest from it is from its share of what all were served
+// in the second half.
 func (r *result) deviation(weights []float64) (worst float64) {
 	var bytes, weight float64
 	for i, n := range r.SecondHalf {

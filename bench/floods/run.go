@@ -80,7 +80,8 @@ const (
 	hardShare    = 90 // percent: budget.hard of the example
 )
 
-// run is one flood at one Envoy. An error is a run that says nothing; an Envoy that died under the flood is a result.
+// run is one flood at one Envoy. An error is a run that says nothing; an Envoy that died under the
+// flood is a result.
 func run(ctx context.Context, f flood, guard string, o options) (*result, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -255,7 +256,8 @@ func run(ctx context.Context, f flood, guard string, o options) (*result, error)
 	return r, nil
 }
 
-// afterwards reads what the guard did, once it says that it holds nothing any more, and what Envoy still holds then.
+// afterwards reads what the guard did, once it says that it holds nothing any more, and what Envoy
+// still holds then.
 func (r *result) afterwards(ctx context.Context, envoy *envoytest.Envoy, ended time.Time) error {
 	r.Faults = envoytest.Faults(envoy.Logs())
 	for {
@@ -343,7 +345,8 @@ func configure(c envoytest.Config, s settings, guard string, o options) {
 
 func text(n int) string { return unit.Bytes(n).String() }
 
-// fullService is how long it takes until 20 small requests and an upload of 4 MiB have been served, retries included.
+// fullService is how long it takes until 20 small requests and an upload of 4 MiB have been served,
+// retries included.
 func fullService(ctx context.Context, addr string) time.Duration {
 	begun := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, giveUpOnFull)

@@ -1,14 +1,16 @@
-// Command model holds the model of Envoy (internal/sim) against a real one: the same loads at both, without a guard, and
-// the memory in use over time side by side.
+// Command model holds the model of Envoy (internal/sim) against a real one: the same loads at both,
+// without a guard, and the memory in use over time side by side.
 //
 //	go run ./bench/model -runs 3
 //
-// What counts are the loads that the model's figures were not taken from. The difference is Σ |model − real| / Σ real over
-// bins of 100 ms, of the memory beyond what Envoy holds without traffic as well as of all; the last column sorts both first.
+// What counts are the loads that the model's figures were not taken from. The difference is Σ
+// |model − real| / Σ real over bins of 100 ms, of the memory beyond what Envoy holds without
+// traffic as well as of all; the last column sorts both first.
 //
-// Envoy, clients and upstream share the cores that sim.Example says, and bursts are bound by them. How fast those are is measured
-// first, by a load that is not compared, and all times of the model are scaled by that; on a machine that something else keeps
-// busy at times, bursts still last longer at times, and what is printed is that.
+// Envoy, clients and upstream share the cores that sim.Example says, and bursts are bound by them.
+// How fast those are is measured first, by a load that is not compared, and all times of the model
+// are scaled by that; on a machine that something else keeps busy at times, bursts still last
+// longer at times, and what is printed is that.
 package main
 
 import (
@@ -123,9 +125,9 @@ func command(args []string, stdout, stderr io.Writer) int {
 
 func size(n int64) string { return unit.Bytes(n).Human() }
 
-// The first five are those that the figures of sim.Example were taken from, beside the floods of bench/floods. Of those
-// figures FreshPerMs, Cache and CacheShare were picked within what was measured with all ten in view: no load is wholly
-// unseen by them.
+// The first five are those that the figures of sim.Example were taken from, beside the floods of
+// bench/floods. Of those figures FreshPerMs, Cache and CacheShare were picked within what was
+// measured with all ten in view: no load is wholly unseen by them.
 func pairs() []pair {
 	return []pair{
 		uploads("60 uploads of 2 MiB, upstream waits 1 s", true, time.Second, &load.Uploads{Count: 60, Size: 2 * mib}),
@@ -169,7 +171,8 @@ func pace() pair {
 	return uploads("100 uploads of 2 MiB, upstream waits 1 s", true, time.Second, &load.Uploads{Count: 100, Size: 2 * mib})
 }
 
-// scaled is sim.Example on cores as fast as those here: of speeds 5 % apart, that at which pace differs least.
+// scaled is sim.Example on cores as fast as those here: of speeds 5 % apart, that at which pace
+// differs least.
 func scaled(ctx context.Context, runs int, stdout, stderr io.Writer) (sim.Settings, error) {
 	const duration = 4 * time.Second
 	p := pace()
@@ -188,7 +191,8 @@ func scaled(ctx context.Context, runs int, stdout, stderr io.Writer) (sim.Settin
 	return best, nil
 }
 
-// uploads is u before an upstream that waits. The model's clients have the sizes that the real ones have, one by one.
+// uploads is u before an upstream that waits. The model's clients have the sizes that the real ones
+// have, one by one.
 func uploads(name string, tuned bool, wait time.Duration, u *load.Uploads) pair {
 	u.Path = "/upload?delay=" + wait.String()
 	http2 := 0
@@ -245,7 +249,8 @@ func (p pair) runs(ctx context.Context, n int, duration time.Duration, stderr io
 
 // measure is the same of a real Envoy, without a guard.
 func (p pair) measure(ctx context.Context, duration time.Duration) ([]int64, error) {
-	// In one process with the load the sampler can go without a sample while a burst begins: see package apart.
+	// In one process with the load the sampler can go without a sample while a burst begins: see
+	// package apart.
 	clients, err := apart.Start(loadCommand, p.name)
 	if err != nil {
 		return nil, err

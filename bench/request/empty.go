@@ -1,7 +1,7 @@
 package main
 
-// An empty module: the callbacks of a request, in WebAssembly by hand, that do nothing and let it go on. It is what
-// Envoy's part of Proxy-Wasm costs.
+// An empty module: the callbacks of a request, in WebAssembly by hand, that do nothing and let it
+// go on. It is what Envoy's part of Proxy-Wasm costs.
 
 const i32 = 0x7f
 

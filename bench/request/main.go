@@ -125,7 +125,7 @@ func measure(ctx context.Context, rounds int, turn time.Duration, only, pair str
 			}
 			fmt.Fprintf(stderr, "\r%s: round %d of %d ", l.name, round+1, rounds)
 			for _, v := range order {
-				if pair != "" { // V8 compiles anew what is called often
+				if pair != "" { // V8 compiles again what is called often
 					if _, err := v.turn(ctx, warmUp, l.load, l.per); err != nil {
 						return err
 					}

@@ -19,8 +19,9 @@ func quartiles(values []float64) (least, lower, median, upper float64) {
 	return s[0], at(.25), at(.5), at(.75)
 }
 
-// interval holds the median of what the values were drawn from with at least 95 %: order statistics, by the binomial
-// distribution, without a further assumption. All of the values if they are too few for that.
+// interval holds the median of what the values were drawn from with at least 95 %: order
+// statistics, by the binomial distribution, without a further assumption. All of the values if they
+// are too few for that.
 func interval(values []float64) (low, high float64) {
 	s := slices.Sorted(slices.Values(values))
 	n := len(s)

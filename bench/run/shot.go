@@ -25,7 +25,7 @@ const (
 	shotFontSize     = 14
 	shotLooks        = 200 * time.Millisecond
 	maxProfile       = 64 << 20
-	profileOfHighest = "/highwater/pprof"
+	profileOfHighest = "/highwater/pprof?peak=highest" // without it, it is of this moment
 )
 
 // shotColours are those that the view uses, by their escape sequences.

@@ -21,6 +21,8 @@ func TestConfigurationReference(t *testing.T) {
 	flatten(t, "", config.guard, defaults)
 	flatten(t, "", config.observer, defaults)
 	defaults["budget.limit"] = "required"
+	observed := map[string]string{"memory.url": ""}
+	flatten(t, "", config.observer, observed)
 
 	text, err := os.ReadFile("../../docs/reference/configuration.md")
 	require.NoError(t, err)
@@ -38,6 +40,8 @@ func TestConfigurationReference(t *testing.T) {
 		key = strings.Trim(key, "`")
 		require.NotContains(t, told, key, "the reference has it twice")
 		require.Contains(t, []string{"shared", "own", "server"}, cells[2], "%s: its scope", key)
+		_, ofServer := observed[key]
+		require.Equal(t, ofServer, cells[2] == "server", "%s: whether it is of the server alone", key)
 		require.Regexp(t, `^\d+\.\d+\.\d+$`, cells[3], "%s: since when", key)
 		told[key] = strings.Trim(cells[1], "`")
 	}
@@ -92,4 +96,16 @@ func flagsIn(text, pattern string) (names []string) {
 	}
 	slices.Sort(names)
 	return slices.Compact(names)
+}
+
+// The reference has each flag of check, and no other.
+func TestCheckReference(t *testing.T) {
+	text, err := os.ReadFile("../../docs/reference/command-line.md")
+	require.NoError(t, err)
+	_, section, found := strings.Cut(string(text), "\n## highwater check\n")
+	require.True(t, found)
+	section, _, _ = strings.Cut(section, "\n## ")
+	var printed bytes.Buffer
+	require.Zero(t, check([]string{"-h"}, nil, io.Discard, &printed))
+	require.Equal(t, flagsIn(printed.String(), `\[(-[a-z_-]+)`), flagsIn(section, "`(-[a-z_-]+)`"))
 }

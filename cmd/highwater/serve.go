@@ -81,8 +81,8 @@ func serve(args []string, stderr io.Writer) int {
 		return 2
 	}
 	if os.Getenv("GOGC") == "" {
-		// A quarter of Go's default: what peers may hold is bounded, and garbage beside it is too. On a
-		// busy machine four connections that sent bombs took 120 MiB at 50, and 56 at 25.
+		// A quarter of Go's default: what peers may hold is bounded, and garbage beside it is too.
+		// On a busy machine four connections that sent bombs took 120 MiB at 50, and 56 at 25.
 		debug.SetGCPercent(25)
 	}
 	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: o.level}))

@@ -5,9 +5,10 @@
 // take no answer, hold gigabytes. Only the wire shows all of it. So a Bound looks at the frames
 // that pass on each connection, by their headers, in both directions, and knows of each open stream
 //
-//	what it holds = bytes of its messages that were not answered + a fixed cost for each such message and for each of their frames,
-//	                and until its first message is there what a stream costs, for that one is none of anybody's,
-//	                and its gRPC headers beyond what they usually are, for as long as it is open
+//	what it holds = bytes of its messages that were not answered
+//	                + a fixed cost for each such message and for each of their frames,
+//	                + what a stream costs, until its first message is there: that is nobody else's
+//	                + its gRPC headers beyond what they usually are, for as long as it is open
 //
 // where each message of a peer is owed one answer, as in ext_proc. When all streams together hold
 // more than the bound allows, a connection is closed: see Conn.blame. A peer that reads its answers

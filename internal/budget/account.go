@@ -34,9 +34,10 @@
 //	reading.go    a reading comes; trend.go what is learnt of it: base, surprise, how much to evict
 //	level.go      how full memory is, and when shedding is futile
 //	impossible.go the base is as much as the limit: what is in force then, and what proves it
-//	table.go      the table, and who is dropped from it because his machine trapped; entry.go a worker's part
-//	shared.go     how the table is changed; tick.go what a tick does; store.go where the table is kept
-//	shadow.go     requests that mode enforce would have held back or turned away
+//	table.go      the table, and who is dropped from it because his machine trapped
+//	entry.go      a worker's part of the table
+//	shared.go     how the table is changed; tick.go what a tick does; store.go where it is kept
+//	shadow.go     requests that mode enforce would have held back or rejected
 package budget
 
 // Account is one worker's part of the books. It keeps two promises.
@@ -50,9 +51,9 @@ package budget
 // something can't be refused it may outgrow the lease; then Cover raises that at once.
 //
 // To itself: it counts a byte as coming from the moment in which it is promised to a stream, and as
-// fresh from the moment in which it passes, until a reading that was asked for later is there, which
-// has it. In between it is in both, and never in neither: so the sum may be too high for the time of
-// one reading, and is never too low.
+// fresh from the moment in which it passes, until a reading that was asked for later is there,
+// which has it. In between it is in both, and never in neither: so the sum may be too high for the
+// time of one reading, and is never too low.
 //
 // It is not safe for concurrent use. Make it with NewAccount.
 type Account struct {
@@ -100,8 +101,8 @@ func (a *Account) Limits() *Limits { return &a.limits }
 // InForce is the limit by which is decided, bytes: see Table.InForce.
 func (a *Account) InForce() int64 { return a.shared.table.InForce(&a.limits) }
 
-// Turned says that the last reading that this worker brought has made the limit impossible to hold, or possible again:
-// see Table.Impossible.
+// Turned says that the last reading that this worker brought has made the limit impossible to hold,
+// or possible again: see Table.Impossible.
 func (a *Account) Turned() bool { return a.learned.turned }
 
 // Floor is what small requests have in any case, bytes.
@@ -146,9 +147,9 @@ func (a *Account) Stale(now Time) bool {
 func (a *Account) Estimate(now Time) int64 { return a.estimate(a.Stale(now)) }
 
 // Mark has what passes from now on be told from what has passed before, when a reading is asked for
-// about now. Unlike elsewhere now has to be the time, and not that of the last tick. Where what passes stays, what
-// is made of it may come later, such as a copy of a body for ext_authz: there what is fresh is counted
-// for longer.
+// about now. Unlike elsewhere now has to be the time, and not that of the last tick. Where what
+// passes stays, what is made of it may come later, such as a copy of a body for ext_authz: there
+// what is fresh is counted for longer.
 func (a *Account) Mark(now Time) {
 	if now-a.fresh.marks[a.fresh.last].at < markEvery || !a.shared.table.Drains() {
 		return
@@ -161,9 +162,9 @@ func (a *Account) Mark(now Time) {
 }
 
 // Measured is what is in use by the last reading and by what has passed since that was asked for,
-// as far as what passes has lately stayed, and without what is still coming, bytes. It counts hardly
-// anything twice, and is no upper bound: what others have passed since they last published is not in
-// it. Who is let in goes by Estimate; by this, who may wait.
+// as far as what passes has lately stayed, and without what is still coming, bytes. It counts
+// hardly anything twice, and is no upper bound: what others have passed since they last published
+// is not in it. Who is let in goes by Estimate; by this, who may wait.
 func (a *Account) Measured() int64 {
 	t := &a.shared.table
 	stays := a.shared.others.Stays + a.fresh.stays
@@ -190,14 +191,14 @@ func (a *Account) estimate(stale bool) int64 {
 	return a.shared.table.Reading + a.shared.others.Lease + a.own.need()
 }
 
-// SetWaiting publishes, with the next exchange, how many wait, what they may hold by it, what of that is
-// there and since when.
+// SetWaiting publishes, with the next exchange, how many wait, what they may hold by it, what of
+// that is there and since when.
 func (a *Account) SetWaiting(n, held, come int64, since Time) {
 	a.own.Queue.Waiting, a.own.Queue.Held, a.own.Queue.Come, a.own.Queue.Since = n, held, come, since
 }
 
-// SetRate publishes, with the next exchange, for how many bytes those in line wait, and how many
-// are admitted per second.
+// SetRate publishes, with the next exchange, for how many bytes those in the queue wait, and how
+// many are admitted per second.
 func (a *Account) SetRate(wanted, perSecond int64) {
 	a.own.Queue.Wanted, a.own.Queue.Rate = wanted, perSecond
 }

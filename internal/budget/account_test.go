@@ -86,7 +86,8 @@ func (b *books) stream(a *Account) *Stream {
 	return s
 }
 
-// Without a reading the live streams say what can be held: a frozen one of 199 of 200 would lock everyone out.
+// Without a reading the live streams say what can be held: a frozen one of 199 of 200 would lock
+// everyone out.
 func TestEstimateWithoutAReading(t *testing.T) {
 	b := open(t, 2)
 	a, other := b.accounts[0], b.accounts[1]

@@ -8,7 +8,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// There is one queue for all workers: each place begins where the one before ends, whoever booked it.
+// There is one queue for all workers: each place begins where the one before ends, whoever booked
+// it.
 func TestPlacesOfAllWorkersFollowEachOther(t *testing.T) {
 	b := open(t, 2)
 	first, last := b.now+time.Second, b.now+30*time.Second

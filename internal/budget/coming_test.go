@@ -90,8 +90,8 @@ func TestFreeBytesLapse(t *testing.T) {
 	require.Zero(t, a.Own().Coming)
 }
 
-// A large response that holds all that it can, and has added to the generation all that it may, changes nothing by passing more.
-// After the next reading it may be filled again.
+// A large response that holds all that it can, and has added to the generation all that it may,
+// changes nothing by passing more. After the next reading it may be filled again.
 func TestAFullResponseIsFreeUntilTheNextReading(t *testing.T) {
 	b := open(t, 1)
 	b.join()
@@ -126,7 +126,8 @@ func TestAFullResponseIsFreeUntilTheNextReading(t *testing.T) {
 	require.Empty(t, a.streams.unbooked)
 }
 
-// Who announces and never sends must not lock the others out; who has sent his response's headers sends at once.
+// Who announces and never sends must not lock the others out; who has sent his response's headers
+// sends at once.
 func TestComingLapses(t *testing.T) {
 	b := open(t, 1)
 	a := b.accounts[0]
@@ -152,8 +153,8 @@ func TestComingLapses(t *testing.T) {
 	require.False(t, response.Beyond(Response), "it is within what was once reserved")
 }
 
-// A message without a length that has come to rest is told of once: what it has brought is what the next
-// will. It may never end.
+// A message without a length that has come to rest is told of once: what it has brought is what the
+// next will. It may never end.
 func TestALapseIsToldOnce(t *testing.T) {
 	b := open(t, 1)
 	a := b.accounts[0]
@@ -190,7 +191,8 @@ func TestAnAnticipatedResponseWaitsForItsUpstream(t *testing.T) {
 	require.Zero(t, a.Own().Coming, "2 s")
 }
 
-// Each byte begins the time anew, and so does a resume; while a request is paused its reservation does not lapse.
+// Each byte begins the time again, and so does a resume; while a request is paused its reservation
+// does not lapse.
 func TestComingLapsesFromTheLastByteOn(t *testing.T) {
 	b := open(t, 1)
 	a := b.accounts[0]
@@ -210,7 +212,8 @@ func TestComingLapsesFromTheLastByteOn(t *testing.T) {
 	require.Equal(t, mib, paused.Reserved(Request))
 }
 
-// A trickler announces 16 MiB and sends 1 KiB a tick: 12 of them would hold all of 200 MiB reserved for ever.
+// A trickler announces 16 MiB and sends 1 KiB a tick: 12 of them would hold all of 200 MiB reserved
+// for ever.
 func TestATricklersReservationIsClamped(t *testing.T) {
 	b := open(t, 1)
 	a := b.accounts[0]

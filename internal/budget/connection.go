@@ -78,9 +78,10 @@ func (a *Account) leave(c *Connection, likely, bound int64) {
 // maxConnectionSlack is how many connections a worker may take before it asks again.
 const maxConnectionSlack = 64 // TestAConnectionMakesNoExchange
 
-// AskConnection asks whether one more connection may be opened: Denied means that with it more than Limits.Connections
-// would be open in all workers together. It makes no exchange where the lease has one left, or where there is no limit.
-// On Granted the caller opens it, or does not. Busy is no leave either: the limit must hold.
+// AskConnection asks whether one more connection may be opened: Denied means that with it more than
+// Limits.Connections would be open in all workers together. It makes no exchange where the lease
+// has one left, or where there is no limit. On Granted the caller opens it, or does not. Busy is no
+// leave either: the limit must hold.
 func (a *Account) AskConnection(now Time) Outcome {
 	if a.limits.Connections == 0 || a.own.Connections.Open < a.own.Connections.Lease {
 		return Granted
@@ -101,8 +102,8 @@ func (a *Account) AskConnection(now Time) Outcome {
 	return out
 }
 
-// FreeConnections is how many more this worker could open if it had all that is not lent to others, as of the last exchange;
-// negative above the limit.
+// FreeConnections is how many more this worker could open if it had all that is not lent to others,
+// as of the last exchange; negative above the limit.
 func (a *Account) FreeConnections() int64 {
 	return a.limits.Connections - a.shared.others.Connections.Lease - a.own.Connections.Open
 }
@@ -111,7 +112,8 @@ func (a *Account) connectionSlack(free int64) int64 {
 	return max(min(maxConnectionSlack, free/int64(2*max(a.shared.workers, 1))), 0)
 }
 
-// shrinkConnections lowers the lease to the connections that there are and the slack of the formula.
+// shrinkConnections lowers the lease to the connections that there are and the slack of the
+// formula.
 func (a *Account) shrinkConnections() {
 	if a.limits.Connections == 0 {
 		a.own.Connections.Lease = 0

@@ -56,8 +56,8 @@ func (d *doors) sum() (n int64) {
 	return n
 }
 
-// Whatever workers open, close and tick, never more than the limit are open, and at rest all of it can be used, but for one
-// a worker.
+// Whatever workers open, close and tick, never more than the limit are open, and at rest all of it
+// can be used, but for one a worker.
 func TestConnectionsNeverExceedTheLimit(t *testing.T) {
 	for _, workers := range []int{1, 2, 8} {
 		for _, limit := range []int64{1, 7, 100, 1000} {
@@ -183,7 +183,8 @@ func TestTheLimitOfConnectionsChanges(t *testing.T) {
 	require.Equal(t, Denied, d.accounts[0].AskConnection(d.now))
 }
 
-// Where the table can't be changed nobody is let in: the limit must hold. What was leased before may be used.
+// Where the table can't be changed nobody is let in: the limit must hold. What was leased before
+// may be used.
 func TestConnectionsWhereTheTableIsBusy(t *testing.T) {
 	store := &stubborn{}
 	l := limits()
@@ -248,8 +249,9 @@ func TestHammerConnections(t *testing.T) {
 						c := &Connection{}
 						a.OpenConnection(c, 0)
 						open = append(open, c)
-						// Before the others are told of a close it is taken off, and a new one is added after it was granted: so
-						// what is counted here is never more than what is open.
+						// Before the others are told of a close it is taken off, and a new one is
+						// added after it was granted: so what is counted here is never more than
+						// what is open.
 						if n := now.Add(1); n > most.Load() {
 							most.Store(n)
 						}

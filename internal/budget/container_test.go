@@ -22,7 +22,8 @@ func (b *books) contained(reading, container int64) {
 	b.read(b.now, reading)
 }
 
-// The limit of a container belongs to the process: one worker hears of it, all have it, and its changes too.
+// The limit of a container belongs to the process: one worker hears of it, all have it, and its
+// changes too.
 func TestEachWorkerHasTheContainersLimit(t *testing.T) {
 	b := open(t, 3)
 	b.share()

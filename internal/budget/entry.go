@@ -30,7 +30,7 @@ type Presumed struct {
 	Streams int64 // a part of Entry.Streams
 }
 
-// Shadows are streams that mode enforce would have turned away: see Account.Shade.
+// Shadows are streams that mode enforce would have rejected: see Account.Shade.
 type Shadows struct {
 	Likely int64 // what they likely hold, bytes
 	Passed int64 // what was theirs of Entry.Passed

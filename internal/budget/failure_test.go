@@ -37,7 +37,8 @@ func (f *fails) NextID() (uint32, error) {
 	return f.Memory.NextID()
 }
 
-// When others are always first, or the host fails, nobody is rejected for it: Busy. And nothing loops for ever.
+// When others are always first, or the host fails, nobody is rejected for it: Busy. And nothing
+// loops for ever.
 func TestContentionAndFailuresAreBusy(t *testing.T) {
 	broken := errors.New("the host has failed")
 	for name, f := range map[string]*fails{
@@ -101,7 +102,8 @@ func TestContentionAndFailuresAreBusy(t *testing.T) {
 	require.ErrorIs(t, err, broken)
 }
 
-// What is in shared data after an upgrade was written by another version: it counts as nothing, and is written over.
+// What is in shared data after an upgrade was written by another version: it counts as nothing, and
+// is written over.
 func TestATableOfAnotherVersionIsBegunAnew(t *testing.T) {
 	b := open(t, 1)
 	require.NoError(t, b.store.Swap([]byte("something else altogether"), 0))

@@ -6,9 +6,9 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// What passes after a reading was asked for may not be in it, so that a byte is dropped only when a reading came that
-// was asked for after the last rotation: with one generation, dropped at each reading, an upload flood was seen late by
-// one reading and made 1.3 times the budget.
+// What passes after a reading was asked for may not be in it, so that a byte is dropped only when a
+// reading came that was asked for after the last rotation: with one generation, dropped at each
+// reading, an upload flood was seen late by one reading and made 1.3 times the budget.
 func TestFreshBytesAreDroppedOnceAReadingMustHoldThem(t *testing.T) {
 	b := open(t, 1)
 	a := b.accounts[0]
@@ -32,7 +32,8 @@ func TestFreshBytesAreDroppedOnceAReadingMustHoldThem(t *testing.T) {
 	require.Equal(t, 7*mib, a.Own().Passed, "the running total keeps them")
 }
 
-// An answer can come late: it was asked for before the last rotation, and says nothing of what has passed since.
+// An answer can come late: it was asked for before the last rotation, and says nothing of what has
+// passed since.
 func TestALateReadingDropsNothing(t *testing.T) {
 	b := open(t, 2)
 	b.join()
@@ -66,8 +67,8 @@ func TestALateReadingDropsNothing(t *testing.T) {
 	require.Equal(t, 40*mib, b.stored().Reading)
 }
 
-// Envoy never holds more of a message than its cap: a download of 1 GiB through 128 KiB of buffers is 128 KiB of fresh,
-// else every fast download would look like a flood.
+// Envoy never holds more of a message than its cap: a download of 1 GiB through 128 KiB of buffers
+// is 128 KiB of fresh, else every fast download would look like a flood.
 func TestAStreamAddsAtMostItsCapPerGeneration(t *testing.T) {
 	b := open(t, 1)
 	a := b.accounts[0]
@@ -90,8 +91,9 @@ func TestAStreamAddsAtMostItsCapPerGeneration(t *testing.T) {
 	require.Zero(t, a.Own().Fresh)
 }
 
-// 6,000 small requests a second of 16 KiB each would be 94 MiB of a budget after one second between two readings if
-// what ended were counted again. It stays counted until a reading tells, for the allocator may keep it in its caches.
+// 6,000 small requests a second of 16 KiB each would be 94 MiB of a budget after one second between
+// two readings if what ended were counted again. It stays counted until a reading tells, for the
+// allocator may keep it in its caches.
 func TestCostIsUsedAgainWhileFresh(t *testing.T) {
 	for generations, want := range map[int]struct{ closed, again int64 }{
 		0: {76 * kib, 76 * kib}, // the next uses it again
@@ -128,8 +130,8 @@ func TestCostIsUsedAgainWhileFresh(t *testing.T) {
 	}
 }
 
-// A connection that turns out to be a TLS one after a rotation: its first cost and the difference are in different
-// generations, and only what is known of is taken back.
+// A connection that turns out to be a TLS one after a rotation: its first cost and the difference
+// are in different generations, and only what is known of is taken back.
 func TestARaisedConnectionIsNeverTakenBackTwice(t *testing.T) {
 	for before := range 3 {
 		for after := range 3 {
@@ -149,8 +151,9 @@ func TestARaisedConnectionIsNeverTakenBackTwice(t *testing.T) {
 	}
 }
 
-// What a paused request's client sends comes within a round trip and unseen by the HTTP filter: without the pause cost
-// 398 paused requests held twice the budget before the first reading showed it.
+// What a paused request's client sends comes within a round trip and unseen by the HTTP filter:
+// without the pause cost 398 paused requests held twice the budget before the first reading showed
+// it.
 func TestAPausedRequestCostsWhatItLeavesUnread(t *testing.T) {
 	b := open(t, 1)
 	a := b.accounts[0]
@@ -168,7 +171,8 @@ func TestAPausedRequestCostsWhatItLeavesUnread(t *testing.T) {
 	a.PassPaused(s, 70*kib)
 	require.Equal(t, 100*kib, a.Own().Fresh, "and leaves no more than that unread")
 
-	// It resumes with a length of 150 KiB. What came while it was paused is not counted again as it is passed on.
+	// It resumes with a length of 150 KiB. What came while it was paused is not counted again as it
+	// is passed on.
 	a.Unpause(s)
 	a.Expect(b.now, s, Request, 150*kib, 50*kib, 100*kib)
 	require.Equal(t, 50*kib, a.Own().Coming)
@@ -181,8 +185,9 @@ func TestAPausedRequestCostsWhatItLeavesUnread(t *testing.T) {
 	require.False(t, s.Beyond(Request))
 }
 
-// Clients that are turned away and come straight back would fill the estimate with what nobody holds: 0.15 of the
-// goodput. What they gave back is used again in its generation, and counted until a reading tells that it is gone.
+// Clients that are rejected and come straight back would fill the estimate with what nobody holds:
+// 0.15 of the goodput. What they gave back is used again in its generation, and counted until a
+// reading tells that it is gone.
 func TestWhatATurnedAwayRequestSentIsUsedAgain(t *testing.T) {
 	for name, gone := range map[string]func(*Account, *Stream, *Connection){
 		"with the stream": func(a *Account, s *Stream, _ *Connection) {

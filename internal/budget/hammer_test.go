@@ -21,8 +21,8 @@ func (s *stubborn) Swap(value []byte, version uint32) error {
 	return s.Memory.Swap(value, version)
 }
 
-// What could not be published is not lent: nobody has heard of it. With it left in the lease, the second Ask was
-// granted without an exchange, and workers that were Busy together exceeded T(hard).
+// What could not be published is not lent: nobody has heard of it. With it left in the lease, the
+// second Ask was granted without an exchange, and workers that were Busy together exceeded T(hard).
 func TestWhatWasNotPublishedIsNotLent(t *testing.T) {
 	store := &stubborn{}
 	a, err := NewAccount(store, limits())
@@ -42,7 +42,8 @@ func TestWhatWasNotPublishedIsNotLent(t *testing.T) {
 	require.Equal(t, under, a.lease.admits)
 }
 
-// Several workers admit at once, each with its own account: what they were granted is never more than T(hard).
+// Several workers admit at once, each with its own account: what they were granted is never more
+// than T(hard).
 func TestHammer(t *testing.T) {
 	const workers, rounds = 8, 12
 	for round := range rounds {
@@ -93,8 +94,8 @@ func TestHammer(t *testing.T) {
 	}
 }
 
-// A falling room stops admissions at once, also those that were leased before: the reading grew by more than what was
-// dropped from fresh.
+// A falling room stops admissions at once, also those that were leased before: the reading grew by
+// more than what was dropped from fresh.
 func TestAReadingThatGrowsTakesTheLeaseBack(t *testing.T) {
 	grown := func(t *testing.T, observer int) *books {
 		t.Helper()

@@ -2,9 +2,9 @@ package budget
 
 import "time"
 
-// A limit is impossible to hold where the process has nearly all of it without any traffic: a large configuration has
-// (4,000 clusters 222 MiB). Shedding frees nothing of that. So the lowest limit that could be held with it is in force,
-// and what is told is that the limit is wrong.
+// A limit is impossible to hold where the process has nearly all of it without any traffic: a large
+// configuration has (4,000 clusters 222 MiB). Shedding frees nothing of that. So the lowest limit
+// that could be held with it is in force, and what is told is that the limit is wrong.
 
 // protectedShare of the limit in force is what traffic has in any case.
 const protectedShare = 10 // 1/10; TestTrafficHasATenthInAnyCase
@@ -15,8 +15,8 @@ func (l *Limits) tenable() int64 { return l.Limit / protectedShare * (protectedS
 // Possible is the lowest limit that can be held with the base, bytes.
 func Possible(base int64) int64 { return base * protectedShare / (protectedShare - 1) }
 
-// InForce is the limit by which is decided, bytes: as it was set, or more where the base is so high that it can't be
-// held. Where the base is just tenable both are the same: nothing jumps.
+// InForce is the limit by which is decided, bytes: as it was set, or more where the base is so high
+// that it can't be held. Where the base is just tenable both are the same: nothing jumps.
 func (t *Table) InForce(l *Limits) int64 { return max(l.Limit, Possible(t.Base)) }
 
 // room is what lies between the base and the limit in force, bytes: a tenth of the limit at least.
@@ -42,8 +42,8 @@ const (
 	silentUsers  = 8                      // so many requests and connections together are nearly none; TestNearlyNoTrafficIsProofOfABase
 	silentPasses = 1 << 20                // and so many bytes of theirs; TestRequestsBetweenReadingsAreTraffic
 	silentSwing  = 32                     // 1/32 of the limit that readings may differ; TestAReadingThatMovesIsTraffic
-	// youth: a guard that starts in a running process does not know what requests of before hold of it. After that
-	// they have ended, or all that it ends frees nothing.
+	// youth: a guard that starts in a running process does not know what requests of before hold of
+	// it. After that they have ended, or all that it ends frees nothing.
 	youth = time.Minute // TestAFutileMinuteIsProofOfABase
 )
 
@@ -66,9 +66,10 @@ func (s *silence) next(now Time, t *Table, l *Limits, all *Entry) bool {
 	return s.since != 0 && now-s.since >= silentFor
 }
 
-// base is what the process holds without traffic: the lowest of ten minutes. That may be traffic of which nobody knew,
-// such as that of before this guard has started. Up to what is tenable it does little harm. Beyond that it would raise
-// the limit, so that it needs proof: nearly no traffic, or that shedding has been futile.
+// base is what the process holds without traffic: the lowest of ten minutes. That may be traffic of
+// which nobody knew, such as that of before this guard has started. Up to what is tenable it does
+// little harm. Beyond that it would raise the limit, so that it needs proof: nearly no traffic, or
+// that shedding has been futile.
 func (r *trend) base(now Time, t *Table, l *Limits, all *Entry) int64 {
 	low := max(r.bases.min(now), 0)
 	silent := r.silence.next(now, t, l, all)

@@ -7,7 +7,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Shedding frees nothing of what Envoy holds without traffic: beyond 9/10 of the limit what is in force rises with it.
+// Shedding frees nothing of what Envoy holds without traffic: beyond 9/10 of the limit what is in
+// force rises with it.
 func TestTrafficHasATenthInAnyCase(t *testing.T) {
 	l := limits()
 	l.Limit = 200_000
@@ -29,7 +30,8 @@ func TestTrafficHasATenthInAnyCase(t *testing.T) {
 	require.EqualValues(t, Unlimited, (&Table{Base: 500 * mib}).InForce(&unknown))
 }
 
-// A guard that starts with an Envoy of 8,000 clusters knows in a quarter of a second that it is no traffic.
+// A guard that starts with an Envoy of 8,000 clusters knows in a quarter of a second that it is no
+// traffic.
 func TestALargeConfigurationIsBase(t *testing.T) {
 	b := open(t, 1)
 	a := b.accounts[0]
@@ -87,12 +89,13 @@ func TestATakeoverKeepsAnImpossibleBase(t *testing.T) {
 	require.Equal(t, 434*mib, b.stored().Base)
 }
 
-// A guard that starts in the middle of a flood does not know what holds memory: the limit does not rise for it.
+// A guard that starts in the middle of a flood does not know what holds memory: the limit does not
+// rise for it.
 func TestAFloodThatWasThereBeforeUsIsNoBase(t *testing.T) {
 	b := open(t, 1)
 	a := b.accounts[0]
 	b.join()
-	for range 30 { // requests come, which it turns away, and what it knows of holds nothing
+	for range 30 { // requests come, which it rejects, and what it knows of holds nothing
 		streams := []*Stream{}
 		for range silentUsers + 1 {
 			streams = append(streams, b.stream(a))
@@ -127,7 +130,7 @@ func TestNearlyNoTrafficIsProofOfABase(t *testing.T) {
 	}
 }
 
-// Whoever is turned away at once is in flight at no reading.
+// Whoever is rejected at once is in flight at no reading.
 func TestRequestsBetweenReadingsAreTraffic(t *testing.T) {
 	b := open(t, 1)
 	a := b.accounts[0]
@@ -141,8 +144,8 @@ func TestRequestsBetweenReadingsAreTraffic(t *testing.T) {
 	require.Equal(t, 180*mib, b.stored().Base)
 }
 
-// A server beside Envoy is there before Envoy is, which may get its first requests before it tells of its memory. What
-// those likely hold is known.
+// A server beside Envoy is there before Envoy is, which may get its first requests before it tells
+// of its memory. What those likely hold is known.
 func TestWhoWasThereBeforeEnvoyKnowsItsBase(t *testing.T) {
 	for _, c := range []struct {
 		before Time

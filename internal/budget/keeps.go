@@ -28,8 +28,8 @@ const (
 	keepsMost  = 1000                   // likewise; TestKeeps
 )
 
-// observe takes a reading and all that had passed by then, but for what came for those who wait. Those
-// hold so much. It sets what the table says.
+// observe takes a reading and all that had passed by then, but for what came for those who wait.
+// Those hold so much. It sets what the table says.
 func (k *keeps) observe(now Time, t *Table, passed, waits int64) {
 	reading := t.Reading - waits
 	if now-k.learned > keepsFor {
@@ -49,8 +49,8 @@ func (k *keeps) observe(now Time, t *Table, passed, waits int64) {
 	k.at, k.reading, k.passed = now, reading, passed
 }
 
-// Drains says that what passes has lately not stayed, and Stays that it has: most likely the upstream
-// does not read. In between nothing is known.
+// Drains says that what passes has lately not stayed, and Stays that it has: most likely the
+// upstream does not read. In between nothing is known.
 func (t *Table) Drains() bool { return t.Keeps > 0 && t.Keeps <= drains }
 
 // Stays is told of at Drains.

@@ -44,8 +44,9 @@ func TestKeeps(t *testing.T) {
 	require.InDelta(t, 1, table.keeps(), 0)
 }
 
-// Of what passes for long in one pass of the event loop, each reading takes out what had passed when it was
-// asked for: without marks all of it counted twice, for the third of a second that such a pass takes.
+// Of what passes for long in one pass of the event loop, each reading takes out what had passed
+// when it was asked for: without marks all of it counted twice, for the third of a second that such
+// a pass takes.
 func TestWhatPassedSinceAReadingWasAskedFor(t *testing.T) {
 	b := open(t, 2)
 	a, poller := b.accounts[0], b.accounts[1]

@@ -130,8 +130,8 @@ func TestNoSlackWhileAnyoneWaits(t *testing.T) {
 	require.Greater(t, a.Own().Lease, 3*mib)
 }
 
-// What was dropped from fresh is in the reading now. Left in the lease, it would be granted a second time: 1.2 times
-// the budget in simulation.
+// What was dropped from fresh is in the reading now. Left in the lease, it would be granted a
+// second time: 1.2 times the budget in simulation.
 func TestTheLeaseFallsWithARotation(t *testing.T) {
 	b := open(t, 2)
 	b.join()
@@ -145,8 +145,8 @@ func TestTheLeaseFallsWithARotation(t *testing.T) {
 	b.readings(1, 60*mib)
 	require.Equal(t, 20*mib, a.Own().Fresh)
 
-	// The next reading is the other worker's. An exchange meets it first and drops nothing, for its time may be that of the
-	// last tick. The tick does.
+	// The next reading is the other worker's. An exchange meets it first and drops nothing, for its
+	// time may be that of the last tick. The tick does.
 	b.now += 24 * ms
 	_, _, err := b.accounts[1].Observe(b.now, b.now, 60*mib)
 	require.NoError(t, err)
@@ -161,7 +161,8 @@ func TestTheLeaseFallsWithARotation(t *testing.T) {
 	}
 }
 
-// Two workers fill the room, the bytes pass, the readings come: what was granted is never above T(hard).
+// Two workers fill the room, the bytes pass, the readings come: what was granted is never above
+// T(hard).
 func TestWhatIsGrantedStaysUnderHardThroughRotations(t *testing.T) {
 	b := open(t, 2)
 	b.join()
@@ -184,8 +185,8 @@ func TestWhatIsGrantedStaysUnderHardThroughRotations(t *testing.T) {
 	require.NotEmpty(t, streams)
 }
 
-// Large requests may have what lies under hard, and only what was leased there: a lease that a small one had raised
-// to the limit let them past it.
+// Large requests may have what lies under hard, and only what was leased there: a lease that a
+// small one had raised to the limit let them past it.
 func TestALargeRequestSpendsOnlyWhatLiesUnderHard(t *testing.T) {
 	b := open(t, 1)
 	a := b.accounts[0]
@@ -202,7 +203,8 @@ func TestALargeRequestSpendsOnlyWhatLiesUnderHard(t *testing.T) {
 	require.Equal(t, Denied, a.Ask(b.now, 7*mib+kib, Full))
 }
 
-// What is there can't be refused: it raises the entry whatever the room, and is no room for admissions.
+// What is there can't be refused: it raises the entry whatever the room, and is no room for
+// admissions.
 func TestForcedRaises(t *testing.T) {
 	b := open(t, 2)
 	b.join()
@@ -227,7 +229,8 @@ func TestForcedRaises(t *testing.T) {
 	require.Equal(t, Granted, a.Ask(b.now, 300*mib, Forced))
 }
 
-// What another worker could not refuse takes what a lease promised, before the next tick tells of it.
+// What another worker could not refuse takes what a lease promised, before the next tick tells of
+// it.
 func TestAStaleLeaseAdmitsNoneWhereMemoryIsShort(t *testing.T) {
 	b := open(t, 2)
 	b.join()
@@ -280,8 +283,8 @@ func TestTheFloorIsSharedByAllWorkers(t *testing.T) {
 	require.Equal(t, Granted, b.accounts[0].Ask(b.now, 0, Floor), "who brings nothing is let in")
 }
 
-// A worker that was trapped no longer beats. After 2 s it is dropped: what it held is in the reading, and its lease
-// would strand its room for ever.
+// A worker that was trapped no longer beats. After 2 s it is dropped: what it held is in the
+// reading, and its lease would strand its room for ever.
 func TestADeadWorkerIsDropped(t *testing.T) {
 	b := open(t, 2)
 	b.join()
@@ -335,7 +338,8 @@ func TestThePollerSlotIsTakenOver(t *testing.T) {
 	require.False(t, polls(0), "and who had it has lost it")
 }
 
-// An entry is written when something changed, or to beat: 1,000 idle ticks must not be 1,000 writes.
+// An entry is written when something changed, or to beat: 1,000 idle ticks must not be 1,000
+// writes.
 func TestAnIdleTickWritesOnlyToBeat(t *testing.T) {
 	f := &fails{}
 	a, err := NewAccount(f, limits())

@@ -16,8 +16,8 @@ const (
 // String returns normal, soft, hard or over.
 func (l Level) String() string { return [...]string{"normal", "soft", "hard", "over"}[min(l, Over)] }
 
-// Limits are the figures of the budget that every worker of a process shares. Sizes are bytes, shares are of what
-// traffic can have (see Table.share).
+// Limits are the figures of the budget that every worker of a process shares. Sizes are bytes,
+// shares are of what traffic can have (see Table.share).
 type Limits struct {
 	Limit              int64   // as it is set: see Share, and Table.InForce for what is in force
 	Share              float64 // of the container's limit is Limit, as soon as that is known, and until then Unlimited; 0 = Limit is as set
@@ -29,7 +29,8 @@ type Limits struct {
 	Connections        int64 // that may be open in all workers together; 0 = no limit
 }
 
-// Unlimited is a limit that everything fits in: more than any memory, and little enough to reckon with.
+// Unlimited is a limit that everything fits in: more than any memory, and little enough to reckon
+// with.
 const Unlimited = 1 << 50
 
 // of returns the limits as they are in a container whose limit in bytes is this; 0 = not known yet.
@@ -65,14 +66,16 @@ const (
 	StaleReject
 )
 
-// How much the surprise may keep free: of the limit, and of the room. More, and one wrong figure would close the door.
+// How much the surprise may keep free: of the limit, and of the room. More, and one wrong figure
+// would close the door.
 const (
 	maxSurprise     = 10 // 1/10; TestSurprise
 	maxSurpriseRoom = 4  // 1/4; TestASurpriseLeavesRoom
 )
 
-// share is where the share x of what traffic can have ends. What the process holds without
-// traffic (base) can't be shed, so it is no part of what is shared out, and what comes unseen (surprise) is kept free.
+// share is where the share x of what traffic can have ends. What the process holds without traffic
+// (base) can't be shed, so it is no part of what is shared out, and what comes unseen (surprise) is
+// kept free.
 func (t *Table) share(l *Limits, x float64) int64 {
 	room := t.room(l)
 	return t.Base + int64(x*float64(room-min(t.Surprise, l.Limit/maxSurprise, room/maxSurpriseRoom)))
@@ -87,9 +90,9 @@ func (t *Table) load(l *Limits, estimate int64) float64 {
 	return float64(estimate-t.Base) / float64(room)
 }
 
-// next moves the level with hysteresis: up as soon as a threshold is reached, down only when the load has fallen as
-// far below it as resume is below soft. Otherwise a load that hovers around a threshold would flap, and each flap
-// is a line in somebody's log.
+// next moves the level with hysteresis: up as soon as a threshold is reached, down only when the
+// load has fallen as far below it as resume is below soft. Otherwise a load that hovers around a
+// threshold would flap, and each flap is a line in somebody's log.
 func (l Level) next(limits *Limits, load float64, over bool) Level {
 	margin := limits.Soft - limits.Resume
 	switch {
@@ -103,9 +106,10 @@ func (l Level) next(limits *Limits, load float64, over bool) Level {
 	return Normal
 }
 
-// futility watches for a level that shedding can't lower: hard for 5 s while all live streams together can't hold
-// a tenth of the limit. Then something else fills the memory, and to lock everybody out would help nobody. If memory
-// grows while they are let in, it was traffic after all: what ended HTTP/2 streams left unread is in no stream's bound.
+// futility watches for a level that shedding can't lower: hard for 5 s while all live streams
+// together can't hold a tenth of the limit. Then something else fills the memory, and to lock
+// everybody out would help nobody. If memory grows while they are let in, it was traffic after all:
+// what ended HTTP/2 streams left unread is in no stream's bound.
 type futility struct {
 	since   Time  // since when it looks futile; 0 = it does not
 	reading int64 // then
@@ -114,8 +118,8 @@ type futility struct {
 const (
 	futileAfter  = 5 * time.Second // TestFutile
 	futileGrowth = 32              // 1/32 of the limit; TestFutile
-	// futileRooms: where the room is small the limit is taken for so many of it. Else half of the room would be too
-	// little for traffic to be the cause.
+	// futileRooms: where the room is small the limit is taken for so many of it. Else half of the
+	// room would be too little for traffic to be the cause.
 	futileRooms = 5 // TestATightRoomFullOfTrafficIsNotFutile
 )
 

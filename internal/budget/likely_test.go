@@ -26,8 +26,8 @@ func TestTheSmallSumFollowsTheStreams(t *testing.T) {
 	require.Zero(t, a.Own().Small)
 }
 
-// An idle stream has most likely drained: without the weights, 500 idle HTTP/2 streams that had each moved 10 MiB
-// looked as if they held everything.
+// An idle stream has most likely drained: without the weights, 500 idle HTTP/2 streams that had
+// each moved 10 MiB looked as if they held everything.
 func TestWhatAStreamLikelyHolds(t *testing.T) {
 	b := open(t, 1)
 	a := b.accounts[0]
@@ -50,7 +50,8 @@ func TestWhatAStreamLikelyHolds(t *testing.T) {
 		{900 * ms, 1}, {1100 * ms, 0.5}, {2100 * ms, 0.25}, {3100 * ms, 0.125}, {4100 * ms, 0.1}, {time.Hour, 0.1},
 	} {
 		b.tick(begin + c.idle - b.now)
-		// Who has announced more than has passed does not read: he holds all of it for as long as it takes.
+		// Who has announced more than has passed does not read: he holds all of it for as long as
+		// it takes.
 		require.InDelta(t, float64(100*kib)*(1+c.want), float64(a.Own().Likely), 2, "%v", c.idle)
 		require.Equal(t, 200*kib, a.Own().Bounds, "the bound does not age")
 	}
@@ -79,7 +80,8 @@ func TestExposure(t *testing.T) {
 	require.Zero(t, a.Own().Exposure)
 }
 
-// A response that has ended may lie unread in its connection's codec: without a trace of it base would swallow it.
+// A response that has ended may lie unread in its connection's codec: without a trace of it base
+// would swallow it.
 func TestAnEndedResponseStaysWithItsConnection(t *testing.T) {
 	b := open(t, 1)
 	a := b.accounts[0]

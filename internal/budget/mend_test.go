@@ -150,7 +150,7 @@ func TestSumsOfATableDoNotOverflow(t *testing.T) {
 	}
 }
 
-// A table that begins anew counts readings from 1 again: what was evicted for one of before is no
+// A table that begins again counts readings from 1: what was evicted for one of before is no
 // reason not to evict.
 func TestEvictionInATableThatBeginsAnew(t *testing.T) {
 	b := open(t, 1)

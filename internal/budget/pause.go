@@ -49,7 +49,7 @@ func (a *Account) PassShared(c *Connection, n, costs int64) {
 }
 
 // Drop notes that what a paused or rejected request has sent is gone with it: what comes next is
-// counted for it. A flood of clients that are turned away and come straight back would otherwise
+// counted for it. A flood of clients that are rejected and come straight back would otherwise
 // fill the estimate with what nobody holds.
 func (a *Account) Drop(s *Stream) {
 	m := &s.dir[Request]

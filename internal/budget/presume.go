@@ -47,8 +47,8 @@ func (a *Account) unpresume(s *Stream) {
 	}
 }
 
-// EndsUnbooked notes that a presumed response has ended, and says whether that is all there is to do; else
-// it is for Account.End.
+// EndsUnbooked notes that a presumed response has ended, and says whether that is all there is to
+// do; else it is for Account.End.
 func (s *Stream) EndsUnbooked() bool {
 	if s.state == presumed {
 		s.state = presumedEnded

@@ -92,7 +92,8 @@ func (s *Stream) uncount(a *Account) {
 	s.sum.Small -= s.adds.small
 }
 
-// Lapse is a message without a length that has come to rest: what was reserved for it does not come.
+// Lapse is a message without a length that has come to rest: what was reserved for it does not
+// come.
 type Lapse struct {
 	Owner     any // of its stream
 	Direction Direction

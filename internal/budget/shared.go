@@ -28,7 +28,7 @@ func (s *shared) load(now Time) error {
 		return err
 	}
 	if s.table.Decode(value) != nil {
-		s.table = Table{Entries: s.table.Entries[:0]} // of another version of us, or garbage: begin anew
+		s.table = Table{Entries: s.table.Entries[:0]} // of another version of us, or garbage: begin again
 	}
 	s.version = version
 	s.table.mend(now)
@@ -53,8 +53,8 @@ func (a *Account) load(now Time) error {
 		return err
 	}
 	t := &a.shared.table
-	// Where a table begins anew, so do the numbers of its readings: what was done for one of before
-	// is nothing for those to come.
+	// Where a table begins again, so do the numbers of its readings: what was done for one of
+	// before is nothing for those to come.
 	a.own.Evicted.Sequence = min(a.own.Evicted.Sequence, int64(t.Sequence))
 	a.limits = a.set.of(t.Container)
 	if !a.joined {

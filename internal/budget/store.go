@@ -7,21 +7,23 @@ import (
 
 // Store keeps the table where all workers of a process reach it: Envoy's shared data, or memory.
 type Store interface {
-	// Load returns the value and the version that Swap wants. A value that was never stored is empty and no error.
-	// The caller may read the value until its next call.
+	// Load returns the value and the version that Swap wants. A value that was never stored is
+	// empty and no error. The caller may read the value until its next call.
 	Load() (value []byte, version uint32, err error)
-	// Swap stores the value if the version is still that of the last Load, else it returns ErrConflict.
+	// Swap stores the value if the version is still that of the last Load, else it returns
+	// ErrConflict.
 	Swap(value []byte, version uint32) error
 	// Put stores a value of the worker's own, which all can read and only it writes.
 	Put(worker uint32, value []byte) error
-	// Get returns what a worker has put last, nothing if it has not. The caller may read the value until its next call.
+	// Get returns what a worker has put last, nothing if it has not. The caller may read the value
+	// until its next call.
 	Get(worker uint32) ([]byte, error)
 	// Keep stores one of several values of the worker's own, by slot, as Put does its one.
 	Keep(worker uint32, slot int, value []byte) error
 	// Kept returns what a worker keeps in a slot, as Get does.
 	Kept(worker uint32, slot int) ([]byte, error)
-	// NextID returns an id that no other caller has had. Clocks and random seeds of two virtual machines collide,
-	// a counter does not.
+	// NextID returns an id that no other caller has had. Clocks and random seeds of two virtual
+	// machines collide, a counter does not.
 	NextID() (uint32, error)
 }
 

@@ -108,8 +108,8 @@ type Sum struct {
 }
 
 // Open begins a stream, part of owner and in the sum of a key, with what its existence costs in
-// bytes, and with what it keeps beside, for as long as it lives; caps are what Envoy may hold of its
-// request, 0 if that has no body, and of its response. s must be the zero value.
+// bytes, and with what it keeps beside, for as long as it lives; caps are what Envoy may hold of
+// its request, 0 if that has no body, and of its response. s must be the zero value.
 func (a *Account) Open(now Time, s *Stream, owner any, sum *Sum, costs, kept, requestCap, responseCap int64) {
 	s.state, s.small, s.cost, s.kept, s.sum, s.owner = ordinary, true, cost{costs + kept, a.fresh.gen}, kept, sum, owner
 	s.dir[Request].begin(now, a.fresh.gen, requestCap)

@@ -6,8 +6,9 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// A burst that passes between an answer and the tick that judges it is in the totals of the reading before it and in
-// the growth of the readings behind it: it would be taken for a surprise eight readings long.
+// A burst that passes between an answer and the tick that judges it is in the totals of the reading
+// before it and in the growth of the readings behind it: it would be taken for a surprise eight
+// readings long.
 func TestABurstBetweenAnAnswerAndItsJudgementIsNoSurprise(t *testing.T) {
 	b := open(t, 1)
 	a := b.accounts[0]

@@ -99,9 +99,9 @@ func (a *Account) due(now Time, polls bool) bool {
 	return was != a.Own() || now-s.written.Beat >= beatEvery || s.writtenAfter != a.fresh.noticed
 }
 
-// notice takes out of fresh what is in the table's reading. Only Tick and Observe do this: elsewhere
-// now may be as old as the last tick, and the rotation would seem to lie before bytes that passed
-// before it.
+// notice takes out of fresh what is in the table's reading. Only Tick and Observe do this:
+// elsewhere now may be as old as the last tick, and the rotation would seem to lie before bytes
+// that passed before it.
 func (a *Account) notice(now Time) {
 	in, rotates := a.fresh.notice(now, a.shared.table.Sequence, a.shared.table.Asked)
 	if !rotates {

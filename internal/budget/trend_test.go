@@ -7,9 +7,10 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Base is what the process holds without traffic: the lowest (reading − likely held) of ten minutes, where likely held
-// is no more than what the reading has risen above the base. The lowest reading alone would swallow a flood that lasts: 60 MiB
-// that slow readers hold would be base, and given out again.
+// Base is what the process holds without traffic: the lowest (reading − likely held) of ten
+// minutes, where likely held is no more than what the reading has risen above the base. The lowest
+// reading alone would swallow a flood that lasts: 60 MiB that slow readers hold would be base, and
+// given out again.
 func TestBaseIsTheLowestReadingWithoutWhatTrafficLikelyHolds(t *testing.T) {
 	b := open(t, 1)
 	a := b.accounts[0]
@@ -50,8 +51,9 @@ func TestBaseIsNeitherNegativeNorAll(t *testing.T) {
 	require.Equal(t, 60*mib, b.stored().Base, "likely held are upper bounds: they don't take from what was there without traffic")
 }
 
-// Traffic that moves much seems to hold more than the whole process: 100 uploads of 4 MiB that wait for their upstream
-// made a base of 0 where 56 of 100 MiB were there before them, and with it half the goodput.
+// Traffic that moves much seems to hold more than the whole process: 100 uploads of 4 MiB that wait
+// for their upstream made a base of 0 where 56 of 100 MiB were there before them, and with it half
+// the goodput.
 func TestTrafficThatHasDrainedDoesNotLowerTheBase(t *testing.T) {
 	b := open(t, 1)
 	a := b.accounts[0]
@@ -66,8 +68,8 @@ func TestTrafficThatHasDrainedDoesNotLowerTheBase(t *testing.T) {
 	require.Equal(t, 56*mib, b.stored().Base)
 }
 
-// Whoever takes the poller slot over knows only what the table says: a new VM in the middle of a flood must not take
-// the flood for base.
+// Whoever takes the poller slot over knows only what the table says: a new VM in the middle of a
+// flood must not take the flood for base.
 func TestATakeoverKeepsTheBase(t *testing.T) {
 	b := open(t, 2)
 	b.readings(3, 40*mib)
@@ -78,7 +80,7 @@ func TestATakeoverKeepsTheBase(t *testing.T) {
 	require.Equal(t, 40*mib, b.stored().Base)
 }
 
-// The lowest reading of 10 s says what could ever fit: n > T(hard) − Low is too large, whatever the moment.
+// The lowest reading of 10 s says what could ever fit: n > T(hard) − Low is always too large.
 func TestLowIsTheLowestOfTenSeconds(t *testing.T) {
 	b := open(t, 1)
 	b.readings(2, 40*mib)
@@ -117,7 +119,7 @@ func TestLowestOfAWindow(t *testing.T) {
 	}
 }
 
-// Surprise is what came and no filter saw: it tells whether buffers and costs are right, and is kept free.
+// Surprise is what came and no filter saw: it tells whether buffers and costs are right.
 func TestSurprise(t *testing.T) {
 	// A phase is n readings, and what passes before each of them.
 	type phase struct {
@@ -186,7 +188,7 @@ func TestSurprise(t *testing.T) {
 		b := open(t, 2)
 		b.join()
 		run(b, phase{12, 40 * mib, 0})
-		// The second worker passes 12 MiB and is slow to say so; then it says it, and there is no surprise.
+		// The second worker passes 12 MiB and is slow to say so: in the end there is no surprise.
 		slow := b.accounts[1]
 		b.accounts = b.accounts[:1]
 		s := b.stream(slow)
@@ -347,8 +349,8 @@ func TestSurprise(t *testing.T) {
 	})
 }
 
-// Levels are shares of what traffic can have, with hysteresis: a load that hovers around a threshold would flap, and
-// each flap is a line in somebody's log.
+// Levels are shares of what traffic can have, with hysteresis: a load that hovers around a
+// threshold would flap, and each flap is a line in somebody's log.
 func TestLevels(t *testing.T) {
 	b := open(t, 1)
 	a := b.accounts[0]
@@ -410,8 +412,8 @@ func TestTheLevelIsOfTheEstimate(t *testing.T) {
 	require.InDelta(t, 1, (&Table{}).load(&Limits{}, 0), 1e-9, "nothing between T(0) and T(1)")
 }
 
-// Hard for 5 s while all live streams together can't hold a tenth of the limit: then traffic is not the cause, and to
-// lock everybody out would help nobody.
+// Hard for 5 s while all live streams together can't hold a tenth of the limit: then traffic is not
+// the cause, and to lock everybody out would help nobody.
 func TestFutile(t *testing.T) {
 	run := func(b *books, d Time, reading int64) {
 		for end := b.now + d; b.now < end; {
@@ -451,7 +453,8 @@ func TestFutile(t *testing.T) {
 	require.False(t, b.stored().Futile)
 }
 
-// An answer that could not be stored is lost, and what was learned from it too: judged twice, it would count twice.
+// An answer that could not be stored is lost, and what was learned from it too: judged twice, it
+// would count twice.
 func TestAReadingThatCouldNotBeStoredTeachesNothing(t *testing.T) {
 	f := &fails{}
 	a, err := NewAccount(f, limits())
@@ -473,9 +476,9 @@ func TestAReadingThatCouldNotBeStoredTeachesNothing(t *testing.T) {
 	require.Equal(t, uint64(2), a.Table().Sequence)
 }
 
-// An excess is followed by evictions until memory is below hard, so that it does not stay just under
-// the limit. But where it does not fall by them, what holds it is not what was evicted. Traffic that
-// stays between hard and the limit has its room, and is left alone soon.
+// An excess is followed by evictions until memory is below hard, so that it does not stay just
+// under the limit. But where it does not fall by them, what holds it is not what was evicted.
+// Traffic that stays between hard and the limit has its room, and is left alone soon.
 func TestEvictionBelowTheLimitEnds(t *testing.T) {
 	b := open(t, 1)
 	a, l := b.accounts[0], limits()

@@ -13,8 +13,8 @@ const (
 )
 
 // SetVisibility notes what will be told of a direction, before its headers: of one that is not
-// counted, what was announced or forecast stands for it. What comes unexpected can't be told as long
-// as there is such a stream.
+// counted, what was announced or forecast stands for it. What comes unexpected can't be told as
+// long as there is such a stream.
 func (a *Account) SetVisibility(s *Stream, d Direction, v Visibility) {
 	if s.dir[d].visibility != v {
 		a.setVisibility(s, d, v)

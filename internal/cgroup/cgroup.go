@@ -1,6 +1,6 @@
-// Package cgroup says what a container may use and uses: the memory cgroup of a process, version 1 or 2, read from a file
-// system that is handed in. It keeps nothing of what it has read: a limit that is changed while the process runs is in the
-// next Read.
+// Package cgroup says what a container may use and uses: the memory cgroup of a process, version 1
+// or 2, read from a file system that is handed in. It keeps nothing of what it has read: a limit
+// that is changed while the process runs is in the next Read.
 package cgroup
 
 import (
@@ -51,19 +51,23 @@ func (g *Group) Dir() string { return "/" + g.dir }
 
 // Stats is what a group says of itself. Sizes are bytes.
 type Stats struct {
-	// Limit is the tightest limit of the group and of all above it that can be seen; NoLimit without one.
+	// Limit is the tightest limit of the group and of all above it that can be seen; NoLimit
+	// without one.
 	Limit int64
-	// High is the tightest memory.high: above it the kernel throttles and reclaims. NoLimit without one, and in version 1.
+	// High is the tightest memory.high: above it the kernel throttles and reclaims. NoLimit without
+	// one, and in version 1.
 	High int64
 	// Usage is what is charged to the group, page cache included.
 	Usage int64
-	// WorkingSet is Usage without file pages that the kernel would take back first (inactive_file): what kubelet evicts by,
-	// and near the limit what the kernel kills by.
+	// WorkingSet is Usage without file pages that the kernel would take back first (inactive_file):
+	// what kubelet evicts by, and near the limit what the kernel kills by.
 	WorkingSet int64
-	// Sock is memory of TCP buffers. Version 2: memory.stat sock, a part of Usage. Version 1: memory.kmem.tcp, beside Usage
-	// and its limit, and 0 for as long as nobody has set a limit for it.
+	// Sock is memory of TCP buffers. Version 2: memory.stat sock, a part of Usage. Version 1:
+	// memory.kmem.tcp, beside Usage and its limit, and 0 for as long as nobody has set a limit for
+	// it.
 	Sock int64
-	// Pressure is how long tasks stalled for want of memory; nil where the kernel does not tell (version 1, psi=0).
+	// Pressure is how long tasks stalled for want of memory; nil where the kernel does not tell
+	// (version 1, psi=0).
 	Pressure *Pressure
 	Events   Events
 }
@@ -82,8 +86,9 @@ type Events struct {
 	Max     int64 // times that the limit was met: version 2 memory.events max, version 1 memory.failcnt
 }
 
-// Find returns the memory cgroup of a process; pid 0 is this one. root is the root of the machine's file system with proc and
-// sys in it, as this process sees it. The error wraps ErrNone or ErrParse, or is the file system's.
+// Find returns the memory cgroup of a process; pid 0 is this one. root is the root of the machine's
+// file system with proc and sys in it, as this process sees it. The error wraps ErrNone or
+// ErrParse, or is the file system's.
 func Find(root fs.FS, pid int) (*Group, error) {
 	self := "self"
 	if pid != 0 {
@@ -133,8 +138,8 @@ func Find(root fs.FS, pid int) (*Group, error) {
 	return nil, fmt.Errorf("%w for process %s: no mounted hierarchy has the memory controller for it", ErrNone, self)
 }
 
-// At returns the memory cgroup at a directory, an absolute path such as /sys/fs/cgroup/envoy.slice. Limits above it count as far as
-// the directories above are cgroups too. The error wraps ErrNone.
+// At returns the memory cgroup at a directory, an absolute path such as /sys/fs/cgroup/envoy.slice.
+// Limits above it count as far as the directories above are cgroups too. The error wraps ErrNone.
 func At(root fs.FS, dir string) (*Group, error) {
 	g := &Group{root: root, dir: clean(dir)}
 	for _, g.version = range []Version{V2, V1} {
@@ -171,7 +176,8 @@ func (g *Group) usageFile() string {
 	return "memory.current"
 }
 
-// Read reads the group as it is now. The error wraps ErrGone, ErrParse, or is the file system's; then nothing is known.
+// Read reads the group as it is now. The error wraps ErrGone, ErrParse, or is the file system's;
+// then nothing is known.
 func (g *Group) Read() (Stats, error) {
 	read := g.readV2
 	if g.version == V1 {
@@ -187,7 +193,8 @@ func (g *Group) Read() (Stats, error) {
 	return Stats{}, fmt.Errorf("the memory cgroup %s: %w", g.Dir(), err)
 }
 
-// readV2 reads the files of version 2. https://docs.kernel.org/admin-guide/cgroup-v2.html#memory-interface-files
+// readV2 reads the files of version 2.
+// https://docs.kernel.org/admin-guide/cgroup-v2.html#memory-interface-files
 func (g *Group) readV2() (s Stats, err error) {
 	if s.Usage, err = g.number("memory.current"); err != nil {
 		return s, err
@@ -232,7 +239,8 @@ func (g *Group) readV1() (s Stats, err error) {
 		inactive = stat["inactive_file"]
 	}
 	s.WorkingSet = max(s.Usage-inactive, 0)
-	// The kernel tells the tightest limit of all above, of those that can't be seen here too, and minds use_hierarchy.
+	// The kernel tells the tightest limit of all above, of those that can't be seen here too, and
+	// minds use_hierarchy.
 	if limit, ok := stat["hierarchical_memory_limit"]; ok {
 		s.Limit = bound(limit)
 	} else if s.Limit, err = g.tightest("memory.limit_in_bytes"); err != nil {

@@ -84,7 +84,8 @@ func machine() fstest.MapFS {
 	}
 }
 
-// A limit that is changed while the process runs is in the next Read; a group that is removed is gone.
+// A limit that is changed while the process runs is in the next Read; a group that is removed is
+// gone.
 func TestNothingIsKept(t *testing.T) {
 	m := machine()
 	g, err := Find(m, 7)
@@ -155,7 +156,8 @@ func TestWithin(t *testing.T) {
 	}
 }
 
-// The cgroup of this very machine, if it has one: what is found is read, or the error says why there is nothing.
+// The cgroup of this very machine, if it has one: what is found is read, or the error says why
+// there is nothing.
 func TestThisMachine(t *testing.T) {
 	g, err := Find(os.DirFS("/"), 0)
 	if err != nil {

@@ -9,7 +9,8 @@ import (
 	"strings"
 )
 
-// maxFile is how much of a file is read. A node with thousands of mounts has a mountinfo of some MiB.
+// maxFile is how much of a file is read. A node with thousands of mounts has a mountinfo of some
+// MiB.
 const maxFile = 16 << 20
 
 func read(root fs.FS, name string) (string, error) {
@@ -28,8 +29,8 @@ func read(root fs.FS, name string) (string, error) {
 	return string(text), nil
 }
 
-// parseLimit reads a file with one figure, or the word max for none. Version 1 shows for none the largest whole number of pages,
-// which depends on the page's size.
+// parseLimit reads a file with one figure, or the word max for none. Version 1 shows for none the
+// largest whole number of pages, which depends on the page's size.
 func parseLimit(text string) (int64, error) {
 	if strings.TrimSuffix(text, "\n") == "max" {
 		return NoLimit, nil
@@ -99,7 +100,8 @@ func parsePressure(text string) (*Pressure, error) {
 	return &p, nil
 }
 
-// parseMembership reads /proc/<pid>/cgroup: the group's path by version, of the hierarchies that can have the memory controller.
+// parseMembership reads /proc/<pid>/cgroup: the group's path by version, of the hierarchies that
+// can have the memory controller.
 func parseMembership(text string) (map[Version]string, error) {
 	m := map[Version]string{}
 	for line := range strings.Lines(text) {
@@ -128,7 +130,8 @@ type mount struct {
 	root, point string
 }
 
-// parseMounts reads /proc/self/mountinfo for hierarchies that can have the memory controller. Format: proc_pid_mountinfo(5).
+// parseMounts reads /proc/self/mountinfo for hierarchies that can have the memory controller.
+// Format: proc_pid_mountinfo(5).
 func parseMounts(text string) ([]mount, error) {
 	var list []mount
 	for line := range strings.Lines(text) {
@@ -170,8 +173,8 @@ func unescape(s string) string {
 	return b.String()
 }
 
-// within says where the group at lies below the root of a mount. Both are as the reader's cgroup namespace sees them: what lies
-// outside of it begins with /.. in either.
+// within says where the group at lies below the root of a mount. Both are as the reader's cgroup
+// namespace sees them: what lies outside of it begins with /.. in either.
 func within(at, root string) (below string, ok bool) {
 	if at == root {
 		return "/", true

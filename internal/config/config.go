@@ -105,10 +105,11 @@ func (f *Fairness) Weight(n fairness.Name) float64 {
 // while it and its response have each announced, and brought, at most budget.small; from then on it
 // is judged, and evicted, like the others.
 type Exempt struct {
-	// PathPrefix matches whole segments: /healthz matches /healthz, /healthz/x and /healthz?q, and not
-	// /healthzzz. One that ends with a slash matches what begins with it. The query is no part of the
-	// path. A path that some upstream may take for another one matches nothing: with segments of dots,
-	// backslashes, encoded slashes, backslashes or percent signs, or what is not printable ASCII.
+	// PathPrefix matches whole segments: /healthz matches /healthz, /healthz/x and /healthz?q, and
+	// not /healthzzz. One that ends with a slash matches what begins with it. The query is no part
+	// of the path. A path that some upstream may take for another one matches nothing: with
+	// segments of dots, backslashes, encoded slashes, backslashes or percent signs, or what is not
+	// printable ASCII.
 	PathPrefix  string `json:"path_prefix,omitempty"`
 	Route       string `json:"route,omitempty"`
 	Cluster     string `json:"cluster,omitempty"`

@@ -86,8 +86,8 @@ func (s Store) Keep(worker uint32, slot int, value []byte) error {
 	return s.Store.Keep(worker, slot, value)
 }
 
-// addNumbers appends a line with the words of 64 bits of a value at its end, without the first, which
-// says what it is and how long. Half of what a load took was once the formatting of these.
+// addNumbers appends a line with the words of 64 bits of a value at its end, without the first,
+// which says what it is and how long. Half of what a load took was once the formatting of these.
 func (r *Record) addNumbers(value []byte, format string, args ...any) {
 	fmt.Fprintf(r.text, format, args...)
 	for rest := value[min(8, len(value)):]; len(rest) >= 8; rest = rest[8:] {

@@ -69,8 +69,8 @@ func documents(t *testing.T) []document {
 
 var fence = regexp.MustCompile("^ *(```+)([a-z]*)$")
 
-// split says of each line what it is part of. Code is fenced, or indented by four and more behind an empty line; within a list
-// it has to be fenced, else it is held to the rules of prose.
+// split says of each line what it is part of. Code is fenced, or indented by four and more behind
+// an empty line; within a list it has to be fenced, else it is held to the rules of prose.
 func split(text string) []line {
 	var lines []line
 	inFence, lang, list := "", "", false

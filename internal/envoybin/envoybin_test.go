@@ -233,7 +233,8 @@ func TestPipIsAskedForThePinnedWheelAlone(t *testing.T) {
 	wheelSum, err := fileSum(file)
 	require.NoError(t, err)
 	bin, seen := t.TempDir(), filepath.Join(t.TempDir(), "seen")
-	// This pip keeps what it was asked for and "downloads" the wheel into the directory that -d names.
+	// This pip keeps what it was asked for and "downloads" the wheel into the directory that -d
+	// names.
 	pip := fmt.Sprintf("#!/bin/sh\necho \"$@\" > %[1]s\nwhile [ $# -gt 0 ]; do case $1 in -r) cat \"$2\" >> %[1]s;; -d) cp %[2]s \"$2\";; esac; shift; done\n", seen, file)
 	require.NoError(t, os.WriteFile(filepath.Join(bin, "python3"), []byte(pip), 0o700))
 	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))

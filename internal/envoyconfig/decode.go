@@ -18,8 +18,8 @@ const anyType = "@type" // by which an Any names what it holds
 // noise is what protojson says beside the reason: of a line that nobody wrote.
 var noise = regexp.MustCompile(`^proto:[\s\x{a0}]*|(syntax error )?\(line \d+:\d+\):? ?`)
 
-// decode reads a tree into a message, and tells all that is wrong with it; ok = it could be read nevertheless. What other
-// extensions are set to is left out: their types need not be known here.
+// decode reads a tree into a message, and tells all that is wrong with it; ok = it could be read
+// nevertheless. What other extensions are set to is left out: their types need not be known here.
 func decode(tree map[string]any, into proto.Message) (wrong []string, ok bool) {
 	s, failed := shape{}, false
 	s.message("", tree, into.ProtoReflect().Descriptor())

@@ -9,7 +9,8 @@ import (
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 )
 
-// forwards says whether the filter tells the server of a header, by its name in lower case; if not, what to write.
+// forwards says whether the filter tells the server of a header, by its name in lower case; if not,
+// what to write.
 func forwards(r *filterv3.HeaderForwardingRules, header string) (ok bool, write string) {
 	if list := r.GetDisallowedHeaders().GetPatterns(); anyMatches(list, header, false) {
 		return false, "let forward_rules.disallowed_headers not match it"
@@ -29,7 +30,8 @@ func anyMatches(list []*matcherv3.StringMatcher, header string, unknown bool) bo
 	return false
 }
 
-// matches is Envoy's StringMatcher. unknown is the answer where only Envoy knows: an extension, or what it refuses.
+// matches is Envoy's StringMatcher. unknown is the answer where only Envoy knows: an extension, or
+// what it refuses.
 func matches(m *matcherv3.StringMatcher, header string, unknown bool) bool {
 	fold := func(pattern string) string {
 		if m.GetIgnoreCase() {

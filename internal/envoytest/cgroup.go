@@ -64,7 +64,8 @@ func (g *Cgroup) SetLimit(limit int64) error {
 	if g.v2 {
 		return g.write("memory.max", limit)
 	}
-	// Of memory and memory with swap the latter must never be the lower one, so that either goes first.
+	// Of memory and memory with swap the latter must never be the lower one, so that either goes
+	// first.
 	_ = g.write("memory.memsw.limit_in_bytes", limit)
 	err := g.write("memory.limit_in_bytes", limit)
 	_ = g.write("memory.memsw.limit_in_bytes", limit)

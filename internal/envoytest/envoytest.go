@@ -1,5 +1,5 @@
-// Package envoytest starts the real Envoy with the shipped example, through func-e, for the end-to-end tests and the
-// benches. Envoy listens on free ports of the loopback interface only.
+// Package envoytest starts the real Envoy with the shipped example, through func-e, for the
+// end-to-end tests and the benches. Envoy listens on free ports of the loopback interface only.
 package envoytest
 
 import (
@@ -117,8 +117,8 @@ func Start(ctx context.Context, o Options) (*Envoy, error) {
 	}
 }
 
-// passes says whether the next try may well start. Another test's child that is between fork and exec
-// holds the wrapper open for writing, and nobody can run it meanwhile (go.dev/issue/22315).
+// passes says whether the next try may well start. Another test's child that is between fork and
+// exec holds the wrapper open for writing, and nobody can run it meanwhile (go.dev/issue/22315).
 func passes(err error) bool {
 	return strings.Contains(err.Error(), "Address already in use") || strings.Contains(err.Error(), "text file busy")
 }
@@ -153,7 +153,8 @@ func start(ctx context.Context, o Options, binary string) (_ *Envoy, err error) 
 			e.server.Stop()
 		}
 	}()
-	// The wrapper tells the pid, which exec keeps, and joins the cgroup before there is anything to count.
+	// The wrapper tells the pid, which exec keeps, and joins the cgroup before there is anything to
+	// count.
 	pidFile := filepath.Join(dir, "pid")
 	script := "#!/bin/sh\necho $$ > '" + pidFile + "'\n"
 	if o.CgroupDir != "" {
@@ -338,8 +339,8 @@ func (e *Envoy) Done() <-chan struct{} { return e.done }
 // ExitErr is how it ended; valid once Done is closed.
 func (e *Envoy) ExitErr() error { return e.exitErr }
 
-// Stop asks Envoy to end, kills it if it does not, waits for it and removes its files. More than once is fine. The end
-// of the context that Start was given does not stop it.
+// Stop asks Envoy to end, kills it if it does not, waits for it and removes its files. More than
+// once is fine. The end of the context that Start was given does not stop it.
 func (e *Envoy) Stop() error {
 	e.stop.Do(func() {
 		if syscall.Kill(e.pid, syscall.SIGTERM) == nil {
@@ -383,7 +384,8 @@ func (e *Envoy) get(ctx context.Context, path string) ([]byte, error) {
 	return body, err
 }
 
-// Addr is host:port of a listener. It panics where there is none of that name: a test is wrong then.
+// Addr is host:port of a listener. It panics where there is none of that name: a test is wrong
+// then.
 func (e *Envoy) Addr(listener string) string {
 	e.ports.Lock()
 	defer e.ports.Unlock()
@@ -477,7 +479,8 @@ func (e *Envoy) Stats(ctx context.Context, filter string) (map[string]float64, e
 // ErrTimeout is returned by Until.
 var ErrTimeout = errors.New("it did not come to that in time")
 
-// Until waits until the stats that match the expression satisfy the condition, and returns the last ones.
+// Until waits until the stats that match the expression satisfy the condition, and returns the last
+// ones.
 func (e *Envoy) Until(ctx context.Context, filter string, ok func(map[string]float64) bool) (map[string]float64, error) {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()

@@ -38,7 +38,8 @@ type Server struct {
 	}
 }
 
-// nobody is a process that there is not: what is outside of Envoy's heap is not looked at, for the tests of a machine share it.
+// nobody is a process that there is not: what is outside of Envoy's heap is not looked at, for the
+// tests of a machine share it.
 const nobody = 1<<22 - 1
 
 // addServer puts the configuration of the server, which is that of the example, beside Envoy's.
@@ -169,7 +170,8 @@ func (s *Server) exit() chan struct{} {
 // ErrKilled is what Stop returns where it had to.
 var ErrKilled = errors.New("the ext_proc server did not end when asked to, and was killed")
 
-// Stop asks it to end, kills it if it does not within 12 s, and waits for it. The error says how it ended, nil = with 0.
+// Stop asks it to end, kills it if it does not within 12 s, and waits for it. The error says how it
+// ended, nil = with 0.
 func (s *Server) Stop() error {
 	_ = s.Signal(syscall.SIGCONT)
 	_ = s.Signal(syscall.SIGTERM)

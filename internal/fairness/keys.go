@@ -143,7 +143,7 @@ type Total struct {
 	Use    int64 // coming and likely held
 	Small  int64 // of it, what its small requests have
 	Likely int64 // of it, what is likely held
-	Waits  int64 // what its requests want that wait or were turned away lately
+	Waits  int64 // what its requests want that wait or were rejected lately
 	Most   int64 // what one of its streams likely holds at most, while memory is over the limit
 	Open   int64 // connections, where they are told apart
 	Large  bool  // it has had large requests lately

@@ -1,4 +1,5 @@
-// Package fairness says who is next and who has how much: keys, their weighted max-min shares, and the waiting line.
+// Package fairness says who is next and who has how much: keys, their weighted max-min shares, and
+// the queue.
 package fairness
 
 import (
@@ -7,8 +8,8 @@ import (
 	"time"
 )
 
-// Waiter is one place in a Line; it is part of what waits, so that waiting allocates nothing. The zero value waits
-// nowhere.
+// Waiter is one place in a Line; it is part of what waits, so that waiting allocates nothing. The
+// zero value waits nowhere.
 type Waiter[T any] struct {
 	_ [0]func() // no two are compared: the function that could would only take room in the .wasm
 
@@ -47,9 +48,10 @@ func (q *Queue[T]) ring(small bool) *ring[T] {
 	return &q.large
 }
 
-// Line serves the queues of the keys in turn, the one first that has least, and each queue first come, first served. There
-// are two exceptions: small ones go ahead of the large, and behind a large head that has been stuck for a while, those of at
-// most a quarter of its size may pass. The zero value is empty and ready.
+// Line serves the queues of the keys in turn, the one first that has least, and each queue first
+// come, first served. There are two exceptions: small ones go ahead of the large, and behind a
+// large head that has been stuck for a while, those of at most a quarter of its size may pass. The
+// zero value is empty and ready.
 type Line[T any] struct {
 	queues []*Queue[T] // that have somebody waiting
 	since  time.Duration
@@ -133,9 +135,10 @@ func (l *Line[T]) Leave(w *Waiter[T]) {
 	}
 }
 
-// Next returns the first in turn that fits, or nil: of the heads of the queues in the order of their rank, lowest first, the
-// small ones, then the large ones. Where the first of the large has not fitted for 250 ms, any of at most a quarter of its size
-// may pass it. It leaves it in the line. rank is what the key of a waiter has, however measured.
+// Next returns the first in turn that fits, or nil: of the heads of the queues in the order of
+// their rank, lowest first, the small ones, then the large ones. Where the first of the large has
+// not fitted for 250 ms, any of at most a quarter of its size may pass it. It leaves it in the
+// line. rank is what the key of a waiter has, however measured.
 func (l *Line[T]) Next(now time.Duration, rank func(w *Waiter[T]) float64, fits func(w *Waiter[T]) bool) *Waiter[T] {
 	for _, small := range [...]bool{true, false} {
 		l.sort(small, rank)
@@ -173,8 +176,8 @@ func (l *Line[T]) Next(now time.Duration, rank func(w *Waiter[T]) float64, fits 
 	return nil
 }
 
-// Last returns the large one that came last and is meant, or nil: of the queues in the order of their rank, highest first. It
-// leaves it in the line.
+// Last returns the large one that came last and is meant, or nil: of the queues in the order of
+// their rank, highest first. It leaves it in the line.
 func (l *Line[T]) Last(rank func(w *Waiter[T]) float64, meant func(w *Waiter[T]) bool) *Waiter[T] {
 	l.sort(false, rank)
 	for i := len(l.queues) - 1; i >= 0; i-- {
@@ -204,7 +207,8 @@ func (l *Line[T]) sort(small bool, rank func(w *Waiter[T]) float64) {
 	}
 }
 
-// Overdue returns the one that has waited longest, if that is for at least timeout, else nil. It leaves it in the line.
+// Overdue returns the one that has waited longest, if that is for at least timeout, else nil. It
+// leaves it in the line.
 func (l *Line[T]) Overdue(now, timeout time.Duration) *Waiter[T] {
 	var oldest *Waiter[T]
 	for _, q := range l.queues {

@@ -131,13 +131,13 @@ func (g *Guard) admit(now Time, s *Stream, credit int64) Verdict {
 	return Verdict{Action: Admit}
 }
 
-// admitPresumed lets a request without a body in unjudged, where memory is calm, and says whether it
-// did. All that its response can hold is reserved for it, so that it does not matter what it is and
-// whose. To judge it takes code and figures that have to come from memory where large bodies have
-// been through the caches since: of what a download of 1 MB costs Envoy that was 3 %, and of what
-// Highwater adds to a GET of 1 kB a third. Of those that come between two ticks the first is judged,
-// so that what is known of the keys stays true; and where a peak may come all are, so that it tells
-// what they were. What can't be asked for later is asked now.
+// admitPresumed lets a request without a body in unjudged, where memory is calm, and says whether
+// it did. All that its response can hold is reserved for it, so that it does not matter what it is
+// and whose. To judge it takes code and figures that have to come from memory where large bodies
+// have been through the caches since: of what a download of 1 MB costs Envoy that was 3 %, and of
+// what Highwater adds to a GET of 1 kB a third. Of those that come between two ticks the first is
+// judged, so that what is known of the keys stays true; and where a peak may come all are, so that
+// it tells what they were. What can't be asked for later is asked now.
 func (g *Guard) admitPresumed(now Time, s *Stream) bool {
 	w, a, b := g.worker, g.worker.account, &g.config.Buffers
 	n := int64(b.Upstream + max(b.Downstream, b.HTTP2Window))
@@ -196,8 +196,8 @@ func (g *Guard) doubt(now Time, s *Stream) {
 	}
 }
 
-// futile is what lets large requests in while shedding is futile: as many as the floor has room for,
-// and one at a time beside.
+// futile is what lets large requests in while shedding is futile: as many as the floor has room
+// for, and one at a time beside.
 type futile struct {
 	taken bool // the one beside is there
 	ended Time // when the last that was let in by this ended: the next one needs a reading asked for after that

@@ -36,7 +36,7 @@ func TestAdmitsWhatFitsAndLetsTheRestWait(t *testing.T) {
 	require.Equal(t, Admit, v.Action, "a GET passes those who wait")
 	g.Close(p.now, &small.Stream)
 
-	// As admitted ones end, the first in line go on, one per tick.
+	// As admitted ones end, the first in the queue go on, one per tick.
 	p.settle(40 * mib)
 	for i := range 10 {
 		g.Close(p.now, &admitted[i].Stream)

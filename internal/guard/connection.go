@@ -21,8 +21,8 @@ type Peer interface {
 	// Place is the address of this Envoy that the client has connected to. It is asked once, and
 	// only where there are raw connections.
 	Place() string
-	// ParsedAsHTTP says that Envoy parses what comes as HTTP, as far as it has. It is asked twice at
-	// most, while bytes pass.
+	// ParsedAsHTTP says that Envoy parses what comes as HTTP, as far as it has. It is asked twice
+	// at most, while bytes pass.
 	ParsedAsHTTP() bool
 }
 
@@ -51,7 +51,7 @@ type Connection struct {
 	source *key  // that it counts for; nil = connections are not told apart
 	ended
 	rawness
-	Waiting  int // requests of it in line
+	Waiting  int // requests of it in the queue
 	IsClosed bool
 	observed bool // mode observe: it is never closed
 	use      idle.Use[Connection]
@@ -162,7 +162,7 @@ func (g *Guard) OpenConnection(now Time, c *Connection, p Peer) (admitted bool) 
 		w.sources++
 	}
 	c.observed = g.config.Mode == Observe
-	if !g.lets() && !g.mayExempt(burden) { // whose requests are never turned away is not known at their first bytes
+	if !g.lets() && !g.mayExempt(burden) { // whose requests are never rejected is not known at their first bytes
 		c.silent = p
 	}
 	c.came = now
@@ -339,8 +339,8 @@ type candidate struct {
 	shared     bool // a connection with other streams on it
 }
 
-// lingerMore: what was evicted counts as leaving for so much longer than the linger. By then there is
-// a reading that can show that it has gone.
+// lingerMore: what was evicted counts as leaving for so much longer than the linger. By then there
+// is a reading that can show that it has gone.
 const lingerMore = 50 * 1e6 // scenario eviction
 
 // evict does this worker's part of what the one who polls has found to be too much, and says

@@ -23,7 +23,8 @@ func (p *process) admit(worker, n int) (all []*Connection) {
 	return all
 }
 
-// tick lets time pass, with readings, and returns what a worker closed of idle connections meanwhile.
+// tick lets time pass, with readings, and returns what a worker closed of idle connections
+// meanwhile.
 func (p *process) tick(worker int, d Time, inUse int64) (closed []*Connection) {
 	p.t.Helper()
 	for end := p.now + d; p.now < end; {
@@ -324,7 +325,8 @@ type taken struct {
 
 func (r *taken) Arrived() *Connection { return r.arrived }
 
-// Where another filter holds requests back, what Arrived tells is wrong. Then no connection is closed as idle any more.
+// Where another filter holds requests back, what Arrived tells is wrong. Then no connection is
+// closed as idle any more.
 func TestRequestsThatAreHeldBack(t *testing.T) {
 	start := func(t *testing.T) (*process, []*Connection) {
 		t.Helper()

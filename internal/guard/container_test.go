@@ -9,7 +9,8 @@ import (
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
 
-// contained gives all workers a reading that tells of the container's limit, and returns what was to be logged.
+// contained gives all workers a reading that tells of the container's limit, and returns what was
+// to be logged.
 func (p *process) contained(inUse, limit int64) (event string) {
 	p.t.Helper()
 	for range 100 {
@@ -29,7 +30,8 @@ func (p *process) contained(inUse, limit int64) (event string) {
 	return ""
 }
 
-// budget.limit: 80% follows the container within two seconds, in all workers, also in one that has nothing to do and ticks seldom.
+// budget.limit: 80% follows the container within two seconds, in all workers, also in one that has
+// nothing to do and ticks seldom.
 func TestLimitIsAShareOfTheContainers(t *testing.T) {
 	p := newProcess(t, 2, func(c *Config) { c.Budget.Limit = unit.Limit{Share: 0.8} })
 	require.Contains(t, p.contained(40*mib, 0), "budget.limit is 80% of the container's limit, which the answer of /memory does not tell")

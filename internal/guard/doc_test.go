@@ -1,7 +1,10 @@
 package guard
 
 import (
+	"fmt"
 	"os"
+	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -30,4 +33,37 @@ func TestMetricsReference(t *testing.T) {
 		all[m.Name] = [...]string{"counter", "gauge", "histogram"}[m.Kind]
 	}
 	require.Equal(t, all, told)
+}
+
+// The reference says of those keys that they are shared which all plugins of a process share.
+func TestScopesInReference(t *testing.T) {
+	text, err := os.ReadFile("../../docs/reference/configuration.md")
+	require.NoError(t, err)
+	_, tables, found := strings.Cut(string(text), "\n## All keys\n")
+	require.True(t, found)
+	tables, _, _ = strings.Cut(tables, "\n## ")
+	told := []string{"memory.url"} // of the server alone, which is one
+	for row := range strings.Lines(tables) {
+		cells := strings.Split(row, " | ")
+		if key, isKey := strings.CutPrefix(cells[0], "| `"); isKey && cells[2] == "shared" {
+			told = append(told, strings.TrimSuffix(key, "`"))
+		}
+	}
+	slices.Sort(told)
+	all := keysOf("", reflect.ValueOf(shared{}))
+	slices.Sort(all)
+	require.Equal(t, all, told)
+}
+
+// keysOf are the keys of a part of the configuration.
+func keysOf(path string, v reflect.Value) (all []string) {
+	for i := range v.NumField() {
+		key, _, _ := strings.Cut(v.Type().Field(i).Tag.Get("json"), ",")
+		if _, text := v.Field(i).Interface().(fmt.Stringer); v.Field(i).Kind() == reflect.Struct && !text {
+			all = append(all, keysOf(path+key+".", v.Field(i))...)
+		} else {
+			all = append(all, path+key)
+		}
+	}
+	return all
 }

@@ -9,7 +9,7 @@
 //	  │ many to one
 //	  ▼
 //	Worker ────▶ Account ────▶ Store   the books of the worker, and the table that all workers share
-//	  ├────────▶ queue                 Streams in line
+//	  ├────────▶ queue                 Streams in the queue
 //	  ├────────▶ rejects               what they left unread, and whose connections are to be closed
 //	  └────────▶ key                   whose requests are: what it has and what it is known to bring
 //	                ▲  ▲
@@ -17,8 +17,8 @@
 //	Stream ─────────┘  └───────── Connection
 //	  └─── was let in by one Guard; is on one Connection, where that is known ───▲
 //
-// Streams and Connections are the host's: it makes them, hands them in with each call, and says when
-// they end. The account has a ring of the live ones.
+// Streams and Connections are the host's: it makes them, hands them in with each call, and says
+// when they end. The account has a ring of the live ones.
 //
 // Where is what:
 //
@@ -29,8 +29,8 @@
 //	               (the rule is in retryafter), and which connections a tick may close (claimCut)
 //	response.go    what its response will come to (prediction), probes, growth of both directions
 //	stream.go      its states, what each transition books (rejectUnread), and shadows (mode observe)
-//	connection.go  connections: which are admitted, closed as idle or at their first bytes; and who is
-//	               evicted (evict), for what ended responses left unread is evicted with them
+//	connection.go  connections: which are admitted, closed as idle or at their first bytes; and who
+//	               is evicted (evict), for what ended responses left unread is evicted with them
 //	keys.go        whose it is: shares of keys, what each is known to bring, how many connections
 //	worker.go      Worker, what a tick does in which order, when the next is due (pace), metrics
 //	readings.go    readings: when one is asked for, what is in it, when we are blind
@@ -329,7 +329,7 @@ const (
 	Answer        // reject it: answer in place of the upstream
 	Close         // reject it without an answer: pause it; Tick says when to close its connection
 	Reset         // its response has begun: end it
-	Pass          // mode observe: let it go, though it would have been held back or turned away; and tick soon
+	Pass          // mode observe: let it go, though it would have been held back or rejected; and tick soon
 )
 
 // Reason says why a request or a response was not admitted.
@@ -339,7 +339,7 @@ type Reason uint8
 const (
 	None         Reason = iota
 	TooLarge            // it could not fit even alone
-	QueueFull           // the waiting line has no room for it
+	QueueFull           // the queue has no room for it
 	Timeout             // it waited as long as it may
 	Growth              // it brought more than it had announced or was expected to, and that has no room
 	ResponseSize        // its response has no room
@@ -359,7 +359,7 @@ type Verdict struct {
 	Action     Action
 	Reason     Reason
 	RetryAfter unit.Duration // to tell the client; 0 = nothing
-	Waited     unit.Duration // in line, before the verdict
+	Waited     unit.Duration // in the queue, before the verdict
 }
 
 // String is what access logs show: "rejected timeout waited=2s retry_after=3s". A plain admit is

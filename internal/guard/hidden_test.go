@@ -8,7 +8,8 @@ import (
 	"github.com/highwater-envoy/highwater/internal/budget"
 )
 
-// What was announced and is not seen counts as coming for a second, and what it may hold for as long as it can be held.
+// What was announced and is not seen counts as coming for a second, and what it may hold for as
+// long as it can be held.
 func TestHiddenMessages(t *testing.T) {
 	p := newProcess(t, 1, nil)
 	p.settle(40 * mib)
@@ -36,8 +37,9 @@ func TestHiddenMessages(t *testing.T) {
 	require.Equal(t, 64*kib, p.forecast(0, "", budget.Response), "nothing was seen to be learnt")
 }
 
-// What a response without a length may have filled before its headers were answered stays reserved until its first piece, which brings
-// all of that: it was there, and is no reason to cut the response. Then no more is waited for than for any other.
+// What a response without a length may have filled before its headers were answered stays reserved
+// until its first piece, which brings all of that: it was there, and is no reason to cut the
+// response. Then no more is waited for than for any other.
 func TestHiddenResponseWithoutALength(t *testing.T) {
 	p := newProcess(t, 1, bigBuffers)
 	p.settle(40 * mib)
@@ -60,7 +62,8 @@ func TestHiddenResponseWithoutALength(t *testing.T) {
 	require.Greater(t, p.forecast(0, "", budget.Response), mib, "those who read slowly teach it all the same")
 }
 
-// A small first piece tells that nothing large was there: streams that go on for long are not waited for, and their key is known.
+// A small first piece tells that nothing large was there: streams that go on for long are not
+// waited for, and their key is known.
 func TestHiddenFirstPiece(t *testing.T) {
 	p := newProcess(t, 1, bigBuffers)
 	p.settle(40 * mib)
@@ -87,8 +90,8 @@ func TestHiddenFirstPiece(t *testing.T) {
 	require.Equal(t, forecast-1000, r.Reserved(budget.Response))
 }
 
-// Of whose response nothing will be told, it is taken for as much as the buffers hold; where that does not fit the request waits, and
-// its own body is still to come when it goes.
+// Of whose response nothing will be told, it is taken for as much as the buffers hold; where that
+// does not fit the request waits, and its own body is still to come when it goes.
 func TestUntoldResponses(t *testing.T) {
 	p := newProcess(t, 1, bigBuffers)
 	p.settle(40 * mib)
@@ -112,8 +115,8 @@ func TestUntoldResponses(t *testing.T) {
 	require.Zero(t, w.Account().Own().Coming)
 }
 
-// An upstream that answers nobody for a while looks as if nothing was told. Nothing is learnt of that, and when a response is told after
-// all its body is counted.
+// An upstream that answers nobody for a while looks as if nothing was told. Nothing is learnt of
+// that, and when a response is told after all its body is counted.
 func TestUntoldForAWhile(t *testing.T) {
 	p := newProcess(t, 1, bigBuffers)
 	p.settle(40 * mib)
@@ -145,7 +148,8 @@ func TestUntoldForAWhile(t *testing.T) {
 	g.Close(p.now, &get(true, 5000).Stream)
 }
 
-// Of what was reserved before the headers nothing is a reason to cut a response, wherever memory is.
+// Of what was reserved before the headers nothing is a reason to cut a response, wherever memory
+// is.
 func TestHiddenResponseIsNotCutWithinWhatIsReserved(t *testing.T) {
 	p := newProcess(t, 1, bigBuffers)
 	p.settle(40 * mib)

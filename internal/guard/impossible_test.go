@@ -15,7 +15,8 @@ type told struct {
 	severity Severity
 }
 
-// impossible gives all workers readings of so much for two seconds, and returns what they log beside levels.
+// impossible gives all workers readings of so much for two seconds, and returns what they log
+// beside levels.
 func (p *process) impossible(inUse, container int64) (all []told) {
 	p.t.Helper()
 	for range 80 {
@@ -69,7 +70,8 @@ func TestAnImpossibleShareIsTold(t *testing.T) {
 	require.Contains(t, all[0].event, "budget.limit 50% of the container's limit, 200.0MiB, cannot be held: Envoy holds 434.0MiB")
 }
 
-// What is small beside what Envoy holds is served all the same, and no more of it than there is room for.
+// What is small beside what Envoy holds is served all the same, and no more of it than there is
+// room for.
 func TestAnImpossibleBudgetServes(t *testing.T) {
 	for _, stale := range []bool{false, true} {
 		p := newProcess(t, 1, nil)

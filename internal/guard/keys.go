@@ -274,8 +274,8 @@ func (w *Worker) noteLarge(now Time, k *key) {
 	}
 }
 
-// share exchanges what keys have, if it is time to. Below soft nobody is held back by his share; that
-// a key begins to have large requests is told at once.
+// share exchanges what keys have, if it is time to. Below soft nobody is held back by his share;
+// that a key begins to have large requests is told at once.
 func (w *Worker) share(now Time) {
 	if now-w.shares.at >= sharesEvery && (w.account.Table().Level >= budget.Soft || w.sources > 0 && w.scarce()) {
 		w.exchangeShares(now)
@@ -452,7 +452,7 @@ type KeyUse struct {
 	Weight  float64 `json:"weight"`
 	Coming  int64   `json:"coming"`
 	Likely  int64   `json:"likely"`
-	Waiting int64   `json:"waiting"` // what those in line are expected to bring
+	Waiting int64   `json:"waiting"` // what those in the queue are expected to bring
 }
 
 // OtherKey is the name of all that are not told apart.

@@ -298,8 +298,8 @@ func TestAConnectionIsCutAloneInItsTick(t *testing.T) {
 	}
 }
 
-// What an ended response left unread is evicted with its connection, and whatever else is on that. So
-// one that nobody shares goes first, though less is left on it.
+// What an ended response left unread is evicted with its connection, and whatever else is on that.
+// So one that nobody shares goes first, though less is left on it.
 func TestAConnectionThatIsSharedIsCutLast(t *testing.T) {
 	p := newProcess(t, 1, nil)
 	p.settle(40 * mib)

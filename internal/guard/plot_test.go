@@ -7,10 +7,10 @@ import (
 	"time"
 )
 
-// plot draws what a story is about: the reading, the estimate and the limit, over the time since the
-// process began. A row is named by the least that it shows: what is on the limit's row has reached
-// the limit. Of several values in one column the highest is drawn. Without a recent reading there
-// is none to draw, and the estimate goes by what the requests in flight may hold.
+// plot draws what a story is about: the reading, the estimate and the limit, over the time since
+// the process began. A row is named by the least that it shows: what is on the limit's row has
+// reached the limit. Of several values in one column the highest is drawn. Without a recent reading
+// there is none to draw, and the estimate goes by what the requests in flight may hold.
 type plot struct {
 	limit  int64
 	points []point

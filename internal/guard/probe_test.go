@@ -11,8 +11,8 @@ import (
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
 
-// A burst of requests of a key of which nothing is known: the first few are let see. Where their responses are small, all go on;
-// where they are large, the others wait for room, at once.
+// A burst of requests of a key of which nothing is known: the first few are let see. Where their
+// responses are small, all go on; where they are large, the others wait for room, at once.
 func TestHiddenBurst(t *testing.T) {
 	for _, c := range []struct {
 		length int64
@@ -56,8 +56,9 @@ func TestHiddenBurst(t *testing.T) {
 	}
 }
 
-// One large response says little of the next: the forecast takes half of it for its deviation. 90 requests came in for nothing
-// between the first response and the third, and 300 slow readers made 1.6 times the limit.
+// One large response says little of the next: the forecast takes half of it for its deviation. 90
+// requests came in for nothing between the first response and the third, and 300 slow readers made
+// 1.6 times the limit.
 func TestHiddenBurstGoesOnBehindTheFirstResponse(t *testing.T) {
 	p := newProcess(t, 1, bigBuffers)
 	p.settle(40 * mib)
@@ -66,8 +67,8 @@ func TestHiddenBurstGoesOnBehindTheFirstResponse(t *testing.T) {
 	require.Less(t, int64(len(p.burst(200)))*2*mib, 160*mib)
 }
 
-// Where small responses come too, a request says nothing of its size. While large ones fill the memory a few at a time go to see, and
-// so the small ones among them get through.
+// Where small responses come too, a request says nothing of its size. While large ones fill the
+// memory a few at a time go to see, and so the small ones among them get through.
 func TestHiddenBurstOfAMixedKey(t *testing.T) {
 	p := newProcess(t, 1, bigBuffers)
 	p.settle(40 * mib)
@@ -131,7 +132,8 @@ func TestHiddenProbesOfASlowUpstream(t *testing.T) {
 	}
 }
 
-// A burst at the start of a key, with small ones among it: those are answered first, and say nothing of the others.
+// A burst at the start of a key, with small ones among it: those are answered first, and say
+// nothing of the others.
 func TestHiddenBurstWhoseSmallOnesAreAnsweredFirst(t *testing.T) {
 	p := newProcess(t, 1, bigBuffers)
 	p.settle(40 * mib)
@@ -191,8 +193,8 @@ func TestHiddenProbeThatWaits(t *testing.T) {
 	requireNothingLeft(t, w)
 }
 
-// One goes to see, however much its response may be: it may be a small one. And of many keys no more together than a quarter of what
-// traffic can have.
+// One goes to see, however much its response may be: it may be a small one. And of many keys no
+// more together than a quarter of what traffic can have.
 func TestHiddenProbesAreBounded(t *testing.T) {
 	p := newProcess(t, 1, func(c *Config) { c.Buffers.Upstream = 32 * unit.MiB })
 	p.settle(40 * mib)
@@ -223,8 +225,9 @@ func TestHiddenProbesAreBounded(t *testing.T) {
 	require.Equal(t, int(p.workers[0].Account().Room()/4/(4*mib)), probes)
 }
 
-// Where there was no small response yet, one request at a time goes to see whether there are any, by turns one in line and one that has
-// just come: most likely its upstream does the work for nothing. When there was none for a while, none goes any more.
+// Where there was no small response yet, one request at a time goes to see whether there are any,
+// by turns one in the queue and one that has just come: most likely its upstream does the work for
+// nothing. When there was none for a while, none goes any more.
 func TestHiddenProbesOfALargeKey(t *testing.T) {
 	p := newProcess(t, 1, bigBuffers)
 	p.settle(40 * mib)
@@ -275,7 +278,8 @@ func TestHiddenProbesOfALargeKey(t *testing.T) {
 	require.Empty(t, p.burst(1))
 }
 
-// When its key has turned out to have small responses, all who wait for that reason go on, and need not see first.
+// When its key has turned out to have small responses, all who wait for that reason go on, and need
+// not see first.
 func TestHiddenBurstIsKnown(t *testing.T) {
 	p := newProcess(t, 1, bigBuffers)
 	p.settle(40 * mib)

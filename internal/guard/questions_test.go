@@ -8,8 +8,8 @@ import (
 	"github.com/highwater-envoy/highwater/internal/budget"
 )
 
-// What tests ask is what a user of the package sees: verdicts, what a tick wants done, and the books
-// that a worker shows.
+// What tests ask is what a user of the package sees: verdicts, what a tick wants done, and the
+// books that a worker shows.
 
 // queue is who waits on the worker.
 func (p *process) queue(worker int) budget.Queue { return p.workers[worker].Account().Own().Queue }
@@ -32,8 +32,8 @@ func (p *process) has(worker int, name string) (use KeyUse) {
 	return use
 }
 
-// forecast is what a message of the direction is taken for that has no length, of a key that has had
-// some. It opens and closes one of that route.
+// forecast is what a message of the direction is taken for that has no length, of a key that has
+// had some. It opens and closes one of that route.
 func (p *process) forecast(worker int, route string, d budget.Direction) int64 {
 	p.t.Helper()
 	g, r := p.guards[worker], &request{connected: &Connection{}, route: route}
@@ -91,15 +91,16 @@ func (p *process) bring(route string, d budget.Direction, n int64) {
 
 // What is below looks into a worker and its streams, because nothing else shows it.
 
-// isPaused says that the stream waits or is to be closed. Of a shadow, which nobody holds back, that
-// is in the books alone, and the proxy's model has it bring no more than one that is held back.
+// isPaused says that the stream waits or is to be closed. Of a shadow, which nobody holds back,
+// that is in the books alone, and the proxy's model has it bring no more than one that is held
+// back.
 func isPaused(s *Stream) bool { return s.state == queued || s.state == closing }
 
 // isExemptWhileSmall says that the stream goes on whatever room there is, until it is large.
 func isExemptWhileSmall(s *Stream) bool { return s.exempt == whileSmall && s.state == live }
 
-// requireNothingLeft looks into the worker, for what nobody sees of it until it is missed: what ended
-// streams and closed connections left in its lists and sums, and in those of its keys.
+// requireNothingLeft looks into the worker, for what nobody sees of it until it is missed: what
+// ended streams and closed connections left in its lists and sums, and in those of its keys.
 func requireNothingLeft(t *testing.T, w *Worker) {
 	t.Helper()
 	require.Empty(t, w.closing)

@@ -8,9 +8,9 @@ import (
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
 
-// queue is where a worker's requests wait, in one line. Small ones go first, then large ones. Among
+// queue is where a worker's requests wait. Small ones go first, then large ones. Among
 // either, the next is of the key that has least for its weight. Others wait on other workers, and
-// all count as one line.
+// all count as one queue.
 type queue struct {
 	line     fairness.Line[Stream]
 	held     int64   // pause cost of those in it, and their headers
@@ -27,11 +27,11 @@ func (w *Worker) uncredit(now Time) {
 	}
 }
 
-// heldShare: the line's pause costs may hold 1/4 of what traffic can have.
+// heldShare: the queue's pause costs may hold 1/4 of what traffic can have.
 const heldShare = 4 // TestLineIsBounded
 
-// wait puts the request in line, among the small ones or the large, or rejects it if the line has
-// no room for it.
+// wait puts the request in the queue, among the small ones or the large, or rejects it if the queue
+// has no room for it.
 func (g *Guard) wait(now Time, s *Stream, small bool) Verdict {
 	w := g.worker
 	if g.lets() {
@@ -64,8 +64,8 @@ func (g *Guard) windowOf(s *Stream) int64 {
 	return window
 }
 
-// claimPlace asks for a place in line, and room for what it costs. One whose key has more than its
-// share leaves something of the line, and of what lies under the limit, to the others.
+// claimPlace asks for a place in the queue, and room for what it costs. One whose key has more than
+// its share leaves something of the queue, and of what lies under the limit, to the others.
 func (g *Guard) claimPlace(now Time, s *Stream, small bool, cost, window int64) bool {
 	w, others := g.worker, g.worker.account.Others()
 	queue, held, claim := int64(w.throttle.Queue), w.account.Room()/heldShare, budget.Full
@@ -83,9 +83,9 @@ func (g *Guard) claimPlace(now Time, s *Stream, small bool, cost, window int64) 
 	return true
 }
 
-// bears says that what it costs to let the request wait has room. Where the network filter sees what
-// comes, it is judged by what can be foreseen: if more comes than has room, those who came last are
-// turned away (refuseWaiting, shed). Else it is the most that may come.
+// bears says that what it costs to let the request wait has room. Where the network filter sees
+// what comes, it is judged by what can be foreseen: if more comes than has room, those who came
+// last are rejected (refuseWaiting, shed). Else it is the most that may come.
 func (w *Worker) bears(now Time, s *Stream, cost, held int64, claim budget.Claim) bool {
 	if s.seesItsOwn() && !w.account.Stale(now) {
 		waits := w.account.Others().Queue
@@ -98,10 +98,10 @@ func (w *Worker) bears(now Time, s *Stream, cost, held int64, claim budget.Claim
 	return s.Kept()+cost <= held-w.held-w.account.Others().Queue.Held && w.account.Ask(now, cost, claim) != budget.Denied
 }
 
-// patience is how much those who wait may hold, where the network filter sees what comes of them. What
-// lies between soft and all that others hold, by the reading, is idle: uploads that the upstream reads at
-// once hold a quarter of what they may. Where it does not read, what is let in fills memory up to soft,
-// and who waits has held of the room, as elsewhere.
+// patience is how much those who wait may hold, where the network filter sees what comes of them.
+// What lies between soft and all that others hold, by the reading, is idle: uploads that the
+// upstream reads at once hold a quarter of what they may. Where it does not read, what is let in
+// fills memory up to soft, and who waits has held of the room, as elsewhere.
 func (w *Worker) patience(held int64) int64 {
 	t := w.account.Table()
 	if t.Stays() {
@@ -111,7 +111,8 @@ func (w *Worker) patience(held int64) int64 {
 	return max(held, min(patientShare*held, w.account.Share(w.limits.Soft)-t.Reading+waiting))
 }
 
-// overShare: an eighth of the room more may be foreseen, for who waits is turned away as soon as it comes.
+// overShare: an eighth of the room more may be foreseen, for who waits is rejected as soon as it
+// comes.
 const overShare = 8 // case stock-upload
 
 // spare is up to where may be foreseen what those who wait will hold.
@@ -125,7 +126,8 @@ func (w *Worker) spare() int64 {
 // patientShare: three times as much may be held at most.
 const patientShare = 3 // case stock-upload
 
-// overflows says that the limit has no room for n more bytes of those who wait, by what was measured.
+// overflows says that the limit has no room for n more bytes of those who wait, by what was
+// measured.
 func (w *Worker) overflows(now Time, n int64) bool {
 	return !w.account.Stale(now) && n > w.account.Share(1)-w.account.Measured()
 }
@@ -139,8 +141,8 @@ func (w *Worker) refuseWaiting(now Time, s *Stream) {
 	s.rejectClosing(now, s.pauseCost, true)
 }
 
-// shed turns those away who wait and came last, where what they have sent has no room any more, by what
-// was measured. It says whether there were any.
+// shed turns those away who wait and came last, where what they have sent has no room any more, by
+// what was measured. It says whether there were any.
 func (w *Worker) shed(now Time, a *Actions) bool {
 	if w.come == 0 || w.account.Stale(now) {
 		return false
@@ -227,7 +229,7 @@ func (w *Worker) dismiss(now Time, a *Actions, c *fairness.Waiter[Stream], reaso
 	a.Rejected = append(a.Rejected, Decision{s, v}) // if it is to be closed, close does that
 }
 
-// Resume takes the next who fits out of the line, and tells what it has waited; nil = there is
+// Resume takes the next who fits out of the queue, and tells what it has waited; nil = there is
 // none. Tick does it once; where more than one may be resumed in a call of the host, and nothing is
 // seen of what comes while they wait, it may be called again after that.
 func (w *Worker) Resume(now Time) (s *Stream, waited unit.Duration) {
@@ -248,8 +250,8 @@ func (w *Worker) Resume(now Time) (s *Stream, waited unit.Duration) {
 	}
 }
 
-// claimFor asks for the room of a waiting request. One that is cold may be none any more, by what is
-// known of its key now, or go as a probe.
+// claimFor asks for the room of a waiting request. One that is cold may be none any more, by what
+// is known of its key now, or go as a probe.
 func (w *Worker) claimFor(now Time, s *Stream) bool {
 	if s.expects.cold() > 0 {
 		w.foreseeAgain(now, s)
@@ -299,13 +301,13 @@ type rejects struct {
 	left    linger.Sum // what the others left unread, until their connections are closed
 }
 
-// turnAway rejects a request, in line or not, or one that grew. A reject costs memory too: until
-// its connection is closed, which takes Envoy's delayed_close_timeout, what an unfinished HTTP/1
-// request has sent lies unread. Where that has no room there is no answer, and the connection is
-// closed instead.
+// turnAway rejects a request, in the queue or not, or one that grew. A reject costs memory too:
+// until its connection is closed, which takes Envoy's delayed_close_timeout, what an unfinished
+// HTTP/1 request has sent lies unread. Where that has no room there is no answer, and the
+// connection is closed instead.
 func (g *Guard) turnAway(now Time, s *Stream, reason Reason) Verdict {
 	w := g.worker
-	if g.lets() && !s.Shadow() { // a shadow has been let go, and is to leave the line
+	if g.lets() && !s.Shadow() { // a shadow has been let go, and is to leave the queue
 		w.count(reason)
 		w.account.Ask(now, s.asks(), budget.Forced)
 		return Verdict{Action: Admit}
@@ -343,8 +345,9 @@ func (g *Guard) turnAway(now Time, s *Stream, reason Reason) Verdict {
 // leftShare: what rejected requests leave unread may hold 1/8 of what traffic can have.
 const leftShare = 8 // TestLeftoversOfAllWorkers
 
-// mustClose says that what a rejected request leaves unread has no room until its client has read an
-// answer: its connection is to be closed instead, which it can be where there is a network filter.
+// mustClose says that what a rejected request leaves unread has no room until its client has read
+// an answer: its connection is to be closed instead, which it can be where there is a network
+// filter.
 func (g *Guard) mustClose(now Time, s *Stream, cost int64, counted bool) bool {
 	w := g.worker
 	if s.Ended(budget.Request) || s.isHTTP2() {
@@ -355,7 +358,7 @@ func (g *Guard) mustClose(now Time, s *Stream, cost int64, counted bool) bool {
 	}
 	limit := 1.0
 	if w.greedy(s.key) {
-		limit = w.limits.Hard // as for its place in line: the rest is for the others
+		limit = w.limits.Hard // as for its place in the queue: the rest is for the others
 	}
 	fresh := cost
 	if counted {
@@ -367,10 +370,10 @@ func (g *Guard) mustClose(now Time, s *Stream, cost int64, counted bool) bool {
 
 func (w *Worker) count(reason Reason) { w.counts[CountRejected+int(reason)-1]++ }
 
-// end and claimCut keep the rules by which Envoy survives (ENVOY-FACTS: it crashes otherwise): in one
-// call of the host, a stream is ended once, and who closes a connection has done nothing else to
-// it. Whatever a tick ends goes through one of them. A stream that was ended is no longer live, and
-// a connection that was closed is gone.
+// end and claimCut keep the rules by which Envoy survives (ENVOY-FACTS: it crashes otherwise): in
+// one call of the host, a stream is ended once, and who closes a connection has done nothing else
+// to it. Whatever a tick ends goes through one of them. A stream that was ended is no longer live,
+// and a connection that was closed is gone.
 func (w *Worker) end(c *Connection) {
 	if c != nil {
 		c.endedIn = w.ticks

@@ -59,8 +59,8 @@ func TestLargeNewcomerJoinsTheLineWhenAnyoneWaitsAnywhere(t *testing.T) {
 	require.NotEmpty(t, first)
 }
 
-// What those who wait have sent is measured. What has no room is turned away: at its bytes that have none, and
-// who came last at the next tick.
+// What those who wait have sent is measured. What has no room is rejected: at its bytes that have
+// none, and who came last at the next tick.
 func TestWhoWaitsIsTurnedAwayByWhatHasCome(t *testing.T) {
 	for name, mode := range map[string]Mode{"enforce": Enforce, "observe": Observe} {
 		t.Run(name, func(t *testing.T) {
@@ -229,8 +229,8 @@ func TestWaitingHoldsPartOfWhatItWants(t *testing.T) {
 	require.Zero(t, r.Reserved(budget.Request), "all of it has come, and is counted")
 }
 
-// What was seen to come of a request while it was paused, and has not passed when readings are asked
-// for, is still to come.
+// What was seen to come of a request while it was paused, and has not passed when readings are
+// asked for, is still to come.
 func TestWhatCameWhilePausedIsComingUntilItPasses(t *testing.T) {
 	p := newProcess(t, 1, func(c *Config) { c.Memory.IdleInterval = c.Memory.Interval }) // before anything lapses
 	p.settle(40 * mib)

@@ -15,16 +15,16 @@ import (
 // A connection is raw where its bytes are no HTTP that Envoy parses: tcp_proxy and its like. Nobody
 // announces what comes on it, nobody can be told to wait, and to be answered it has no protocol. So
 // it is a Stream of its own, both of whose directions are of unknown length, and that is never
-// turned away for what it brings. Two things bound what all of them hold:
+// rejected for what it brings. Two things bound what all of them hold:
 //
 //	new ones    are refused where what they will likely hold has no room, as far as that is known
 //	heavy ones  are closed as requests are evicted, while memory is over the limit
 //
 // What a new one will hold is learnt by where it came to (place): which listener has HTTP and which
-// has not, no filter says. A forecast per direction says what passes, up to what Envoy may hold. How
-// much of that Envoy does hold depends on who reads, which only readings tell: a pool of database
-// connections has moved gigabytes, and holds nothing. So the price is the forecast times the part of
-// all bounds that readings have shown.
+// has not, no filter says. A forecast per direction says what passes, up to what Envoy may hold.
+// How much of that Envoy does hold depends on who reads, which only readings tell: a pool of
+// database connections has moved gigabytes, and holds nothing. So the price is the forecast times
+// the part of all bounds that readings have shown.
 
 // kind is what is known of a connection's protocol.
 type kind uint8
@@ -97,7 +97,8 @@ const (
 	// and each rawAgain.
 	rawFirst = 250 * time.Millisecond // TestTheNextRawConnectionHasAPrice
 	rawAgain = 2 * time.Second        // TestIdleRawConnectionsCostNothing
-	// One that came before its price was known is refused within so long. Later it is none of a burst.
+	// One that came before its price was known is refused within so long. Later it is none of a
+	// burst.
 	rawLate  = 2 * time.Second // TestABurstOfRawConnectionsIsRefusedAtItsFirstBytes
 	heldGain = 8               // as of a forecast's mean
 )
@@ -210,8 +211,8 @@ func (g *Guard) carry(now Time, c *Connection, p Peer) {
 	a.Cover(now)
 }
 
-// rawKey is whose a raw connection is: its source's, where requests are told apart by that. Else all
-// of a place are one, as those of a route.
+// rawKey is whose a raw connection is: its source's, where requests are told apart by that. Else
+// all of a place are one, as those of a route.
 func (g *Guard) rawKey(now Time, at *place, p Peer) *key {
 	switch g.config.Fairness.By {
 	case config.ByNone:
@@ -400,8 +401,8 @@ func (w *Worker) evictRaw(a *Actions, r *raw) bool {
 	return true
 }
 
-// closeLate has those closed that were refused at their first bytes. Not in their own callback: what
-// Envoy would close there is in the midst of being written to.
+// closeLate has those closed that were refused at their first bytes. Not in their own callback:
+// what Envoy would close there is in the midst of being written to.
 func (w *Worker) closeLate(a *Actions) {
 	w.raws.late = slices.DeleteFunc(w.raws.late, func(c *Connection) bool {
 		if w.claimCut(c) {

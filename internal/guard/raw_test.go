@@ -398,8 +398,8 @@ func TestPlacesAreBounded(t *testing.T) {
 	require.NotContains(t, p.workers[0].raws.places, "10.0.0.254:1")
 }
 
-// Bytes of a raw connection that has come to all that it may cost neither an object nor a call of the
-// host.
+// Bytes of a raw connection that has come to all that it may cost neither an object nor a call of
+// the host.
 func TestRawBytesAllocateNothing(t *testing.T) {
 	p := newProcess(t, 1, func(c *Config) { asEnvoy(c); c.Budget.Limit.Bytes = unit.GiB })
 	p.settle(40 * mib)

@@ -74,7 +74,7 @@ func TestLeftoversOfAllWorkers(t *testing.T) {
 	require.Equal(t, map[Action]int{Answer: 10, Close: 2}, reject(12))
 }
 
-// Clients that are turned away and come straight back, thousands of times before the next reading,
+// Clients that are rejected and come straight back, thousands of times before the next reading,
 // add what one of them holds, and no more.
 func TestTurnedAwayAgainAndAgain(t *testing.T) {
 	for name, again := range map[string]func(p *process) Verdict{

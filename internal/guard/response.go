@@ -142,7 +142,8 @@ func (g *Guard) rejectResponse(now Time, s *Stream, n int64) Verdict {
 }
 
 // Grow counts n more body bytes of a message, and judges it if it has outgrown what was reserved
-// for it. Who has asked PassesUnbooked itself, for a response, need not call it where that says yes.
+// for it. Who has asked PassesUnbooked itself, for a response, need not call it where that says
+// yes.
 func (g *Guard) Grow(now Time, s *Stream, d budget.Direction, n int64) Verdict {
 	if !s.admitted() || n == 0 || d == budget.Response && s.PassesUnbooked(n) {
 		if s.Shadow() {
@@ -153,7 +154,8 @@ func (g *Guard) Grow(now Time, s *Stream, d budget.Direction, n int64) Verdict {
 	return g.pass(now, s, d, n, false)
 }
 
-// pass is Grow with what there is to book. Where what passes was promised it is not rejected for it.
+// pass is Grow with what there is to book. Where what passes was promised it is not rejected for
+// it.
 func (g *Guard) pass(now Time, s *Stream, d budget.Direction, n int64, promised bool) Verdict {
 	v := g.grow(now, s, d, n, promised)
 	if d == budget.Response && s.expects.ahead > 0 && v.Action == Admit {
@@ -189,9 +191,9 @@ func (s *Stream) outgrowSmall(now Time) (wasExempt bool) {
 	return s.endSmallExemption()
 }
 
-// extend asks for more for a message that has passed what was ever reserved for it, and reserves it:
-// twice of what has passed. So many bytes of it were beyond what was coming. One that is free is not
-// rejected.
+// extend asks for more for a message that has passed what was ever reserved for it, and reserves
+// it: twice of what has passed. So many bytes of it were beyond what was coming. One that is free
+// is not rejected.
 func (g *Guard) extend(now Time, s *Stream, d budget.Direction, beyond int64, free bool) Verdict {
 	w, a := g.worker, g.worker.account
 	more := max(min(2*s.Seen(d), s.Cap(d))-min(s.Seen(d), s.Cap(d))-s.Reserved(d), 0)
@@ -209,8 +211,8 @@ func (g *Guard) extend(now Time, s *Stream, d budget.Direction, beyond int64, fr
 }
 
 // measuresSoft says that the reading itself has reached soft, or that there is none. Before that no
-// stream that is under way is ended for an estimate: of 2,000 small gRPC streams 600 were, at a third
-// of the limit.
+// stream that is under way is ended for an estimate: of 2,000 small gRPC streams 600 were, at a
+// third of the limit.
 func (w *Worker) measuresSoft(now Time) bool {
 	return w.account.Stale(now) || w.account.Table().Reading >= w.account.Share(w.limits.Soft)
 }
@@ -253,9 +255,9 @@ func (g *Guard) outgrown(now Time, s *Stream, d budget.Direction) Verdict {
 // prediction is what the response of a request will come to, as far as that is to be reserved when
 // the request is admitted.
 //
-// Where bodies are told, little has to be foreseen. A response can be refused when its headers come,
-// before it has filled anything, so that only a request of a key all of whose responses are large
-// reserves room for one: it is better to reject it before its upstream has done the work.
+// Where bodies are told, little has to be foreseen. A response can be refused when its headers
+// come, before it has filled anything, so that only a request of a key all of whose responses are
+// large reserves room for one: it is better to reject it before its upstream has done the work.
 //
 // Where an external processor is told headers alone, Envoy holds a response at its headers until
 // they are answered. It fills its buffers meanwhile, and a burst of requests for large responses is
@@ -355,9 +357,9 @@ const (
 // mayProbe says whether a cold request may go to its upstream without room for what may come of it.
 // Of a key with small responses and large ones nobody can tell which this is. While large ones fill
 // the memory, small ones get through by this. Where none was small yet, one goes now and then: most
-// likely its upstream does the work for nothing. By turns it is one in line and one that has just
-// come. Behind a burst of large ones, who comes now may well be small, and in line would be found
-// last, at its timeout.
+// likely its upstream does the work for nothing. By turns it is one in the queue and one that has
+// just come. Behind a burst of large ones, who comes now may well be small, and in the queue would
+// be found last, at its timeout.
 func (w *Worker) mayProbe(now Time, s *Stream) bool {
 	k, comes, cold := &s.key.Value, s.state != queued, s.expects.cold()
 	switch {

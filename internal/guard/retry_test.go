@@ -12,7 +12,8 @@ import (
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
 
-// full is a process without room for anything large and without a line, so that each upload is rejected at once.
+// full is a process without room for anything large and without a line, so that each upload is
+// rejected at once.
 func full(t *testing.T, workers int, edit func(*Config)) *process {
 	t.Helper()
 	p := newProcess(t, workers, func(c *Config) {
@@ -34,8 +35,8 @@ func (p *process) told(worker int, n int64) Time {
 	return Time(v.RetryAfter)
 }
 
-// tellMany is told over HTTP/2, where nothing of a rejected request stays: there is an answer, however
-// many there were.
+// tellMany is told over HTTP/2, where nothing of a rejected request stays: there is an answer,
+// however many there were.
 func (p *process) tellMany(worker int, n int64) Time {
 	p.t.Helper()
 	r := &request{connected: p.connection(worker), http2: true}
@@ -93,8 +94,8 @@ func TestTheQueueDrainsWithWhatIsAdmitted(t *testing.T) {
 	require.InDelta(t, 100*4/40., (p.workers[1].Account().Table().Booked - before).Seconds(), .1, "the other worker knows")
 }
 
-// Who finds the queue full is told the longest delay, but a crowd is spread before it; nobody is told more, or less than
-// the shortest.
+// Who finds the queue full is told the longest delay, but a crowd is spread before it; nobody is
+// told more, or less than the shortest.
 func TestAFullQueue(t *testing.T) {
 	for _, c := range []RetryAfter{
 		{Min: unit.Duration(time.Second), Max: unit.Duration(30 * time.Second)},
@@ -114,8 +115,8 @@ func TestAFullQueue(t *testing.T) {
 	}
 }
 
-// While some have been told to come back, the longer the line, of what its timeout lets it be, the more are turned away at
-// its end: evenly, not all who come at once.
+// While some have been told to come back, the longer the line, of what its timeout lets it be, the
+// more are rejected at its end: evenly, not all who come at once.
 func TestALineThatIsNearlyTooLongTurnsSomeAway(t *testing.T) {
 	p := newProcess(t, 1, nil)
 	p.settle(40 * mib)

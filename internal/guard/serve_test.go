@@ -9,8 +9,8 @@ import (
 	"github.com/highwater-envoy/highwater/internal/budget"
 )
 
-// Where there is room again just as others have waited too long, both are served, by turns: Envoy crashes if one call
-// of the host resumes a request and rejects others on its HTTP/2 connection.
+// Where there is room again just as others have waited too long, both are served, by turns: Envoy
+// crashes if one call of the host resumes a request and rejects others on its HTTP/2 connection.
 func TestOneTickDoesNotResumeAndReject(t *testing.T) {
 	p := newProcess(t, 1, nil)
 	p.settle(40 * mib)
@@ -47,8 +47,9 @@ func TestOneTickDoesNotResumeAndReject(t *testing.T) {
 	require.Zero(t, p.queue(0).Waiting, "%d resumed, %d rejected", resumed, rejected)
 }
 
-// What has only been forecast is not told that it can never fit, however large the forecast: it waits for what room
-// there may be, and goes on when there is. What announces as much is told at once.
+// What has only been forecast is not told that it can never fit, however large the forecast: it
+// waits for what room there may be, and goes on when there is. What announces as much is told at
+// once.
 func TestForecastIsNeverTooLarge(t *testing.T) {
 	p := newProcess(t, 1, nil)
 	w := p.workers[0]

@@ -186,8 +186,8 @@ func TestWhatAShadowBringsBeyondWhatWouldHaveCome(t *testing.T) {
 	require.EqualValues(t, 1, p.queue(0).Waiting)
 }
 
-// A configuration that turns from observe to enforce finds shadows in line. They leave it after
-// their timeout, as before.
+// A configuration that turns from observe to enforce finds shadows in the queue. They leave it
+// after their timeout, as before.
 func TestShadowsInLineWhenAnotherListenerEnforces(t *testing.T) {
 	p := newProcess(t, 1, observing)
 	w := p.workers[0]

@@ -29,7 +29,8 @@ func TestTotalsOfOtherWorkersAreSummed(t *testing.T) {
 	require.Equal(t, int64(10), x.before[0].Use)
 }
 
-// Max-min: who wants less than his share leaves the rest to the others; a newcomer gets as much as they.
+// Max-min: who wants less than his share leaves the rest to the others; a newcomer gets as much as
+// they.
 func TestTheRoomIsSplitByMaxMin(t *testing.T) {
 	x := shares{totals: []fairness.Total{{ID: 7, Weight: 1, Use: 10}, {ID: 8, Weight: 1, Use: 50, Waits: 50}}}
 	require.Equal(t, int64(45), x.split(100, ofRoom))

@@ -6,8 +6,8 @@ import (
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
 
-// state is where a request is in its life. Each arrow is one method of Stream, which begins the books
-// that the new state keeps and ends those of the old one:
+// state is where a request is in its life. Each arrow is one method of Stream, which begins the
+// books that the new state keeps and ends those of the old one:
 //
 //	done ── begin ──▶ live ◀── unpresume ────── presumed
 //	                  live ─── presume ───────▶ presumed
@@ -22,8 +22,8 @@ import (
 //
 //	any of them ───── Close ──▶ done
 //
-// In mode observe queued, rejected and closing are in the books alone: Envoy lets such a request go,
-// and the account calls it a shadow. It is in the same state, by the same transitions; it alone
+// In mode observe queued, rejected and closing are in the books alone: Envoy lets such a request
+// go, and the account calls it a shadow. It is in the same state, by the same transitions; it alone
 // vanishes, for its connection is not closed.
 type state uint8
 
@@ -31,7 +31,7 @@ const (
 	done     state = iota
 	presumed       // let in unjudged: its response may hold all that is reserved for it
 	live           // let in, and what it brings is counted
-	queued         // paused at its headers, in line
+	queued         // paused at its headers, in the queue
 	rejected       // answered, reset or evicted
 	closing        // rejected without an answer: paused until its connection is closed
 )
@@ -48,7 +48,7 @@ const (
 // The account keeps the first two, in budget.Stream. The policy decides what is reserved: before
 // anything has come what the two are expected to bring (wants, expects), for which there has to be
 // room, and from then on twice of what each has brought. The pause lasts as long as Envoy does not
-// read: in line until the request goes on, and rejected until its connection is closed.
+// read: in the queue until the request goes on, and rejected until its connection is closed.
 //
 // What only a call of the host can tell is asked once, and only where something depends on it: the
 // key, the connection, the protocol.
@@ -75,18 +75,18 @@ type Stream struct {
 	traced
 }
 
-// pause is what a paused request costs: one in line, or one that was rejected unfinished.
+// pause is what a paused request costs: one in the queue, or one that was rejected unfinished.
 type pause struct {
 	waiter    fairness.Waiter[Stream]
 	pauseCost int64 // what it can leave unread
-	come      int64 // what it holds while it is in line: its headers and what has come, as far as that is seen, else its pause cost
+	come      int64 // what it holds while it is in the queue: its headers and what has come, as far as that is seen, else its pause cost
 	window    int64 // of its HTTP/2 connection's window, while it waits
 }
 
 // Host is whom the stream asks.
 func (s *Stream) Host() Host { return s.host }
 
-// Waiting says whether the stream is in line, and not as a shadow.
+// Waiting says whether the stream is in the queue, and not as a shadow.
 func (s *Stream) Waiting() bool { return s.state == queued && !s.Shadow() }
 
 // admitted says that the request was let in, and goes on.
@@ -119,8 +119,8 @@ func (s *Stream) conn() *Connection {
 // seen says whether the network filter sees what comes while the request is paused.
 func (s *Stream) seen() bool { return s.connection != nil && s.connection.Context != 0 }
 
-// seesItsOwn says whether what the network filter sees come is the request's own: on HTTP/2 it can't
-// be told of which request it is.
+// seesItsOwn says whether what the network filter sees come is the request's own: on HTTP/2 it
+// can't be told of which request it is.
 func (s *Stream) seesItsOwn() bool { return s.seen() && !s.isHTTP2() }
 
 // sends notes n bytes that came of it while it waits.
@@ -172,7 +172,7 @@ func (s *Stream) unpresume(now Time) (passed int64, over bool) {
 	return s.guard.worker.account.Doubt(now, &s.Stream)
 }
 
-// joinLine pauses it, at a cost, among the small ones in line or the large: live → queued.
+// joinLine pauses it, at a cost, among the small ones in the queue or the large: live → queued.
 func (s *Stream) joinLine(now Time, small bool, cost, window int64) {
 	g, w := s.guard, s.guard.worker
 	s.state, s.pauseCost, s.window = queued, cost, window
@@ -343,8 +343,8 @@ func (s *Stream) abandon(now Time) (waited unit.Duration) {
 	return waited
 }
 
-// linger leaves what it has sent to its HTTP/1 connection: it is gone when that is closed. On HTTP/2
-// it is gone now.
+// linger leaves what it has sent to its HTTP/1 connection: it is gone when that is closed. On
+// HTTP/2 it is gone now.
 func (s *Stream) linger() {
 	a := s.guard.worker.account
 	switch c := s.connection; {
@@ -385,8 +385,8 @@ func (s *Stream) finish(now Time) {
 }
 
 // Shadows are how mode observe counts what mode enforce would have done. Who would have had to wait
-// stands in line, and who would have been turned away is gone, but in the books alone: Envoy lets
-// them go. What they hold all the same is in every reading, and would turn away others that mode
+// stands in the queue, and who would have been rejected is gone, but in the books alone: Envoy lets
+// them go. What they hold all the same is in every reading, and would reject others that mode
 // enforce lets in. So it is summed up apart, and taken out of the readings in proportion to what
 // all traffic likely holds (budget.Account.Shade). It is a model, and not the truth: nobody knows
 // what a client that was rejected would have done.
@@ -446,8 +446,8 @@ func (s *Stream) takeDoomed() (was bool) {
 	return was
 }
 
-// meanwhile is what has come of a shadow's response. Where the shadow stands in line, it is judged
-// when that has let it go.
+// meanwhile is what has come of a shadow's response. Where the shadow stands in the queue, it is
+// judged when that has let it go.
 type meanwhile struct {
 	answered bool
 	length   int64

@@ -262,7 +262,7 @@ func TestBadSnapshotsAreIgnored(t *testing.T) {
 		require.Len(t, peaks[0].Snapshots, 1)
 		require.EqualValues(t, i+1, p.workers[0].Counts()[CountBadSnapshots])
 	}
-	// A table with garbage where the marks are begins anew.
+	// A table with garbage where the marks are begins again.
 	require.NoError(t, p.workers[0].Account().Change(p.now, func(t *budget.Table) { t.Marks[4], t.Marks[6] = -5, -7 }))
 	p.settle(150 * mib)
 	require.NotPanics(t, func() { p.workers[0].Peaks() })

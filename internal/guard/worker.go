@@ -23,8 +23,8 @@ type Time = budget.Time
 //
 //  1. What passes by itself passes: bytes that lingered, responses that were unread, reservations
 //     for what did not come. It is this worker's own, and the others are told of it in step 2.
-//  2. The account meets the others. From here on the table is the newest that this worker knows, and
-//     all that follows decides by it. It also says who polls.
+//  2. The account meets the others. From here on the table is the newest that this worker knows,
+//     and all that follows decides by it. It also says who polls.
 //  3. What was presumed while memory was calm is judged, if it is calm no more. It has its room
 //     already, so that it goes before whoever asks for some now.
 //  4. The sample is frozen, if a peak was seen, before anything ends that made it.
@@ -176,16 +176,16 @@ func (w *Worker) publish() {
 	w.account.SetLeaving(w.leaving.Bytes())
 }
 
-// LargeRead is how much a client has to send at once for its face to call Mark, bytes, where Drains says
-// so. A pass of Envoy's event loop in which many do may take a third of a second, and several readings
-// come in it.
+// LargeRead is how much a client has to send at once for its face to call Mark, bytes, where Drains
+// says so. A pass of Envoy's event loop in which many do may take a third of a second, and several
+// readings come in it.
 const LargeRead = 64 << 10
 
 // Drains says that what passes has lately not stayed: what a reading has of it is worth to be told.
 func (w *Worker) Drains() bool { return w.account.Table().Drains() }
 
-// Mark has what passes from now on be told from what has passed before. Unlike elsewhere now has to be
-// the time, and not that of the last tick.
+// Mark has what passes from now on be told from what has passed before. Unlike elsewhere now has to
+// be the time, and not that of the last tick.
 func (w *Worker) Mark(now Time) { w.account.Mark(now) }
 
 // SetVM notes the memory of this worker's virtual machine, bytes.

@@ -1,5 +1,5 @@
 // Package house holds what the linter does not: how large the types of the policy and its faces may
-// become.
+// become, and how long the lines of comments.
 package house
 
 import (

@@ -61,7 +61,8 @@ func TestOnlyWithoutRequests(t *testing.T) {
 	require.Zero(t, l.all(), "nor one that is to be closed anyway")
 }
 
-// Who has paused before is not closed in a pause of the same length, but no pause is longer than 10 s.
+// Who has paused before is not closed in a pause of the same length, but no pause is longer than 10
+// s.
 func TestPauses(t *testing.T) {
 	l, all := list("a")
 	c := all[0]

@@ -42,7 +42,8 @@ func TestAFloodIsOneSumEachFifteenth(t *testing.T) {
 	require.Zero(t, s.Bytes())
 }
 
-// Where the clock stands still, the ring is full of what has not expired: it is kept longer, not lost.
+// Where the clock stands still, the ring is full of what has not expired: it is kept longer, not
+// lost.
 func TestAFullRingKeepsItsOldest(t *testing.T) {
 	var s Sum
 	for i := range 2 * buckets {

@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// histogram counts durations in buckets whose width is 1/32 of their value, so that a quantile is exact to 3 %
-// however many were added, at a fixed 15 KiB.
+// histogram counts durations in buckets whose width is 1/32 of their value, so that a quantile is
+// exact to 3 % however many were added, at a fixed 15 KiB.
 type histogram struct {
 	buckets [buckets]atomic.Int64
 	top     atomic.Int64
@@ -18,7 +18,8 @@ const (
 	buckets = (64 - subBits) << subBits
 )
 
-// bucketOf is monotonic in ns: values below 2^subBits have a bucket each, from there each power of two has 2^subBits.
+// bucketOf is monotonic in ns: values below 2^subBits have a bucket each, from there each power of
+// two has 2^subBits.
 func bucketOf(ns int64) int {
 	if ns < 1<<subBits {
 		return int(max(ns, 0))
@@ -48,7 +49,8 @@ func (h *histogram) add(d time.Duration) {
 
 func (h *histogram) max() time.Duration { return time.Duration(h.top.Load()) }
 
-// quantile is the smallest value that at least a share q of what was added does not exceed, 0 when nothing was.
+// quantile is the smallest value that at least a share q of what was added does not exceed, 0 when
+// nothing was.
 func (h *histogram) quantile(q float64) time.Duration {
 	var counts [buckets]int64
 	var total int64

@@ -11,12 +11,12 @@ import (
 	"time"
 )
 
-// Hostile are clients that mean harm. Each makes one attempt after the other, on a connection of its own, every second
-// client over HTTP/2; the kinds that only HTTP/2 knows are all over it. No attempt ends with a goodbye: connections are
-// reset.
+// Hostile are clients that mean harm. Each makes one attempt after the other, on a connection of
+// its own, every second client over HTTP/2; the kinds that only HTTP/2 knows are all over it. No
+// attempt ends with a goodbye: connections are reset.
 //
-// Served are attempts that were answered 200 or run their course untroubled, as far as that can be told; Rejected are
-// those answered 4xx or 5xx; the rest is as for any load.
+// Served are attempts that were answered 200 or run their course untroubled, as far as that can be
+// told; Rejected are those answered 4xx or 5xx; the rest is as for any load.
 type Hostile struct {
 	Addr  string // of the loopback interface
 	Kind  Kind
@@ -78,8 +78,8 @@ func (k Kind) way() way {
 	return way{}
 }
 
-// way is how a kind does it: what came of it is the status of an answer, or an error, or neither if the client was the
-// one to go.
+// way is how a kind does it: what came of it is the status of an answer, or an error, or neither if
+// the client was the one to go.
 type way struct {
 	kind  Kind
 	crowd int // how many of them make a flood

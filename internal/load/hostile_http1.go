@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// request sends one over HTTP/1: head is its request line and headers, without Host; then body writes what it likes. It
-// returns the status of the answer, however much had been written by then.
+// request sends one over HTTP/1: head is its request line and headers, without Host; then body
+// writes what it likes. It returns the status of the answer, however much had been written by then.
 func (a *attempt) request(head string, body func(io.Writer) error) (status int, err error) {
 	conn, err := a.dialHTTP1(0)
 	if err != nil {

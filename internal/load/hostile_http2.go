@@ -17,8 +17,8 @@ import (
 	"golang.org/x/net/http2/hpack"
 )
 
-// frames is an HTTP/2 connection that sends whatever frames it is told to: a client that keeps to the protocol would not
-// let itself be told.
+// frames is an HTTP/2 connection that sends whatever frames it is told to: a client that keeps to
+// the protocol would not let itself be told.
 type frames struct {
 	conn    net.Conn
 	decoder *http2.Framer
@@ -61,7 +61,8 @@ func (c *frames) do(write func(f *http2.Framer) error) error {
 	return write(c.mu.Framer)
 }
 
-// open sends the headers of a request, in as many frames as it takes. If it is not ended, its body may follow.
+// open sends the headers of a request, in as many frames as it takes. If it is not ended, its body
+// may follow.
 func (c *frames) open(method, path string, ended bool, fields ...hpack.HeaderField) (stream uint32, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -94,8 +95,8 @@ func (c *frames) reset(stream uint32) error {
 	return c.do(func(f *http2.Framer) error { return f.WriteRSTStream(stream, http2.ErrCodeCancel) })
 }
 
-// listen reads until the connection ends or heard says false. It hears the status of each answer, and 0 for each
-// stream that was reset.
+// listen reads until the connection ends or heard says false. It hears the status of each answer,
+// and 0 for each stream that was reset.
 func (c *frames) listen(heard func(stream uint32, status int) bool) error {
 	for {
 		frame, err := c.decoder.ReadFrame()
@@ -132,8 +133,8 @@ func (c *frames) interruptible(ctx context.Context) (release func() bool) {
 	return context.AfterFunc(ctx, func() { _ = c.conn.SetDeadline(aLongTimeAgo) })
 }
 
-// stream makes one request by frames: its headers, then n bytes of its body and its end. It returns the status of the
-// answer; a reset stands for 400.
+// stream makes one request by frames: its headers, then n bytes of its body and its end. It returns
+// the status of the answer; a reset stands for 400.
 func (a *attempt) stream(method, path string, n int, fields ...hpack.HeaderField) (status int, err error) {
 	c, err := a.dialHTTP2()
 	if err != nil {
@@ -249,7 +250,8 @@ func (a *attempt) trickle2() (int, error) {
 	return status, err
 }
 
-// headers2 is one of four: close to Envoy's limit, above it, too many, or a few bytes that decompress to a megabyte.
+// headers2 is one of four: close to Envoy's limit, above it, too many, or a few bytes that
+// decompress to a megabyte.
 func (a *attempt) headers2() (int, error) {
 	n, size := headersLimit/2, headerLimit/(headersLimit/2)-40
 	same := false

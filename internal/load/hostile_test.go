@@ -21,8 +21,8 @@ import (
 	"golang.org/x/net/http2/hpack"
 )
 
-// wire is a server that looks at what comes on each connection, and answers nothing of itself. What look returns is
-// what it saw; an error ends the test.
+// wire is a server that looks at what comes on each connection, and answers nothing of itself. What
+// look returns is what it saw; an error ends the test.
 type wire struct {
 	net.Conn
 	in     *bufio.Reader
@@ -67,7 +67,8 @@ func (w *wire) headers() (*http2.MetaHeadersFrame, error) {
 	return nil, fmt.Errorf("headers were to come, not %v", f)
 }
 
-// upload is the announced length (-1: none) and the bytes of a body until its end, or until most have come.
+// upload is the announced length (-1: none) and the bytes of a body until its end, or until most
+// have come.
 func (w *wire) upload(most int64) (length, got int64, err error) {
 	if w.framer == nil {
 		r, err := http.ReadRequest(w.in)

@@ -13,9 +13,9 @@ import (
 	"time"
 )
 
-// http1 is one HTTP/1 connection of a client. It is written by hand, because what matters here is what net/http
-// hides: an answer that comes while the body is still being written must be seen as that answer, always, and the
-// socket's receive buffer must be small from the start.
+// http1 is one HTTP/1 connection of a client. It is written by hand, because what matters here is
+// what net/http hides: an answer that comes while the body is still being written must be seen as
+// that answer, always, and the socket's receive buffer must be small from the start.
 type http1 struct {
 	conn   net.Conn
 	in     *bufio.Reader
@@ -36,8 +36,8 @@ func (c *http1) head(method, path string) string {
 // aLongTimeAgo as a deadline makes what is blocked on a connection return.
 var aLongTimeAgo = time.Unix(1, 0)
 
-// dialHTTP1 connects. A receiveBuffer > 0 is the size of the kernel's receive buffer; bodies that a slow reader
-// leaves there are not Envoy's.
+// dialHTTP1 connects. A receiveBuffer > 0 is the size of the kernel's receive buffer; bodies that a
+// slow reader leaves there are not Envoy's.
 func dialHTTP1(ctx context.Context, addr string, receiveBuffer int) (*http1, error) {
 	conn, err := dial(ctx, addr, receiveBuffer)
 	if err != nil {
@@ -53,8 +53,8 @@ func (c *http1) close() {
 	}
 }
 
-// interruptible makes what blocks on c return when ctx is done. The caller calls release when it has what it wanted,
-// and does not use c again if that is false.
+// interruptible makes what blocks on c return when ctx is done. The caller calls release when it
+// has what it wanted, and does not use c again if that is false.
 func (c *http1) interruptible(ctx context.Context) (release func() bool) {
 	return context.AfterFunc(ctx, func() { _ = c.conn.SetDeadline(aLongTimeAgo) })
 }
@@ -76,8 +76,9 @@ var (
 	postRequest = &http.Request{Method: http.MethodPost}
 )
 
-// post uploads size zeros to path and returns the response with its body unread, as soon as it comes. whole says
-// whether all of the request had been written by then; if not, the rest is not sent and c can't be used again.
+// post uploads size zeros to path and returns the response with its body unread, as soon as it
+// comes. whole says whether all of the request had been written by then; if not, the rest is not
+// sent and c can't be used again.
 func (c *http1) post(path string, size int64, chunked bool) (resp *http.Response, whole bool, err error) {
 	return c.exchange(func() error { return c.writeUpload(path, size, chunked) })
 }
@@ -98,8 +99,8 @@ func (c *http1) exchange(write func() error) (resp *http.Response, whole bool, e
 		}
 		return resp, werr == nil, err
 	default:
-		// Answered, or broken, in the middle of the body. One grace: the writer may be about to report that it is
-		// done, when the answer was faster than the scheduler.
+		// Answered, or broken, in the middle of the body. One grace: the writer may be about to
+		// report that it is done, when the answer was faster than the scheduler.
 		if err == nil {
 			select {
 			case werr := <-wrote:
@@ -154,8 +155,8 @@ func frame(n int) []byte {
 	return append(b, "\r\n"...)
 }
 
-// dial connects to addr, a loopback address: it refuses any other, for what is done here to a proxy may be done to
-// one's own only. It waits for room in a listener's backlog as long as ctx allows.
+// dial connects to addr, a loopback address: it refuses any other, for what is done here to a proxy
+// may be done to one's own only. It waits for room in a listener's backlog as long as ctx allows.
 func dial(ctx context.Context, addr string, receiveBuffer int) (net.Conn, error) {
 	if err := onLoopback(addr); err != nil {
 		return nil, err
@@ -169,7 +170,8 @@ func dial(ctx context.Context, addr string, receiveBuffer int) (net.Conn, error)
 	return conn, nil
 }
 
-// onLoopback is nil for the address and port of the loopback interface. A name is none: it may resolve to anything.
+// onLoopback is nil for the address and port of the loopback interface. A name is none: it may
+// resolve to anything.
 func onLoopback(addr string) error {
 	target, err := netip.ParseAddrPort(addr)
 	if err != nil {

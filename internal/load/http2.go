@@ -11,7 +11,8 @@ import (
 	"sync"
 )
 
-// http2Conn is one HTTP/2 connection that clients share. When it is lost, the next that asks dials another.
+// http2Conn is one HTTP/2 connection that clients share. When it is lost, the next that asks dials
+// another.
 type http2Conn struct {
 	addr      string
 	transport *http.Transport
@@ -23,8 +24,9 @@ type http2Conn struct {
 	}
 }
 
-// newHTTP2 makes a connection that dials on first use. streamWindow > 0 is how much a stream's reader lets its peer
-// send ahead; the connection's window is wide, so that no reader holds up another.
+// newHTTP2 makes a connection that dials on first use. streamWindow > 0 is how much a stream's
+// reader lets its peer send ahead; the connection's window is wide, so that no reader holds up
+// another.
 func newHTTP2(addr string, streamWindow, receiveBuffer int) *http2Conn {
 	protocols := new(http.Protocols)
 	protocols.SetUnencryptedHTTP2(true)
@@ -62,7 +64,8 @@ func (c *http2Conn) do(req *http.Request) (*http.Response, error) {
 	}
 }
 
-// retire has the next request dial another: the connection was told to go away. Those that are under way on it go on.
+// retire has the next request dial another: the connection was told to go away. Those that are
+// under way on it go on.
 func (c *http2Conn) retire(conn *http.ClientConn) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -73,7 +76,8 @@ func (c *http2Conn) retire(conn *http.ClientConn) {
 	c.mu.conn = nil
 }
 
-// explain tells the failure of a connection from that of a stream. net/http has no types for either.
+// explain tells the failure of a connection from that of a stream. net/http has no types for
+// either.
 func (c *http2Conn) explain(conn *http.ClientConn, err error) error {
 	if err == nil {
 		return nil

@@ -10,8 +10,9 @@ import (
 	"time"
 )
 
-// IdleStreams are HTTP/2 streams that each moved Bytes and then stay open, idle, to the end. Parallel of them move
-// theirs at a time. One counts as served once it has moved its bytes, and as cut if it ends before the load does.
+// IdleStreams are HTTP/2 streams that each moved Bytes and then stay open, idle, to the end.
+// Parallel of them move theirs at a time. One counts as served once it has moved its bytes, and as
+// cut if it ends before the load does.
 type IdleStreams struct {
 	Addr          string
 	Path          string // "/bytes" if empty; n and hold are added
@@ -87,8 +88,8 @@ func (s *IdleStreams) one(ctx context.Context, conn *http2Conn, path string, tur
 	}
 }
 
-// Echoes are gRPC-like streams over HTTP/2: each sends a message of Size, waits until it has come back, pauses, and
-// so on to the end. One exchange counts as one served.
+// Echoes are gRPC-like streams over HTTP/2: each sends a message of Size, waits until it has come
+// back, pauses, and so on to the end. One exchange counts as one served.
 type Echoes struct {
 	Addr          string
 	Path          string // "/echo" if empty

@@ -1,15 +1,17 @@
-// Package load is what the demo, the floods and the end-to-end tests throw at an Envoy: uploads, slow readers, small
-// requests, downloads and idle streams, and the upstream that answers them.
+// Package load is what the demo, the floods and the end-to-end tests throw at an Envoy: uploads,
+// slow readers, small requests, downloads and idle streams, and the upstream that answers them.
 //
-// Every load is a struct with the fields that say what to do, a Run that does it until its context is done, and a
-// Snapshot that may be taken at any time. A load keeps no message in memory: bodies are written from one shared
-// buffer of zeros and read into a scratch buffer, so that a thousand uploads of 16 MiB cost the generator its sockets
-// and little else. Everything a load starts has ended when Run returns.
+// Every load is a struct with the fields that say what to do, a Run that does it until its context
+// is done, and a Snapshot that may be taken at any time. A load keeps no message in memory: bodies
+// are written from one shared buffer of zeros and read into a scratch buffer, so that a thousand
+// uploads of 16 MiB cost the generator its sockets and little else. Everything a load starts has
+// ended when Run returns.
 //
-// What a client counts follows what its user would say. Served: answered 200, whole. Rejected: 503 or 429, whether or
-// not the request had been written to its end. Cut: answered 200, but the body broke off. Closed: the connection went
-// away under the request before any answer. Errors: everything else (other statuses, stream resets, refused
-// connections, timeouts). Nothing that is still under way when the load is told to stop counts as any of these.
+// What a client counts follows what its user would say. Served: answered 200, whole. Rejected: 503
+// or 429, whether or not the request had been written to its end. Cut: answered 200, but the body
+// broke off. Closed: the connection went away under the request before any answer. Errors:
+// everything else (other statuses, stream resets, refused connections, timeouts). Nothing that is
+// still under way when the load is told to stop counts as any of these.
 package load
 
 import (
@@ -34,8 +36,8 @@ const (
 
 // Load is what runs: each of the types of this package that make requests.
 type Load interface {
-	// Run makes requests until ctx is done, gives those under way the time that the load's Drain allows, and returns
-	// when all its connections and goroutines are gone.
+	// Run makes requests until ctx is done, gives those under way the time that the load's Drain
+	// allows, and returns when all its connections and goroutines are gone.
 	Run(ctx context.Context)
 	// Snapshot says what came of it so far.
 	Snapshot() Snapshot
@@ -57,8 +59,9 @@ type Snapshot struct {
 
 	P50, P99, Max time.Duration // time to the answer, of the served
 
-	// Clients that came back when they were told to (Uploads.Obey): Kept were served then and Broken were not, after Told
-	// on average; ToldLonger are those that had been told the longest delay, which promises nothing.
+	// Clients that came back when they were told to (Uploads.Obey): Kept were served then and
+	// Broken were not, after Told on average; ToldLonger are those that had been told the longest
+	// delay, which promises nothing.
 	Kept, Broken, ToldLonger int64
 	Told                     time.Duration
 
@@ -75,7 +78,8 @@ func (s Snapshot) Answered() float64 {
 	return float64(s.Served) / float64(finished)
 }
 
-// Truth is the share of those who came back when they were told to that were served then, 1 when none has.
+// Truth is the share of those who came back when they were told to that were served then, 1 when
+// none has.
 func (s Snapshot) Truth() float64 {
 	if s.Kept+s.Broken == 0 {
 		return 1
@@ -143,7 +147,8 @@ func (t *tally) Snapshot() Snapshot {
 	return s
 }
 
-// isClosed says whether err is the peer closing the connection, as opposed to anything it did on it.
+// isClosed says whether err is the peer closing the connection, as opposed to anything it did on
+// it.
 func isClosed(err error) bool {
 	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) ||
 		errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, errConnectionLost)

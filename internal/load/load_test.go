@@ -18,7 +18,8 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// run runs l until until is true of its Snapshot (or 10 s), stops it, and returns the last Snapshot.
+// run runs l until until is true of its Snapshot (or 10 s), stops it, and returns the last
+// Snapshot.
 func run(t *testing.T, l Load, until func(Snapshot) bool) Snapshot {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
@@ -100,7 +101,8 @@ func TestUploadsDrain(t *testing.T) {
 	}
 }
 
-// A reject comes while the client still writes, and the rest is never read: that is a reject, not an error.
+// A reject comes while the client still writes, and the rest is never read: that is a reject, not
+// an error.
 func TestUploadsRejectedEarly(t *testing.T) {
 	for _, protocol := range []Protocol{HTTP1, HTTP2} {
 		for _, chunked := range []bool{false, true} {
@@ -357,7 +359,8 @@ func TestSmallUploads(t *testing.T) {
 	require.Zero(t, s.Served+s.Errors+s.Closed, s.Problem)
 }
 
-// An upload whose connection goes away under it is not sent again; one that was closed before is not used.
+// An upload whose connection goes away under it is not sent again; one that was closed before is
+// not used.
 func TestSmallUploadsClosed(t *testing.T) {
 	var n atomic.Int64
 	addr := server(t, func(w http.ResponseWriter, r *http.Request) {

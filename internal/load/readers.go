@@ -10,12 +10,12 @@ import (
 	"time"
 )
 
-// SlowReaders are clients that ask for more than they read: each takes the headers, then Rate bytes a second, in one
-// gulp a second. What Envoy has for them and may not send yet, it holds.
+// SlowReaders are clients that ask for more than they read: each takes the headers, then Rate bytes
+// a second, in one gulp a second. What Envoy has for them and may not send yet, it holds.
 //
-// A reader that still has its answer when the load ends counts as served, as does one that reads all of it (it then
-// asks again). One that is rejected or cut comes back after Retry (but see Leave). A response that breaks off is noticed
-// within a second, whatever is left to read of it.
+// A reader that still has its answer when the load ends counts as served, as does one that reads
+// all of it (it then asks again). One that is rejected or cut comes back after Retry (but see
+// Leave). A response that breaks off is noticed within a second, whatever is left to read of it.
 type SlowReaders struct {
 	Addr          string
 	Path          string // "/bytes" if empty; n and length are added
@@ -33,8 +33,8 @@ type SlowReaders struct {
 	tally
 }
 
-// readerWindow is both the kernel's receive buffer of an HTTP/1 reader and the stream window of an HTTP/2 one: what
-// it may be sent ahead of its reading.
+// readerWindow is both the kernel's receive buffer of an HTTP/1 reader and the stream window of an
+// HTTP/2 one: what it may be sent ahead of its reading.
 const readerWindow = 64 << 10
 
 // Run implements Load.
@@ -98,7 +98,8 @@ func (r *SlowReaders) http1(ctx, hard context.Context, path string) error {
 	}
 	defer conn.interruptible(hard)()
 	return r.read(ctx, resp, time.Since(begun), func(left int64) bool {
-		// Behind a kernel buffer's worth of unread bytes a FIN may be the end of a response that came whole.
+		// Behind a kernel buffer's worth of unread bytes a FIN may be the end of a response that
+		// came whole.
 		return left > 2*readerWindow && hungUp(conn.conn)
 	})
 }
@@ -129,7 +130,8 @@ func (r *SlowReaders) http2(ctx, hard context.Context, conn *http2Conn, path str
 		if ctx.Err() == nil {
 			return false
 		}
-		// A reset is seen only behind what the stream's window let through before it: read that much.
+		// A reset is seen only behind what the stream's window let through before it: read that
+		// much.
 		stop := time.AfterFunc(time.Second, cancel)
 		defer stop.Stop()
 		err := discard(hard, resp.Body, readerWindow+16<<10, nil)
@@ -141,7 +143,8 @@ func (r *SlowReaders) http2(ctx, hard context.Context, conn *http2Conn, path str
 // errCut says that what a reader had begun to read broke off.
 var errCut = errors.New("cut")
 
-// read reads slowly. It looks every second, and at the end of the load, whether the rest is still to come.
+// read reads slowly. It looks every second, and at the end of the load, whether the rest is still
+// to come.
 func (r *SlowReaders) read(ctx context.Context, resp *http.Response, latency time.Duration, broken func(left int64) bool) error {
 	if resp.StatusCode != http.StatusOK {
 		if rejects(resp.StatusCode) {
@@ -155,7 +158,8 @@ func (r *SlowReaders) read(ctx context.Context, resp *http.Response, latency tim
 	seen := func(n int64) { left -= n; r.bytes.Add(n) }
 	next := max(rate, r.Fast)
 	for {
-		// What stalls here stalls for lack of bytes, which no reader can be blamed for, until the load ends.
+		// What stalls here stalls for lack of bytes, which no reader can be blamed for, until the
+		// load ends.
 		err := discard(context.Background(), resp.Body, next, seen)
 		next = rate
 		switch {

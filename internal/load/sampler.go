@@ -52,8 +52,8 @@ func (s *Sampler) Last() Reading {
 	return s.mu.last
 }
 
-// Peak is the highest of each figure, how many readings there were, and the longest time between two of them: what
-// rose and fell within that was not seen.
+// Peak is the highest of each figure, how many readings there were, and the longest time between
+// two of them: what rose and fell within that was not seen.
 func (s *Sampler) Peak() (peak Reading, samples int, blind time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

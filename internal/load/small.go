@@ -11,13 +11,13 @@ import (
 	"time"
 )
 
-// Small are the bystanders: Rate small GETs (or uploads) a second, sent when they are due whether or not those before them have
-// been answered (an open loop), over keep-alive connections. Latency counts from the moment a request was due, so that
-// a stall shows in every request that it delayed.
+// Small are the bystanders: Rate small GETs (or uploads) a second, sent when they are due whether
+// or not those before them have been answered (an open loop), over keep-alive connections. Latency
+// counts from the moment a request was due, so that a stall shows in every request that it delayed.
 //
-// There are Connections to begin with; when none is idle a request opens one more, up to MaxConnections, as a
-// connection pool does. A GET that finds its kept connection closed is sent again on a fresh one, once. An upload is not,
-// as no client would: it looks before it sends.
+// There are Connections to begin with; when none is idle a request opens one more, up to
+// MaxConnections, as a connection pool does. A GET that finds its kept connection closed is sent
+// again on a fresh one, once. An upload is not, as no client would: it looks before it sends.
 type Small struct {
 	Addr           string
 	Path           string        // "/small" if empty
@@ -39,7 +39,8 @@ func (s *Small) Run(ctx context.Context) {
 	defer cancel()
 	path := cmp.Or(s.Path, "/small")
 
-	// A slot is a connection that is idle, or nil for one that is not open. First in, first out: all are used alike.
+	// A slot is a connection that is idle, or nil for one that is not open. First in, first out:
+	// all are used alike.
 	slots := make(chan *http1, cmp.Or(s.MaxConnections, 64))
 	opened := cmp.Or(s.Connections, 8)
 	for range opened {
@@ -110,8 +111,8 @@ func (s *Small) one(ctx context.Context, slots chan *http1, conn *http1, queued 
 
 var errNoAnswer = errors.New("no answer in time")
 
-// ask asks on *slot, which it opens if it has to, and clears if it can't be kept. An answer that breaks off is an
-// error that is not isClosed: it is not asked for again.
+// ask asks on *slot, which it opens if it has to, and clears if it can't be kept. An answer that
+// breaks off is an error that is not isClosed: it is not asked for again.
 func (s *Small) ask(ctx context.Context, slot **http1, path string) (int, error) {
 	conn := *slot
 	*slot = nil
@@ -147,8 +148,8 @@ func (s *Small) ask(ctx context.Context, slot **http1, path string) (int, error)
 	return resp.StatusCode, nil
 }
 
-// Downloads are healthy clients: each reads responses of Size as fast as it can, one after the other, on one
-// keep-alive connection (over HTTP/2 on PerConnection streams of a shared one).
+// Downloads are healthy clients: each reads responses of Size as fast as it can, one after the
+// other, on one keep-alive connection (over HTTP/2 on PerConnection streams of a shared one).
 type Downloads struct {
 	Addr          string
 	Path          string // "/bytes" if empty; n is added

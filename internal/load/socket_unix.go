@@ -4,7 +4,8 @@ package load
 
 import "syscall"
 
-// receiveBufferOf sets SO_RCVBUF before the socket connects, when it still bounds the window that is offered.
+// receiveBufferOf sets SO_RCVBUF before the socket connects, when it still bounds the window that
+// is offered.
 func receiveBufferOf(bytes int) func(network, address string, c syscall.RawConn) error {
 	if bytes <= 0 {
 		return nil

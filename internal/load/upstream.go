@@ -12,17 +12,20 @@ import (
 	"time"
 )
 
-// Upstream is what stands behind Envoy. It speaks HTTP/1 and HTTP/2 without TLS on one port and answers
+// Upstream is what stands behind Envoy. It speaks HTTP/1 and HTTP/2 without TLS on one port and
+// answers
 //
-//	POST /upload[?delay=2s]                    200 after it waited, then read the whole body
-//	GET  /bytes?n=N[&length=0][&hold=1][&delay=2s]  N bytes, without a Content-Length if length=0; hold: the response
-//	                                           does not end until its client goes away
-//	POST /echo                                 each piece of the body as it comes, with a grpc-status trailer
-//	GET  /small                                100 bytes
+//	POST /upload[?delay=2s]  200 after it waited, then read the whole body
+//	GET  /bytes?n=N[&length=0][&hold=1][&delay=2s]
+//	                         N bytes, without a Content-Length if length=0; hold: the response does
+//	                         not end until its client goes away
+//	POST /echo               each piece of the body as it comes, with a grpc-status trailer
+//	GET  /small              100 bytes
 //
 // with any path in front of those (/demo/upload is an upload).
 //
-// An upload waits before it reads: until then what Envoy has of it stays with Envoy, but for what the kernel takes.
+// An upload waits before it reads: until then what Envoy has of it stays with Envoy, but for what
+// the kernel takes.
 type Upstream struct {
 	listener net.Listener
 	server   *http.Server
@@ -64,7 +67,8 @@ func NewUpstream() (*Upstream, error) {
 // Addr is the host:port of the upstream.
 func (u *Upstream) Addr() string { return u.listener.Addr().String() }
 
-// Requests is how many requests for path (/upload, /bytes, /echo, /small) have reached the upstream.
+// Requests is how many requests for path (/upload, /bytes, /echo, /small) have reached the
+// upstream.
 func (u *Upstream) Requests(path string) int64 {
 	u.mu.Lock()
 	defer u.mu.Unlock()

@@ -49,7 +49,7 @@ type Observer struct {
 	target  target
 	wake    chan struct{}
 
-	connected time.Time // when connections to admin were last made anew, of the one goroutine that asks
+	connected time.Time // when connections to admin were last made again, of the one goroutine that asks
 
 	mu struct {
 		sync.Mutex

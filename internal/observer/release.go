@@ -2,12 +2,13 @@ package observer
 
 import "time"
 
-// releaser says when free pages are to be given back, and for how long. It is a pure machine: step is called with the time and
-// what is known then.
+// releaser says when free pages are to be given back, and for how long. It is a pure machine: step
+// is called with the time and what is known then.
 //
-// Envoy's shrink_heap acts on a timer of its own, by default each 10 s, so that a pulse lasts until that has been: it goes on
-// while it brings something, and ends when there is nothing left to bring. What brings nothing is tried less and less often: TCMalloc keeps
-// pages for a minute after a peak, whoever asks.
+// Envoy's shrink_heap acts on a timer of its own, by default each 10 s, so that a pulse lasts until
+// that has been: it goes on while it brings something, and ends when there is nothing left to
+// bring. What brings nothing is tried less and less often: TCMalloc keeps pages for a minute after
+// a peak, whoever asks.
 type releaser struct {
 	threshold float64       // share of the limit from which on free pages go; 0 = never for that
 	interval  time.Duration // and else after so long; 0 = never for that

@@ -128,8 +128,8 @@ type Figure struct {
 	Value float64
 }
 
-// Figures are the observer's metrics. A name such as highwater_observer_failures_total.what.memory has the label what with the value
-// memory. What is not known is left out.
+// Figures are the observer's metrics. A name such as highwater_observer_failures_total.what.memory
+// has the label what with the value memory. What is not known is left out.
 func (s Status) Figures() []Figure {
 	var list []Figure
 	add := func(name string, kind guard.Kind, value float64, help string) {

@@ -77,8 +77,8 @@ func same(a, b net.Addr) bool {
 	return a == nil && b == nil || a != nil && b != nil && a.Network() == b.Network() && a.String() == b.String()
 }
 
-// forget has the next look but one begin anew: at once a process that is just being replaced is not
-// there yet.
+// forget has the next look but one begin again: at once a process that is just being replaced is
+// not there yet.
 func (t *target) forget(now time.Time) {
 	t.pid, t.group = 0, nil
 	t.looked = now.Add(time.Second - lookAgain)

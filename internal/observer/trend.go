@@ -43,8 +43,9 @@ func (t *trend) add(at time.Time, bytes int64) {
 	t.n = min(t.n+1, trendPoints)
 }
 
-// growth is the slope of the line by least squares, bytes per second; 0 where memory does not grow, or where the line says no
-// more than chance: the growth over the window must be twice the standard deviation of what the line leaves unexplained.
+// growth is the slope of the line by least squares, bytes per second; 0 where memory does not grow,
+// or where the line says no more than chance: the growth over the window must be twice the standard
+// deviation of what the line leaves unexplained.
 func (t *trend) growth() float64 {
 	if t.n < 3 {
 		return 0
@@ -89,7 +90,8 @@ type nearness struct {
 	times uint64
 }
 
-// foresee says how long it is to the limit as memory grows now, and logs once when that has become less than nearAhead. o.mu is held.
+// foresee says how long it is to the limit as memory grows now, and logs once when that has become
+// less than nearAhead. o.mu is held.
 func (o *Observer) foresee(now time.Time, r guard.Reading) {
 	o.mu.trend.add(now, r.InUse)
 	limit, growth, near := o.mu.limit, o.mu.trend.growth(), &o.mu.near

@@ -164,7 +164,7 @@ func TestProfile(t *testing.T) {
 	require.Equal(t, []string{UnitAge}, prof.Sample[0].NumUnit[LabelAge])
 	require.Equal(t, []int64{1000}, prof.Sample[0].NumLabel[LabelWeight])
 
-	// A peak keeps its time, though the clocks are read anew, and one a little later than the
+	// A peak keeps its time, though the clocks are read again, and one a little later than the
 	// other.
 	again := clock
 	again.Monotonic += time.Minute

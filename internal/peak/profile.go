@@ -183,7 +183,7 @@ func Profile(p reservoir.Peak, clock Clock) []byte {
 	}
 	at := clock.Wall
 	if p.Number > 0 {
-		at = clock.nanos(m.first) / 1e6 * 1e6 // the same each time, though both clocks are read anew
+		at = clock.nanos(m.first) / 1e6 * 1e6 // the same each time, though both clocks are read again
 	}
 	e.buf = number(e.buf, profileTime, uint64(at))
 	e.valueType(profilePeriodType, "space", "bytes")

@@ -22,7 +22,8 @@ const (
 	perWorker    = 20 * testCapacity // streams
 )
 
-// pareto are quantiles of a Pareto distribution with an infinite variance, from 2 KiB to the 16 MiB that a buffer may hold.
+// pareto are quantiles of a Pareto distribution with an infinite variance, from 2 KiB to the 16 MiB
+// that a buffer may hold.
 var pareto = func() (q [1 << 14]int64) {
 	for i := range q {
 		u := (float64(i) + .5) / float64(len(q))
@@ -103,9 +104,10 @@ func play(t *testing.T, seed uint64) (t0 truth, snapshots []Snapshot) {
 	return t0, snapshots
 }
 
-// Two thousand loads (make bench; a part of them here) with heavy tails, 50 routes, 1,000 keys and 8 workers, each with twenty
-// times as many streams as its sample takes: the error of the ten largest routes is what theory says, sums are not biased, and
-// nine in ten of the 90 % intervals hold the truth.
+// Two thousand loads (make bench; a part of them here) with heavy tails, 50 routes, 1,000 keys and
+// 8 workers, each with twenty times as many streams as its sample takes: the error of the ten
+// largest routes is what theory says, sums are not biased, and nine in ten of the 90 % intervals
+// hold the truth.
 func TestAccuracy(t *testing.T) {
 	var squares, variances, bias float64
 	covered, cases := 0, 0

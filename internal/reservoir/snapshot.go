@@ -13,7 +13,7 @@ type Phase uint8
 
 // The phases.
 const (
-	Paused      Phase = iota // in line, or turned away: what it has sent lies unread
+	Paused      Phase = iota // in the queue, or rejected: what it has sent lies unread
 	Uploading                // its request has not ended
 	Waiting                  // for its upstream's response
 	Downloading              // its response has begun, or has ended and is not read yet

@@ -18,7 +18,8 @@ type Call struct {
 	GiveRate int64 // at which the upstream sends it, bytes/s; 0 = at once
 	ReadRate int64 // at which the client reads it, bytes/s; 0 = at once
 	Idle     bool  // with Chunked: it does not end, and nothing more comes, until the client hangs up
-	// Stall, if not nil, says when the client does not read: it may drain what Envoy holds and stall again.
+	// Stall, if not nil, says when the client does not read: it may drain what Envoy holds and
+	// stall again.
 	Stall func(since Time) bool
 
 	HangUp Time // after which the client gives up, whatever the phase; 0 = never

@@ -291,7 +291,8 @@ func (c *Compiled) shared() *budget.Table {
 	return &c.table
 }
 
-// Estimate implements Filter. The virtual machines tell the table what they lease, not what they have used of it.
+// Estimate implements Filter. The virtual machines tell the table what they lease, not what they
+// have used of it.
 func (c *Compiled) Estimate() (int64, bool) {
 	t := c.shared()
 	if t.Sequence == 0 || c.proxy.Now()-t.Asked > time.Second {

@@ -10,8 +10,8 @@ import (
 	"github.com/highwater-envoy/highwater/internal/wasmhost/hosttest"
 )
 
-// The plugin does the very same as the guard in it: every verdict at the same instant, on the same stream. So what the
-// other tests show of the guard holds for the .wasm.
+// The plugin does the very same as the guard in it: every verdict at the same instant, on the same
+// stream. So what the other tests show of the guard holds for the .wasm.
 func TestThePluginDoesWhatTheGuardDoes(t *testing.T) {
 	for _, workers := range []int{1, 2, 8} {
 		t.Run(fmt.Sprintf("random loads/workers=%d", workers), func(t *testing.T) {

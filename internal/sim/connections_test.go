@@ -12,8 +12,9 @@ import (
 	"github.com/highwater-envoy/highwater/internal/wasmhost/hosttest"
 )
 
-// 1,000 clients come to a limit of 300 connections, and rest between their calls while uploads fill the memory: never more are open,
-// those who rest lose theirs to others, nobody's call is cut, and the plugin does what the guard does.
+// 1,000 clients come to a limit of 300 connections, and rest between their calls while uploads fill
+// the memory: never more are open, those who rest lose theirs to others, nobody's call is cut, and
+// the plugin does what the guard does.
 func TestConnections(t *testing.T) {
 	const limit, connections = 200 * mib, 300
 	load := Load{Name: "connections", Duration: 10 * time.Second, Drain: 10 * time.Second, Clients: append(

@@ -109,7 +109,8 @@ func (e *Envoy) drop(c *Conn) {
 	}
 }
 
-// settle carries out what the filter has done in its last call, and holds its estimate against the truth.
+// settle carries out what the filter has done in its last call, and holds its estimate against the
+// truth.
 func (e *Envoy) settle() {
 	if e.filter == nil {
 		return

@@ -41,7 +41,8 @@ type Stream struct {
 	Call Call
 	ID   int
 	Face any // for the Filter
-	// RetryAfter is what the Filter tells its client, in whole seconds, with Proxy.Answer; 0 = nothing.
+	// RetryAfter is what the Filter tells its client, in whole seconds, with Proxy.Answer; 0 =
+	// nothing.
 	RetryAfter Time
 
 	client *client
@@ -165,7 +166,8 @@ type readings struct {
 	known   int64 // and how much of it was when the last reading was taken
 }
 
-// New returns a model with nothing in it. limit is the budget that the report compares with; 0 = none.
+// New returns a model with nothing in it. limit is the budget that the report compares with; 0 =
+// none.
 func New(s Settings, limit int64, seed uint64) *Envoy {
 	e := &Envoy{
 		Settings: s, random: rand.New(rand.NewPCG(seed, 42)), now: time.Hour, links: links{shared: map[int]*Conn{}}, upstreams: upstreams{slots: map[int64]int{}}, limit: limit,
@@ -213,7 +215,8 @@ func (e *Envoy) Answer(s *Stream) {
 	switch {
 	case c.HTTP2:
 	case s.started, !s.ended[Request]:
-		// It lingers, with what is in its buffers, and with up to a buffer limit that is read no more.
+		// It lingers, with what is in its buffers, and with up to a buffer limit that is read no
+		// more.
 		c.until = e.now + max(e.Linger, step)
 		c.unread, c.sender = s.held+s.answer, s
 		s.held, s.answer, s.waits = 0, 0, 0

@@ -1,6 +1,7 @@
 package sim
 
-// heap is what the allocator gives out. What is freed stays in use up to a bound, in its caches, and is given out first.
+// heap is what the allocator gives out. What is freed stays in use up to a bound, in its caches,
+// and is given out first.
 type heap struct {
 	live, cached, cacheMax int64
 	cacheShare             float64 // of the most that was ever live; 0 = no such bound

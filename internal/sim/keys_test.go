@@ -9,8 +9,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Ten tenants of weight 1 to 10 that all want more than there is, and hold equally long what they upload: what each is served
-// converges to its weight.
+// Ten tenants of weight 1 to 10 that all want more than there is, and hold equally long what they
+// upload: what each is served converges to its weight.
 func TestTenantsAreServedByWeight(t *testing.T) {
 	const limit = int64(400 * mib)
 	for _, workers := range []int{2, 8} { // one is busy with rejects
@@ -50,8 +50,8 @@ func TestTenantsAreServedByWeight(t *testing.T) {
 	}
 }
 
-// Buffers are understated by eight, and readers stall: of what is evicted no more than half again as much as was too much goes,
-// in whichever workers it is, and nobody of another route.
+// Buffers are understated by eight, and readers stall: of what is evicted no more than half again
+// as much as was too much goes, in whichever workers it is, and nobody of another route.
 func TestEvictsHardlyMoreThanIsTooMuch(t *testing.T) {
 	for _, workers := range []int{1, 2, 8} {
 		for seed := range uint64(8) {

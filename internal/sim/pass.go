@@ -215,8 +215,9 @@ func cost(n, perMs int64) Time {
 // peer takes the CPU with which a client or the upstream reads or writes n bytes.
 func (e *Envoy) peer(n int64) { e.peers += cost(n, e.PeerBytesPerMs) }
 
-// write is peer for one who writes a message of total bytes of which Envoy has read so many. Without a rate of its own it
-// is ahead by what the kernel takes: nearly all of its CPU goes before Envoy's.
+// write is peer for one who writes a message of total bytes of which Envoy has read so many.
+// Without a rate of its own it is ahead by what the kernel takes: nearly all of its CPU goes before
+// Envoy's.
 func (e *Envoy) write(written *int64, read, total int64, r rate) {
 	if r.perSecond == 0 {
 		read = min(total, read+e.KernelUp)

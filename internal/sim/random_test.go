@@ -15,11 +15,12 @@ var (
 	first = flag.Int("first", 0, "seed of the first")
 )
 
-// At every instant the estimate covers the truth, whatever clients and upstreams do, as long as buffers tell the truth,
-// but for what no filter sees (see Envoy.check);
-// no admission of a large request exceeds the limit; and nothing is left. Where lengths are announced and no stream
-// that has drained stalls again, the memory in use never exceeds limit and floor. Without a network filter rejects leave
-// more than the guard can close, so that those loads show only that nothing is left.
+// At every instant the estimate covers the truth, whatever clients and upstreams do, as long as
+// buffers tell the truth, but for what no filter sees (see Envoy.check); no admission of a large
+// request exceeds the limit; and nothing is left. Where lengths are announced and no stream that
+// has drained stalls again, the memory in use never exceeds limit and floor. Without a network
+// filter rejects leave more than the guard can close, so that those loads show only that nothing is
+// left.
 func TestRandomLoads(t *testing.T) {
 	for _, workers := range []int{1, 2, 8, 64} {
 		t.Run(fmt.Sprintf("workers=%d", workers), func(t *testing.T) {

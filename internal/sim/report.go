@@ -43,7 +43,7 @@ type Class struct {
 	Closed   int   // tries whose connection was closed
 	Refused  int   // tries without a connection
 	Reset    int   // responses cut
-	Waited   int   // tries that waited in line
+	Waited   int   // tries that waited in the queue
 	GaveUp   int
 	Latency  []Time // of those done, from the first try on
 	Told     []Time // delays that those who obey were told, in order
@@ -53,10 +53,11 @@ type Class struct {
 // Return is a client that came back when it was told to.
 type Return struct {
 	Told Time // the delay
-	Kept bool // it was served, not turned away again
+	Kept bool // it was served, not rejected again
 }
 
-// Kept is the share of those who came back after less than most that were served, and how many they are; 1 for none.
+// Kept is the share of those who came back after less than most that were served, and how many they
+// are; 1 for none.
 func (c *Class) Kept(most Time) (share float64, n int) {
 	kept := 0
 	for _, r := range c.Returns {

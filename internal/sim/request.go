@@ -160,8 +160,9 @@ func (e *Envoy) forward(s *Stream) (used Time) {
 	return used
 }
 
-// takeSlots: the buffers that a body goes through whole have a slot for each slice of it, doubled as they are needed, and
-// keep them until the stream ends. Then they stay with the allocator for the next one of that size, and for no other.
+// takeSlots: the buffers that a body goes through whole have a slot for each slice of it, doubled
+// as they are needed, and keep them until the stream ends. Then they stay with the allocator for
+// the next one of that size, and for no other.
 func (e *Envoy) takeSlots(s *Stream) {
 	const slice = 16 << 10
 	if e.WholeRequest == 0 || e.SlotCost == 0 {

@@ -28,8 +28,9 @@ func (e *Envoy) readResponse(s *Stream) (used Time) {
 	if s.Conn.HTTP2 {
 		limit = max(limit, e.StreamWindow)
 	}
-	// A buffer that was full is read into again when half of it has gone: Envoy's low watermark. Of a chunked response one
-	// read more is found in Envoy: bench/model shows 0.9 MiB each with buffers of 512 KiB.
+	// A buffer that was full is read into again when half of it has gone: Envoy's low watermark. Of
+	// a chunked response one read more is found in Envoy: bench/model shows 0.9 MiB each with
+	// buffers of 512 KiB.
 	s.full = (s.full || s.answer >= limit) && s.answer > limit/2
 	if s.full || s.ended[Response] {
 		return used

@@ -29,8 +29,8 @@ func obeying(t *testing.T, workers int, clients []Client, d Time, edit func(*gua
 	return r
 }
 
-// Who is told to come back is admitted then, though those who are served come again at once and untold. At some
-// 150 uploads a second 400 clients are more than a line of 2 s takes.
+// Who is told to come back is admitted then, though those who are served come again at once and
+// untold. At some 150 uploads a second 400 clients are more than a line of 2 s takes.
 func TestRetryAfterTellsTheTruth(t *testing.T) {
 	for _, clients := range []int{400, 500} {
 		for _, workers := range []int{1, 2, 8} {
@@ -46,8 +46,8 @@ func TestRetryAfterTellsTheTruth(t *testing.T) {
 	}
 }
 
-// Clients that are all told at one instant come back spread, whether it is known what is admitted per second or nothing
-// has been let in yet.
+// Clients that are all told at one instant come back spread, whether it is known what is admitted
+// per second or nothing has been let in yet.
 func TestACrowdComesBackSpread(t *testing.T) {
 	for _, workers := range []int{1, 2, 8} {
 		for _, busy := range []bool{false, true} {

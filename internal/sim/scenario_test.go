@@ -62,8 +62,8 @@ func scenarios() []scenario {
 			})...),
 		},
 		{
-			// They announce and never send. The honest ones stand in one line with them, and get a part: to tell them apart
-			// takes keys.
+			// They announce and never send. The honest ones stand in one queue with them, and get a
+			// part: to tell them apart takes keys.
 			name: "announce", check: served(.25, "hog"),
 			clients: append(uploads(30, 4*mib), Repeat(500, time.Millisecond, Client{
 				Class: "announce", Worker: -1, Retry: 20 * time.Millisecond,
@@ -83,12 +83,14 @@ func scenarios() []scenario {
 			},
 		},
 		{
-			// Uploads of 40 KiB with an upstream that waits, and a kernel that takes little. They share connections: 6,000 connections alone
-			// would be more than the limit, and nothing refuses those.
+			// Uploads of 40 KiB with an upstream that waits, and a kernel that takes little. They
+			// share connections: 6,000 connections alone would be more than the limit, and nothing
+			// refuses those.
 			name: "6000 small", settings: full, peak: 1.05, clients: tiny,
 		},
 		{
-			// One route takes all it gets; another has 20 uploads of 1 MiB a second, none of which waits.
+			// One route takes all it gets; another has 20 uploads of 1 MiB a second, none of which
+			// waits.
 			name: "noisy neighbour",
 			clients: append(uploads(100, 4*mib), Repeat(20, 50*time.Millisecond, Client{
 				Class: "quiet", Worker: -1, Every: time.Second, Retry: 20 * time.Millisecond, MakeCall: fixed(Upload(mib, 50*time.Millisecond)),

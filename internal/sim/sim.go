@@ -1,16 +1,19 @@
-// Package sim is a model of Envoy that knows at every instant how much memory is really in use, and loads to put in
-// front of it. Under them stands a Filter: the native guard, the compiled plugin, or none.
+// Package sim is a model of Envoy that knows at every instant how much memory is really in use, and
+// loads to put in front of it. Under them stands a Filter: the native guard, the compiled plugin,
+// or none.
 //
-// It is deterministic: one goroutine, a virtual clock, and a seed. Time goes in steps of a millisecond, in each of
-// which a worker has that much CPU time to read, pass on and write. What limits it are Settings of its own (what Envoy
-// is set to, how fast it is, what its allocator keeps), never the guard's configuration: so a guard whose formulas
-// leave something out is found out.
+// It is deterministic: one goroutine, a virtual clock, and a seed. Time goes in steps of a
+// millisecond, in each of which a worker has that much CPU time to read, pass on and write. What
+// limits it are Settings of its own (what Envoy is set to, how fast it is, what its allocator
+// keeps), never the guard's configuration: so a guard whose formulas leave something out is found
+// out.
 //
-// What it models is what ENVOY-FACTS and the floods of bench/ show to matter: reads of up to a buffer limit, after
-// which a full buffer stops reading; HTTP/2 windows that let a client send although it is paused; a buffering filter;
-// kernels that take what the other side has not read; responses that end unread; connections that linger after a
-// reject; freed memory that the allocator keeps; a reading that is late. What it does not: headers of any size, TLS
-// records, retries and mirrors, fragmentation.
+// What it models is what ENVOY-FACTS and the floods of bench/ show to matter: reads of up to a
+// buffer limit, after which a full buffer stops reading; HTTP/2 windows that let a client send
+// although it is paused; a buffering filter; kernels that take what the other side has not read;
+// responses that end unread; connections that linger after a reject; freed memory that the
+// allocator keeps; a reading that is late. What it does not: headers of any size, TLS records,
+// retries and mirrors, fragmentation.
 package sim
 
 import (
@@ -33,16 +36,19 @@ const (
 	Response
 )
 
-// Filter is what stands in the request path of all workers. Its calls never nest, and what it does to the proxy takes
-// effect when its call has returned.
+// Filter is what stands in the request path of all workers. Its calls never nest, and what it does
+// to the proxy takes effect when its call has returned.
 type Filter interface {
-	// OpenConnection tells of a new downstream connection. It says whether it is refused: then nothing more is told of it.
+	// OpenConnection tells of a new downstream connection. It says whether it is refused: then
+	// nothing more is told of it.
 	OpenConnection(c *Conn) (refused bool)
-	// Data tells of n bytes read from a connection. If it is refused for them they are thrown away, and the filter has it closed.
+	// Data tells of n bytes read from a connection. If it is refused for them they are thrown away,
+	// and the filter has it closed.
 	Data(c *Conn, n int64) (refused bool)
 	// CloseConnection tells that it is gone.
 	CloseConnection(c *Conn)
-	// Headers of a message with a body of length bytes (Unknown; 0 = none) have come. It says whether they are paused.
+	// Headers of a message with a body of length bytes (Unknown; 0 = none) have come. It says
+	// whether they are paused.
 	Headers(s *Stream, d Direction, length int64) (pause bool)
 	// Body tells of n more bytes of a message, the last of them if end.
 	Body(s *Stream, d Direction, n int64, end bool)
@@ -52,7 +58,8 @@ type Filter interface {
 	Tick(worker int) (next Time)
 	// Reading answers Proxy.Ask.
 	Reading(worker int, m Memory, failed bool)
-	// Estimate is the upper bound on memory that the filter knows of; known is false while it has none.
+	// Estimate is the upper bound on memory that the filter knows of; known is false while it has
+	// none.
 	Estimate() (bytes int64, known bool)
 	// Left is what the filter still counts, in words, when all is over; empty = nothing.
 	Left() string
@@ -75,8 +82,8 @@ type Proxy interface {
 // Memory is a reading of the allocator, bytes.
 type Memory struct{ InUse, Allocated int64 }
 
-// Settings of the proxy that is modelled, and of the machine it runs on. They are the truth, whatever the guard's
-// configuration says.
+// Settings of the proxy that is modelled, and of the machine it runs on. They are the truth,
+// whatever the guard's configuration says.
 type Settings struct {
 	Workers          int
 	Downstream       int64 // the listener's buffer limit
@@ -104,23 +111,26 @@ type Settings struct {
 	KernelUp   int64 // what the kernel takes for an upstream that does not read
 	KernelDown int64 // and for a client that does not
 
-	// ReadingTime is how long the n-th reading takes; its figure is of a moment within. Negative: it fails.
+	// ReadingTime is how long the n-th reading takes; its figure is of a moment within. Negative:
+	// it fails.
 	ReadingTime func(n int, random *rand.Rand) Time
 	// NoNetworkFilter leaves connections uncounted, and what a paused client sends unseen.
 	NoNetworkFilter bool
 }
 
-// Example is how examples/envoy.yaml sets Envoy, on a machine like that of the floods of bench/: two workers.
+// Example is how examples/envoy.yaml sets Envoy, on a machine like that of the floods of bench/:
+// two workers.
 func Example() Settings {
 	return Settings{
 		Workers: 2, Downstream: 64 << 10, Upstream: 64 << 10, StreamWindow: 64 << 10, ConnectionWindow: 16 << 20,
 		WholeRequest: 16 << 20, Linger: 100 * time.Millisecond,
 		Base: 11 << 20, StreamCost: 26 << 10, SlotCost: 640, ConnectionCost: 7 << 10, Cache: 16 << 20, CacheShare: .13,
-		// Envoy takes 1.0 ms for a MiB of an upload while memory is warm, and 1.6 to 2.4 in a first burst. The rest is laid to
-		// memory that is fresh, in Envoy and in the kernel alike: 0.5 to 0.7 ms a MiB of either, of which page faults are
-		// 0.45; the kernel's part was not measured by itself. Client and upstream take 0.45 ms a MiB each. An upstream that
-		// does not read leaves 4 MiB in the sender's buffer (tcp_wmem) and 124 KiB in its own. Uploads that wait hold 640
-		// bytes more for each 16 KiB, to a power of two.
+		// Envoy takes 1.0 ms for a MiB of an upload while memory is warm, and 1.6 to 2.4 in a first
+		// burst. The rest is laid to memory that is fresh, in Envoy and in the kernel alike: 0.5 to
+		// 0.7 ms a MiB of either, of which page faults are 0.45; the kernel's part was not measured
+		// by itself. Client and upstream take 0.45 ms a MiB each. An upstream that does not read
+		// leaves 4 MiB in the sender's buffer (tcp_wmem) and 124 KiB in its own. Uploads that wait
+		// hold 640 bytes more for each 16 KiB, to a power of two.
 		Cores: 2, PerRequest: 100 * time.Microsecond, PerEvent: 10 * time.Microsecond, BytesPerMs: 2300 << 10,
 		PeerBytesPerMs: 2 << 20, FreshPerMs: 1700 << 10, Mapped: 150 << 20,
 		KernelUp: 4<<20 + 124<<10, KernelDown: 128 << 10,

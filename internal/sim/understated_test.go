@@ -7,16 +7,16 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// When buffers understate what Envoy may hold by four, what is let in between two readings is all that is not known of:
-// readings and the surprise keep the rest out. What comes all at once is let in at a quarter of what it brings: that first
-// burst is shown.
+// When buffers understate what Envoy may hold by four, what is let in between two readings is all
+// that is not known of: readings and the surprise keep the rest out. What comes all at once is let
+// in at a quarter of what it brings: that first burst is shown.
 func TestUnderstatedBuffers(t *testing.T) {
 	bounded := Defaults()
 	bounded.KernelDown = Example().KernelDown
 	whole := Example()
 	whole.WholeRequest, whole.KernelUp = 4*mib, 64*kib
-	// It has a body, and is judged: for one without, all that its response is said to hold would be reserved while memory is calm, and
-	// the estimate would not be passed.
+	// It has a body, and is judged: for one without, all that its response is said to hold would be
+	// reserved while memory is calm, and the estimate would not be passed.
 	judged := Call{Body: 1, Announce: 1, Response: mib, ReadRate: kib}
 	for _, c := range []struct {
 		name     string

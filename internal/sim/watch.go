@@ -1,8 +1,8 @@
 package sim
 
-// check holds the estimate against the truth, but for what clients of rejected requests have sent since the reading: no
-// filter sees it come. The guard counts it for a round trip, and closes connections where it could be more than an eighth
-// of what traffic can have.
+// check holds the estimate against the truth, but for what clients of rejected requests have sent
+// since the reading: no filter sees it come. The guard counts it for a round trip, and closes
+// connections where it could be more than an eighth of what traffic can have.
 func (e *Envoy) check() {
 	truth := e.heap.inUse()
 	if e.limit > 0 {
@@ -38,7 +38,8 @@ func (e *Envoy) admitted(s *Stream) {
 	}
 }
 
-// watch looks for a stretch in which there is room for who has waited longest and nobody is admitted.
+// watch looks for a stretch in which there is room for who has waited longest and nobody is
+// admitted.
 func (e *Envoy) watch() {
 	if len(e.oldest) == 0 || e.limit == 0 {
 		e.stuck = 0

@@ -1,6 +1,6 @@
-// Package unit holds the kinds of figures that a configuration is written in: Bytes, Ratio, Limit and Duration.
-// Each parses the text that people write, prints text that parses to the same value, and refuses what is
-// ambiguous rather than guess.
+// Package unit holds the kinds of figures that a configuration is written in: Bytes, Ratio, Limit
+// and Duration. Each parses the text that people write, prints text that parses to the same value,
+// and refuses what is ambiguous rather than guess.
 package unit
 
 import (
@@ -12,10 +12,12 @@ import (
 	"time"
 )
 
-// Bytes is a number of bytes. It prints in the largest binary unit that loses nothing: 64KiB, 1MiB, 1500.
+// Bytes is a number of bytes. It prints in the largest binary unit that loses nothing: 64KiB, 1MiB,
+// 1500.
 type Bytes int64
 
-// The binary units. Envoy's own settings are plain bytes; Kubernetes writes Mi where we write MiB, so both parse.
+// The binary units. Envoy's own settings are plain bytes; Kubernetes writes Mi where we write MiB,
+// so both parse.
 const (
 	KiB Bytes = 1 << 10
 	MiB Bytes = 1 << 20
@@ -46,8 +48,9 @@ var byteUnits = []struct {
 // ErrParse is wrapped by every error of the Parse functions.
 var ErrParse = errors.New("not understood")
 
-// ParseBytes reads a size such as "512MiB", "64KiB", "1.5GiB", "1MB" (10^6) or "65536". An empty text, a negative
-// size, a unit that it does not know and a size that does not fit 63 bits are errors that wrap ErrParse.
+// ParseBytes reads a size such as "512MiB", "64KiB", "1.5GiB", "1MB" (10^6) or "65536". An empty
+// text, a negative size, a unit that it does not know and a size that does not fit 63 bits are
+// errors that wrap ErrParse.
 func ParseBytes(text string) (Bytes, error) {
 	number, factor := strings.TrimSpace(text), Bytes(1)
 	for _, u := range byteUnits {
@@ -82,7 +85,8 @@ func (b Bytes) String() string {
 	return strconv.FormatInt(int64(b), 10)
 }
 
-// Human prints b for people, with a decimal and a unit: 1.5MiB. It does not parse back to the same value.
+// Human prints b for people, with a decimal and a unit: 1.5MiB. It does not parse back to the same
+// value.
 func (b Bytes) Human() string {
 	for _, u := range byteUnits[:4] {
 		if b >= u.factor || b <= -u.factor {
@@ -95,8 +99,8 @@ func (b Bytes) Human() string {
 // Ratio is a share: 0.85 is written 85% or 0.85.
 type Ratio float64
 
-// ParseRatio reads "85%" or "0.85". Negative shares and everything that is not a plain decimal are errors that
-// wrap ErrParse; whether a share above 1 makes sense is for the caller to say.
+// ParseRatio reads "85%" or "0.85". Negative shares and everything that is not a plain decimal are
+// errors that wrap ErrParse; whether a share above 1 makes sense is for the caller to say.
 func ParseRatio(text string) (Ratio, error) {
 	number, percent := strings.CutSuffix(strings.TrimSpace(text), "%")
 	f, err := parseDecimal(strings.TrimSpace(number))
@@ -125,15 +129,16 @@ func (r Ratio) String() string {
 	return percent + "%"
 }
 
-// Limit is a size, or a share of a limit that is not known until the program runs: 512MiB or 80%. At most one of the two is
-// not 0; neither is no limit.
+// Limit is a size, or a share of a limit that is not known until the program runs: 512MiB or 80%.
+// At most one of the two is not 0; neither is no limit.
 type Limit struct {
 	Bytes Bytes
 	Share Ratio
 }
 
-// ParseLimit reads what ends in % as a share, and everything else as ParseBytes does: 0.8 is no share here, but less than a byte.
-// A share of 0 is an error, as of everything that is not understood; it wraps ErrParse.
+// ParseLimit reads what ends in % as a share, and everything else as ParseBytes does: 0.8 is no
+// share here, but less than a byte. A share of 0 is an error, as of everything that is not
+// understood; it wraps ErrParse.
 func ParseLimit(text string) (Limit, error) {
 	if strings.HasSuffix(strings.TrimSpace(text), "%") {
 		share, err := ParseRatio(text)
@@ -157,8 +162,8 @@ func (l Limit) String() string {
 // Duration is a time.Duration that is written with its unit: 25ms, 1s.
 type Duration time.Duration
 
-// ParseDuration reads what time.ParseDuration reads; a negative duration or one without a unit is an error that
-// wraps ErrParse. A bare 0 is fine.
+// ParseDuration reads what time.ParseDuration reads; a negative duration or one without a unit is
+// an error that wraps ErrParse. A bare 0 is fine.
 func ParseDuration(text string) (Duration, error) {
 	d, err := time.ParseDuration(strings.TrimSpace(text))
 	if err != nil || d < 0 {
@@ -179,8 +184,8 @@ func (d Duration) String() string {
 	return s
 }
 
-// parseDecimal reads digits with at most one point; no sign, exponent, hexadecimal, Inf or NaN, which strconv
-// would take.
+// parseDecimal reads digits with at most one point; no sign, exponent, hexadecimal, Inf or NaN,
+// which strconv would take.
 func parseDecimal(s string) (float64, error) {
 	if s == "" || s == "." || strings.Count(s, ".") > 1 || !isDigits(strings.Replace(s, ".", "", 1)) {
 		return 0, ErrParse

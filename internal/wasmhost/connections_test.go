@@ -28,7 +28,8 @@ func (w *worker) tcp(id uint64) *wasmhost.Connection {
 	return nil
 }
 
-// 5,000 connections come to 8 workers at once, with a limit of 1,000: never are more open, and those that are stay.
+// 5,000 connections come to 8 workers at once, with a limit of 1,000: never are more open, and
+// those that are stay.
 func TestLimitOfConnections(t *testing.T) {
 	const limit, all = 1000, 5000
 	e := newEnvoy(t, hosttest.Plugin)
@@ -102,7 +103,8 @@ func TestLimitOfConnections(t *testing.T) {
 	require.Empty(t, e.answers)
 }
 
-// Whoever comes with a buffer full of an upload while others are to be closed is closed at once, and what it brought is thrown away.
+// Whoever comes with a buffer full of an upload while others are to be closed is closed at once,
+// and what it brought is thrown away.
 func TestWhatComesFirstIsThrownAway(t *testing.T) {
 	e := newEnvoy(t, hosttest.Plugin)
 	w := e.worker(strings.Replace(config, `"200MiB"}`, `"200MiB"}, "throttle": {"timeout": "0s"}`, 1))

@@ -43,7 +43,8 @@ func (p *Plugin) RootID() string { return p.rootID }
 // TickPeriod is how often it wants Tick; 0 = never.
 func (p *Plugin) TickPeriod() time.Duration { return p.period }
 
-// NextTick is when Envoy's timer for it ends, by the process's clock; ok is false if it wants no ticks.
+// NextTick is when Envoy's timer for it ends, by the process's clock; ok is false if it wants no
+// ticks.
 func (p *Plugin) NextTick() (t time.Duration, ok bool) { return p.next, p.period > 0 }
 
 // Tick is on_tick. The error, here and below, says that the VM is dead.
@@ -57,8 +58,8 @@ func (p *Plugin) Tick() error {
 
 func (p *Plugin) rest() { p.next = p.vm.process.options.Clock() + p.period }
 
-// HTTPResponse delivers the answer to an HTTP call. Without headers the call has failed. An unknown token, or one that
-// was answered already, is an error.
+// HTTPResponse delivers the answer to an HTTP call. Without headers the call has failed. An unknown
+// token, or one that was answered already, is an error.
 func (p *Plugin) HTTPResponse(token uint32, headers [][2]string, body []byte) error {
 	if _, ok := p.pending[token]; !ok {
 		return fmt.Errorf("no HTTP call with token %d is outstanding", token)
@@ -136,8 +137,9 @@ func (c *Connection) UpstreamData(n int) (goOn int, err error) {
 // Unread is how many bytes of the client lie with the network filter.
 func (c *Connection) Unread() int { return c.unread }
 
-// Close is the end of the connection, by the client (remote) or by Envoy: on_downstream_connection_close, on_done,
-// on_log and on_delete at once, as Envoy does. A second call does nothing.
+// Close is the end of the connection, by the client (remote) or by Envoy:
+// on_downstream_connection_close, on_done, on_log and on_delete at once, as Envoy does. A second
+// call does nothing.
 func (c *Connection) Close(remote bool) error {
 	if c.done {
 		return nil
@@ -177,7 +179,8 @@ type Stream struct {
 	done       bool
 }
 
-// NewStream makes the stream's context. A stream that Envoy itself refuses has Done called and nothing else.
+// NewStream makes the stream's context. A stream that Envoy itself refuses has Done called and
+// nothing else.
 func (p *Plugin) NewStream(info StreamInfo) (*Stream, error) {
 	s := &Stream{Info: info}
 	s.plugin, s.stream = p, s
@@ -187,7 +190,8 @@ func (p *Plugin) NewStream(info StreamInfo) (*Stream, error) {
 // Plugin is the HTTP filter that the stream is at.
 func (s *Stream) Plugin() *Plugin { return s.plugin }
 
-// RequestHeaders is on_request_headers. The headers must not be changed before Done. If end, there is no body.
+// RequestHeaders is on_request_headers. The headers must not be changed before Done. If end, there
+// is no body.
 func (s *Stream) RequestHeaders(headers [][2]string, end bool) (Action, error) {
 	s.all, s.request = headers, headers
 	action, err := s.vm.call3(onRequestHeaders, &s.guestContext, uint64(len(headers)), flag(end))
@@ -197,8 +201,8 @@ func (s *Stream) RequestHeaders(headers [][2]string, end bool) (Action, error) {
 	return Action(action), err
 }
 
-// RequestBody is on_request_body: n bytes came, or, after a pause, are waiting. If end, they are the last of the
-// request: without trailers.
+// RequestBody is on_request_body: n bytes came, or, after a pause, are waiting. If end, they are
+// the last of the request: without trailers.
 func (s *Stream) RequestBody(n int, end bool) (Action, error) { return s.body(onRequestBody, n, end) }
 
 // RequestTrailers is on_request_trailers: they end the body.
@@ -230,8 +234,8 @@ func (s *Stream) trailers(export int) (Action, error) {
 	return Action(action), err
 }
 
-// Done is the end of the stream, however it came to that: on_log, on_done and on_delete, as Envoy does. A second call
-// does nothing.
+// Done is the end of the stream, however it came to that: on_log, on_done and on_delete, as Envoy
+// does. A second call does nothing.
 func (s *Stream) Done() error {
 	if s.done {
 		return nil
@@ -241,10 +245,12 @@ func (s *Stream) Done() error {
 	return errors.Join(s.vm.end(&s.guestContext, onLog), s.vm.end(&s.guestContext, onDone), s.vm.finish(&s.guestContext))
 }
 
-// IsDone says whether Done was called. Envoy crashes where the plugin resumes or answers a stream that is done.
+// IsDone says whether Done was called. Envoy crashes where the plugin resumes or answers a stream
+// that is done.
 func (s *Stream) IsDone() bool { return s.done }
 
-// Property returns what the plugin has set on the stream, for access logs; ok is false if it has not.
+// Property returns what the plugin has set on the stream, for access logs; ok is false if it has
+// not.
 func (s *Stream) Property(name string) (value string, ok bool) { return lookup(s.properties, name) }
 
 func (vm *VM) end(c *guestContext, export int) error {

@@ -38,7 +38,8 @@ func (w *worker) push(c *wasmhost.Connection, n int) (goesOn int) {
 }
 
 // Raw TCP, where the plugin has the network filter alone: it is counted, refused where there is no
-// room, and closed while memory is over the limit. What comes for one that is closed is thrown away.
+// room, and closed while memory is over the limit. What comes for one that is closed is thrown
+// away.
 func TestRawTCP(t *testing.T) {
 	e := newEnvoy(t, hosttest.Plugin)
 	w := e.worker(config)

@@ -40,7 +40,8 @@ type VM struct {
 
 type vmKey struct{}
 
-// export is a function of the plugin. Its arguments and result have one place, because no function runs within itself.
+// export is a function of the plugin. Its arguments and result have one place, because no function
+// runs within itself.
 type export struct {
 	function api.Function
 	stack    [5]uint64
@@ -93,7 +94,8 @@ var exportNames = [numExports]string{
 	onDelete:           "proxy_on_delete",
 }
 
-// guestContext is what a context id of the plugin stands for; stream and connection are nil unless it is one.
+// guestContext is what a context id of the plugin stands for; stream and connection are nil unless
+// it is one.
 type guestContext struct {
 	vm         *VM
 	id         uint32
@@ -102,7 +104,8 @@ type guestContext struct {
 	connection *Connection
 }
 
-// NewVM makes a virtual machine in which nothing is started. The error is that of the plugin's initialization.
+// NewVM makes a virtual machine in which nothing is started. The error is that of the plugin's
+// initialization.
 func (p *Process) NewVM() (*VM, error) {
 	vm := &VM{process: p, contexts: map[uint32]*guestContext{}, calls: make([]uint64, len(hostCalls))}
 	vm.ctx = context.WithValue(context.Background(), vmKey{}, vm)
@@ -135,15 +138,17 @@ func (vm *VM) nanotime() int64 {
 	return vm.process.options.Clock().Nanoseconds()
 }
 
-// walltime begins with Unix time: the simulated day does not matter, that it is the same in each run does.
+// walltime begins with Unix time: the simulated day does not matter, that it is the same in each
+// run does.
 func (vm *VM) walltime() (sec int64, nsec int32) {
 	vm.clock++
 	t := vm.process.options.Clock()
 	return int64(t / time.Second), int32(t % time.Second)
 }
 
-// Start makes a plugin of a root_id and a configuration, with the callbacks that Envoy makes for it. The error says
-// why the plugin refused, in the words that it logged; then there is no such plugin, and the VM lives on.
+// Start makes a plugin of a root_id and a configuration, with the callbacks that Envoy makes for
+// it. The error says why the plugin refused, in the words that it logged; then there is no such
+// plugin, and the VM lives on.
 func (vm *VM) Start(rootID, configuration string) (*Plugin, error) {
 	p := &Plugin{rootID: rootID, configuration: configuration}
 	p.plugin = p
@@ -192,7 +197,8 @@ func (vm *VM) call3(export int, c *guestContext, a, b uint64) (uint64, error) {
 
 var errNested = errors.New("wasmhost: a call into the VM from within it: Log and Clock must not make any")
 
-// call calls a function of the plugin for a context, whose id is the first argument, and delivers what it did.
+// call calls a function of the plugin for a context, whose id is the first argument, and delivers
+// what it did.
 func (vm *VM) call(i int, c *guestContext) (result uint64, err error) {
 	if vm.dead != nil {
 		return 0, vm.dead
@@ -241,8 +247,8 @@ func (vm *VM) Close() error {
 // MemoryBytes is the size of the linear memory. It never shrinks.
 func (vm *VM) MemoryBytes() int64 { return int64(vm.memory.Size()) }
 
-// Calls are the host calls so far by name, with those of WASI's clocks as clock_time_get: the plugin's own, and those
-// of Go's runtime.
+// Calls are the host calls so far by name, with those of WASI's clocks as clock_time_get: the
+// plugin's own, and those of Go's runtime.
 func (vm *VM) Calls() map[string]uint64 {
 	calls := map[string]uint64{"clock_time_get": vm.clock}
 	for i, n := range vm.calls {
@@ -295,7 +301,8 @@ func (vm *VM) deliver() {
 	vm.queue, vm.head = vm.queue[:0], 0
 }
 
-// printer logs what Go's runtime prints, line by line, and keeps the first line: of a panic, the one that says what.
+// printer logs what Go's runtime prints, line by line, and keeps the first line: of a panic, the
+// one that says what.
 type printer struct {
 	log   func(Level, string)
 	line  []byte

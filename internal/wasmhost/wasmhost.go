@@ -1,28 +1,32 @@
-// Package wasmhost runs the compiled plugin without Envoy: a Proxy-Wasm (ABI 0.2) host on wazero, for tests and for
-// the simulator, which load the very build/highwater.wasm that Envoy does.
+// Package wasmhost runs the compiled plugin without Envoy: a Proxy-Wasm (ABI 0.2) host on wazero,
+// for tests and for the simulator, which load the very build/highwater.wasm that Envoy does.
 //
-// A Module is compiled once. A Process is what one Envoy is: shared data, metrics and a clock; its VMs are the workers.
-// In a VM, Start makes a Plugin (one root_id and configuration), and a Plugin makes Connections (network filter) and
-// Streams (HTTP filter), whose methods are Envoy's callbacks. Bodies pass as sizes alone. Who calls plays the rest of
-// Envoy: it ticks, answers the plugin's HTTP calls, holds back what is paused and ends what is to end.
+// A Module is compiled once. A Process is what one Envoy is: shared data, metrics and a clock; its
+// VMs are the workers. In a VM, Start makes a Plugin (one root_id and configuration), and a Plugin
+// makes Connections (network filter) and Streams (HTTP filter), whose methods are Envoy's
+// callbacks. Bodies pass as sizes alone. Who calls plays the rest of Envoy: it ticks, answers the
+// plugin's HTTP calls, holds back what is paused and ends what is to end.
 //
-// What the plugin does reaches the caller through the Handler. As in Envoy, which defers all that ends or resumes
-// something until it is out of the VM, the Handler hears of it after the call into the VM has returned, in the order of
-// the host calls, and before the method that made the call returns its Action. A Handler may call into the VM again;
-// what that call leads to, and what was still queued before it, is delivered inside it: so does Envoy, and that several
-// resumes nest is how it crashes. Log and Clock are called from within the VM and must not call into it.
+// What the plugin does reaches the caller through the Handler. As in Envoy, which defers all that
+// ends or resumes something until it is out of the VM, the Handler hears of it after the call into
+// the VM has returned, in the order of the host calls, and before the method that made the call
+// returns its Action. A Handler may call into the VM again; what that call leads to, and what was
+// still queued before it, is delivered inside it: so does Envoy, and that several resumes nest is
+// how it crashes. Log and Clock are called from within the VM and must not call into it.
 //
 // As in Envoy, too:
-//   - request headers can be read in their callback, while it has paused them, and in on_log; not in the callbacks of
-//     bodies and responses, where an answer can be given all the same. Names are compared as they are: in lower case.
+//   - request headers can be read in their callback, while it has paused them, and in on_log; not
+//     in the callbacks of bodies and responses, where an answer can be given all the same. Names
+//     are compared as they are: in lower case.
 //   - a context that SetEffectiveContext chose holds until the call into the VM ends.
 //   - OnVMStart comes once for each Plugin.
-//   - the tick timer starts anew whenever the period is set.
-//   - a trap ends the VM, and nothing more is called in it, not even for streams that end. The shared data stay.
+//   - the tick timer starts again whenever the period is set.
+//   - a trap ends the VM, and nothing more is called in it, not even for streams that end. The
+//     shared data stay.
 //
-// Only the host calls that the plugin imports exist here; Compile refuses a plugin with others. Nothing here is safe for
-// concurrent use within one Process, and nothing reads a clock or draws random numbers of the machine: what happens
-// depends on the calls alone.
+// Only the host calls that the plugin imports exist here; Compile refuses a plugin with others.
+// Nothing here is safe for concurrent use within one Process, and nothing reads a clock or draws
+// random numbers of the machine: what happens depends on the calls alone.
 package wasmhost
 
 import (
@@ -43,8 +47,8 @@ type Module struct {
 	compiled wazero.CompiledModule
 }
 
-// Compile compiles a plugin, which takes seconds. The error says what is wrong with it: that it is no Wasm, or that it
-// imports what there is not here.
+// Compile compiles a plugin, which takes seconds. The error says what is wrong with it: that it is
+// no Wasm, or that it imports what there is not here.
 func Compile(ctx context.Context, wasm []byte) (*Module, error) {
 	m := &Module{runtime: wazero.NewRuntime(ctx)}
 	if err := m.compile(ctx, wasm); err != nil {
@@ -79,13 +83,13 @@ func (m *Module) Close(ctx context.Context) error { return m.runtime.Close(ctx) 
 type Handler interface {
 	// Resume continues a request that was paused, or was not, which is harmless.
 	Resume(s *Stream)
-	// Answer ends the stream with a response that the plugin made. Envoy passes it to the plugin's own callbacks for
-	// responses.
+	// Answer ends the stream with a response that the plugin made. Envoy passes it to the plugin's
+	// own callbacks for responses.
 	Answer(s *Stream, r LocalResponse)
 	// CloseDownstream closes the connection.
 	CloseDownstream(c *Connection)
-	// HTTPCall wants an HTTP request made; p.HTTPResponse takes the answer. After the timeout there must be one, a
-	// failed one. A zero timeout is none.
+	// HTTPCall wants an HTTP request made; p.HTTPResponse takes the answer. After the timeout there
+	// must be one, a failed one. A zero timeout is none.
 	HTTPCall(p *Plugin, token uint32, cluster string, headers [][2]string, timeout time.Duration)
 }
 
@@ -159,7 +163,8 @@ func (m *Module) NewProcess(o Options) (*Process, error) {
 // Shared is the process's shared data.
 func (p *Process) Shared() *SharedData { return &p.shared }
 
-// SharedData is Envoy's: values by key, each with the number of the write that it comes from. The zero value is empty.
+// SharedData is Envoy's: values by key, each with the number of the write that it comes from. The
+// zero value is empty.
 type SharedData struct {
 	values map[string]*sharedValue
 	writes uint32 // of all keys
@@ -179,8 +184,8 @@ func (d *SharedData) Get(key string) (value []byte, cas uint32, ok bool) {
 	return v.value, v.cas, true
 }
 
-// Set stores a copy of the value. With cas 0 it overwrites; another one must be that of the stored value, or Set returns
-// false and nothing changes. A key that is missing is made whatever the cas.
+// Set stores a copy of the value. With cas 0 it overwrites; another one must be that of the stored
+// value, or Set returns false and nothing changes. A key that is missing is made whatever the cas.
 func (d *SharedData) Set(key string, value []byte, cas uint32) (ok bool) {
 	v := d.values[key]
 	if v == nil {

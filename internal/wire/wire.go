@@ -25,8 +25,8 @@ func AppendInt(buf []byte, v int64) []byte {
 // AppendUint32 writes a word of 32 bits.
 func AppendUint32(buf []byte, v uint32) []byte { return binary.LittleEndian.AppendUint32(buf, v) }
 
-// AppendShort writes a number in as many bytes as it needs, few where it is small, as protobuf does.
-// It is not inlined, which would take 500 bytes of the .wasm at each place.
+// AppendShort writes a number in as many bytes as it needs, few where it is small, as protobuf
+// does. It is not inlined, which would take 500 bytes of the .wasm at each place.
 //
 //go:noinline
 func AppendShort(buf []byte, v uint64) []byte { return binary.AppendUvarint(buf, v) }

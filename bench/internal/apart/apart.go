@@ -1,12 +1,14 @@
 // Package apart runs an upstream and the loads in front of it in a process of their own.
 //
-// A generator that pushes hundreds of MiB a second keeps its own scheduler busy: in one process with it small requests
-// that did not even pass Envoy had a p99 of 140 to 450 ms beside 100 uploads, and Envoy's memory went unsampled for up
-// to a second. In a process of their own the bystanders wait for what they are to measure, Envoy and the machine. So
-// who measures (small requests, what answers those, the sampler) stays in the parent, and who floods goes here.
+// A generator that pushes hundreds of MiB a second keeps its own scheduler busy: in one process
+// with it small requests that did not even pass Envoy had a p99 of 140 to 450 ms beside 100
+// uploads, and Envoy's memory went unsampled for up to a second. In a process of their own the
+// bystanders wait for what they are to measure, Envoy and the machine. So who measures (small
+// requests, what answers those, the sampler) stays in the parent, and who floods goes here.
 //
-// The parent writes "run <address>", then "stop"; the child writes the address of its upstream, then reports, the last
-// of them when all loads have ended. Its upstream stays until the parent closes the pipe, which ends the child.
+// The parent writes "run <address>", then "stop"; the child writes the address of its upstream,
+// then reports, the last of them when all loads have ended. Its upstream stays until the parent
+// closes the pipe, which ends the child.
 package apart
 
 import (
@@ -55,7 +57,8 @@ type Child struct {
 	}
 }
 
-// Start runs this program again with args, which must lead it to Serve, and waits until its upstream listens.
+// Start runs this program again with args, which must lead it to Serve, and waits until its
+// upstream listens.
 func Start(args ...string) (*Child, error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -110,8 +113,8 @@ func (c *Child) listen(lines *bufio.Reader) {
 // Upstream is the address of the child's upstream.
 func (c *Child) Upstream() string { return c.upstream }
 
-// Run lets the child run its loads against addr until ctx is done and they have ended. The error says why it can't be
-// known what came of them.
+// Run lets the child run its loads against addr until ctx is done and they have ended. The error
+// says why it can't be known what came of them.
 func (c *Child) Run(ctx context.Context, addr string) error {
 	if _, err := fmt.Fprintln(c.in, "run", addr); err != nil {
 		return fmt.Errorf("the load's process: %w", err)
@@ -234,8 +237,8 @@ func Serve(in io.Reader, out io.Writer, loads func(addr string) []load.Load) err
 	}
 }
 
-// Route gives the requests under prefix a route and an upstream of their own, both of that name, with the settings of
-// the example's route like and of its upstream.
+// Route gives the requests under prefix a route and an upstream of their own, both of that name,
+// with the settings of the example's route like and of its upstream.
 func Route(c envoytest.Config, like, name, prefix, addr string) error {
 	host, text, err := net.SplitHostPort(addr)
 	if err != nil {

@@ -59,7 +59,8 @@ func TestChild(t *testing.T) {
 	require.NoError(t, <-done)
 }
 
-// A route of its own is like the one it copies, comes before it, and leads to an upstream of its name.
+// A route of its own is like the one it copies, comes before it, and leads to an upstream of its
+// name.
 func TestRoute(t *testing.T) {
 	buffer := map[string]any{"buffer": "on"}
 	routes := map[string]any{"virtual_hosts": []any{map[string]any{"routes": []any{

@@ -1,5 +1,5 @@
-// Package figures is what the programs under bench share: reading the guard's metrics out of Envoy's stats, and
-// printing sizes, times and spreads the same way.
+// Package figures is what the programs under bench share: reading the guard's metrics out of
+// Envoy's stats, and printing sizes, times and spreads the same way.
 package figures
 
 import (
@@ -13,7 +13,8 @@ import (
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
 
-// Stats are Envoy's, by name. The guard's are in there behind whatever prefix Envoy put in front of them.
+// Stats are Envoy's, by name. The guard's are in there behind whatever prefix Envoy put in front of
+// them.
 type Stats map[string]float64
 
 // Get is the metric highwater_<name>, and whether Envoy has it.
@@ -37,8 +38,8 @@ func (s Stats) Reasons(name string) map[string]float64 {
 	return reasons
 }
 
-// Verdicts are all counters of the guard that say it did something to somebody, without those that are 0. A healthy
-// load leaves none.
+// Verdicts are all counters of the guard that say it did something to somebody, without those that
+// are 0. A healthy load leaves none.
 func (s Stats) Verdicts() map[string]float64 {
 	verdicts := map[string]float64{}
 	for reason, n := range s.Reasons("rejected_total") {
@@ -58,7 +59,8 @@ func (s Stats) Verdicts() map[string]float64 {
 	return verdicts
 }
 
-// Leftovers are the gauges that must be 0 when no request is under way and no client connected, without those that are.
+// Leftovers are the gauges that must be 0 when no request is under way and no client connected,
+// without those that are.
 func (s Stats) Leftovers() map[string]float64 {
 	left := map[string]float64{}
 	for _, name := range []string{"fresh_bytes", "coming_bytes", "waiting", "streams", "exposure_bytes", "connections"} {

@@ -1,5 +1,5 @@
-// Command sdk is a Proxy-Wasm plugin with empty callbacks, as HTTP and as network filter: what the SDK itself costs a
-// request.
+// Command sdk is a Proxy-Wasm plugin with empty callbacks, as HTTP and as network filter: what the
+// SDK itself costs a request.
 package main
 
 import (

@@ -19,7 +19,8 @@ var (
 	Trap   = sync.OnceValues(func() (*wasmhost.Module, error) { return compile("highwater-trap.wasm") })
 )
 
-// compile builds the file first if a source is newer: a stale plugin would be tested without anyone's notice.
+// compile builds the file first if a source is newer: a stale plugin would be tested without
+// anyone's notice.
 func compile(name string) (*wasmhost.Module, error) {
 	root, err := envoybin.ModuleRoot()
 	if err != nil {

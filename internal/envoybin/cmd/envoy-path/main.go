@@ -1,4 +1,5 @@
-// Command envoy-path prints the path of the Envoy to test with and nothing else on stdout. It fetches Envoy if need be and tells stderr so.
+// Command envoy-path prints the path of the Envoy to test with and nothing else on stdout. It
+// fetches Envoy if need be and tells stderr so.
 //
 //	envoy-path [version]
 //
