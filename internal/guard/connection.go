@@ -33,6 +33,7 @@ type arrivals struct {
 	last    int64 // in the last read
 	since   int64 // since its last request began, or ended
 	arrived int64 // for the paused HTTP/1 request, before and since
+	from    int64 // of what comes first, so much can be refused: see burdens
 }
 
 // Connection is one downstream connection. The zero value is ready.
@@ -54,6 +55,7 @@ type Connection struct {
 	Waiting  int // requests of it in the queue
 	IsClosed bool
 	observed bool // mode observe: it is never closed
+	onTrial  bool // it has no room, and has to show that its request is small: see trials
 	use      idle.Use[Connection]
 	traced   // the response that ended
 }
@@ -70,31 +72,12 @@ func (g *Guard) TLS(now Time, c *Connection) {
 	g.worker.account.Cover(now)
 }
 
-// burden is how much a client has to send at first to be taken for one who uploads.
-const burden = 256 << 10 // TestWhatComesFirstIsRefusedWhileOthersAreToBeClosed
-
-// burdens says that what a client sends first is an upload, and has no room under the limit, while
-// others are to be closed for that. Those have to wait for the next tick, and until then a pass of
-// Envoy's event loop reads a buffer of each that comes. This one's request has not been begun, so
-// that its connection can be closed at once.
-func (w *Worker) burdens(now Time, p Peer, n int64) bool {
-	return n >= burden && len(w.closing) > 0 && w.account.Ask(now, n, budget.Full) == budget.Denied && p.Uploads()
-}
-
 // Data notes n bytes that came on the connection. The HTTP filter does not see what a paused
 // request's client sends. Where it says refused, they are to be thrown away, and the connection
 // closed: see burdens.
 func (w *Worker) Data(now Time, c *Connection, n int64) (refused bool) {
-	if p := c.silent; p != nil {
-		c.silent = nil
-		if w.burdens(now, p, n) {
-			w.count(Closed)
-			w.counts[CountClosedConnections]++
-			if !c.observed {
-				return true
-			}
-			c.doomed = true
-		}
+	if (c.silent != nil || c.onTrial) && w.refuses(now, c, n) {
+		return true
 	}
 	c.last = n
 	c.since += n
@@ -126,6 +109,7 @@ func (w *Worker) Data(now Time, c *Connection, n int64) (refused bool) {
 // CloseConnection takes it away again.
 func (w *Worker) CloseConnection(now Time, c *Connection) {
 	c.IsClosed = true
+	w.endTrial(c)
 	if c.carries != nil {
 		w.closeRaw(now, c)
 	}
@@ -149,7 +133,7 @@ func (g *Guard) OpenConnection(now Time, c *Connection, p Peer) (admitted bool) 
 	if g.config.Fairness.By == config.BySource && w.limits.Connections > 0 {
 		source = g.named(now, fairness.Name{By: config.BySource, Value: p.Source()})
 	}
-	if !w.admitConnection(now, source, cost) || !g.admitRaw(now, c, p) {
+	if !g.letIn(now, c, p, source, cost) {
 		w.counts[CountRefused]++
 		if g.config.Mode != Observe {
 			return false
@@ -163,7 +147,10 @@ func (g *Guard) OpenConnection(now Time, c *Connection, p Peer) (admitted bool) 
 	}
 	c.observed = g.config.Mode == Observe
 	if !g.lets() && !g.mayExempt(burden) { // whose requests are never rejected is not known at their first bytes
-		c.silent = p
+		c.silent, c.from = p, burden
+		if !g.mayExempt(modest) {
+			c.from = modest
+		}
 	}
 	c.came = now
 	w.account.OpenConnection(&c.Connection, cost)
@@ -174,18 +161,24 @@ func (g *Guard) OpenConnection(now Time, c *Connection, p Peer) (admitted bool) 
 	return true
 }
 
+// letIn says whether a new connection is let in, be it on trial.
+func (g *Guard) letIn(now Time, c *Connection, p Peer, source *key, cost int64) bool {
+	admitted, fits := g.worker.admitConnection(now, source, cost)
+	return admitted && g.admitRaw(now, c, p) && (fits || c.price == 0 && g.worker.try(c, cost))
+}
+
 // admitConnection asks for a connection, first by number, then by what it costs. The last eighth of
 // all is for sources that have less than their part, so that one that takes what it gets does not
 // lock the others out.
-func (w *Worker) admitConnection(now Time, source *key, cost int64) bool {
+func (w *Worker) admitConnection(now Time, source *key, cost int64) (admitted, fits bool) {
 	if source != nil && w.scarce() {
 		w.countConnections(now)
 		if w.lastConnections() && source.Value.hasItsPart() {
-			return false
+			return false, false
 		}
 	}
 	if w.account.AskConnection(now) != budget.Granted {
-		return false
+		return false, false
 	}
 	// Only above hard, and only what does not fit under the limit, and only where all connections
 	// together cost more than the floor: refused above hard by itself, a fifth of the bystanders
@@ -193,7 +186,8 @@ func (w *Worker) admitConnection(now Time, source *key, cost int64) bool {
 	// others from connecting. Without a recent reading the level is that of another time.
 	t := w.account.Table()
 	open := w.account.Own().Connections.Open + w.account.Others().Connections.Open
-	return t.Level < budget.Hard || t.Futile || w.account.Stale(now) || !w.measuresSoft(now) || (open+1)*cost <= w.account.Floor() || w.account.Ask(now, cost, budget.Full) != budget.Denied
+	return true, t.Level < budget.Hard || t.Futile || w.account.Stale(now) || !w.measuresSoft(now) ||
+		(open+1)*cost <= w.account.Floor() || w.account.Ask(now, cost, budget.Full) != budget.Denied
 }
 
 // countConnections learns how many connections the other workers have, and, where the last are
@@ -221,6 +215,11 @@ const (
 
 // busy counts a request on its connection, which Host.Arrived tells without a call of the host.
 func (w *Worker) busy(now Time, s *Stream) {
+	if w.onTry > 0 {
+		if c := s.conn(); c != nil {
+			w.endTrial(c)
+		}
+	}
 	c := s.host.Arrived()
 	if c == nil || w.idle.Mistaken() || w.idle.Verifies(&c.use) && s.conn() != c {
 		return
@@ -263,10 +262,13 @@ func (w *Worker) closeIdle(now Time, a *Actions) {
 		least = idleAtHard
 	}
 	least = w.idle.Tick(now, least)
+	if len(w.tried) > 0 {
+		w.closeTried(now, least, a)
+	}
 	if level < budget.Soft || w.idle.Mistaken() || w.account.Stale(now) {
 		return
 	}
-	for range maxIdle {
+	for range maxIdle - len(a.Idle) {
 		c := w.idle.First(now, least)
 		if c == nil {
 			return

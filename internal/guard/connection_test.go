@@ -110,9 +110,9 @@ func TestAConnectionThatHasNoRoomIsRefused(t *testing.T) {
 	})
 	t.Run("until all cost as much", func(t *testing.T) {
 		p := fill(t, nil)
-		require.Len(t, p.admit(0, 200), 160)
-		require.Equal(t, uint64(40), p.workers[0].Counts()[CountRefused])
-		require.Equal(t, int64(160), p.workers[0].Account().Own().Connections.Open)
+		require.Len(t, p.admit(0, 400), 160+160, "as many again are on trial")
+		require.Equal(t, uint64(80), p.workers[0].Counts()[CountRefused])
+		require.Equal(t, int64(320), p.workers[0].Account().Own().Connections.Open)
 	})
 	t.Run("whatever small requests have of it", func(t *testing.T) {
 		p := fill(t, nil)
@@ -166,6 +166,64 @@ func TestAConnectionThatHasNoRoomIsRefused(t *testing.T) {
 		require.Len(t, p.admit(0, 10), 10)
 		require.Equal(t, uint64(10), p.workers[0].Counts()[CountRefused])
 		require.Equal(t, int64(10), p.workers[0].Account().Own().Connections.Open)
+	})
+}
+
+func TestAConnectionWithoutRoomIsOnTrial(t *testing.T) {
+	fill := func(t *testing.T, edit func(*Config)) (*process, []*Connection) {
+		t.Helper()
+		p := newProcess(t, 1, func(c *Config) {
+			c.Costs.Stream, c.Costs.Connection, c.Costs.TLSConnection = 0, 64*unit.KiB, 64*unit.KiB
+			edit(c)
+		})
+		p.settle(40 * mib)
+		p.settle(230 * mib)
+		all := p.admit(0, 320)
+		require.Len(t, all, 320)
+		require.Zero(t, p.workers[0].Counts()[CountRefused])
+		return p, all
+	}
+	asIs := func(*Config) {}
+	t.Run("who brings much is refused, and makes room for the next", func(t *testing.T) {
+		p, all := fill(t, asIs)
+		require.Empty(t, p.admit(0, 1))
+		w := p.workers[0]
+		require.False(t, w.Data(p.now, all[0], 60<<10), "he had room")
+		require.False(t, w.Data(p.now, all[319], modest))
+		require.True(t, w.Data(p.now, all[319], 1))
+		w.CloseConnection(p.now, all[319])
+		require.Len(t, p.admit(0, 2), 1)
+		require.Equal(t, uint64(3), w.Counts()[CountRefused])
+	})
+	t.Run("whose request has begun is judged by that", func(t *testing.T) {
+		p, all := fill(t, asIs)
+		w := p.workers[0]
+		require.False(t, w.Data(p.now, all[319], 100))
+		r := &request{connected: all[319]}
+		require.Equal(t, Admit, p.guards[0].Open(p.now, &r.Stream, r, 0).Action)
+		require.False(t, w.Data(p.now, all[319], 60<<10))
+		require.Len(t, p.admit(0, 2), 1)
+	})
+	t.Run("who says nothing is closed", func(t *testing.T) {
+		p, all := fill(t, asIs)
+		idle := 0
+		for range 30 {
+			idle += len(p.tick(0, 100*ms, 230*mib))
+		}
+		require.Equal(t, 160, idle)
+		require.Equal(t, uint64(160), p.workers[0].Counts()[CountRefused])
+		require.False(t, p.workers[0].Data(p.now, all[319], 60<<10), "it is told once")
+	})
+	t.Run("where there is room again all have passed", func(t *testing.T) {
+		p, all := fill(t, asIs)
+		p.settle(60 * mib)
+		p.settle(230 * mib)
+		require.False(t, p.workers[0].Data(p.now, all[319], 60<<10))
+	})
+	t.Run("in observe mode it is counted", func(t *testing.T) {
+		p, all := fill(t, func(c *Config) { c.Mode = Observe })
+		require.False(t, p.workers[0].Data(p.now, all[319], 60<<10))
+		require.Equal(t, uint64(1), p.workers[0].Counts()[CountRefused])
 	})
 }
 

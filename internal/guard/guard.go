@@ -29,7 +29,8 @@
 //	               (the rule is in retryafter), and which connections a tick may close (claimCut)
 //	response.go    what its response will come to (prediction), probes, growth of both directions
 //	stream.go      its states, what each transition books (rejectUnread), and shadows (mode observe)
-//	connection.go  connections: which are admitted, closed as idle or at their first bytes; and who
+//	trial.go       what a connection has to show before its first request has begun
+//	connection.go  connections: which are admitted, and closed as idle; and who
 //	               is evicted (evict), for what ended responses left unread is evicted with them
 //	keys.go        whose it is: shares of keys, what each is known to bring, how many connections
 //	worker.go      Worker, what a tick does in which order, when the next is due (pace), metrics

@@ -155,6 +155,7 @@ func (g *Guard) find(now Time, c *Connection, p Peer) (refused bool) {
 		return false
 	}
 	c.kind, c.unsure = isRaw, c.reads < 2
+	w.endTrial(c)
 	if c.carries != nil {
 		return false
 	}

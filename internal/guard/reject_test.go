@@ -194,6 +194,18 @@ func TestWhatComesFirstIsRefusedWhileOthersAreToBeClosed(t *testing.T) {
 	require.False(t, w.Data(p.now, from(exempting, "10.0.0.1"), mib), "its request may be exempt")
 	exempting.Exempt = []Exempt{{PathPrefix: "/healthz"}}
 	require.True(t, w.Data(p.now, from(exempting, "10.0.0.1"), mib), "no upload is exempt by its path")
+
+	// Where many are to be closed, a small upload is one too many.
+	p.read(200 * mib)
+	for before := w.Counts()[CountClosedConnections]; w.Counts()[CountClosedConnections]-before < manyClosing; {
+		require.False(t, sends(60*kib))
+		p.open(0, 4*mib)
+	}
+	require.False(t, w.Data(p.now, from(observed, "10.0.0.1"), 60*kib))
+	require.False(t, w.Data(p.now, from(exempting, "10.0.0.1"), 60*kib), "one so small may be exempt by its path")
+	require.False(t, sends(modest-1), "it may be anything")
+	require.True(t, sends(60*kib))
+
 	larger.Budget.Limit.Bytes = 400 * unit.MiB
 	require.False(t, w.Data(p.now, from(larger, "10.0.0.1"), mib), "now there is room")
 }

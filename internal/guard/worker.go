@@ -51,6 +51,7 @@ type Worker struct {
 	evictions
 	keyring
 	idle idle.List[Connection]
+	trials
 	raws raws
 
 	reader
