@@ -43,6 +43,7 @@ const (
 	// its memory comes back a moment later. A hundred connections that sent 1 MiB each at once took
 	// three times the bound.
 	breath = 10 * time.Millisecond
+	little = 16 << 10 // who holds no more is not held back by it
 	// most / modest is what a connection may hold for a moment without being blamed for it.
 	modest = 16
 )
@@ -216,8 +217,8 @@ func (c *Conn) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// wait holds back a connection that of late has had nothing answered, when one was closed a moment
-// ago.
+// wait holds back a connection that holds something, of which nothing was answered of late, when
+// another was closed a moment ago.
 func (c *Conn) wait() {
 	relieved := c.bound.relieved.Load()
 	if relieved == nil {
@@ -229,7 +230,7 @@ func (c *Conn) wait() {
 	}
 	c.mu.Lock()
 	c.roll()
-	works := c.mu.answered[0]+c.mu.answered[1] > 0
+	works := c.mu.gone || c.held.Load() <= little || c.mu.answered[0]+c.mu.answered[1] > 0
 	c.mu.Unlock()
 	if !works {
 		time.Sleep(rest)

@@ -163,30 +163,35 @@ func (g *Guard) OpenConnection(now Time, c *Connection, p Peer) (admitted bool) 
 
 // letIn says whether a new connection is let in, be it on trial.
 func (g *Guard) letIn(now Time, c *Connection, p Peer, source *key, cost int64) bool {
-	admitted, fits := g.worker.admitConnection(now, source, cost)
-	return admitted && g.admitRaw(now, c, p) && (fits || c.price == 0 && g.worker.try(c, cost))
+	w := g.worker
+	if !w.admitConnection(now, source) {
+		return false
+	}
+	fits := w.fits(now, cost)
+	return (fits || w.tries(cost)) && g.admitRaw(now, c, p) && (fits || c.price == 0 && w.try(c, cost))
 }
 
-// admitConnection asks for a connection, first by number, then by what it costs. The last eighth of
-// all is for sources that have less than their part, so that one that takes what it gets does not
-// lock the others out.
-func (w *Worker) admitConnection(now Time, source *key, cost int64) (admitted, fits bool) {
+// admitConnection asks for a connection by number. The last eighth of all is for sources that have
+// less than their part, so that one that takes what it gets does not lock the others out.
+func (w *Worker) admitConnection(now Time, source *key) bool {
 	if source != nil && w.scarce() {
 		w.countConnections(now)
 		if w.lastConnections() && source.Value.hasItsPart() {
-			return false, false
+			return false
 		}
 	}
-	if w.account.AskConnection(now) != budget.Granted {
-		return false, false
-	}
-	// Only above hard, and only what does not fit under the limit, and only where all connections
-	// together cost more than the floor: refused above hard by itself, a fifth of the bystanders
-	// that reconnect were lost, and in the same floor with small requests, a crowd of those kept
-	// others from connecting. Without a recent reading the level is that of another time.
+	return w.account.AskConnection(now) == budget.Granted
+}
+
+// fits says whether one more connection has room.
+func (w *Worker) fits(now Time, cost int64) bool {
+	// There is none only above hard, and only where it does not fit under the limit, and only where
+	// all connections together cost more than the floor: refused above hard by itself, a fifth of the
+	// bystanders that reconnect were lost, and in the same floor with small requests, a crowd of those
+	// kept others from connecting. Without a recent reading the level is that of another time.
 	t := w.account.Table()
 	open := w.account.Own().Connections.Open + w.account.Others().Connections.Open
-	return true, t.Level < budget.Hard || t.Futile || w.account.Stale(now) || !w.measuresSoft(now) ||
+	return t.Level < budget.Hard || t.Futile || w.account.Stale(now) || !w.measuresSoft(now) ||
 		(open+1)*cost <= w.account.Floor() || w.account.Ask(now, cost, budget.Full) != budget.Denied
 }
 

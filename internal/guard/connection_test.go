@@ -214,6 +214,21 @@ func TestAConnectionWithoutRoomIsOnTrial(t *testing.T) {
 		require.Equal(t, uint64(160), p.workers[0].Counts()[CountRefused])
 		require.False(t, p.workers[0].Data(p.now, all[319], 60<<10), "it is told once")
 	})
+	t.Run("who has said something is not, nor who is answered", func(t *testing.T) {
+		p, all := fill(t, asIs)
+		w, c := p.workers[0], all[319]
+		require.False(t, w.Data(p.now, c, 100))
+		for range 30 {
+			require.NotContains(t, p.tick(0, 100*ms, 230*mib), c)
+		}
+		require.False(t, p.guards[0].Carry(p.now, c, budget.Response, 100, peer("10.0.0.1")))
+		require.False(t, w.Data(p.now, c, 60<<10), "it is raw, or a request that no filter of ours sees")
+	})
+	t.Run("whose request may be exempt", func(t *testing.T) {
+		p, all := fill(t, func(c *Config) { c.Exempt = []Exempt{{PathPrefix: "/healthz"}} })
+		require.False(t, p.workers[0].Data(p.now, all[319], 60<<10))
+		require.True(t, p.workers[0].Data(p.now, all[319], 256<<10))
+	})
 	t.Run("where there is room again all have passed", func(t *testing.T) {
 		p, all := fill(t, asIs)
 		p.settle(60 * mib)

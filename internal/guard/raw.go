@@ -150,12 +150,12 @@ func (w *Worker) wasHTTP(now Time, c *Connection, p Peer) bool {
 // came, had its price been known by then.
 func (g *Guard) find(now Time, c *Connection, p Peer) (refused bool) {
 	w := g.worker
+	w.endTrial(c)
 	if p.ParsedAsHTTP() {
 		w.speaks(now, c)
 		return false
 	}
 	c.kind, c.unsure = isRaw, c.reads < 2
-	w.endTrial(c)
 	if c.carries != nil {
 		return false
 	}

@@ -14,11 +14,14 @@ import (
 //	it brings more than modest   closed, and what came is thrown away
 //	it brings nothing for long   closed
 //	its request begins           over: that is judged as any
+//	it is answered before that   over: its requests are none of ours, or it is raw
 //
 // All that are on trial have as much as the floor at most. Beyond that a connection is refused.
 type trials struct {
 	tried []*Connection // in the order in which they came; those whose trial is over too
 	onTry int64         // those whose trial is not
+
+	triedFor int64 // what the last costs, bytes
 }
 
 const (
@@ -26,14 +29,21 @@ const (
 	trialFor = 2 * time.Second // TestAConnectionWithoutRoomIsOnTrial
 )
 
+// tries says whether there is room for one more on trial. Where another filter holds requests back,
+// it can't be told when one begins.
+func (w *Worker) tries(cost int64) bool {
+	workers := int64(max(len(w.account.Table().Entries), 1))
+	return (w.onTry+1)*cost*workers <= w.account.Floor() && !w.idle.Mistaken()
+}
+
 // try puts a connection on trial, if there is room for that.
 func (w *Worker) try(c *Connection, cost int64) bool {
-	workers := int64(max(len(w.account.Table().Entries), 1))
-	if (w.onTry+1)*cost*workers > w.account.Floor() {
+	if !w.tries(cost) {
 		return false
 	}
 	c.onTrial = true
 	w.onTry++
+	w.triedFor = cost
 	w.tried = append(w.tried, c)
 	return true
 }
@@ -57,14 +67,20 @@ func (w *Worker) refuses(now Time, c *Connection, n int64) bool {
 				return true
 			}
 			c.doomed = true
+			w.endTrial(c) // it is counted once
 		}
 	}
 	return c.onTrial && w.fails(now, c, n)
 }
 
-// fails notes n bytes of a connection that is on trial, and says whether they are too many.
+// fails notes n bytes of a connection that is on trial, and says whether they are too many. They are
+// not where its request may be exempt, or where it is answered already: then it is none of ours.
 func (w *Worker) fails(now Time, c *Connection, n int64) bool {
-	if c.since+n <= modest || w.account.Ask(now, n, budget.Full) != budget.Denied {
+	if c.passed[budget.Response] > 0 || w.idle.Mistaken() {
+		w.endTrial(c)
+		return false
+	}
+	if c.from == 0 || c.since+n <= c.from || w.account.Ask(now, n, budget.Full) != budget.Denied {
 		return false
 	}
 	w.endTrial(c)
@@ -72,20 +88,19 @@ func (w *Worker) fails(now Time, c *Connection, n int64) bool {
 	return !c.observed
 }
 
-// closeTried picks the connections to close whose trial takes too long. Where there is room again,
-// all have passed.
+// closeTried picks the connections to close that have brought nothing for long. Where there is room
+// again, all have passed.
 func (w *Worker) closeTried(now Time, least Time, a *Actions) {
-	t := w.account.Table()
-	fits := t.Level < budget.Hard || t.Futile || w.account.Stale(now)
+	fits := w.fits(now, w.triedFor) || w.idle.Mistaken()
 	kept := w.tried[:0]
 	for _, c := range w.tried {
 		switch {
 		case fits:
 			w.endTrial(c)
-		case c.onTrial && now-c.came >= max(trialFor, least) && len(a.Idle) < maxIdle:
+		case c.onTrial && c.last == 0 && now-c.came >= max(trialFor, least) && len(a.Idle) < maxIdle && w.claimCut(c):
 			w.endTrial(c)
 			w.counts[CountRefused]++
-			if !c.observed && w.claimCut(c) {
+			if !c.observed {
 				a.Idle = append(a.Idle, c)
 			}
 		}
