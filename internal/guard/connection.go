@@ -186,9 +186,10 @@ func (w *Worker) admitConnection(now Time, source *key) bool {
 // fits says whether one more connection has room.
 func (w *Worker) fits(now Time, cost int64) bool {
 	// There is none only above hard, and only where it does not fit under the limit, and only where
-	// all connections together cost more than the floor: refused above hard by itself, a fifth of the
-	// bystanders that reconnect were lost, and in the same floor with small requests, a crowd of those
-	// kept others from connecting. Without a recent reading the level is that of another time.
+	// all connections together cost more than the floor: refused above hard by itself, a fifth of
+	// the bystanders that reconnect were lost, and in the same floor with small requests, a crowd
+	// of those kept others from connecting. Without a recent reading the level is that of another
+	// time.
 	t := w.account.Table()
 	open := w.account.Own().Connections.Open + w.account.Others().Connections.Open
 	return t.Level < budget.Hard || t.Futile || w.account.Stale(now) || !w.measuresSoft(now) ||

@@ -27,14 +27,16 @@
 //	               is paused (pauseCap, cost); large ones while shedding is futile
 //	queue.go       it waits, is resumed, or is rejected: whether it gets an answer with Retry-After
 //	               (the rule is in retryafter), and which connections a tick may close (claimCut)
-//	response.go    what its response will come to (prediction), probes, growth of both directions
+//	response.go    what its response will come to: at the request (predict), and at its headers
+//	               (forecastResponse); probes, and when growth ends a stream (grow)
 //	stream.go      its states, what each transition books (rejectUnread), and shadows (mode observe)
 //	trial.go       what a connection has to show before its first request has begun
-//	connection.go  connections: which are admitted, and closed as idle; and who
-//	               is evicted (evict), for what ended responses left unread is evicted with them
+//	connection.go  connections: which are admitted, and closed as idle; and who is evicted (evict),
+//	               for what ended responses left unread is evicted with them
 //	keys.go        whose it is: shares of keys, what each is known to bring, how many connections
 //	worker.go      Worker, what a tick does in which order, when the next is due (pace), metrics
-//	readings.go    readings: when one is asked for, what is in it, when we are blind
+//	readings.go    readings: what is in one, when we are blind; who asks is in budget (poller), and
+//	               how often in polling
 //	raw.go         raw TCP: what a connection holds that no HTTP filter sees, and which are refused
 //	trace.go       samples at high-water marks
 //

@@ -381,6 +381,9 @@ func (w *Worker) end(c *Connection) {
 }
 
 // claimCut says whether the connection may be closed in this tick, and if so notes that it will be.
+// Those of rejected requests are (Actions.Close), evicted and raw ones (Cut), and idle ones with
+// those that were on trial for too long (Idle). What OpenConnection and Data refuse does not come
+// here: nothing has begun on such a connection, and the face closes it at once.
 func (w *Worker) claimCut(c *Connection) bool {
 	if c.IsClosed || c.endedIn == w.ticks || c.cut == w.ticks {
 		return false

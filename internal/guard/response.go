@@ -164,6 +164,8 @@ func (g *Guard) pass(now Time, s *Stream, d budget.Direction, n int64, promised 
 	return v
 }
 
+// grow books bytes that pass. A stream ends for them where they are more than what was reserved for
+// it, there is no room for more, and memory itself says so: see outgrows.
 func (g *Guard) grow(now Time, s *Stream, d budget.Direction, n int64, promised bool) (v Verdict) {
 	w, a := g.worker, g.worker.account
 	beyond := a.Pass(now, &s.Stream, d, n)
@@ -216,12 +218,12 @@ func (w *Worker) measuresSoft(now Time) bool {
 	return w.account.Stale(now) || w.account.Table().Reading >= w.account.Share(w.limits.Soft)
 }
 
-// outgrows says that the reading has reached soft, or hard with what has passed since and stays.
+// outgrows says that the reading has reached soft, or does so with what has passed since and stays.
 // Before that no stream that is under way is ended for an estimate: of 2,000 small gRPC streams 600
 // were, at a third of the limit. The reading alone is too late for 16 MiB windows that fill between
 // two of them: 1.02 of the limit in place of 0.76.
 func (w *Worker) outgrows(now Time) bool {
-	return w.measuresSoft(now) || w.account.Measured() >= w.account.Share(w.limits.Hard)
+	return w.measuresSoft(now) || w.account.Measured() >= w.account.Share(w.limits.Soft)
 }
 
 // firstPiece notes that the first piece of a response has passed that was held at its headers. It

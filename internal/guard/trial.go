@@ -11,7 +11,8 @@ import (
 // lost among clients that upload 60 KiB each; let in, each of those was judged when its bytes were
 // there. So a connection is on trial until its first request has begun:
 //
-//	it brings more than modest   closed, and what came is thrown away
+//	it brings more than modest   closed if that has no room, and what came is thrown away; more
+//	                             than c.from, where a request so large may be exempt
 //	it brings nothing for long   closed
 //	its request begins           over: that is judged as any
 //	it is answered before that   over: its requests are none of ours, or it is raw
@@ -73,8 +74,8 @@ func (w *Worker) refuses(now Time, c *Connection, n int64) bool {
 	return c.onTrial && w.fails(now, c, n)
 }
 
-// fails notes n bytes of a connection that is on trial, and says whether they are too many. They are
-// not where its request may be exempt, or where it is answered already: then it is none of ours.
+// fails notes n bytes of a connection that is on trial, and says whether they are too many. They
+// are not where its request may be exempt, or where it is answered already: that is none of ours.
 func (w *Worker) fails(now Time, c *Connection, n int64) bool {
 	if c.passed[budget.Response] > 0 || w.idle.Mistaken() {
 		w.endTrial(c)
