@@ -12,11 +12,9 @@ import (
 	"github.com/highwater-envoy/highwater/internal/load"
 )
 
-// Clients that mean harm, of all kinds at once: the memory stays under the limit, 97 % of the
-// others notice nothing, and nothing is left of them. In one run of four up to 5 of 400 are
-// refused when they connect: headers that never end are taken for raw TCP, and until the next
-// request the listener's address for one of raw connections. The floods hostile-* of bench/floods
-// are the same, longer and with more of them.
+// Clients that mean harm, of all kinds at once: the memory stays under the limit, nobody else
+// notices, and nothing is left of them. The floods hostile-* of bench/floods are the same, longer
+// and with more of them.
 func TestHostileClients(t *testing.T) {
 	const limit, shortly = 200 * mib, 8 * time.Second
 	s := start(t, setup{workers: 2})
@@ -46,7 +44,7 @@ func TestHostileClients(t *testing.T) {
 	require.Positive(t, samples)
 	require.LessOrEqual(t, peak.Allocated, int64(limit))
 	require.Positive(t, small.Snapshot().Served)
-	require.InDelta(t, 1, small.Snapshot().Answered(), 0.03, "%+v", small.Snapshot())
+	require.InDelta(t, 1, small.Snapshot().Answered(), 0, "%+v", small.Snapshot())
 
 	s.drained()
 	require.Empty(t, envoytest.Faults(s.Logs()))

@@ -161,16 +161,6 @@ func (g *Guard) OpenConnection(now Time, c *Connection, p Peer) (admitted bool) 
 	return true
 }
 
-// letIn says whether a new connection is let in, be it on trial.
-func (g *Guard) letIn(now Time, c *Connection, p Peer, source *key, cost int64) bool {
-	w := g.worker
-	if !w.admitConnection(now, source) {
-		return false
-	}
-	fits := w.fits(now, cost)
-	return (fits || w.tries(cost)) && g.admitRaw(now, c, p) && (fits || c.price == 0 && w.try(c, cost))
-}
-
 // admitConnection asks for a connection by number. The last eighth of all is for sources that have
 // less than their part, so that one that takes what it gets does not lock the others out.
 func (w *Worker) admitConnection(now Time, source *key) bool {

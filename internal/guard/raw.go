@@ -129,8 +129,13 @@ func (g *Guard) carryUnsettled(now Time, c *Connection, d budget.Direction, n in
 	if c.carries != nil {
 		c.carries.grow(now, d, n)
 	}
-	// While Envoy parses its first read it does not tell the protocol yet.
-	if c.passed[0]+c.passed[1] > rawAfter && (d == budget.Response || c.reads == 2) {
+	// While Envoy parses its first read it does not tell the protocol yet, and may answer headers
+	// that are too large. So until the second, what was sent counts no more than what was answered.
+	passed := c.passed
+	if c.reads < 2 {
+		passed[budget.Request] = min(passed[budget.Request], passed[budget.Response])
+	}
+	if passed[0]+passed[1] > rawAfter && (d == budget.Response || c.reads == 2) {
 		return g.find(now, c, p)
 	}
 	return false

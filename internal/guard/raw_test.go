@@ -100,6 +100,14 @@ func TestHTTPIsNotRaw(t *testing.T) {
 		require.True(t, c.SpeaksHTTP())
 		require.Equal(t, 1, c.calls)
 	})
+	t.Run("headers that are too large", func(t *testing.T) {
+		c := p.dial(postgres)
+		p.send(c, 64*kib)
+		p.receive(c, kib) // within its first read
+		require.Zero(t, c.calls)
+		p.hangUp(c)
+		require.Zero(t, a.Own().Streams, "nor has its address a price")
+	})
 	t.Run("what Envoy answers itself", func(t *testing.T) {
 		c := p.dial(postgres)
 		p.send(c, 100)

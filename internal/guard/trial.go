@@ -30,6 +30,26 @@ const (
 	trialFor = 2 * time.Second // TestAConnectionWithoutRoomIsOnTrial
 )
 
+// letIn says whether a new connection is let in, be it on trial.
+func (g *Guard) letIn(now Time, c *Connection, p Peer, source *key, cost int64) bool {
+	w := g.worker
+	if !w.admitConnection(now, source) {
+		return false
+	}
+	fits := w.fits(now, cost)
+	if !fits && !w.tries(cost) || !g.admitRaw(now, c, p) {
+		return false
+	}
+	if fits {
+		return true
+	}
+	if c.price > 0 {
+		return false // raw ones are never on trial: it would say nothing
+	}
+	w.try(c, cost)
+	return true
+}
+
 // tries says whether there is room for one more on trial. Where another filter holds requests back,
 // it can't be told when one begins.
 func (w *Worker) tries(cost int64) bool {
@@ -37,16 +57,12 @@ func (w *Worker) tries(cost int64) bool {
 	return (w.onTry+1)*cost*workers <= w.account.Floor() && !w.idle.Mistaken()
 }
 
-// try puts a connection on trial, if there is room for that.
-func (w *Worker) try(c *Connection, cost int64) bool {
-	if !w.tries(cost) {
-		return false
-	}
+// try puts a connection on trial. Ask tries first.
+func (w *Worker) try(c *Connection, cost int64) {
 	c.onTrial = true
 	w.onTry++
 	w.triedFor = cost
 	w.tried = append(w.tried, c)
-	return true
 }
 
 // endTrial is when its request begins, or when it closes.
