@@ -1,7 +1,6 @@
 package extproc
 
 import (
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -9,20 +8,16 @@ import (
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc/codes"
 
+	"github.com/highwater-envoy/highwater/internal/docs/reference"
 	"github.com/highwater-envoy/highwater/internal/guard"
 )
 
 // The reference has each metric of the server with its kind and its labels, and no other.
 func TestMetricsReference(t *testing.T) {
-	text, err := os.ReadFile("../docs/reference/metrics.md")
-	require.NoError(t, err)
-	_, section, found := strings.Cut(string(text), "\n## Of the server, on its `/metrics` alone\n")
-	require.True(t, found)
 	told := map[string]string{}
-	for row := range strings.Lines(section) {
-		cells := strings.Split(strings.Trim(row, "| \n"), " | ")
-		if name, isMetric := strings.CutPrefix(cells[0], "`"); isMetric && len(cells) == 3 {
-			name, labels, _ := strings.Cut(strings.Trim(name, "`}"), "{")
+	for _, cells := range reference.Rows(reference.Section(t, "../docs/reference/metrics.md", "Of the server, on its `/metrics` alone")) {
+		if len(cells) == 3 {
+			name, labels, _ := strings.Cut(strings.Trim(cells[0], "}"), "{")
 			told[withLabels(name, strings.FieldsFunc(labels, func(r rune) bool { return r == ',' }))] = cells[1]
 		}
 	}

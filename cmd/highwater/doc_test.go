@@ -4,13 +4,14 @@ import (
 	"bytes"
 	"encoding/json"
 	"io"
-	"os"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/highwater-envoy/highwater/internal/docs/reference"
 )
 
 // The reference has each key of the configuration, with its default, and no other.
@@ -24,20 +25,10 @@ func TestConfigurationReference(t *testing.T) {
 	observed := map[string]string{"memory.url": ""}
 	flatten(t, "", config.observer, observed)
 
-	text, err := os.ReadFile("../../docs/reference/configuration.md")
-	require.NoError(t, err)
-	_, tables, found := strings.Cut(string(text), "\n## All keys\n")
-	require.True(t, found)
-	tables, _, _ = strings.Cut(tables, "\n## ")
 	told := map[string]string{}
-	for row := range strings.Lines(tables) {
-		cells := strings.Split(strings.TrimSpace(row), " | ")
-		key, isKey := strings.CutPrefix(cells[0], "| `")
-		if !isKey {
-			continue
-		}
-		require.Len(t, cells, 5, "%s", row)
-		key = strings.Trim(key, "`")
+	for _, cells := range reference.Rows(reference.Section(t, "../../docs/reference/configuration.md", "All keys")) {
+		require.Len(t, cells, 5, "%s", cells)
+		key := cells[0]
 		require.NotContains(t, told, key, "the reference has it twice")
 		require.Contains(t, []string{"shared", "own", "server"}, cells[2], "%s: its scope", key)
 		_, ofServer := observed[key]
@@ -69,17 +60,13 @@ func flatten(t *testing.T, prefix string, v any, into map[string]string) {
 
 // The reference has each flag of serve and pprof, and no other.
 func TestCommandLineReference(t *testing.T) {
-	text, err := os.ReadFile("../../docs/reference/command-line.md")
-	require.NoError(t, err)
 	for name, usage := range map[string]func(w io.Writer) int{
 		"serve": func(w io.Writer) int { return serve([]string{"-h"}, w) },
 		"pprof": func(w io.Writer) int { return pprof([]string{"-h"}, io.Discard, w) },
 	} {
 		var printed bytes.Buffer
 		require.Zero(t, usage(&printed), name)
-		_, section, found := strings.Cut(string(text), "\n## highwater "+name+"\n")
-		require.True(t, found, name)
-		section, _, _ = strings.Cut(section, "\n## ")
+		section := reference.Section(t, "../../docs/reference/command-line.md", "highwater "+name)
 		told := ""
 		for row := range strings.Lines(section) {
 			if strings.HasPrefix(row, "| `-") {
@@ -100,11 +87,7 @@ func flagsIn(text, pattern string) (names []string) {
 
 // The reference has each flag of check, and no other.
 func TestCheckReference(t *testing.T) {
-	text, err := os.ReadFile("../../docs/reference/command-line.md")
-	require.NoError(t, err)
-	_, section, found := strings.Cut(string(text), "\n## highwater check\n")
-	require.True(t, found)
-	section, _, _ = strings.Cut(section, "\n## ")
+	section := reference.Section(t, "../../docs/reference/command-line.md", "highwater check")
 	var printed bytes.Buffer
 	require.Zero(t, check([]string{"-h"}, nil, io.Discard, &printed))
 	require.Equal(t, flagsIn(printed.String(), `\[(-[a-z_-]+)`), flagsIn(section, "`(-[a-z_-]+)`"))

@@ -2,30 +2,23 @@ package guard
 
 import (
 	"fmt"
-	"os"
 	"reflect"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/highwater-envoy/highwater/internal/docs/reference"
 )
 
 // The reference has each metric of the policy with its kind, and no other.
 func TestMetricsReference(t *testing.T) {
-	text, err := os.ReadFile("../../docs/reference/metrics.md")
-	require.NoError(t, err)
-	_, rest, found := strings.Cut(string(text), "\n## Of the policy, in both faces\n")
-	require.True(t, found)
-	section, _, _ := strings.Cut(rest, "\n## ")
 	told := map[string]string{}
-	for row := range strings.Lines(section) {
-		cells := strings.Split(strings.Trim(row, "| \n"), " | ")
-		if name, isMetric := strings.CutPrefix(cells[0], "`"); isMetric {
-			require.Len(t, cells, 3, "%s", row)
-			require.NotEmpty(t, strings.TrimSpace(cells[2]), "%s: what it means", name)
-			told[strings.TrimSuffix(name, "`")] = cells[1]
-		}
+	for _, cells := range reference.Rows(reference.Section(t, "../../docs/reference/metrics.md", "Of the policy, in both faces")) {
+		require.Len(t, cells, 3, "%s", cells)
+		require.NotEmpty(t, strings.TrimSpace(cells[2]), "%s: what it means", cells[0])
+		told[cells[0]] = cells[1]
 	}
 	counters, gauges := Counters(), Gauges()
 	all := map[string]string{}
@@ -37,16 +30,10 @@ func TestMetricsReference(t *testing.T) {
 
 // The reference says of those keys that they are shared which all plugins of a process share.
 func TestScopesInReference(t *testing.T) {
-	text, err := os.ReadFile("../../docs/reference/configuration.md")
-	require.NoError(t, err)
-	_, tables, found := strings.Cut(string(text), "\n## All keys\n")
-	require.True(t, found)
-	tables, _, _ = strings.Cut(tables, "\n## ")
 	told := []string{"memory.url"} // of the server alone, which is one
-	for row := range strings.Lines(tables) {
-		cells := strings.Split(row, " | ")
-		if key, isKey := strings.CutPrefix(cells[0], "| `"); isKey && cells[2] == "shared" {
-			told = append(told, strings.TrimSuffix(key, "`"))
+	for _, cells := range reference.Rows(reference.Section(t, "../../docs/reference/configuration.md", "All keys")) {
+		if cells[2] == "shared" {
+			told = append(told, cells[0])
 		}
 	}
 	slices.Sort(told)

@@ -1,7 +1,6 @@
 package observer
 
 import (
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -9,23 +8,17 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/highwater-envoy/highwater/internal/cgroup"
+	"github.com/highwater-envoy/highwater/internal/docs/reference"
 	"github.com/highwater-envoy/highwater/internal/guard"
 )
 
 // The reference has each figure of the observer with its kind and the values of its label, and no
 // other.
 func TestMetricsReference(t *testing.T) {
-	text, err := os.ReadFile("../../docs/reference/metrics.md")
-	require.NoError(t, err)
-	_, section, found := strings.Cut(string(text), "\n## Of the companion, on its `/metrics` alone\n")
-	require.True(t, found)
-	section, _, _ = strings.Cut(section, "\n## ")
 	told, meaning := map[string]string{}, map[string]string{}
-	for row := range strings.Lines(section) {
-		cells := strings.Split(strings.Trim(row, "| \n"), " | ")
-		if name, isMetric := strings.CutPrefix(cells[0], "`"); isMetric && len(cells) == 3 {
-			name = strings.TrimSuffix(name, "`")
-			told[name], meaning[name] = cells[1], cells[2]
+	for _, cells := range reference.Rows(reference.Section(t, "../../docs/reference/metrics.md", "Of the companion, on its `/metrics` alone")) {
+		if len(cells) == 3 {
+			told[cells[0]], meaning[cells[0]] = cells[1], cells[2]
 		}
 	}
 	all := map[string]string{}
