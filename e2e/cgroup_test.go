@@ -15,6 +15,8 @@ import (
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/envoytest"
 	"github.com/highwater-envoy/highwater/internal/guard"
+	"github.com/highwater-envoy/highwater/internal/memory"
+	"github.com/highwater-envoy/highwater/internal/metric"
 	"github.com/highwater-envoy/highwater/internal/observer"
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
@@ -93,13 +95,13 @@ func serveLimit(t *testing.T, w *observer.Observer) *atomic.Int64 {
 			}
 			lock.Lock()
 			if worker.Tick(time.Since(begin)).Ask {
-				w.Ask(func(r guard.Reading, err error) {
+				w.Ask(func(r memory.Reading, err error) {
 					lock.Lock()
 					defer lock.Unlock()
 					worker.Observe(time.Since(begin), r, err)
 				})
 			}
-			limit.Store(worker.Gauges(time.Since(begin))[guard.GaugeLimit])
+			limit.Store(worker.Gauges(time.Since(begin))[metric.GaugeLimit])
 			lock.Unlock()
 		}
 	})

@@ -56,17 +56,17 @@ type scene struct {
 	*envoytest.Envoy
 	t        *testing.T
 	upstream *load.Upstream
-	memory   *memory
+	memory   *memoryPage
 	addr     string
 }
 
-// memory stands for Envoy's own /memory where a test wants another reading, or none.
-type memory struct {
+// memoryPage stands for Envoy's own /memory where a test wants another reading, or none.
+type memoryPage struct {
 	inUse  atomic.Int64 // bytes; 0 = as mode says
 	answer atomic.Value // func(http.ResponseWriter)
 }
 
-func (m *memory) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (m *memoryPage) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if answer, ok := m.answer.Load().(func(http.ResponseWriter, *http.Request)); ok && answer != nil {
 		answer(w, r)
 		return
@@ -92,7 +92,7 @@ func start(t *testing.T, s setup) *scene {
 	upstream, err := load.NewUpstream()
 	require.NoError(t, err)
 	t.Cleanup(func() { upstream.Close() })
-	sc := &scene{t: t, upstream: upstream, memory: &memory{}}
+	sc := &scene{t: t, upstream: upstream, memory: &memoryPage{}}
 	if s.upstream == "" {
 		s.upstream = upstream.Addr()
 	}

@@ -160,7 +160,7 @@ func (s *scene) waiting(n float64) {
 	require.NoError(s.t, err)
 }
 
-func (m *memory) set(answer func(http.ResponseWriter, *http.Request)) { m.answer.Store(answer) }
+func (m *memoryPage) set(answer func(http.ResponseWriter, *http.Request)) { m.answer.Store(answer) }
 
 func TestHangUpInEveryPhase(t *testing.T) {
 	forFaces(t, func(t *testing.T, b base) {

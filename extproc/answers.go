@@ -11,7 +11,7 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
-	"github.com/highwater-envoy/highwater/internal/guard"
+	"github.com/highwater-envoy/highwater/internal/verdict"
 )
 
 // The answers that let a message pass. They are always the same.
@@ -97,7 +97,7 @@ func index(b bool) int {
 const verdictNamespace = "highwater"
 
 // passWaited is passHeaders of one who has waited, and tells that.
-func (s *stream) passWaited(v guard.Verdict) answer {
+func (s *stream) passWaited(v verdict.Verdict) answer {
 	var mode *filterv3.ProcessingMode
 	if s.halves[budget.Request].asked {
 		mode = modeOf(true, s.halves[budget.Response].streamed())
@@ -117,14 +117,14 @@ func (s *stream) passBody(d budget.Direction, b *extprocv3.HttpBody) answer {
 }
 
 // immediate is the answer in place of the upstream.
-func (s *stream) immediate(v guard.Verdict) answer {
+func (s *stream) immediate(v verdict.Verdict) answer {
 	r := &s.guard.Config().Reject
 	headers, body := v.Answer(r, s.gRPC)
 	m := &extprocv3.ImmediateResponse{
 		Status: &typev3.HttpStatus{Code: typev3.StatusCode(r.Status)}, Headers: &extprocv3.HeaderMutation{}, Body: []byte(body), Details: details(v),
 	}
 	if s.gRPC {
-		m.GrpcStatus = &extprocv3.GrpcStatus{Status: guard.GRPCResourceExhausted}
+		m.GrpcStatus = &extprocv3.GrpcStatus{Status: verdict.GRPCResourceExhausted}
 	}
 	for _, h := range headers {
 		m.Headers.SetHeaders = append(m.Headers.SetHeaders, header(h[0], h[1]))
@@ -134,7 +134,7 @@ func (s *stream) immediate(v guard.Verdict) answer {
 
 // details are what %RESPONSE_CODE_DETAILS% shows, in Envoy's manner:
 // highwater{rejected,timeout,waited=2000ms}.
-func details(v guard.Verdict) string {
+func details(v verdict.Verdict) string {
 	return "highwater{" + strings.ReplaceAll(v.String(), " ", ",") + "}"
 }
 

@@ -20,6 +20,8 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/highwater-envoy/highwater/internal/guard"
+	"github.com/highwater-envoy/highwater/internal/memory"
+	"github.com/highwater-envoy/highwater/internal/metric"
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
 
@@ -33,15 +35,15 @@ type gauge struct {
 	inUse int64 // 0 = there is none
 }
 
-func (g *gauge) Ask(answer func(guard.Reading, error)) {
+func (g *gauge) Ask(answer func(memory.Reading, error)) {
 	g.mu.Lock()
 	n := g.inUse
 	g.mu.Unlock()
 	if n == 0 {
-		go answer(guard.Reading{}, fmt.Errorf("no reading"))
+		go answer(memory.Reading{}, fmt.Errorf("no reading"))
 		return
 	}
-	go answer(guard.Reading{InUse: n, Allocated: n}, nil)
+	go answer(memory.Reading{InUse: n, Allocated: n}, nil)
 }
 
 func (g *gauge) set(n int64) { g.mu.Lock(); g.inUse = n; g.mu.Unlock() }
@@ -193,7 +195,7 @@ func (s *Server) gauge(name string) (n int64) {
 		own := s.mu.worker.Account().Own()
 		n = map[string]int64{
 			"streams": own.Streams, "waiting": own.Queue.Waiting, "fresh_bytes": own.Fresh, "coming_bytes": own.Coming, "exposure_bytes": own.Exposure,
-			"in_use_bytes": s.mu.worker.Gauges(now)[guard.GaugeInUse],
+			"in_use_bytes": s.mu.worker.Gauges(now)[metric.GaugeInUse],
 		}[name]
 	})
 	return n

@@ -9,7 +9,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"github.com/highwater-envoy/highwater/internal/docs/reference"
-	"github.com/highwater-envoy/highwater/internal/guard"
+	"github.com/highwater-envoy/highwater/internal/metric"
 )
 
 // The reference has each metric of the server with its kind and its labels, and no other.
@@ -21,9 +21,9 @@ func TestMetricsReference(t *testing.T) {
 			told[withLabels(name, strings.FieldsFunc(labels, func(r rune) bool { return r == ',' }))] = cells[1]
 		}
 	}
-	counters, gauges := guard.Counters(), guard.Gauges()
+	counters, gauges := metric.Counters(), metric.Gauges()
 	ofPolicy := map[string]bool{}
-	for _, m := range append(append(counters[:], gauges[:]...), guard.WaitHistogram()) {
+	for _, m := range append(append(counters[:], gauges[:]...), metric.WaitHistogram()) {
 		name, _, _ := strings.Cut(m.Name, ".")
 		ofPolicy[name] = true
 	}

@@ -5,6 +5,7 @@ import (
 
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/guard"
+	"github.com/highwater-envoy/highwater/internal/httptext"
 	"github.com/highwater-envoy/highwater/internal/reservoir"
 )
 
@@ -71,13 +72,13 @@ func (s *stream) VirtualHost() string {
 
 // Source implements guard.Host.
 func (s *stream) Source() string {
-	return guard.WithoutPort(s.wants(s.source, hasSource, "source.address"))
+	return httptext.WithoutPort(s.wants(s.source, hasSource, "source.address"))
 }
 
 // Describe implements guard.Host: with what was told, and nobody is asked for more.
 func (s *stream) Describe(header string) reservoir.Labels {
 	l := reservoir.Labels{
-		VirtualHost: s.virtualHost, Route: s.route, Cluster: s.cluster, Source: guard.WithoutPort(s.source), Protocol: s.protocol, Method: s.method,
+		VirtualHost: s.virtualHost, Route: s.route, Cluster: s.cluster, Source: httptext.WithoutPort(s.source), Protocol: s.protocol, Method: s.method,
 	}
 	if header != "" {
 		l.Key = s.header

@@ -9,6 +9,8 @@ import (
 
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/guard"
+	"github.com/highwater-envoy/highwater/internal/httptext"
+	"github.com/highwater-envoy/highwater/internal/verdict"
 )
 
 // judge has the policy judge a message, and answers it, with mu held.
@@ -106,11 +108,11 @@ func (s *stream) requestHeaders(r *extprocv3.ProcessingRequest, h *extprocv3.Htt
 	s.warnOf(r)
 	v, woke := s.open(r, h, length)
 	switch {
-	case v.Action == guard.Wait:
+	case v.Action == verdict.Wait:
 		s.phase = phaseHeld
 		s.server.hurry(guard.FastTick)
 		return
-	case v.Action == guard.Pass:
+	case v.Action == verdict.Pass:
 		s.server.hurry(guard.FastTick)
 	case woke:
 		s.server.hurry(guard.Tick)
@@ -136,7 +138,7 @@ func (s *stream) warnOf(r *extprocv3.ProcessingRequest) {
 }
 
 // open has the policy judge the request. woke: ticks were rare until now.
-func (s *stream) open(r *extprocv3.ProcessingRequest, h *extprocv3.HttpHeaders, length int64) (v guard.Verdict, woke bool) {
+func (s *stream) open(r *extprocv3.ProcessingRequest, h *extprocv3.HttpHeaders, length int64) (v verdict.Verdict, woke bool) {
 	srv := s.server
 	srv.do(func(now guard.Time) {
 		if s.standing == standingClosed || srv.mu.draining {
@@ -167,7 +169,7 @@ func (s *stream) responseHeaders(h *extprocv3.HttpHeaders) {
 	length := budget.Unknown
 	for _, f := range h.GetHeaders().GetHeaders() {
 		if f.GetKey() == "content-length" {
-			length = guard.ContentLength(value(f))
+			length = httptext.ContentLength(value(f))
 		}
 	}
 	if h.GetEndOfStream() {
@@ -186,7 +188,7 @@ func (s *stream) responseHeaders(h *extprocv3.HttpHeaders) {
 	s.judged(s.expect(length), s.passHeaders(budget.Response))
 }
 
-func (s *stream) expect(length int64) (v guard.Verdict) {
+func (s *stream) expect(length int64) (v verdict.Verdict) {
 	s.server.do(func(now guard.Time) {
 		if s.standing == standingOpen {
 			v = s.guard.Expect(now, &s.Stream, length)
@@ -201,7 +203,7 @@ func (s *stream) body(d budget.Direction, b *extprocv3.HttpBody) {
 	}
 	half := &s.halves[d]
 	if d == budget.Response && !half.headers && !half.body {
-		if v := s.expect(budget.Unknown); v.Action != guard.Admit { // response_header_mode is SKIP
+		if v := s.expect(budget.Unknown); v.Action != verdict.Admit { // response_header_mode is SKIP
 			s.judged(v, nil)
 			return
 		}
@@ -210,7 +212,7 @@ func (s *stream) body(d budget.Direction, b *extprocv3.HttpBody) {
 	if half.asked {
 		s.server.coverage.BodyCame()
 	}
-	var v guard.Verdict
+	var v verdict.Verdict
 	s.server.do(func(now guard.Time) {
 		if s.standing != standingOpen {
 			return
@@ -247,8 +249,8 @@ func (s *stream) ask(d budget.Direction) {
 }
 
 // judged answers a message that was let pass with pass, or carries the verdict out.
-func (s *stream) judged(v guard.Verdict, pass answer) {
-	if v.Action != guard.Admit && v.Action != guard.Pass {
+func (s *stream) judged(v verdict.Verdict, pass answer) {
+	if v.Action != verdict.Admit && v.Action != verdict.Pass {
 		s.refuse(v)
 		return
 	}

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"github.com/highwater-envoy/highwater/internal/guard"
+	"github.com/highwater-envoy/highwater/internal/metric"
 	"github.com/highwater-envoy/highwater/internal/version"
 )
 
@@ -41,7 +42,7 @@ type counts struct {
 }
 
 func (c *counts) init() {
-	m := guard.WaitHistogram()
+	m := metric.WaitHistogram()
 	c.wait = prometheus.NewHistogram(prometheus.HistogramOpts{
 		Name: m.Name, Help: m.Help, Buckets: []float64{1, 5, 10, 25, 50, 100, 250, 500, 1000, 2000, 5000, 10000},
 	})
@@ -49,9 +50,9 @@ func (c *counts) init() {
 
 // Metric is a counter or a gauge with its value. In Envoy's stats a label is part of the name, as
 // in highwater_rejected_total.reason.timeout; here it is one.
-func Metric(m guard.Metric, v float64) prometheus.Metric {
+func Metric(m metric.Metric, v float64) prometheus.Metric {
 	kind := prometheus.GaugeValue
-	if m.Kind == guard.Counter {
+	if m.Kind == metric.Counter {
 		kind = prometheus.CounterValue
 	}
 	name, help := m.Name, m.Help
@@ -98,8 +99,8 @@ func (c collector) Describe(chan<- *prometheus.Desc) {}
 
 // Collect implements prometheus.Collector.
 func (c collector) Collect(out chan<- prometheus.Metric) {
-	var counts [guard.NumCounters]uint64
-	var gauges [guard.NumGauges]int64
+	var counts [metric.NumCounters]uint64
+	var gauges [metric.NumGauges]int64
 	var keys []guard.KeyUse
 	var mode guard.Mode
 	c.server.do(func(now guard.Time) {
@@ -107,10 +108,10 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 		counts, gauges, keys = *c.server.mu.worker.Counts(), c.server.mu.worker.Gauges(now), c.server.mu.worker.Keys()
 	})
 	out <- prometheus.MustNewConstMetric(infoDesc, prometheus.GaugeValue, 1, version.String(), face, string(mode))
-	for i, m := range guard.Counters() {
+	for i, m := range metric.Counters() {
 		out <- Metric(m, float64(counts[i]))
 	}
-	for i, m := range guard.Gauges() {
+	for i, m := range metric.Gauges() {
 		out <- Metric(m, float64(gauges[i]))
 	}
 	for i := range c.server.counts.bad {
@@ -195,17 +196,17 @@ func (s *Server) Status() Status {
 	if err := s.Ready(); err != nil {
 		st.Ready, st.NotReady = false, err.Error()
 	}
-	var counts [guard.NumCounters]uint64
-	var gauges [guard.NumGauges]int64
+	var counts [metric.NumCounters]uint64
+	var gauges [metric.NumGauges]int64
 	s.do(func(now guard.Time) {
 		w := s.mu.worker
 		st.Mode, counts, gauges, st.Keys = s.mu.guard.Config().Mode, *w.Counts(), w.Gauges(now), w.Keys()
 		st.Level = w.Account().Table().Level.String()
 	})
-	for i, m := range guard.Counters() {
+	for i, m := range metric.Counters() {
 		st.Counters[m.Name] = int64(counts[i])
 	}
-	for i, m := range guard.Gauges() {
+	for i, m := range metric.Gauges() {
 		st.Gauges[m.Name] = gauges[i]
 	}
 	for i := range s.counts.bad {

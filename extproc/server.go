@@ -26,12 +26,14 @@ import (
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/coverage"
 	"github.com/highwater-envoy/highwater/internal/guard"
+	"github.com/highwater-envoy/highwater/internal/memory"
+	"github.com/highwater-envoy/highwater/internal/verdict"
 )
 
 // Reader asks for what Envoy's memory is. Ask returns at once and calls answer once, with what is
 // asked for from then on, or why there is none.
 type Reader interface {
-	Ask(answer func(guard.Reading, error))
+	Ask(answer func(memory.Reading, error))
 }
 
 // Server answers the ext_proc filters of one Envoy. Make it with New.
@@ -99,7 +101,7 @@ func (s *Server) Reload(c guard.Config, reader Reader) (changed string) {
 	for _, st := range held {
 		s.orders.Go(func() {
 			defer s.survive("an order")
-			st.resume(guard.Verdict{})
+			st.resume(verdict.Verdict{})
 		})
 	}
 	return changed
@@ -178,7 +180,7 @@ func (s *Server) Run(ctx context.Context) {
 // order is what a tick decided on a stream.
 type order struct {
 	stream  *stream
-	verdict guard.Verdict // Admit: it goes on, after Waited
+	verdict verdict.Verdict // Admit: it goes on, after Waited
 }
 
 func (o order) carryOut() {
@@ -186,7 +188,7 @@ func (o order) carryOut() {
 	if o.verdict.Waited > 0 {
 		o.stream.server.counts.wait.Observe(float64(o.verdict.Waited.Milliseconds()))
 	}
-	if o.verdict.Action == guard.Admit {
+	if o.verdict.Action == verdict.Admit {
 		o.stream.resume(o.verdict)
 		return
 	}
@@ -213,7 +215,7 @@ func (s *Server) decide(orders []order) (_ []order, ask Reader, next time.Durati
 		a := s.mu.worker.Tick(now)
 		next = a.Next
 		for r, waited := a.Resume, a.Waited; r != nil; r, waited = s.mu.worker.Resume(now) {
-			orders = append(orders, order{streamOf(r), guard.Verdict{Waited: waited}})
+			orders = append(orders, order{streamOf(r), verdict.Verdict{Waited: waited}})
 			if s.now()-now > resumeFor {
 				break // the next tick goes on: nobody else is judged meanwhile
 			}
@@ -222,7 +224,7 @@ func (s *Server) decide(orders []order) (_ []order, ask Reader, next time.Durati
 			orders = append(orders, order{streamOf(d.Stream), d.Verdict})
 		}
 		for _, c := range a.Close { // there are no connections to close here, and so none of these
-			orders = append(orders, order{streamOf(c), guard.Verdict{Action: guard.Answer, Reason: guard.Closed}})
+			orders = append(orders, order{streamOf(c), verdict.Verdict{Action: verdict.Answer, Reason: verdict.Closed}})
 		}
 		if a.Event != "" {
 			s.log.Log(context.Background(), levels[a.Severity], a.Event)
@@ -252,7 +254,7 @@ func (s *Server) hurry(after time.Duration) {
 }
 
 // observe takes the answer to what a tick asked for.
-func (s *Server) observe(r guard.Reading, err error) {
+func (s *Server) observe(r memory.Reading, err error) {
 	defer s.survive("a reading")
 	s.do(func(now guard.Time) {
 		if err == nil {
@@ -293,7 +295,7 @@ func (s *Server) Drain() {
 	for _, st := range all {
 		s.orders.Go(func() {
 			defer s.survive("the end of a stream")
-			st.resume(guard.Verdict{})
+			st.resume(verdict.Verdict{})
 			st.leave()
 		})
 	}

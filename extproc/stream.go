@@ -13,6 +13,7 @@ import (
 
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/guard"
+	"github.com/highwater-envoy/highwater/internal/verdict"
 )
 
 // stream is one HTTP stream, and the gRPC stream on which Envoy tells of it. Its phase says what
@@ -188,7 +189,7 @@ func (s *stream) left() {
 }
 
 // refuse answers in place of the upstream, or, when a response has begun, has Envoy end it.
-func (s *stream) refuse(v guard.Verdict) {
+func (s *stream) refuse(v verdict.Verdict) {
 	if s.phase == phaseOver {
 		return
 	}
@@ -197,7 +198,7 @@ func (s *stream) refuse(v guard.Verdict) {
 }
 
 // resume lets a request go on that was held.
-func (s *stream) resume(v guard.Verdict) {
+func (s *stream) resume(v verdict.Verdict) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.phase != phaseHeld {
@@ -219,7 +220,7 @@ func (s *stream) resume(v guard.Verdict) {
 }
 
 // reject carries out what a tick decided: who has waited too long, or is evicted.
-func (s *stream) reject(v guard.Verdict) {
+func (s *stream) reject(v verdict.Verdict) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.refuse(v)

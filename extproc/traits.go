@@ -10,7 +10,7 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
-	"github.com/highwater-envoy/highwater/internal/guard"
+	"github.com/highwater-envoy/highwater/internal/httptext"
 )
 
 // traits are what the filter told of the request.
@@ -53,9 +53,9 @@ func (s *stream) readRequest(h *extprocv3.HttpHeaders) (length int64) {
 		case "upgrade":
 			s.upgrades = true
 		case "content-type":
-			s.gRPC = guard.IsGRPC(value(f))
+			s.gRPC = httptext.IsGRPC(value(f))
 		case "content-length":
-			length = guard.ContentLength(value(f))
+			length = httptext.ContentLength(value(f))
 		}
 	}
 	if h.GetEndOfStream() {

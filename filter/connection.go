@@ -9,6 +9,7 @@ import (
 
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/guard"
+	"github.com/highwater-envoy/highwater/internal/httptext"
 )
 
 // connection is one TCP connection, seen by the network filter in front of the HTTP connection
@@ -131,7 +132,7 @@ func (c *connection) OnStreamDone() {
 func (c *connection) Uploads() bool {
 	first, err := proxywasm.GetDownstreamData(0, len("PATCH "))
 	method, _, ok := strings.Cut(string(first), " ")
-	return err == nil && ok && guard.IsUpload(method)
+	return err == nil && ok && httptext.IsUpload(method)
 }
 
 // Source implements guard.Peer, in a tick too.
@@ -140,7 +141,7 @@ func (c *connection) Source() (address string) {
 		address, _ = propertyOf(sourceAddress)
 		leave()
 	}
-	return guard.WithoutPort(address)
+	return httptext.WithoutPort(address)
 }
 
 // Place implements guard.Peer.

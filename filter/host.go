@@ -13,7 +13,7 @@ import (
 	"github.com/proxy-wasm/proxy-wasm-go-sdk/proxywasm/types"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
-	"github.com/highwater-envoy/highwater/internal/guard"
+	"github.com/highwater-envoy/highwater/internal/metric"
 )
 
 // survive ends a fault of ours where it began: it is logged and counted, and the traffic goes on.
@@ -105,11 +105,11 @@ func (table) NextID() (uint32, error) {
 // stats are Envoy's metrics. Each virtual machine adds to the same counters; gauges are set by the
 // one that polls.
 type stats struct {
-	counters  [guard.NumCounters]proxywasm.MetricCounter
-	gauges    [guard.NumGauges]proxywasm.MetricGauge
+	counters  [metric.NumCounters]proxywasm.MetricCounter
+	gauges    [metric.NumGauges]proxywasm.MetricGauge
 	wait      proxywasm.MetricHistogram
-	published [guard.NumCounters]uint64
-	shown     [guard.NumGauges]int64
+	published [metric.NumCounters]uint64
+	shown     [metric.NumGauges]int64
 	known     bool // shown is what Envoy has
 }
 
@@ -120,17 +120,17 @@ func (s *stats) define() (err error) {
 			err = fmt.Errorf("define metrics: %v", fault)
 		}
 	}()
-	for i, m := range guard.Counters() {
+	for i, m := range metric.Counters() {
 		s.counters[i] = proxywasm.DefineCounterMetric(m.Name)
 	}
-	for i, m := range guard.Gauges() {
+	for i, m := range metric.Gauges() {
 		s.gauges[i] = proxywasm.DefineGaugeMetric(m.Name)
 	}
-	s.wait = proxywasm.DefineHistogramMetric(guard.WaitHistogram().Name)
+	s.wait = proxywasm.DefineHistogramMetric(metric.WaitHistogram().Name)
 	return nil
 }
 
-func (s *stats) count(counts *[guard.NumCounters]uint64) {
+func (s *stats) count(counts *[metric.NumCounters]uint64) {
 	for i, n := range counts {
 		if d := n - s.published[i]; d > 0 {
 			s.counters[i].Increment(d)
@@ -141,12 +141,12 @@ func (s *stats) count(counts *[guard.NumCounters]uint64) {
 
 // counted are the counters of all virtual machines together, as of their last ticks.
 func (s *stats) counted(add func(name string, value int64)) {
-	for i, m := range guard.Counters() {
+	for i, m := range metric.Counters() {
 		add(m.Name, int64(s.counters[i].Value()))
 	}
 }
 
-func (s *stats) gauge(gauges [guard.NumGauges]int64) {
+func (s *stats) gauge(gauges [metric.NumGauges]int64) {
 	for i, v := range gauges {
 		if !s.known || s.shown[i] != v {
 			// Record sets a gauge; the SDK only offers it for histograms, but the host takes any

@@ -11,6 +11,8 @@ import (
 
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/guard"
+	"github.com/highwater-envoy/highwater/internal/memory"
+	"github.com/highwater-envoy/highwater/internal/verdict"
 )
 
 // vm is what all plugins of one worker share: Envoy runs them in one virtual machine.
@@ -191,7 +193,7 @@ func (p *plugin) carryOut(a *guard.Actions) {
 		s := streamOf(a.Resume)
 		machine.stats.wait.Record(uint64(a.Waited.Milliseconds()))
 		if p.on(s.id) {
-			s.mark(guard.Verdict{Waited: a.Waited})
+			s.mark(verdict.Verdict{Waited: a.Waited})
 			if err := proxywasm.ResumeHttpRequest(); err != nil {
 				machine.hostError()
 			}
@@ -204,7 +206,7 @@ func (p *plugin) carryOut(a *guard.Actions) {
 		s := streamOf(d.Stream)
 		if p.on(s.id) {
 			s.mark(d.Verdict)
-			if d.Verdict.Action != guard.Close {
+			if d.Verdict.Action != verdict.Close {
 				s.answer(d.Verdict) // Envoy resets one whose response has begun
 			}
 		}
@@ -223,7 +225,7 @@ func (p *plugin) closeConnections(a *guard.Actions) {
 		}
 		machine.hostError()
 		if p.on(s.id) { // it must not hang for ever
-			s.answer(guard.Verdict{Action: guard.Answer, Reason: guard.Closed})
+			s.answer(verdict.Verdict{Action: verdict.Answer, Reason: verdict.Closed})
 		}
 	}
 	for _, list := range [...][]*guard.Connection{a.Cut, a.Idle} {
@@ -305,13 +307,13 @@ func (p *plugin) ask() {
 		p.observe(r, err)
 	})
 	if err != nil {
-		p.observe(guard.Reading{}, &guard.Failure{
-			Cause: guard.CauseNoCluster, Err: fmt.Errorf("the call is refused, most likely because there is no such cluster (%w)", err),
+		p.observe(memory.Reading{}, &memory.Failure{
+			Cause: memory.CauseNoCluster, Err: fmt.Errorf("the call is refused, most likely because there is no such cluster (%w)", err),
 		})
 	}
 }
 
-func (p *plugin) observe(r guard.Reading, err error) {
+func (p *plugin) observe(r memory.Reading, err error) {
 	machine.now = now()
 	if event := machine.worker.Observe(machine.now, r, err); event != "" {
 		proxywasm.LogWarn("highwater: " + event)
@@ -323,26 +325,26 @@ const (
 	maxShown   = 160 // bytes of an answer that is another
 )
 
-func reading(size int) (guard.Reading, error) {
+func reading(size int) (memory.Reading, error) {
 	headers, err := proxywasm.GetHttpCallResponseHeaders()
 	if err != nil || len(headers) == 0 {
-		return guard.Reading{}, &guard.Failure{Cause: guard.CauseSlow, Err: fmt.Errorf("no answer within %v", machine.worker.AskTimeout())}
+		return memory.Reading{}, &memory.Failure{Cause: memory.CauseSlow, Err: fmt.Errorf("no answer within %v", machine.worker.AskTimeout())}
 	}
 	for _, h := range headers {
 		if h[0] == ":status" && h[1] != "200" {
 			status, _ := strconv.Atoi(h[1])
 			text, _ := proxywasm.GetHttpCallResponseBody(0, min(size, maxShown))
-			return guard.Reading{}, guard.StatusFailure(status, string(text))
+			return memory.Reading{}, memory.StatusFailure(status, string(text))
 		}
 	}
 	if size > maxReading {
-		return guard.Reading{}, fmt.Errorf("the answer has %d bytes, more than %d", size, maxReading)
+		return memory.Reading{}, fmt.Errorf("the answer has %d bytes, more than %d", size, maxReading)
 	}
 	body, err := proxywasm.GetHttpCallResponseBody(0, size)
 	if err != nil {
-		return guard.Reading{}, fmt.Errorf("the answer has no body: %w", err)
+		return memory.Reading{}, fmt.Errorf("the answer has no body: %w", err)
 	}
-	return guard.ParseReading(body)
+	return memory.Parse(body)
 }
 
 // NewHttpContext implements types.PluginContext. The SDK asks it first, for connections too, which

@@ -10,7 +10,9 @@ import (
 
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/guard"
+	"github.com/highwater-envoy/highwater/internal/httptext"
 	"github.com/highwater-envoy/highwater/internal/reservoir"
+	"github.com/highwater-envoy/highwater/internal/verdict"
 )
 
 // stream is one HTTP stream. Streams are used again, so that a request allocates none.
@@ -103,7 +105,7 @@ func (s *stream) body(d budget.Direction, n int, end bool) (action types.Action)
 		return types.ActionContinue
 	}
 	g, t := s.plugin.guard, machine.now
-	var v guard.Verdict
+	var v verdict.Verdict
 	if n > 0 {
 		v = g.Grow(t, &s.Stream, d, int64(n))
 	}
@@ -133,23 +135,23 @@ func (s *stream) OnHttpStreamDone() {
 }
 
 // do carries a verdict out, in the stream's own callback.
-func (s *stream) do(v guard.Verdict) types.Action {
-	if v.Action == guard.Admit {
+func (s *stream) do(v verdict.Verdict) types.Action {
+	if v.Action == verdict.Admit {
 		return types.ActionContinue
 	}
 	return s.stop(v)
 }
 
-func (s *stream) stop(v guard.Verdict) types.Action {
-	if v.Action == guard.Pass {
+func (s *stream) stop(v verdict.Verdict) types.Action {
+	if v.Action == verdict.Pass {
 		s.plugin.hurry(guard.FastTick)
 		return types.ActionContinue
 	}
 	s.mark(v)
 	switch v.Action {
-	case guard.Wait, guard.Close:
+	case verdict.Wait, verdict.Close:
 		s.plugin.hurry(guard.FastTick)
-	case guard.Answer, guard.Reset:
+	case verdict.Answer, verdict.Reset:
 		// With the response begun, Envoy can't answer any more and resets the stream.
 		if !s.answer(v) {
 			return types.ActionContinue // a reject that fails must not hang: the traffic goes on
@@ -159,16 +161,16 @@ func (s *stream) stop(v guard.Verdict) types.Action {
 }
 
 // mark leaves the verdict where access logs find it: %FILTER_STATE(wasm.highwater.verdict:PLAIN)%.
-func (s *stream) mark(v guard.Verdict) {
+func (s *stream) mark(v verdict.Verdict) {
 	if proxywasm.SetProperty([]string{"highwater.verdict"}, []byte(v.String())) != nil {
 		machine.hostError()
 	}
 }
 
-func (s *stream) answer(v guard.Verdict) (sent bool) {
+func (s *stream) answer(v verdict.Verdict) (sent bool) {
 	r := &s.plugin.guard.Config().Reject
-	headers, body := v.Answer(r, guard.IsGRPC(s.Header("content-type")))
-	if err := proxywasm.SendHttpResponse(uint32(r.Status), headers, []byte(body), guard.GRPCResourceExhausted); err != nil {
+	headers, body := v.Answer(r, httptext.IsGRPC(s.Header("content-type")))
+	if err := proxywasm.SendHttpResponse(uint32(r.Status), headers, []byte(body), verdict.GRPCResourceExhausted); err != nil {
 		machine.hostError()
 		return false
 	}
@@ -182,7 +184,7 @@ func length(end bool, of headerMap) int64 {
 		return 0
 	}
 	text, _ := header(of, "content-length")
-	return guard.ContentLength(text)
+	return httptext.ContentLength(text)
 }
 
 // HTTP2 implements guard.Host.
@@ -225,7 +227,7 @@ func (s *stream) Describe(header string) (l reservoir.Labels) {
 	defer leave()
 	l = reservoir.Labels{
 		VirtualHost: property(virtualHostName), Route: property(routeName), Cluster: property(clusterName),
-		Source: guard.WithoutPort(property(sourceAddress)), Protocol: property("request\x00protocol"),
+		Source: httptext.WithoutPort(property(sourceAddress)), Protocol: property("request\x00protocol"),
 		Method: s.Header(":method"), // Envoy tells it only at the headers, and while they are paused
 	}
 	if header != "" {
@@ -263,7 +265,7 @@ func (s *stream) Header(name string) string {
 func (s *stream) VirtualHost() string { return s.name(virtualHostName) }
 
 // Source implements guard.Host.
-func (s *stream) Source() string { return guard.WithoutPort(s.name(sourceAddress)) }
+func (s *stream) Source() string { return httptext.WithoutPort(s.name(sourceAddress)) }
 
 // Route implements guard.Host.
 func (s *stream) Route() (name string) {

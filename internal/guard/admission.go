@@ -2,6 +2,9 @@ package guard
 
 import (
 	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/forecast"
+	"github.com/highwater-envoy/highwater/internal/metric"
+	"github.com/highwater-envoy/highwater/internal/verdict"
 )
 
 // Open judges a request at its headers. length is its Content-Length or budget.Unknown; without a
@@ -15,7 +18,7 @@ func (g *Guard) Open(now Time, s *Stream, h Host, length int64) Verdict {
 	s.exempt = g.exempts(h, length)
 	told := h.Visibility(budget.Response)
 	if length == 0 && s.Kept() == 0 && told == budget.Counted && g.admitPresumed(now, s) {
-		return Verdict{Action: Admit}
+		return Verdict{Action: verdict.Admit}
 	}
 	g.foresee(now, s, told)
 	w.traceOpen(s)
@@ -23,19 +26,19 @@ func (g *Guard) Open(now Time, s *Stream, h Host, length int64) Verdict {
 		w.account.Ask(now, s.asks(), budget.Forced)
 		return g.admit(now, s, 0)
 	}
-	if s.expects.cold() > 0 && w.mayProbe(now, s) {
+	if s.expects.Cold() > 0 && w.mayProbe(now, s) {
 		w.probe(now, s)
 	}
 	if g.shadows() && s.takeDoomed() {
 		s.reject(now)
-		return Verdict{Action: Pass}
+		return Verdict{Action: verdict.Pass}
 	}
 	v := g.judge(now, s)
 	switch {
-	case v.Action == Admit:
+	case v.Action == verdict.Admit:
 		return g.admit(now, s, 0)
 	case g.shadows():
-		return Verdict{Action: Pass}
+		return Verdict{Action: verdict.Pass}
 	}
 	return v
 }
@@ -57,7 +60,7 @@ func (g *Guard) foresee(now Time, s *Stream, told budget.Visibility) {
 	if small := int64(w.budget.Small); s.exempt == whileSmall {
 		s.wants = min(s.wants, small) // with more it is judged
 		if told == budget.Counted {
-			s.expects.bytes = min(s.expects.bytes, small)
+			s.expects.Bytes = min(s.expects.Bytes, small)
 		}
 	}
 }
@@ -66,27 +69,27 @@ func (g *Guard) foresee(now Time, s *Stream, told budget.Visibility) {
 func (g *Guard) judge(now Time, s *Stream) Verdict {
 	w := g.worker
 	if w.limits.OnStale == budget.StaleReject && w.account.Stale(now) {
-		return g.turnAway(now, s, NoReading)
+		return g.turnAway(now, s, verdict.NoReading)
 	}
 	if s.total() <= int64(w.budget.Small) {
 		if w.claimSmall(now, s.key, s.wants) != budget.Denied {
-			return Verdict{Action: Admit}
+			return Verdict{Action: verdict.Admit}
 		}
 		return g.wait(now, s, true)
 	}
-	cold := s.expects.cold() > 0 && s.wants <= int64(w.budget.Small) // it waits among the small ones: it may be one
+	cold := s.expects.Cold() > 0 && s.wants <= int64(w.budget.Small) // it waits among the small ones: it may be one
 	if most, known := w.mostAlone(now); known && s.total() > most {
 		if s.length != budget.Unknown && s.wants > most {
-			return g.turnAway(now, s, TooLarge)
+			return g.turnAway(now, s, verdict.TooLarge)
 		}
 		// It is a forecast: what others have brought is no reason to tell this one that it can
 		// never fit.
-		s.expects.bytes = max(min(s.expects.bytes, most-s.wants), 0)
+		s.expects.Bytes = max(min(s.expects.Bytes, most-s.wants), 0)
 		s.wants = min(s.wants, max(most, int64(w.budget.Small)+1))
 	}
 	w.noteLarge(now, s.key)
 	if !w.standsBehind(s) && (w.claim(now, s.key, s.asks()) == budget.Granted || w.letInFutile(now, s, s.asks())) {
-		return Verdict{Action: Admit}
+		return Verdict{Action: verdict.Admit}
 	}
 	return g.wait(now, s, cold)
 }
@@ -108,27 +111,27 @@ func (w *Worker) standsBehind(s *Stream) bool {
 // admit reserves what the request wants.
 func (g *Guard) admit(now Time, s *Stream, credit int64) Verdict {
 	w, a := g.worker, g.worker.account
-	w.counts[CountAdmitted]++
-	if s.expects.cold() > 0 {
+	w.counts[metric.CountAdmitted]++
+	if s.expects.Cold() > 0 {
 		w.admitCold(now, s)
 	}
 	if s.total() > int64(w.budget.Small) && !s.letIn.is(inFloor) {
 		a.Enlarge(now, &s.Stream)
 	}
-	if s.expects.bytes > 0 {
-		a.Anticipate(now, &s.Stream, s.expects.bytes)
+	if s.expects.Bytes > 0 {
+		a.Anticipate(now, &s.Stream, s.expects.Bytes)
 	}
 	if s.length != 0 {
 		a.Expect(now, &s.Stream, budget.Request, s.length, s.wants-credit, credit)
 	}
-	if s.expects.evidence == untold {
+	if s.expects.Evidence == forecast.Untold {
 		g.assume(now, s)
 	}
 	a.Cover(now)
 	if w.line.Len() > 0 || a.Others().Queue.Waiting > 0 {
 		w.back.Admitted.Add(s.total())
 	}
-	return Verdict{Action: Admit}
+	return Verdict{Action: verdict.Admit}
 }
 
 // admitPresumed lets a request without a body in unjudged, where memory is calm, and says whether
@@ -152,7 +155,7 @@ func (g *Guard) admitPresumed(now Time, s *Stream) bool {
 		g.keyOf(now, s)
 	}
 	s.presume(n)
-	w.counts[CountAdmitted]++
+	w.counts[metric.CountAdmitted]++
 	return true
 }
 
@@ -180,10 +183,10 @@ func (g *Guard) doubt(now Time, s *Stream) {
 		// Whoever is judged at his request's headers asks for room there if his key's responses are
 		// large. It has been promised it.
 		g.keyOf(now, s)
-		if s.expects = g.predict(now, s, budget.Counted); s.expects.bytes > 0 {
+		if s.expects = g.predict(now, s, budget.Counted); s.expects.Bytes > 0 {
 			w.noteLarge(now, s.key)
 			a.Enlarge(now, &s.Stream)
-			a.Anticipate(now, &s.Stream, s.expects.bytes)
+			a.Anticipate(now, &s.Stream, s.expects.Bytes)
 		}
 		return
 	}

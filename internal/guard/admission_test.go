@@ -8,6 +8,7 @@ import (
 
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/unit"
+	"github.com/highwater-envoy/highwater/internal/verdict"
 )
 
 func TestAdmitsWhatFitsAndLetsTheRestWait(t *testing.T) {
@@ -18,9 +19,9 @@ func TestAdmitsWhatFitsAndLetsTheRestWait(t *testing.T) {
 	for range 100 {
 		r, v := p.open(0, 4*mib)
 		switch v.Action {
-		case Admit:
+		case verdict.Admit:
 			admitted = append(admitted, r)
-		case Wait:
+		case verdict.Wait:
 			waiting = append(waiting, r)
 		default:
 			t.Fatalf("%v", v)
@@ -33,7 +34,7 @@ func TestAdmitsWhatFitsAndLetsTheRestWait(t *testing.T) {
 	require.Len(t, waiting, 100-len(admitted))
 
 	small, v := p.open(0, 0)
-	require.Equal(t, Admit, v.Action, "a GET passes those who wait")
+	require.Equal(t, verdict.Admit, v.Action, "a GET passes those who wait")
 	g.Close(p.now, &small.Stream)
 
 	// As admitted ones end, the first in the queue go on, one per tick.
@@ -72,9 +73,9 @@ func TestTooLargeIsRejectedAtOnce(t *testing.T) {
 	p := newProcess(t, 1, func(c *Config) { c.Buffers.WholeRequest = unit.GiB })
 	p.settle(40 * mib)
 	_, v := p.open(0, 150*mib)
-	require.Equal(t, Verdict{Action: Answer, Reason: TooLarge}, v, "no retry-after: it will never fit")
+	require.Equal(t, Verdict{Action: verdict.Answer, Reason: verdict.TooLarge}, v, "no retry-after: it will never fit")
 	_, v = p.open(0, 140*mib)
-	require.Equal(t, Admit, v.Action)
+	require.Equal(t, verdict.Admit, v.Action)
 }
 
 // What Envoy may hold of a message, by its own settings: ENVOY-FACTS measured each.
@@ -108,7 +109,7 @@ func TestCaps(t *testing.T) {
 			if length == budget.Unknown {
 				continue // it is small
 			}
-			require.Equal(t, Wait, v.Action, c.name)
+			require.Equal(t, verdict.Wait, v.Action, c.name)
 			require.Equal(t, c.pause, p.queue(0).Held, c.name)
 		}
 	}
@@ -129,7 +130,7 @@ func TestLargeHeadersAreKept(t *testing.T) {
 	require.Zero(t, ordinary.Kept(), "so little has come that nobody is asked")
 
 	r, v := open(56*kib, 56*kib)
-	require.Equal(t, Admit, v.Action)
+	require.Equal(t, verdict.Admit, v.Action)
 	require.Equal(t, 168*kib, r.Kept())
 	require.NotEqual(t, presumed, r.state, "it is judged")
 	require.Equal(t, 168*kib, w.Account().Own().Likely)
@@ -144,7 +145,7 @@ func TestLargeHeadersAreKept(t *testing.T) {
 
 	p.settle(230 * mib)
 	late, v := open(56*kib, 56*kib)
-	require.NotEqual(t, Admit, v.Action, "with its headers it is no small request, and there is no room")
+	require.NotEqual(t, verdict.Admit, v.Action, "with its headers it is no small request, and there is no room")
 	for _, r := range []*request{ordinary, r, next, upload, late} {
 		g.Close(p.now, &r.Stream)
 	}
@@ -159,25 +160,25 @@ func TestFloorIsAStock(t *testing.T) {
 	p := newProcess(t, 2, func(c *Config) { c.Throttle.Timeout = 0 })
 	p.settle(230 * mib)
 	_, v := p.open(0, 0)
-	require.Equal(t, Admit, v.Action)
+	require.Equal(t, verdict.Admit, v.Action)
 	admitted := 0
 	for i := range 6000 {
-		if _, v := p.open(i%2, 40*kib); v.Action == Admit {
+		if _, v := p.open(i%2, 40*kib); v.Action == verdict.Admit {
 			admitted++
 		}
 	}
 	// 5 % of 200 MiB are 256 requests of 40 KiB, of all workers together.
 	require.InDelta(t, 256, admitted, 1)
 	_, v = p.open(1, 0)
-	require.Equal(t, Admit, v.Action, "what brings nothing is let in all the same")
+	require.Equal(t, verdict.Admit, v.Action, "what brings nothing is let in all the same")
 }
 
 func TestSmallStreamLeavesTheSmallSumWhenItGrows(t *testing.T) {
 	p := newProcess(t, 1, nil)
 	p.settle(40 * mib)
 	r, v := p.open(0, 0)
-	require.Equal(t, Admit, v.Action)
-	require.Equal(t, Admit, p.guards[0].Expect(p.now, &r.Stream, 60*kib).Action)
+	require.Equal(t, verdict.Admit, v.Action)
+	require.Equal(t, verdict.Admit, p.guards[0].Expect(p.now, &r.Stream, 60*kib).Action)
 	require.Equal(t, 60*kib, p.workers[0].Account().Own().Small)
 	p.workers[0].Tick(p.now) // the first of each is judged
 	r2, _ := p.open(0, 0)
@@ -196,29 +197,29 @@ func TestSmallStreamLeavesTheSmallSumWhenItGrows(t *testing.T) {
 func TestStale(t *testing.T) {
 	for _, c := range []struct {
 		on    string
-		large Action
-	}{{"estimate", Admit}, {"admit", Admit}, {"reject", Answer}} {
+		large verdict.Action
+	}{{"estimate", verdict.Admit}, {"admit", verdict.Admit}, {"reject", verdict.Answer}} {
 		t.Run(c.on, func(t *testing.T) {
 			p := newProcess(t, 1, func(cfg *Config) { cfg.Memory.OnStale, cfg.Throttle.Timeout = c.on, 0 })
 			p.settle(40 * mib)
 			p.settle(199 * mib)
 			_, v := p.open(0, 4*mib)
-			require.NotEqual(t, Admit, v.Action, "with a reading of 199 there is no room")
+			require.NotEqual(t, verdict.Admit, v.Action, "with a reading of 199 there is no room")
 			p.now += 1100 * ms
 			p.workers[0].Tick(p.now)
 			// A frozen reading of 199 must not lock everyone out for as long as the admin is down.
 			r, v := p.open(0, 4*mib)
 			require.Equal(t, c.large, v.Action)
 			if c.on == "reject" {
-				require.Equal(t, NoReading, v.Reason)
+				require.Equal(t, verdict.NoReading, v.Reason)
 				_, v = p.open(0, 0)
-				require.Equal(t, Answer, v.Action)
+				require.Equal(t, verdict.Answer, v.Action)
 			}
 			if c.on == "estimate" {
 				p.guards[0].Grow(p.now, &r.Stream, budget.Request, 4*mib)
 				n := 1
 				for range 100 {
-					if _, v := p.open(0, 4*mib); v.Action == Admit {
+					if _, v := p.open(0, 4*mib); v.Action == verdict.Admit {
 						n++
 					}
 				}
@@ -232,7 +233,7 @@ func TestBeforeTheFirstReadingItEstimatesFromZero(t *testing.T) {
 	p := newProcess(t, 1, nil)
 	n := 0
 	for range 100 {
-		if _, v := p.open(0, 4*mib); v.Action == Admit {
+		if _, v := p.open(0, 4*mib); v.Action == verdict.Admit {
 			n++
 		}
 	}

@@ -9,6 +9,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/highwater-envoy/highwater/internal/config"
+	"github.com/highwater-envoy/highwater/internal/memory"
+	"github.com/highwater-envoy/highwater/internal/metric"
 )
 
 // ticks lets time pass and answers what is asked for with the failure, or with a reading of 40 MiB.
@@ -26,7 +28,7 @@ func (p *process) ticks(d time.Duration, failure error) (events []string) {
 			a := w.Tick(p.now)
 			note(a.Event)
 			if a.Ask {
-				note(w.Observe(p.now, Reading{InUse: 40 * mib, Allocated: 30 * mib}, failure))
+				note(w.Observe(p.now, memory.Reading{InUse: 40 * mib, Allocated: 30 * mib}, failure))
 			}
 		}
 	}
@@ -34,26 +36,26 @@ func (p *process) ticks(d time.Duration, failure error) (events []string) {
 }
 
 func TestWithoutReadingsTheGuardIsBlind(t *testing.T) {
-	refused := &Failure{CauseUnreachable, errors.New("connection refused")}
+	refused := &memory.Failure{Cause: memory.CauseUnreachable, Err: errors.New("connection refused")}
 	p := newProcess(t, 2, nil)
-	gauges := func() [NumGauges]int64 { return p.workers[1].Gauges(p.now) }
-	require.Zero(t, gauges()[GaugeReadingAge], "nobody has looked yet")
+	gauges := func() [metric.NumGauges]int64 { return p.workers[1].Gauges(p.now) }
+	require.Zero(t, gauges()[metric.GaugeReadingAge], "nobody has looked yet")
 
 	// From the start.
 	require.Empty(t, p.ticks(1900*ms, refused))
-	require.InDelta(t, 1900, gauges()[GaugeReadingAge], 60, "since the start")
-	require.Zero(t, gauges()[GaugeBlind])
+	require.InDelta(t, 1900, gauges()[metric.GaugeReadingAge], 60, "since the start")
+	require.Zero(t, gauges()[metric.GaugeBlind])
 	events := p.ticks(200*ms, refused)
 	require.Len(t, events, 1)
 	require.Equal(t, `no reading of Envoy's memory for 2s from cluster "envoy_admin", path "/memory": connection refused. `+
 		`Memory is not bounded by readings meanwhile, but by what the requests in flight may hold: memory.on_stale is estimate. `+
 		`Check that the endpoint of cluster "envoy_admin" is the address and port of Envoy's admin interface.`, events[0])
-	require.EqualValues(t, 1, gauges()[GaugeBlind])
+	require.EqualValues(t, 1, gauges()[metric.GaugeBlind])
 	require.Empty(t, p.ticks(time.Minute, refused), "one episode is told once")
-	require.InDelta(t, 62_000, gauges()[GaugeReadingAge], 200)
+	require.InDelta(t, 62_000, gauges()[metric.GaugeReadingAge], 200)
 	require.Equal(t, []string{"readings of Envoy's memory are back after 1m2s. "}, p.ticks(300*ms, nil))
-	require.Zero(t, gauges()[GaugeBlind])
-	require.Greater(t, p.workers[0].Counts()[CountFailedReadings], uint64(100))
+	require.Zero(t, gauges()[metric.GaugeBlind])
+	require.Greater(t, p.workers[0].Counts()[metric.CountFailedReadings], uint64(100))
 
 	// A failure now and then says nothing, and does not flap.
 	for range 20 {
@@ -103,13 +105,13 @@ func TestIdleIsNotBlind(t *testing.T) {
 			a := w.Tick(p.now)
 			next[i] = p.now + a.Next
 			if a.Ask {
-				w.Observe(p.now, Reading{InUse: 40 * mib, Allocated: 40 * mib}, nil)
+				w.Observe(p.now, memory.Reading{InUse: 40 * mib, Allocated: 40 * mib}, nil)
 			}
 			require.Empty(t, a.Event)
 		}
 		g := p.workers[0].Gauges(p.now)
-		oldest = max(oldest, g[GaugeReadingAge])
-		require.Zero(t, g[GaugeBlind])
+		oldest = max(oldest, g[metric.GaugeReadingAge])
+		require.Zero(t, g[metric.GaugeBlind])
 	}
 	require.Less(t, oldest, int64(1000))
 }
@@ -123,19 +125,19 @@ func TestTheCureFitsTheCause(t *testing.T) {
 		failure error
 		want    string
 	}{
-		{cluster, &Failure{CauseNoCluster, errors.New("x")}, `Add a cluster "envoy_admin" that points at`},
-		{cluster, StatusFailure(403, ""), "Add {exact: /memory} to allow_paths of Envoy's admin."},
-		{cluster, StatusFailure(503, ""), `Check that the endpoint of cluster "envoy_admin" is`},
-		{cluster, StatusFailure(504, ""), "main thread answers it, and may be busy"},
-		{cluster, StatusFailure(404, ""), "Check that memory.path (/memory) is the one"},
+		{cluster, &memory.Failure{Cause: memory.CauseNoCluster, Err: errors.New("x")}, `Add a cluster "envoy_admin" that points at`},
+		{cluster, memory.StatusFailure(403, ""), "Add {exact: /memory} to allow_paths of Envoy's admin."},
+		{cluster, memory.StatusFailure(503, ""), `Check that the endpoint of cluster "envoy_admin" is`},
+		{cluster, memory.StatusFailure(504, ""), "main thread answers it, and may be busy"},
+		{cluster, memory.StatusFailure(404, ""), "Check that memory.path (/memory) is the one"},
 		{cluster, errors.New("other"), `Check that the endpoint of cluster "envoy_admin" is`},
-		{server, fmt.Errorf("wrapped: %w", StatusFailure(503, "")), "Check that memory.url (http://127.0.0.1:9901) is"},
+		{server, fmt.Errorf("wrapped: %w", memory.StatusFailure(503, "")), "Check that memory.url (http://127.0.0.1:9901) is"},
 	} {
-		require.Contains(t, cure(&c.m, c.failure), c.want)
+		require.Contains(t, memory.Cure(&c.m, c.failure), c.want)
 	}
-	_, err := ParseReading([]byte("<html>"))
-	require.Contains(t, cure(&cluster, err), "Check that memory.path")
-	require.EqualError(t, StatusFailure(503, "connection refused"), `the answer is status 503, not 200: "connection refused"`)
+	_, err := memory.Parse([]byte("<html>"))
+	require.Contains(t, memory.Cure(&cluster, err), "Check that memory.path")
+	require.EqualError(t, memory.StatusFailure(503, "connection refused"), `the answer is status 503, not 200: "connection refused"`)
 	for on, want := range map[string]string{"admit": "Everything is admitted", "reject": "Every request is rejected", "estimate": "not bounded by readings"} {
 		cluster.OnStale = on
 		require.Contains(t, cluster.Meanwhile(), want)

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/highwater-envoy/highwater/internal/verdict"
 	"github.com/stretchr/testify/require"
 )
 
@@ -31,9 +32,9 @@ func TestWorkersAtOnceNeverAdmitMoreThanHard(t *testing.T) {
 					r := &request{connected: &Connection{}}
 					length := 65*kib + rng.Int64N(2*mib)
 					switch v := g.Open(now, &r.Stream, r, length); v.Action {
-					case Admit:
+					case verdict.Admit:
 						admitted[i] += length
-					case Wait:
+					case verdict.Wait:
 						live = append(live, r)
 						lengths[&r.Stream] = length
 					default:

@@ -10,6 +10,8 @@ import (
 	"github.com/highwater-envoy/highwater/internal/fairness"
 	"github.com/highwater-envoy/highwater/internal/idle"
 	"github.com/highwater-envoy/highwater/internal/linger"
+	"github.com/highwater-envoy/highwater/internal/metric"
+	"github.com/highwater-envoy/highwater/internal/verdict"
 )
 
 // Peer tells whose a connection is.
@@ -134,7 +136,7 @@ func (g *Guard) OpenConnection(now Time, c *Connection, p Peer) (admitted bool) 
 		source = g.named(now, fairness.Name{By: config.BySource, Value: p.Source()})
 	}
 	if !g.letIn(now, c, p, source, cost) {
-		w.counts[CountRefused]++
+		w.counts[metric.CountRefused]++
 		if g.config.Mode != Observe {
 			return false
 		}
@@ -274,7 +276,7 @@ func (w *Worker) closeIdle(now Time, a *Actions) {
 			continue
 		}
 		c.use.Leave()
-		w.counts[CountClosedIdle]++
+		w.counts[metric.CountClosedIdle]++
 		if !c.observed && w.claimCut(c) {
 			a.Idle = append(a.Idle, c)
 		}
@@ -424,7 +426,7 @@ func (w *Worker) evictOf(now Time, a *Actions, k *key, scale float64, most int64
 		if c.stream != nil && !w.evictStream(now, a, c.stream) || c.connection != nil && !w.evictLeft(a, c.connection) {
 			continue
 		}
-		w.count(Evicted)
+		w.count(verdict.Evicted)
 		w.leaving.Add(now, Time(w.linger)+lingerMore, int64(size))
 		from += size
 		ended = true
@@ -452,7 +454,7 @@ func (w *Worker) evictStream(now Time, a *Actions, s *Stream) bool {
 	}
 	begun := s.Expected(budget.Response)
 	if begun {
-		w.counts[CountRejectedResponses]++
+		w.counts[metric.CountRejectedResponses]++
 	}
 	if s.guard.lets() {
 		s.spared = true
@@ -462,9 +464,9 @@ func (w *Worker) evictStream(now Time, a *Actions, s *Stream) bool {
 		return true
 	}
 	w.end(c)
-	v := Verdict{Action: Answer, Reason: Evicted}
+	v := Verdict{Action: verdict.Answer, Reason: verdict.Evicted}
 	if begun {
-		v.Action = Reset
+		v.Action = verdict.Reset
 	} else {
 		v.RetryAfter = s.guard.retryAfter(now, s.total())
 	}

@@ -8,7 +8,10 @@ import (
 
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/idle"
+	"github.com/highwater-envoy/highwater/internal/memory"
+	"github.com/highwater-envoy/highwater/internal/metric"
 	"github.com/highwater-envoy/highwater/internal/unit"
+	"github.com/highwater-envoy/highwater/internal/verdict"
 )
 
 // admit opens so many connections and returns those that were admitted.
@@ -32,7 +35,7 @@ func (p *process) tick(worker int, d Time, inUse int64) (closed []*Connection) {
 		for i, w := range p.workers {
 			a := w.Tick(p.now)
 			if a.Ask {
-				w.Observe(p.now, Reading{InUse: inUse, Allocated: inUse}, nil)
+				w.Observe(p.now, memory.Reading{InUse: inUse, Allocated: inUse}, nil)
 			}
 			if i == worker {
 				closed = append(closed, a.Idle...)
@@ -68,7 +71,7 @@ func TestConnectionsAboveTheLimitAreRefused(t *testing.T) {
 	}
 	require.LessOrEqual(t, len(first)+len(second), 100)
 	require.GreaterOrEqual(t, len(first)+len(second), 98)
-	require.Equal(t, uint64(refused), p.workers[0].Counts()[CountRefused]+p.workers[1].Counts()[CountRefused])
+	require.Equal(t, uint64(refused), p.workers[0].Counts()[metric.CountRefused]+p.workers[1].Counts()[metric.CountRefused])
 	require.Equal(t, int64(len(first)), p.workers[0].Account().Own().Connections.Open, "of one that is refused nothing is counted")
 	p.workers[0].CloseConnection(p.now, first[0])
 	p.settle(40 * mib)
@@ -111,7 +114,7 @@ func TestAConnectionThatHasNoRoomIsRefused(t *testing.T) {
 	t.Run("until all cost as much", func(t *testing.T) {
 		p := fill(t, nil)
 		require.Len(t, p.admit(0, 400), 160+160, "as many again are on trial")
-		require.Equal(t, uint64(80), p.workers[0].Counts()[CountRefused])
+		require.Equal(t, uint64(80), p.workers[0].Counts()[metric.CountRefused])
 		require.Equal(t, int64(320), p.workers[0].Account().Own().Connections.Open)
 	})
 	t.Run("whatever small requests have of it", func(t *testing.T) {
@@ -119,7 +122,7 @@ func TestAConnectionThatHasNoRoomIsRefused(t *testing.T) {
 		c := p.admit(0, 1)[0]
 		for range 10 * mib / (64 * kib) { // small requests, which bring what fills it
 			r := &request{connected: c}
-			require.Equal(t, Admit, p.guards[0].Open(p.now, &r.Stream, r, 64*kib).Action)
+			require.Equal(t, verdict.Admit, p.guards[0].Open(p.now, &r.Stream, r, 64*kib).Action)
 		}
 		require.Len(t, p.admit(0, 10), 10)
 	})
@@ -164,7 +167,7 @@ func TestAConnectionThatHasNoRoomIsRefused(t *testing.T) {
 	t.Run("in observe mode it is counted", func(t *testing.T) {
 		p := fill(t, func(c *Config) { c.Budget.Floor = 0; c.Mode = Observe })
 		require.Len(t, p.admit(0, 10), 10)
-		require.Equal(t, uint64(10), p.workers[0].Counts()[CountRefused])
+		require.Equal(t, uint64(10), p.workers[0].Counts()[metric.CountRefused])
 		require.Equal(t, int64(10), p.workers[0].Account().Own().Connections.Open)
 	})
 }
@@ -180,7 +183,7 @@ func TestAConnectionWithoutRoomIsOnTrial(t *testing.T) {
 		p.settle(230 * mib)
 		all := p.admit(0, 320)
 		require.Len(t, all, 320)
-		require.Zero(t, p.workers[0].Counts()[CountRefused])
+		require.Zero(t, p.workers[0].Counts()[metric.CountRefused])
 		return p, all
 	}
 	asIs := func(*Config) {}
@@ -193,14 +196,14 @@ func TestAConnectionWithoutRoomIsOnTrial(t *testing.T) {
 		require.True(t, w.Data(p.now, all[319], 1))
 		w.CloseConnection(p.now, all[319])
 		require.Len(t, p.admit(0, 2), 1)
-		require.Equal(t, uint64(3), w.Counts()[CountRefused])
+		require.Equal(t, uint64(3), w.Counts()[metric.CountRefused])
 	})
 	t.Run("whose request has begun is judged by that", func(t *testing.T) {
 		p, all := fill(t, asIs)
 		w := p.workers[0]
 		require.False(t, w.Data(p.now, all[319], 100))
 		r := &request{connected: all[319]}
-		require.Equal(t, Admit, p.guards[0].Open(p.now, &r.Stream, r, 0).Action)
+		require.Equal(t, verdict.Admit, p.guards[0].Open(p.now, &r.Stream, r, 0).Action)
 		require.False(t, w.Data(p.now, all[319], 60<<10))
 		require.Len(t, p.admit(0, 2), 1)
 	})
@@ -211,7 +214,7 @@ func TestAConnectionWithoutRoomIsOnTrial(t *testing.T) {
 			idle += len(p.tick(0, 100*ms, 230*mib))
 		}
 		require.Equal(t, 160, idle)
-		require.Equal(t, uint64(160), p.workers[0].Counts()[CountRefused])
+		require.Equal(t, uint64(160), p.workers[0].Counts()[metric.CountRefused])
 		require.False(t, p.workers[0].Data(p.now, all[319], 60<<10), "it is told once")
 	})
 	t.Run("who has said something is not, nor who is answered", func(t *testing.T) {
@@ -238,7 +241,7 @@ func TestAConnectionWithoutRoomIsOnTrial(t *testing.T) {
 	t.Run("in observe mode it is counted", func(t *testing.T) {
 		p, all := fill(t, func(c *Config) { c.Mode = Observe })
 		require.False(t, p.workers[0].Data(p.now, all[319], 60<<10))
-		require.Equal(t, uint64(1), p.workers[0].Counts()[CountRefused])
+		require.Equal(t, uint64(1), p.workers[0].Counts()[metric.CountRefused])
 	})
 }
 
@@ -273,7 +276,7 @@ func TestIdleConnectionsAreClosed(t *testing.T) {
 		require.Equal(t, all[:199], p.tick(0, 500*ms, softReading))
 		require.Equal(t, budget.Soft, p.workers[0].Account().Table().Level)
 		require.Equal(t, all[199:], p.tick(0, 600*ms, softReading))
-		require.Equal(t, uint64(200), p.workers[0].Counts()[CountClosedIdle])
+		require.Equal(t, uint64(200), p.workers[0].Counts()[metric.CountClosedIdle])
 		require.Empty(t, p.tick(0, 3*time.Second, softReading), "once")
 		for _, c := range all {
 			p.workers[0].CloseConnection(p.now, c)
@@ -329,7 +332,7 @@ func TestIdleConnectionsAreClosed(t *testing.T) {
 			p.workers[0].Data(p.now, all[1], 10) // headers that come slowly
 			require.NotContains(t, p.tick(0, 100*ms, softReading), all[1])
 		}
-		require.Equal(t, uint64(1), p.workers[0].Counts()[CountClosedIdle])
+		require.Equal(t, uint64(1), p.workers[0].Counts()[metric.CountClosedIdle])
 		p.guards[0].Close(p.now, &two.Stream)
 		require.ElementsMatch(t, all[:2], p.tick(0, 1100*ms, softReading))
 	})
@@ -354,12 +357,12 @@ func TestIdleConnectionsAreClosed(t *testing.T) {
 		const full = 174 * mib // an upload has to wait, and there is room for what it leaves, whatever of the jump is a surprise
 		p.tick(0, 500*ms, full)
 		r := &request{connected: all[0]}
-		require.Equal(t, Wait, p.guards[0].Open(p.now, &r.Stream, r, 16*mib).Action)
+		require.Equal(t, verdict.Wait, p.guards[0].Open(p.now, &r.Stream, r, 16*mib).Action)
 		p.tick(0, 2100*ms, full)
-		require.EqualValues(t, 1, p.rejects(0, Timeout))
+		require.EqualValues(t, 1, p.rejects(0, verdict.Timeout))
 		p.guards[0].Close(p.now, &r.Stream)
 		r = &request{connected: all[1]} // an answer before all of the upload has come
-		require.Equal(t, Admit, p.guards[0].Open(p.now, &r.Stream, r, 100).Action)
+		require.Equal(t, verdict.Admit, p.guards[0].Open(p.now, &r.Stream, r, 100).Action)
 		p.guards[0].Close(p.now, &r.Stream)
 		require.Empty(t, p.tick(0, 3*time.Second, full))
 	})
@@ -386,7 +389,7 @@ func TestIdleConnectionsAreClosed(t *testing.T) {
 		p := start(t, func(c *Config) { c.Mode = Observe })
 		p.get(0, p.admit(0, 1)[0])
 		require.Empty(t, p.tick(0, 3*time.Second, softReading))
-		require.Equal(t, uint64(1), p.workers[0].Counts()[CountClosedIdle])
+		require.Equal(t, uint64(1), p.workers[0].Counts()[metric.CountClosedIdle])
 	})
 }
 
@@ -447,7 +450,7 @@ func TestRequestsThatAreHeldBack(t *testing.T) {
 				p.now += 25 * ms
 				a := w.Tick(p.now)
 				if a.Ask {
-					w.Observe(p.now, Reading{InUse: hardReading, Allocated: hardReading}, nil)
+					w.Observe(p.now, memory.Reading{InUse: hardReading, Allocated: hardReading}, nil)
 				}
 				require.Empty(t, a.Idle)
 				if a.Event != "" {

@@ -6,7 +6,10 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/highwater-envoy/highwater/internal/memory"
+	"github.com/highwater-envoy/highwater/internal/metric"
 	"github.com/highwater-envoy/highwater/internal/unit"
+	"github.com/highwater-envoy/highwater/internal/verdict"
 )
 
 // contained gives all workers a reading that tells of the container's limit, and returns what was
@@ -19,7 +22,7 @@ func (p *process) contained(inUse, limit int64) (event string) {
 		for _, w := range p.workers {
 			if a := w.Tick(p.now); a.Ask {
 				asked = true
-				event += w.Observe(p.now, Reading{InUse: inUse, Allocated: inUse, Limit: limit}, nil)
+				event += w.Observe(p.now, memory.Reading{InUse: inUse, Allocated: inUse, Limit: limit}, nil)
 			}
 		}
 		if asked {
@@ -36,17 +39,17 @@ func TestLimitIsAShareOfTheContainers(t *testing.T) {
 	p := newProcess(t, 2, func(c *Config) { c.Budget.Limit = unit.Limit{Share: 0.8} })
 	require.Contains(t, p.contained(40*mib, 0), "budget.limit is 80% of the container's limit, which the answer of /memory does not tell")
 	require.Empty(t, p.contained(40*mib, 0), "told once")
-	require.Zero(t, p.workers[0].Gauges(p.now)[GaugeLimit], "0 is not known")
+	require.Zero(t, p.workers[0].Gauges(p.now)[metric.GaugeLimit], "0 is not known")
 	for range 20 { // 1 GiB of uploads at once
 		_, v := p.open(1, 64*mib)
-		require.Equal(t, Admit, v.Action, "until it is known everything is admitted")
+		require.Equal(t, verdict.Admit, v.Action, "until it is known everything is admitted")
 	}
 	require.Contains(t, p.contained(40*mib, 250*mib), "budget.limit is 80%: 200.0MiB")
 	for _, container := range []int64{250 * mib, 400 * mib, 100 * mib} {
 		changed := p.now
 		p.contained(40*mib, container)
 		for _, w := range p.workers {
-			for w.Gauges(p.now)[GaugeLimit] != container/10*8 {
+			for w.Gauges(p.now)[metric.GaugeLimit] != container/10*8 {
 				p.now += SlowTick
 				w.Tick(p.now)
 			}
@@ -64,7 +67,7 @@ func TestAShareDecidesAsASizeDoes(t *testing.T) {
 		}
 		admitted := 0
 		for {
-			if _, v := p.open(0, 16*mib); v.Action != Admit {
+			if _, v := p.open(0, 16*mib); v.Action != verdict.Admit {
 				break
 			}
 			admitted++

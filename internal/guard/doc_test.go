@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/highwater-envoy/highwater/internal/docs/reference"
+	"github.com/highwater-envoy/highwater/internal/metric"
 )
 
 // The reference has each metric of the policy with its kind, and no other.
@@ -20,9 +21,9 @@ func TestMetricsReference(t *testing.T) {
 		require.NotEmpty(t, strings.TrimSpace(cells[2]), "%s: what it means", cells[0])
 		told[cells[0]] = cells[1]
 	}
-	counters, gauges := Counters(), Gauges()
+	counters, gauges := metric.Counters(), metric.Gauges()
 	all := map[string]string{}
-	for _, m := range append(append(counters[:], gauges[:]...), WaitHistogram()) {
+	for _, m := range append(append(counters[:], gauges[:]...), metric.WaitHistogram()) {
 		all[m.Name] = [...]string{"counter", "gauge", "histogram"}[m.Kind]
 	}
 	require.Equal(t, all, told)

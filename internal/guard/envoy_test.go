@@ -11,6 +11,8 @@ import (
 
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/decisions"
+	"github.com/highwater-envoy/highwater/internal/memory"
+	"github.com/highwater-envoy/highwater/internal/metric"
 )
 
 // envoy is a model of what a proxy holds, driven by a sequence of operations. It holds as much as
@@ -27,7 +29,7 @@ type envoy struct {
 	trace   []string  // the last operations, for a failure
 	seen    map[string]int
 	record  *decisions.Record // nil = nothing is recorded
-	counts  [16][NumCounters]uint64
+	counts  [16][metric.NumCounters]uint64
 }
 
 // source gives the operations and their arguments; ok is false at its end.
@@ -296,7 +298,7 @@ func (e *envoy) answer() {
 	if r.fails {
 		failure = errors.New("403")
 	}
-	e.workers[r.worker].Observe(e.now, Reading{InUse: r.inUse, Allocated: r.inUse}, failure)
+	e.workers[r.worker].Observe(e.now, memory.Reading{InUse: r.inUse, Allocated: r.inUse}, failure)
 	e.check()
 }
 

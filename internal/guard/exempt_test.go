@@ -9,6 +9,7 @@ import (
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/config"
 	"github.com/highwater-envoy/highwater/internal/unit"
+	"github.com/highwater-envoy/highwater/internal/verdict"
 )
 
 // exempting is a process without room whose paths below /healthz are exempt, and where nobody
@@ -40,12 +41,12 @@ func (p *process) exemptBy(r *request, length int64) string {
 	p.t.Helper()
 	g := p.guards[0]
 	defer g.Close(p.now, &r.Stream)
-	if v := g.Open(p.now, &r.Stream, r, length); v.Action != Admit {
-		require.Equal(p.t, Answer, v.Action)
+	if v := g.Open(p.now, &r.Stream, r, length); v.Action != verdict.Admit {
+		require.Equal(p.t, verdict.Answer, v.Action)
 		return judgedAtOnce
 	}
-	if v := g.Expect(p.now, &r.Stream, 65*kib); v.Action != Admit {
-		require.Equal(p.t, ResponseSize, v.Reason)
+	if v := g.Expect(p.now, &r.Stream, 65*kib); v.Action != verdict.Admit {
+		require.Equal(p.t, verdict.ResponseSize, v.Reason)
 		return exemptIfSmall
 	}
 	return exemptAnywhere
@@ -55,7 +56,7 @@ func (p *process) exemptBy(r *request, length int64) string {
 func (p *process) fillFloor() (small []*request) {
 	for {
 		r := &request{connected: &Connection{}}
-		if p.guards[0].Open(p.now, &r.Stream, r, 16*kib).Action != Admit {
+		if p.guards[0].Open(p.now, &r.Stream, r, 16*kib).Action != verdict.Admit {
 			return small
 		}
 		small = append(small, r)
@@ -109,12 +110,12 @@ func TestExemptRequestsReserveNoMoreThanSmall(t *testing.T) {
 	}
 	p.settle(230 * mib)
 	r := &request{path: "/healthz"}
-	require.Equal(t, Admit, g.Open(p.now, &r.Stream, r, budget.Unknown).Action)
+	require.Equal(t, verdict.Admit, g.Open(p.now, &r.Stream, r, budget.Unknown).Action)
 	require.Equal(t, 64*kib, r.Reserved(budget.Request))
 	require.Equal(t, 64*kib, r.Reserved(budget.Response))
-	require.Equal(t, Admit, g.Expect(p.now, &r.Stream, budget.Unknown).Action)
+	require.Equal(t, verdict.Admit, g.Expect(p.now, &r.Stream, budget.Unknown).Action)
 	require.Equal(t, 64*kib, r.Reserved(budget.Response))
-	require.Equal(t, Admit, g.Grow(p.now, &r.Stream, budget.Response, 64*kib).Action, "a forecast is no reason to judge it")
+	require.Equal(t, verdict.Admit, g.Grow(p.now, &r.Stream, budget.Response, 64*kib).Action, "a forecast is no reason to judge it")
 }
 
 // What grows beyond small is judged then, also within what was reserved for it.
@@ -123,11 +124,11 @@ func TestExemptRequestThatGrows(t *testing.T) {
 		name   string
 		chunk  int64
 		exempt Exempt
-		want   Action
+		want   verdict.Action
 	}{
-		{"in one piece", 65 * kib, Exempt{PathPrefix: "/healthz"}, Answer},
-		{"by and by", 5 * kib, Exempt{PathPrefix: "/healthz"}, Answer},
-		{"of a route", 65 * kib, Exempt{Route: "r"}, Admit},
+		{"in one piece", 65 * kib, Exempt{PathPrefix: "/healthz"}, verdict.Answer},
+		{"by and by", 5 * kib, Exempt{PathPrefix: "/healthz"}, verdict.Answer},
+		{"of a route", 65 * kib, Exempt{Route: "r"}, verdict.Admit},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			p := exempting(t, func(cfg *Config) { cfg.Exempt, cfg.Fairness.By = []Exempt{c.exempt}, config.ByNone })
@@ -138,14 +139,14 @@ func TestExemptRequestThatGrows(t *testing.T) {
 			}
 			p.settle(230 * mib)
 			r := &request{path: "/healthz/x", route: "r"}
-			require.Equal(t, Admit, g.Open(p.now, &r.Stream, r, budget.Unknown).Action)
+			require.Equal(t, verdict.Admit, g.Open(p.now, &r.Stream, r, budget.Unknown).Action)
 			for r.Seen(budget.Request)+c.chunk <= 64*kib {
-				require.Equal(t, Admit, g.Grow(p.now, &r.Stream, budget.Request, c.chunk).Action)
+				require.Equal(t, verdict.Admit, g.Grow(p.now, &r.Stream, budget.Request, c.chunk).Action)
 			}
 			v := g.Grow(p.now, &r.Stream, budget.Request, c.chunk)
 			require.Equal(t, c.want, v.Action)
-			if c.want != Admit {
-				require.Equal(t, Growth, v.Reason)
+			if c.want != verdict.Admit {
+				require.Equal(t, verdict.Growth, v.Reason)
 			}
 			g.Close(p.now, &r.Stream)
 		})
@@ -158,8 +159,8 @@ func TestExemptRequestThatGrowsWithRoom(t *testing.T) {
 	p.settle(60 * mib)
 	g := p.guards[0]
 	r := &request{path: "/healthz"}
-	require.Equal(t, Admit, g.Open(p.now, &r.Stream, r, budget.Unknown).Action)
-	require.Equal(t, Admit, g.Grow(p.now, &r.Stream, budget.Request, mib).Action)
+	require.Equal(t, verdict.Admit, g.Open(p.now, &r.Stream, r, budget.Unknown).Action)
+	require.Equal(t, verdict.Admit, g.Grow(p.now, &r.Stream, budget.Request, mib).Action)
 	require.False(t, r.Small())
 	require.Contains(t, p.evicted(0, time.Second, 230*mib), &r.Stream, "it is exempt no more")
 }
@@ -170,22 +171,22 @@ func TestExemptResponse(t *testing.T) {
 		length int64
 		pass   int64
 		route  string
-		want   Action
-		reason Reason
+		want   verdict.Action
+		reason verdict.Reason
 	}{
-		{"small", 64 * kib, 64 * kib, "", Admit, None},
-		{"large by its headers", 64*kib + 1, 0, "", Answer, ResponseSize},
-		{"large when it has grown", budget.Unknown, 64*kib + 1, "", Reset, Growth},
-		{"of a route", 16 * mib, 16 * mib, "r", Admit, None},
-		{"of a route, without a length", budget.Unknown, 16 * mib, "r", Admit, None},
+		{"small", 64 * kib, 64 * kib, "", verdict.Admit, verdict.None},
+		{"large by its headers", 64*kib + 1, 0, "", verdict.Answer, verdict.ResponseSize},
+		{"large when it has grown", budget.Unknown, 64*kib + 1, "", verdict.Reset, verdict.Growth},
+		{"of a route", 16 * mib, 16 * mib, "r", verdict.Admit, verdict.None},
+		{"of a route, without a length", budget.Unknown, 16 * mib, "r", verdict.Admit, verdict.None},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			p := exempting(t, nil)
 			g := p.guards[0]
 			r := &request{path: "/healthz", route: c.route}
-			require.Equal(t, Admit, g.Open(p.now, &r.Stream, r, 0).Action)
+			require.Equal(t, verdict.Admit, g.Open(p.now, &r.Stream, r, 0).Action)
 			v := g.Expect(p.now, &r.Stream, c.length)
-			for n := c.pass; v.Action == Admit && n > 0; n -= 16 * kib {
+			for n := c.pass; v.Action == verdict.Admit && n > 0; n -= 16 * kib {
 				v = g.Grow(p.now, &r.Stream, budget.Response, min(n, 16*kib))
 			}
 			require.Equal(t, c.want, v.Action)
@@ -202,11 +203,11 @@ func TestExemptResponseThatIsHidden(t *testing.T) {
 	open := func() *request {
 		r := hidden()
 		r.path = "/healthz"
-		require.Equal(t, Admit, g.Open(p.now, &r.Stream, r, 0).Action)
+		require.Equal(t, verdict.Admit, g.Open(p.now, &r.Stream, r, 0).Action)
 		return r
 	}
 	small := open()
-	require.Equal(t, Admit, g.Expect(p.now, &small.Stream, budget.Unknown).Action)
+	require.Equal(t, verdict.Admit, g.Expect(p.now, &small.Stream, budget.Unknown).Action)
 	p.settle(40 * mib)
 	for range 20 {
 		p.bring("", budget.Response, mib)
@@ -214,7 +215,7 @@ func TestExemptResponseThatIsHidden(t *testing.T) {
 	}
 	p.settle(190 * mib)
 	large := open()
-	require.Equal(t, Admit, g.Expect(p.now, &large.Stream, budget.Unknown).Action, "it had room at its request's headers")
+	require.Equal(t, verdict.Admit, g.Expect(p.now, &large.Stream, budget.Unknown).Action, "it had room at its request's headers")
 	evicted := p.evicted(0, time.Second, 230*mib)
 	require.Contains(t, evicted, &large.Stream)
 	require.NotContains(t, evicted, &small.Stream, "it is forecast small")
@@ -227,9 +228,9 @@ func TestExemptAndPresumed(t *testing.T) {
 	g, w := p.guards[0], p.workers[0]
 	open := func(length, passed int64) *request {
 		r := &request{path: "/healthz", route: "download", connected: p.connection(0)}
-		require.Equal(t, Admit, g.Open(p.now, &r.Stream, r, 0).Action)
-		require.Equal(t, Admit, g.Expect(p.now, &r.Stream, length).Action)
-		require.Equal(t, Admit, g.Grow(p.now, &r.Stream, budget.Response, passed).Action)
+		require.Equal(t, verdict.Admit, g.Open(p.now, &r.Stream, r, 0).Action)
+		require.Equal(t, verdict.Admit, g.Expect(p.now, &r.Stream, length).Action)
+		require.Equal(t, verdict.Admit, g.Grow(p.now, &r.Stream, budget.Response, passed).Action)
 		return r
 	}
 	open(10, 10)
@@ -241,7 +242,7 @@ func TestExemptAndPresumed(t *testing.T) {
 	require.Empty(t, w.Tick(p.now).Rejected)
 	for _, r := range []*request{announced, brought, small} {
 		require.False(t, r.Presumed())
-		require.Equal(t, Admit, g.Grow(p.now, &r.Stream, budget.Response, kib).Action, "none of them is broken for having been presumed")
+		require.Equal(t, verdict.Admit, g.Grow(p.now, &r.Stream, budget.Response, kib).Action, "none of them is broken for having been presumed")
 	}
 	evicted := p.evicted(0, time.Second, 230*mib)
 	require.Contains(t, evicted, &announced.Stream)
@@ -262,9 +263,9 @@ func TestExemptAndEvicted(t *testing.T) {
 		r := &request{path: path, route: route, connected: p.connection(0)}
 		p.now += 25 * ms
 		p.workers[0].Tick(p.now) // so that it is judged
-		require.Equal(t, Admit, g.Open(p.now, &r.Stream, r, 0).Action)
-		require.Equal(t, Admit, g.Expect(p.now, &r.Stream, length).Action)
-		require.Equal(t, Admit, g.Grow(p.now, &r.Stream, budget.Response, min(length, 128*kib)).Action)
+		require.Equal(t, verdict.Admit, g.Open(p.now, &r.Stream, r, 0).Action)
+		require.Equal(t, verdict.Admit, g.Expect(p.now, &r.Stream, length).Action)
+		require.Equal(t, verdict.Admit, g.Grow(p.now, &r.Stream, budget.Response, min(length, 128*kib)).Action)
 		return r
 	}
 	large, small, routed := open("/healthz", "", 16*mib), open("/healthz", "", 64*kib), open("/x", "r", 16*mib)

@@ -3,6 +3,8 @@ package guard
 import (
 	"testing"
 
+	"github.com/highwater-envoy/highwater/internal/metric"
+	"github.com/highwater-envoy/highwater/internal/verdict"
 	"github.com/stretchr/testify/require"
 )
 
@@ -15,16 +17,16 @@ func TestFutile(t *testing.T) {
 	}
 	require.True(t, p.workers[0].Account().Table().Futile)
 	first, v := p.open(0, 8*mib)
-	require.Equal(t, Admit, v.Action, "the floor is open to all")
+	require.Equal(t, verdict.Admit, v.Action, "the floor is open to all")
 	_, v = p.open(0, 8*mib)
-	require.Equal(t, Admit, v.Action, "and one larger beside it")
+	require.Equal(t, verdict.Admit, v.Action, "and one larger beside it")
 	_, v = p.open(0, 8*mib)
-	require.NotEqual(t, Admit, v.Action)
+	require.NotEqual(t, verdict.Admit, v.Action)
 	p.guards[0].Close(p.now, &first.Stream)
-	require.Equal(t, int64(1), p.workers[0].Gauges(p.now)[GaugeFutile])
+	require.Equal(t, int64(1), p.workers[0].Gauges(p.now)[metric.GaugeFutile])
 	_, v = p.open(0, 8*mib)
-	require.NotEqual(t, Admit, v.Action, "what the one that ended left must be in the reading first")
+	require.NotEqual(t, verdict.Admit, v.Action, "what the one that ended left must be in the reading first")
 	p.read(215 * mib)
 	_, v = p.open(0, 8*mib)
-	require.Equal(t, Admit, v.Action)
+	require.Equal(t, verdict.Admit, v.Action)
 }

@@ -48,13 +48,13 @@ import (
 	"fmt"
 	"reflect"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/config"
 	"github.com/highwater-envoy/highwater/internal/reservoir"
 	"github.com/highwater-envoy/highwater/internal/unit"
+	"github.com/highwater-envoy/highwater/internal/verdict"
 )
 
 // What a plugin is configured with: see package config.
@@ -102,6 +102,9 @@ type Guard struct {
 
 	exemptions exemptions
 }
+
+// Verdict is what a request is told: see package verdict.
+type Verdict = verdict.Verdict
 
 // New returns a guard on the worker, whose shared figures it sets to those of the configuration.
 // The configuration must be valid. Streams of guards that were there before go on.
@@ -322,136 +325,4 @@ func (g *Guard) mayExempt(n int64) bool {
 	return len(x.routes)+len(x.clusters) > 0 || len(x.paths) > 0 && int64(g.worker.budget.Small) >= n/2
 }
 
-// Action is what to do with a stream.
-type Action uint8
-
-// The actions.
-const (
-	Admit  Action = iota
-	Wait          // pause it at its request headers; Tick says when it goes on
-	Answer        // reject it: answer in place of the upstream
-	Close         // reject it without an answer: pause it; Tick says when to close its connection
-	Reset         // its response has begun: end it
-	Pass          // mode observe: let it go, though it would have been held back or rejected; and tick soon
-)
-
-// Reason says why a request or a response was not admitted.
-type Reason uint8
-
-// The reasons.
-const (
-	None         Reason = iota
-	TooLarge            // it could not fit even alone
-	QueueFull           // the queue has no room for it
-	Timeout             // it waited as long as it may
-	Growth              // it brought more than it had announced or was expected to, and that has no room
-	ResponseSize        // its response has no room
-	NoReading           // memory.on_stale is reject, and there is no reading
-	Evicted             // memory was over the limit, and it likely held most
-	Closed              // whatever the reason was, even an answer had no room: its connection was closed without one
-	numReasons
-)
-
-var reasons = [numReasons]string{"none", "too_large", "queue_full", "timeout", "growth", "response", "no_reading", "evicted", "closed"}
-
-// String returns the reason as metrics and headers show it.
-func (r Reason) String() string { return reasons[min(r, numReasons-1)] }
-
-// Verdict on a stream.
-type Verdict struct {
-	Action     Action
-	Reason     Reason
-	RetryAfter unit.Duration // to tell the client; 0 = nothing
-	Waited     unit.Duration // in the queue, before the verdict
-}
-
-// String is what access logs show: "rejected timeout waited=2s retry_after=3s". A plain admit is
-// "admitted".
-func (v Verdict) String() string {
-	b := make([]byte, 0, 64)
-	switch v.Action {
-	case Admit, Pass:
-		b = append(b, "admitted"...)
-	case Wait:
-		b = append(b, "waiting"...)
-	case Answer:
-		b = append(append(b, "rejected "...), v.Reason.String()...)
-	case Close:
-		b = append(append(b, "closed "...), v.Reason.String()...)
-	case Reset:
-		b = append(append(b, "reset "...), v.Reason.String()...)
-	}
-	if v.Waited > 0 {
-		b = strconv.AppendInt(append(b, " waited="...), v.Waited.Milliseconds(), 10)
-		b = append(b, "ms"...)
-	}
-	if v.RetryAfter > 0 {
-		b = append(append(append(b, " retry_after="...), v.RetryAfter.Seconds()...), 's')
-	}
-	return string(b)
-}
-
 // What both faces read and answer alike, in terms of HTTP.
-
-// GRPCResourceExhausted is the gRPC status of a reject (RESOURCE_EXHAUSTED). Envoy ignores it for
-// plain HTTP; without it gRPC clients would be told 14 for a 503.
-const GRPCResourceExhausted = 8
-
-// Answer is what a client is told of the verdict in place of a response: headers, and the body.
-// grpc says that it speaks gRPC.
-func (v Verdict) Answer(r *Reject, grpc bool) (headers [][2]string, body string) {
-	headers = append(make([][2]string, 0, 3), [2]string{"x-highwater-reason", v.Reason.String()})
-	if v.RetryAfter > 0 {
-		headers = append(headers, [2]string{"retry-after", v.RetryAfter.Seconds()})
-	}
-	if !grpc {
-		return headers, r.Body
-	}
-	pushback := int64(-1) // do not retry: it could not fit even alone
-	if v.RetryAfter > 0 {
-		pushback = v.RetryAfter.Milliseconds()
-	}
-	headers = append(headers, [2]string{"grpc-retry-pushback-ms", strconv.FormatInt(pushback, 10)})
-	if r.Body == "" {
-		return headers, "highwater: " + v.Reason.String()
-	}
-	return headers, r.Body
-}
-
-// IsGRPC says whether a message of this content-type is one of gRPC.
-func IsGRPC(contentType string) bool { return strings.HasPrefix(contentType, "application/grpc") }
-
-// IsUpload says whether a request of this method is likely to have a body.
-func IsUpload(method string) bool {
-	return method == "POST" || method == "PUT" || method == "PATCH"
-}
-
-// maxLength is the longest message that is told apart: a longer one has no room either, and what is
-// reckoned with it must not overflow.
-const maxLength = budget.Unlimited
-
-// ContentLength is what a content-length announces, bytes, and no more than maxLength;
-// budget.Unknown where there is none, or it is no length (RFC 9110, 8.6: digits alone). strconv
-// reads what numbers may be like elsewhere, at ten times the code.
-func ContentLength(text string) (n int64) {
-	if text == "" {
-		return budget.Unknown
-	}
-	for i := range len(text) {
-		digit := int64(text[i]) - '0'
-		if digit < 0 || digit > 9 {
-			return budget.Unknown
-		}
-		n = min(10*n+digit, maxLength)
-	}
-	return n
-}
-
-// WithoutPort is the address of 127.0.0.1:1234 or [::1]:1234; what has no port, such as a pipe,
-// stays.
-func WithoutPort(address string) string {
-	if port := strings.LastIndexByte(address, ':'); port >= 0 {
-		return address[:port]
-	}
-	return address
-}

@@ -6,6 +6,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/verdict"
 )
 
 // What was announced and is not seen counts as coming for a second, and what it may hold for as
@@ -14,7 +15,7 @@ func TestHiddenMessages(t *testing.T) {
 	p := newProcess(t, 1, nil)
 	p.settle(40 * mib)
 	g, w, r := p.guards[0], p.workers[0], hidden()
-	require.Equal(t, Admit, g.Open(p.now, &r.Stream, r, 4*mib).Action)
+	require.Equal(t, verdict.Admit, g.Open(p.now, &r.Stream, r, 4*mib).Action)
 	require.Equal(t, 4*mib, r.Reserved(budget.Request))
 	require.Equal(t, 4*mib, r.Held(budget.Request))
 	for begun := p.now; p.now < begun+1100*ms; {
@@ -23,7 +24,7 @@ func TestHiddenMessages(t *testing.T) {
 	require.Zero(t, r.Reserved(budget.Request))
 	require.Equal(t, 4*mib, r.Held(budget.Request), "it may be there still")
 
-	require.Equal(t, Admit, g.Expect(p.now, &r.Stream, 100*mib).Action)
+	require.Equal(t, verdict.Admit, g.Expect(p.now, &r.Stream, 100*mib).Action)
 	require.True(t, r.Ended(budget.Request), "who is answered has sent all")
 	require.Equal(t, 128*kib, r.Reserved(budget.Response))
 	fresh := w.Account().Own().Fresh
@@ -46,15 +47,15 @@ func TestHiddenResponseWithoutALength(t *testing.T) {
 	g, all := p.guards[0], p.burst(200)
 	for _, r := range all {
 		r.hides[budget.Response] = false // it is asked for, now
-		require.Equal(t, Admit, g.Expect(p.now, &r.Stream, budget.Unknown).Action)
+		require.Equal(t, verdict.Admit, g.Expect(p.now, &r.Stream, budget.Unknown).Action)
 		require.Equal(t, 4*mib, r.Reserved(budget.Response))
 	}
 	p.read(190 * mib) // with what is coming, and is in this already, that is far beyond the limit
 	for _, r := range all {
-		require.Equal(t, Admit, g.Grow(p.now, &r.Stream, budget.Response, mib).Action)
+		require.Equal(t, verdict.Admit, g.Grow(p.now, &r.Stream, budget.Response, mib).Action)
 		require.Equal(t, mib, r.Reserved(budget.Response), "it may be twice as much")
 		for range 16 {
-			require.Equal(t, Admit, g.Grow(p.now, &r.Stream, budget.Response, 64*kib).Action)
+			require.Equal(t, verdict.Admit, g.Grow(p.now, &r.Stream, budget.Response, 64*kib).Action)
 		}
 		require.Zero(t, r.Reserved(budget.Response)-r.Unbooked())
 	}
@@ -69,11 +70,11 @@ func TestHiddenFirstPiece(t *testing.T) {
 	p.settle(40 * mib)
 	g := p.guards[0]
 	r := hidden()
-	require.Equal(t, Admit, g.Open(p.now, &r.Stream, r, 0).Action)
+	require.Equal(t, verdict.Admit, g.Open(p.now, &r.Stream, r, 0).Action)
 	r.hides[budget.Response] = false
-	require.Equal(t, Admit, g.Expect(p.now, &r.Stream, budget.Unknown).Action)
+	require.Equal(t, verdict.Admit, g.Expect(p.now, &r.Stream, budget.Unknown).Action)
 	require.Equal(t, 4*mib, r.Reserved(budget.Response))
-	require.Equal(t, Admit, g.Grow(p.now, &r.Stream, budget.Response, 1000).Action)
+	require.Equal(t, verdict.Admit, g.Grow(p.now, &r.Stream, budget.Response, 1000).Action)
 	require.Equal(t, 64*kib-1000, r.Reserved(budget.Response))
 	require.Len(t, p.burst(1000), 1000)
 
@@ -83,10 +84,10 @@ func TestHiddenFirstPiece(t *testing.T) {
 	}
 	r = p.burst(1)[0]
 	r.hides[budget.Response] = false
-	require.Equal(t, Admit, g.Expect(p.now, &r.Stream, budget.Unknown).Action)
+	require.Equal(t, verdict.Admit, g.Expect(p.now, &r.Stream, budget.Unknown).Action)
 	forecast := p.forecast(0, "", budget.Response)
 	require.Greater(t, r.Reserved(budget.Response), forecast)
-	require.Equal(t, Admit, g.Grow(p.now, &r.Stream, budget.Response, 1000).Action)
+	require.Equal(t, verdict.Admit, g.Grow(p.now, &r.Stream, budget.Response, 1000).Action)
 	require.Equal(t, forecast-1000, r.Reserved(budget.Response))
 }
 
@@ -98,14 +99,14 @@ func TestUntoldResponses(t *testing.T) {
 	g, w := p.guards[0], p.workers[0]
 	upload := hidden()
 	upload.untold = true
-	require.Equal(t, Admit, g.Open(p.now, &upload.Stream, upload, mib).Action)
+	require.Equal(t, verdict.Admit, g.Open(p.now, &upload.Stream, upload, mib).Action)
 	require.Equal(t, mib, upload.Reserved(budget.Request))
 	require.Equal(t, 2*mib, upload.Reserved(budget.Response))
 	require.Equal(t, 2*mib, upload.Held(budget.Response))
 	p.read(190 * mib)
 	get := hidden()
 	get.untold = true
-	require.Equal(t, Wait, g.Open(p.now, &get.Stream, get, 0).Action)
+	require.Equal(t, verdict.Wait, g.Open(p.now, &get.Stream, get, 0).Action)
 	p.read(40 * mib)
 	p.read(40 * mib)
 	require.False(t, get.Waiting())
@@ -121,12 +122,12 @@ func TestUntoldForAWhile(t *testing.T) {
 	p := newProcess(t, 1, bigBuffers)
 	p.settle(40 * mib)
 	g := p.guards[0]
-	get := func(untold bool, length int64) *request {
+	get := func(Untold bool, length int64) *request {
 		r := hidden()
-		r.untold = untold
-		require.Equal(t, Admit, g.Open(p.now, &r.Stream, r, 0).Action)
+		r.untold = Untold
+		require.Equal(t, verdict.Admit, g.Open(p.now, &r.Stream, r, 0).Action)
 		r.hides[budget.Response] = length != budget.Unknown
-		require.Equal(t, Admit, g.Expect(p.now, &r.Stream, length).Action)
+		require.Equal(t, verdict.Admit, g.Expect(p.now, &r.Stream, length).Action)
 		return r
 	}
 	for range 10 {
@@ -134,15 +135,15 @@ func TestUntoldForAWhile(t *testing.T) {
 	}
 	never := hidden()
 	never.untold = true
-	require.Equal(t, Admit, g.Open(p.now, &never.Stream, never, 0).Action)
+	require.Equal(t, verdict.Admit, g.Open(p.now, &never.Stream, never, 0).Action)
 	g.Close(p.now, &never.Stream)
 	next := hidden()
-	require.Equal(t, Admit, g.Open(p.now, &next.Stream, next, 0).Action)
+	require.Equal(t, verdict.Admit, g.Open(p.now, &next.Stream, next, 0).Action)
 	require.Zero(t, next.Reserved(budget.Response), "nothing was learnt")
 	g.Close(p.now, &next.Stream)
 	r := get(true, budget.Unknown)
 	require.True(t, r.Counted(budget.Response))
-	require.Equal(t, Admit, g.Grow(p.now, &r.Stream, budget.Response, mib).Action)
+	require.Equal(t, verdict.Admit, g.Grow(p.now, &r.Stream, budget.Response, mib).Action)
 	require.Equal(t, mib, r.Seen(budget.Response))
 	g.Close(p.now, &r.Stream)
 	g.Close(p.now, &get(true, 5000).Stream)
@@ -156,15 +157,15 @@ func TestHiddenResponseIsNotCutWithinWhatIsReserved(t *testing.T) {
 	g := p.guards[0]
 	for _, n := range []int64{300 * kib, 5000, 5000} {
 		r := p.burst(1)[0]
-		require.Equal(t, Admit, g.Expect(p.now, &r.Stream, n).Action)
+		require.Equal(t, verdict.Admit, g.Expect(p.now, &r.Stream, n).Action)
 		g.Close(p.now, &r.Stream)
 	}
 	r := p.burst(1)[0]
 	r.hides[budget.Response] = false
-	require.Equal(t, Admit, g.Expect(p.now, &r.Stream, budget.Unknown).Action)
+	require.Equal(t, verdict.Admit, g.Expect(p.now, &r.Stream, budget.Unknown).Action)
 	p.read(230 * mib)
-	require.Equal(t, Admit, g.Grow(p.now, &r.Stream, budget.Response, 200*kib).Action)
-	require.Equal(t, Reset, g.Grow(p.now, &r.Stream, budget.Response, 64*kib).Action)
+	require.Equal(t, verdict.Admit, g.Grow(p.now, &r.Stream, budget.Response, 200*kib).Action)
+	require.Equal(t, verdict.Reset, g.Grow(p.now, &r.Stream, budget.Response, 64*kib).Action)
 }
 
 // Where nothing is told of a body, its forecast stands for it, and not all that may be there.
@@ -172,8 +173,8 @@ func TestHiddenBodyWithoutALength(t *testing.T) {
 	p := newProcess(t, 1, bigBuffers)
 	p.settle(40 * mib)
 	r := hidden()
-	require.Equal(t, Admit, p.guards[0].Open(p.now, &r.Stream, r, 0).Action)
-	require.Equal(t, Admit, p.guards[0].Expect(p.now, &r.Stream, budget.Unknown).Action)
+	require.Equal(t, verdict.Admit, p.guards[0].Open(p.now, &r.Stream, r, 0).Action)
+	require.Equal(t, verdict.Admit, p.guards[0].Expect(p.now, &r.Stream, budget.Unknown).Action)
 	require.Equal(t, 64*kib, r.Reserved(budget.Response))
 }
 
@@ -185,10 +186,10 @@ func TestUnbookedBytesTeach(t *testing.T) {
 	for range 12 {
 		p.workers[0].Tick(p.now) // of those between two ticks the first is judged
 		r, v := p.open(0, 0)
-		require.Equal(t, Admit, v.Action)
-		require.Equal(t, Admit, g.Expect(p.now, &r.Stream, budget.Unknown).Action)
+		require.Equal(t, verdict.Admit, v.Action)
+		require.Equal(t, verdict.Admit, g.Expect(p.now, &r.Stream, budget.Unknown).Action)
 		for range 10 {
-			require.Equal(t, Admit, g.Grow(p.now, &r.Stream, budget.Response, 10*kib).Action)
+			require.Equal(t, verdict.Admit, g.Grow(p.now, &r.Stream, budget.Response, 10*kib).Action)
 		}
 		require.Equal(t, 100*kib, r.Held(budget.Response))
 		g.End(p.now, &r.Stream, budget.Response)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/config"
+	"github.com/highwater-envoy/highwater/internal/memory"
 )
 
 // The hot path is every request of every user.
@@ -63,7 +64,7 @@ func BenchmarkRequest(b *testing.B) {
 				for {
 					now += 25 * ms
 					if w.Tick(now).Ask {
-						w.Observe(now, Reading{InUse: inUse}, nil)
+						w.Observe(now, memory.Reading{InUse: inUse}, nil)
 						inUse = c.inUse
 						return
 					}

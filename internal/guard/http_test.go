@@ -8,12 +8,14 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/httptext"
 	"github.com/highwater-envoy/highwater/internal/unit"
+	"github.com/highwater-envoy/highwater/internal/verdict"
 )
 
 func TestAnswer(t *testing.T) {
-	later := Verdict{Action: Answer, Reason: Timeout, RetryAfter: unit.Duration(1500 * time.Millisecond)}
-	never := Verdict{Action: Answer, Reason: TooLarge}
+	later := Verdict{Action: verdict.Answer, Reason: verdict.Timeout, RetryAfter: unit.Duration(1500 * time.Millisecond)}
+	never := Verdict{Action: verdict.Answer, Reason: verdict.TooLarge}
 	for _, c := range []struct {
 		reject  Reject
 		verdict Verdict
@@ -41,14 +43,14 @@ func TestContentLength(t *testing.T) {
 		"1125899906842625": 1 << 50, "9223372036854775807": 1 << 50, "9223372036854775808": 1 << 50, "18446744073709551616": 1 << 50,
 		strings.Repeat("9", 1000): 1 << 50, strings.Repeat("9", 1000) + "x": budget.Unknown,
 	} {
-		require.Equal(t, want, ContentLength(text), text)
+		require.Equal(t, want, httptext.ContentLength(text), text)
 	}
 }
 
 func TestWithoutPort(t *testing.T) {
 	for address, want := range map[string]string{"127.0.0.1:80": "127.0.0.1", "[::1]:80": "[::1]", "pipe": "pipe", "": ""} {
-		require.Equal(t, want, WithoutPort(address))
+		require.Equal(t, want, httptext.WithoutPort(address))
 	}
-	require.True(t, IsGRPC("application/grpc+proto"))
-	require.False(t, IsGRPC("application/json"))
+	require.True(t, httptext.IsGRPC("application/grpc+proto"))
+	require.False(t, httptext.IsGRPC("application/json"))
 }

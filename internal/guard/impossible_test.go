@@ -6,7 +6,10 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/memory"
+	"github.com/highwater-envoy/highwater/internal/metric"
 	"github.com/highwater-envoy/highwater/internal/unit"
+	"github.com/highwater-envoy/highwater/internal/verdict"
 )
 
 // told is what is logged of a limit that can't be held.
@@ -27,7 +30,7 @@ func (p *process) impossible(inUse, container int64) (all []told) {
 				all = append(all, told{a.Event, a.Severity})
 			}
 			if a.Ask {
-				w.Observe(p.now, Reading{InUse: inUse, Allocated: inUse, Limit: container}, nil)
+				w.Observe(p.now, memory.Reading{InUse: inUse, Allocated: inUse, Limit: container}, nil)
 			}
 		}
 	}
@@ -38,15 +41,15 @@ func (p *process) impossible(inUse, container int64) (all []told) {
 func TestAnImpossibleBudgetIsTold(t *testing.T) {
 	for _, mode := range []Mode{Enforce, Observe} {
 		p := newProcess(t, 3, func(c *Config) { c.Mode = mode })
-		gauges := func() [NumGauges]int64 { return p.workers[2].Gauges(p.now) }
+		gauges := func() [metric.NumGauges]int64 { return p.workers[2].Gauges(p.now) }
 		require.Equal(t, []told{{"budget.limit 200MiB cannot be held: Envoy holds 434.0MiB without traffic, and shedding frees nothing of that. " +
 			"Raise budget.limit to at least 483MiB, better to twice what Envoy holds, or reduce clusters, listeners and stats; " +
 			"until then the guard admits up to 482.2MiB", Error}}, p.impossible(434*mib, 0), mode)
-		require.EqualValues(t, 1, gauges()[GaugeImpossible])
-		require.Equal(t, 200*mib, gauges()[GaugeLimit], "as it was set")
-		require.Equal(t, 434*mib, gauges()[GaugeBase])
+		require.EqualValues(t, 1, gauges()[metric.GaugeImpossible])
+		require.Equal(t, 200*mib, gauges()[metric.GaugeLimit], "as it was set")
+		require.Equal(t, 434*mib, gauges()[metric.GaugeBase])
 		require.Equal(t, 434*mib*10/9, p.workers[2].InForce())
-		require.EqualValues(t, budget.Normal, gauges()[GaugeLevel])
+		require.EqualValues(t, budget.Normal, gauges()[metric.GaugeLevel])
 		require.Empty(t, p.impossible(434*mib, 0), "once")
 
 		// A new configuration with a limit that it can hold.
@@ -56,7 +59,7 @@ func TestAnImpossibleBudgetIsTold(t *testing.T) {
 			w.Use(&c)
 		}
 		require.Equal(t, []told{{"budget.limit 600MiB can be held again: Envoy holds 434.0MiB without traffic", Info}}, p.impossible(434*mib, 0))
-		require.Zero(t, gauges()[GaugeImpossible])
+		require.Zero(t, gauges()[metric.GaugeImpossible])
 		require.Equal(t, 600*mib, p.workers[2].InForce())
 	}
 }
@@ -81,7 +84,7 @@ func TestAnImpossibleBudgetServes(t *testing.T) {
 		}
 		admitted := 0
 		for range 80 {
-			if _, v := p.open(0, mib); v.Action == Admit {
+			if _, v := p.open(0, mib); v.Action == verdict.Admit {
 				admitted++
 			}
 		}

@@ -12,6 +12,8 @@ import (
 	"github.com/highwater-envoy/highwater/internal/config"
 	"github.com/highwater-envoy/highwater/internal/fairness"
 	"github.com/highwater-envoy/highwater/internal/forecast"
+	"github.com/highwater-envoy/highwater/internal/memory"
+	"github.com/highwater-envoy/highwater/internal/verdict"
 )
 
 // from opens a request of a tenant on a worker of a process that tells requests apart by route.
@@ -24,11 +26,11 @@ func (p *process) from(worker int, route string, length int64) (*request, Verdic
 func (p *process) noisy(worker int) (admitted, waiting []*request) {
 	for range 100 {
 		switch r, v := p.from(worker, "noisy", 4*mib); v.Action {
-		case Admit:
+		case verdict.Admit:
 			admitted = append(admitted, r)
-		case Wait:
+		case verdict.Wait:
 			waiting = append(waiting, r)
-		case Answer, Close, Reset:
+		case verdict.Answer, verdict.Close, verdict.Reset:
 		}
 	}
 	return admitted, waiting
@@ -41,7 +43,7 @@ func TestWhoHasLessThanHisSharePasses(t *testing.T) {
 			p := newProcess(t, 2, func(c *Config) { c.Fairness.By = by })
 			p.settle(40 * mib)
 			_, v := p.from(1, "quiet", mib) // one a while ago
-			require.Equal(t, Admit, v.Action)
+			require.Equal(t, verdict.Admit, v.Action)
 			p.now += 600 * ms
 			p.settle(40 * mib)
 			_, waiting := p.noisy(0)
@@ -49,10 +51,10 @@ func TestWhoHasLessThanHisSharePasses(t *testing.T) {
 			for i := range 6 {
 				p.read(160 * mib)
 				_, v := p.from(i%2, "quiet", mib)
-				require.Equal(t, by == config.ByRoute, v.Action == Admit, "the %d. on worker %d: %v", i, i%2, v)
+				require.Equal(t, by == config.ByRoute, v.Action == verdict.Admit, "the %d. on worker %d: %v", i, i%2, v)
 			}
 			_, v = p.from(1, "noisy", mib)
-			require.NotEqual(t, Admit, v.Action, "it has its share, on whatever worker")
+			require.NotEqual(t, verdict.Admit, v.Action, "it has its share, on whatever worker")
 		})
 	}
 }
@@ -67,7 +69,7 @@ func TestAKeyAloneHasAll(t *testing.T) {
 	p = newProcess(t, 1, nil)
 	p.settle(40 * mib)
 	_, v := p.from(0, "quiet", mib)
-	require.Equal(t, Admit, v.Action)
+	require.Equal(t, verdict.Admit, v.Action)
 	p.now += 600 * ms
 	p.settle(40 * mib)
 	admitted, _ = p.noisy(0)
@@ -82,7 +84,7 @@ func TestTheFloorIsShared(t *testing.T) {
 	p.settle(199 * mib)
 	crowd := 0
 	for i := range 1000 {
-		if _, v := p.from(0, "crowd", 40*kib); v.Action == Admit {
+		if _, v := p.from(0, "crowd", 40*kib); v.Action == verdict.Admit {
 			crowd++
 		}
 		if i%50 == 0 {
@@ -92,7 +94,7 @@ func TestTheFloorIsShared(t *testing.T) {
 	require.InDelta(t, 10*mib/(40*kib), crowd, 26)
 	for range 25 { // half of it, because the crowd wants the same
 		_, v := p.from(0, "other", 40*kib)
-		require.Equal(t, Admit, v.Action)
+		require.Equal(t, verdict.Admit, v.Action)
 	}
 }
 
@@ -104,19 +106,19 @@ func TestARouteOfLargeResponsesIsLargeAtItsHeaders(t *testing.T) {
 	download := func() *request {
 		w.Tick(p.now) // of those between two ticks the first is judged
 		r, v := p.from(0, "download", 0)
-		require.Equal(t, Admit, v.Action)
+		require.Equal(t, verdict.Admit, v.Action)
 		return r
 	}
 	first := download()
 	require.Equal(t, 1, first.hostCalls, "its connection; nothing is large yet: whose it is does not matter")
 	require.Zero(t, first.Reserved(budget.Response))
-	require.Equal(t, Admit, g.Expect(p.now, &first.Stream, 16*mib).Action)
+	require.Equal(t, verdict.Admit, g.Expect(p.now, &first.Stream, 16*mib).Action)
 	require.Equal(t, 2, first.hostCalls)
 	g.Close(p.now, &first.Stream)
 	for range 4 { // one large response may be the exception
 		require.Zero(t, first.Reserved(budget.Response))
 		first = download()
-		require.Equal(t, Admit, g.Expect(p.now, &first.Stream, 16*mib).Action)
+		require.Equal(t, verdict.Admit, g.Expect(p.now, &first.Stream, 16*mib).Action)
 		g.Close(p.now, &first.Stream)
 	}
 	first = download()
@@ -129,17 +131,17 @@ func TestARouteOfLargeResponsesIsLargeAtItsHeaders(t *testing.T) {
 	require.Equal(t, 128*kib, next.Reserved(budget.Response), "the cap of a response")
 	w.Tick(p.now)
 	small, v := p.from(0, "small", 0)
-	require.Equal(t, Admit, v.Action)
+	require.Equal(t, verdict.Admit, v.Action)
 	require.Zero(t, small.Reserved(budget.Response), "another route is small")
 	exchanges := w.Account().Exchanges
-	require.Equal(t, Admit, g.Expect(p.now, &next.Stream, 16*mib).Action)
+	require.Equal(t, verdict.Admit, g.Expect(p.now, &next.Stream, 16*mib).Action)
 	require.Equal(t, exchanges, w.Account().Exchanges, "it has what it was promised")
 	require.Equal(t, 128*kib, next.Reserved(budget.Response))
 
 	// Without room it waits, and costs nothing: no byte of it is on its way.
 	p.settle(195 * mib)
 	waits, v := p.from(0, "download", 0)
-	require.Equal(t, Wait, v.Action)
+	require.Equal(t, verdict.Wait, v.Action)
 	require.Zero(t, p.queue(0).Held)
 	g.Close(p.now, &waits.Stream)
 
@@ -152,7 +154,7 @@ func TestARouteOfLargeResponsesIsLargeAtItsHeaders(t *testing.T) {
 	}
 	require.Zero(t, slow.Reserved(budget.Response))
 	p.settle(195 * mib)
-	require.Equal(t, ResponseSize, g.Expect(p.now, &slow.Stream, 16*mib).Reason)
+	require.Equal(t, verdict.ResponseSize, g.Expect(p.now, &slow.Stream, 16*mib).Reason)
 }
 
 func TestNamesOfKeys(t *testing.T) {
@@ -200,7 +202,7 @@ func TestEvict(t *testing.T) {
 	for i := range 20 {
 		for _, route := range []string{"noisy", "quiet"} {
 			r, v := p.from(i%2, route, 0)
-			require.Equal(t, Admit, v.Action)
+			require.Equal(t, verdict.Admit, v.Action)
 			g := p.guards[i%2]
 			g.Expect(p.now, &r.Stream, 16*mib)
 			if route == "noisy" {
@@ -224,7 +226,7 @@ func TestEvict(t *testing.T) {
 				p.guards[i].Close(p.now, d.Stream)
 			}
 			if a.Ask {
-				w.Observe(p.now, Reading{InUse: inUse, Allocated: inUse}, nil)
+				w.Observe(p.now, memory.Reading{InUse: inUse, Allocated: inUse}, nil)
 			}
 		}
 	}
@@ -240,7 +242,7 @@ func TestEvict(t *testing.T) {
 	require.InDelta(t, 4, len(evicted), 2)
 	for s, v := range evicted {
 		require.Equal(t, "noisy", s.Host().(*request).route)
-		require.Equal(t, Verdict{Action: Reset, Reason: Evicted}, v)
+		require.Equal(t, Verdict{Action: verdict.Reset, Reason: verdict.Evicted}, v)
 	}
 	for _, r := range noisy[len(noisy)-2:] {
 		require.Contains(t, evicted, &r.Stream, "who holds most")
@@ -264,19 +266,19 @@ func TestAConnectionIsCutAloneInItsTick(t *testing.T) {
 	g, w, c := p.guards[0], p.workers[0], p.connection(0)
 	w.Tick(p.now) // so that it is judged
 	held := &request{connected: c}
-	require.Equal(t, Admit, g.Open(p.now, &held.Stream, held, 0).Action)
-	require.Equal(t, Admit, g.Expect(p.now, &held.Stream, 16*mib).Action)
-	require.Equal(t, Admit, g.Grow(p.now, &held.Stream, budget.Response, 16*mib).Action)
+	require.Equal(t, verdict.Admit, g.Open(p.now, &held.Stream, held, 0).Action)
+	require.Equal(t, verdict.Admit, g.Expect(p.now, &held.Stream, 16*mib).Action)
+	require.Equal(t, verdict.Admit, g.Grow(p.now, &held.Stream, budget.Response, 16*mib).Action)
 	reject := func() *Stream {
 		r := &request{connected: c}
-		require.Equal(t, Close, g.Open(p.now, &r.Stream, r, 16*mib).Action)
+		require.Equal(t, verdict.Close, g.Open(p.now, &r.Stream, r, 16*mib).Action)
 		return &r.Stream
 	}
 	for evicted := false; !evicted; {
 		p.now += Tick
 		if p.workers[0].Account().Table().Level < budget.Over {
 			if w.Tick(p.now).Ask {
-				w.Observe(p.now, Reading{InUse: 230 * mib, Allocated: 230 * mib}, nil)
+				w.Observe(p.now, memory.Reading{InUse: 230 * mib, Allocated: 230 * mib}, nil)
 			}
 			continue
 		}
@@ -291,7 +293,7 @@ func TestAConnectionIsCutAloneInItsTick(t *testing.T) {
 		}
 		require.Equal(t, []*Stream{first}, a.Close, "once")
 		if a.Ask {
-			w.Observe(p.now, Reading{InUse: 230 * mib, Allocated: 230 * mib}, nil)
+			w.Observe(p.now, memory.Reading{InUse: 230 * mib, Allocated: 230 * mib}, nil)
 		}
 		g.Close(p.now, first)
 		g.Close(p.now, second)
@@ -307,16 +309,16 @@ func TestAConnectionThatIsSharedIsCutLast(t *testing.T) {
 	w.Tick(p.now) // so that it is judged
 	leave := func(n int64, http2 bool) *Connection {
 		r := &request{connected: p.connection(0), http2: http2}
-		require.Equal(t, Admit, g.Open(p.now, &r.Stream, r, 0).Action)
-		require.Equal(t, Admit, g.Expect(p.now, &r.Stream, n).Action)
-		require.Equal(t, Admit, g.Grow(p.now, &r.Stream, budget.Response, n).Action)
+		require.Equal(t, verdict.Admit, g.Open(p.now, &r.Stream, r, 0).Action)
+		require.Equal(t, verdict.Admit, g.Expect(p.now, &r.Stream, n).Action)
+		require.Equal(t, verdict.Admit, g.Grow(p.now, &r.Stream, budget.Response, n).Action)
 		g.End(p.now, &r.Stream, budget.Response)
 		g.Close(p.now, &r.Stream)
 		return r.connected
 	}
 	shared, own := leave(120*kib, true), leave(100*kib, false)
 	another := &request{connected: shared, http2: true}
-	require.Equal(t, Admit, g.Open(p.now, &another.Stream, another, 0).Action)
+	require.Equal(t, verdict.Admit, g.Open(p.now, &another.Stream, another, 0).Action)
 	for {
 		p.now += Tick
 		a := w.Tick(p.now)
@@ -325,7 +327,7 @@ func TestAConnectionThatIsSharedIsCutLast(t *testing.T) {
 			return
 		}
 		if a.Ask {
-			w.Observe(p.now, Reading{InUse: 230 * mib, Allocated: 230 * mib}, nil)
+			w.Observe(p.now, memory.Reading{InUse: 230 * mib, Allocated: 230 * mib}, nil)
 		}
 		require.Less(t, p.now, 2*time.Hour, "nothing is cut")
 	}

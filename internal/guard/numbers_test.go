@@ -10,17 +10,20 @@ import (
 
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/fairness"
+	"github.com/highwater-envoy/highwater/internal/httptext"
+	"github.com/highwater-envoy/highwater/internal/memory"
 	"github.com/highwater-envoy/highwater/internal/unit"
+	"github.com/highwater-envoy/highwater/internal/verdict"
 )
 
 // A container that may have more than any memory has no limit: a share of it would be none either.
 func TestHugeLimitsOfContainers(t *testing.T) {
 	for _, limit := range []int64{1 << 50, 1<<63 - 4096, math.MaxInt64} {
-		r, err := ParseReading(fmt.Appendf(nil, `{"allocated": "5", "heap_size": "10", "limit": "%d"}`, limit))
+		r, err := memory.Parse(fmt.Appendf(nil, `{"allocated": "5", "heap_size": "10", "limit": "%d"}`, limit))
 		require.NoError(t, err)
 		require.Zero(t, r.Limit)
 	}
-	r, err := ParseReading([]byte(`{"allocated": "5", "heap_size": "10", "limit": "1125899906842623"}`))
+	r, err := memory.Parse([]byte(`{"allocated": "5", "heap_size": "10", "limit": "1125899906842623"}`))
 	require.NoError(t, err)
 	require.Equal(t, int64(1<<50-1), r.Limit)
 }
@@ -91,7 +94,7 @@ func FuzzNumbers(f *testing.F) {
 		if err != nil || c.Validate() != nil {
 			return
 		}
-		r, err := ParseReading(fmt.Appendf(nil, `{"allocated": "%d", "heap_size": "%[1]d", "limit": "%d", "resident": "%[1]d", "sock": "%[1]d"}`, reading, container))
+		r, err := memory.Parse(fmt.Appendf(nil, `{"allocated": "%d", "heap_size": "%[1]d", "limit": "%d", "resident": "%[1]d", "sock": "%[1]d"}`, reading, container))
 		if err != nil {
 			return
 		}
@@ -135,15 +138,15 @@ func FuzzNumbers(f *testing.F) {
 			s := &request{connected: &Connection{Context: uint32(i + 1)}, http2: i%3 == 2}
 			s.hides = [2]bool{i%4 == 3, i%4 == 3}
 			g.OpenConnection(now, s.connected, peer("10.0.0.1"))
-			v := g.Open(now, &s.Stream, s, ContentLength(length))
+			v := g.Open(now, &s.Stream, s, httptext.ContentLength(length))
 			open = append(open, s)
-			if v.Action == Admit && !s.hides[0] {
+			if v.Action == verdict.Admit && !s.hides[0] {
 				for range 3 {
 					g.Grow(now, &s.Stream, budget.Request, max(min(passes, math.MaxInt32), 0))
 				}
 			}
 			if i%2 == 0 {
-				g.Expect(now, &s.Stream, ContentLength(length))
+				g.Expect(now, &s.Stream, httptext.ContentLength(length))
 			}
 			tick()
 		}

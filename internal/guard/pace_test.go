@@ -4,6 +4,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/highwater-envoy/highwater/internal/memory"
+	"github.com/highwater-envoy/highwater/internal/verdict"
 	"github.com/stretchr/testify/require"
 )
 
@@ -15,7 +17,7 @@ func TestAnIdleWorkerTicksSeldom(t *testing.T) {
 		for _, w := range p.workers {
 			a := w.Tick(p.now)
 			if a.Ask {
-				w.Observe(p.now, Reading{InUse: 40 * mib, Allocated: 40 * mib}, nil)
+				w.Observe(p.now, memory.Reading{InUse: 40 * mib, Allocated: 40 * mib}, nil)
 			}
 			all = append(all, a.Next)
 		}
@@ -33,11 +35,11 @@ func TestAnIdleWorkerTicksSeldom(t *testing.T) {
 
 	p.workers[1].Wake(p.now)
 	r, v := p.open(1, 0)
-	require.Equal(t, Admit, v.Action)
+	require.Equal(t, verdict.Admit, v.Action)
 	require.False(t, p.workers[1].Sleeps)
 	require.Equal(t, []time.Duration{CalmTick, Tick}, run(2*time.Second), "no reading is due that soon")
 	upload, v := p.open(1, 10*mib)
-	require.Equal(t, Admit, v.Action)
+	require.Equal(t, verdict.Admit, v.Action)
 	require.Equal(t, []time.Duration{Tick, Tick}, run(2*CalmTick), "one is due each 25 ms")
 	p.guards[1].Close(p.now, &upload.Stream)
 	p.guards[1].Close(p.now, &r.Stream)

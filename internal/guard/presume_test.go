@@ -8,19 +8,22 @@ import (
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/config"
 	"github.com/highwater-envoy/highwater/internal/forecast"
+	"github.com/highwater-envoy/highwater/internal/memory"
+	"github.com/highwater-envoy/highwater/internal/metric"
 	"github.com/highwater-envoy/highwater/internal/unit"
+	"github.com/highwater-envoy/highwater/internal/verdict"
 )
 
 // presumed opens n requests without a body on a route after one that is judged.
 func (p *process) presumed(route string, n int) (all []*request) {
 	p.t.Helper()
 	judged, v := p.from(0, route, 0)
-	require.Equal(p.t, Admit, v.Action)
+	require.Equal(p.t, verdict.Admit, v.Action)
 	require.False(p.t, judged.Presumed(), "of those between two ticks the first is judged")
 	p.guards[0].Close(p.now, &judged.Stream)
 	for range n {
 		r, v := p.from(0, route, 0)
-		require.Equal(p.t, Admit, v.Action)
+		require.Equal(p.t, verdict.Admit, v.Action)
 		require.True(p.t, r.Presumed())
 		all = append(all, r)
 	}
@@ -36,16 +39,16 @@ func TestARequestIsPresumedWhileMemoryIsCalm(t *testing.T) {
 	g, w := p.guards[0], p.workers[0]
 	w.Tick(p.now)
 	coming := w.Account().Own().Coming
-	admitted := w.Counts()[CountAdmitted]
+	admitted := w.Counts()[metric.CountAdmitted]
 	r := p.presumed("download", 1)[0]
-	require.Equal(t, admitted+2, w.Counts()[CountAdmitted])
+	require.Equal(t, admitted+2, w.Counts()[metric.CountAdmitted])
 	require.Equal(t, 1, r.hostCalls, "its connection, which is new")
 	require.Equal(t, coming+128*kib, w.Account().Own().Coming)
 	require.Zero(t, w.Account().Own().Small, "the floor is for those that may be small")
 
 	fresh := w.Account().Own().Fresh
-	require.Equal(t, Admit, g.Expect(p.now, &r.Stream, 16*mib).Action)
-	require.Equal(t, Admit, g.Grow(p.now, &r.Stream, budget.Response, mib).Action)
+	require.Equal(t, verdict.Admit, g.Expect(p.now, &r.Stream, 16*mib).Action)
+	require.Equal(t, verdict.Admit, g.Grow(p.now, &r.Stream, budget.Response, mib).Action)
 	require.Equal(t, coming+128*kib, w.Account().Own().Coming)
 	require.Equal(t, fresh, w.Account().Own().Fresh)
 	require.Equal(t, 128*kib, r.Held(budget.Response))
@@ -92,7 +95,7 @@ func TestAPresumedResponseReservesWhatItAnnounces(t *testing.T) {
 		{budget.Unknown, 128 * kib},    // HTTP/1
 		{budget.Unknown, 64*kib + mib}, // HTTP/2
 	} {
-		require.Equal(t, Admit, g.Expect(p.now, &all[i].Stream, c.length).Action)
+		require.Equal(t, verdict.Admit, g.Expect(p.now, &all[i].Stream, c.length).Action)
 		require.Equal(t, c.reserved, all[i].Reserved(budget.Response), i)
 	}
 	g.Grow(p.now, &all[4].Stream, budget.Response, 3*mib)
@@ -129,7 +132,7 @@ func TestPresumedRequestsAreDoubtedWhenMemoryIsCalmNoMore(t *testing.T) {
 	}
 	require.False(t, w.Account().Calm(p.now))
 	judged, v := p.from(0, "download", 0)
-	require.Equal(t, Admit, v.Action)
+	require.Equal(t, verdict.Admit, v.Action)
 	require.False(t, judged.Presumed())
 	g.Close(p.now, &judged.Stream)
 	require.EqualValues(t, 5, w.Account().Own().Presumed.Streams)
@@ -155,9 +158,9 @@ func TestPresumedRequestsAreDoubtedWhenMemoryIsCalmNoMore(t *testing.T) {
 	require.Equal(t, 10*kib+20*kib, w.Account().Own().Small, "what is still to come of the one, and what the other has ended with")
 
 	p.settle(200*mib - kib) // no room is left
-	require.Equal(t, Admit, g.Grow(p.now, &large.Stream, budget.Response, mib).Action, "it goes on")
-	require.Equal(t, Admit, g.Grow(p.now, &unknown.Stream, budget.Response, mib).Action)
-	require.Equal(t, Answer, g.Expect(p.now, &all[4].Stream, 16*mib).Action, "a response that comes now is judged")
+	require.Equal(t, verdict.Admit, g.Grow(p.now, &large.Stream, budget.Response, mib).Action, "it goes on")
+	require.Equal(t, verdict.Admit, g.Grow(p.now, &unknown.Stream, budget.Response, mib).Action)
+	require.Equal(t, verdict.Answer, g.Expect(p.now, &all[4].Stream, 16*mib).Action, "a response that comes now is judged")
 	for _, r := range all {
 		g.Close(p.now, &r.Stream)
 	}
@@ -203,10 +206,10 @@ func TestNobodyIsPresumedWhileOthersWait(t *testing.T) {
 	var admitted []*request
 	waiting := 0
 	for waiting < 20 {
-		if r, v := p.from(1, "upload", 12*mib); v.Action == Admit {
+		if r, v := p.from(1, "upload", 12*mib); v.Action == verdict.Admit {
 			admitted = append(admitted, r)
 		} else {
-			require.Equal(t, Wait, v.Action)
+			require.Equal(t, verdict.Wait, v.Action)
 			waiting++
 		}
 	}
@@ -218,7 +221,7 @@ func TestNobodyIsPresumedWhileOthersWait(t *testing.T) {
 		p.workers[i].Tick(p.now)
 		for range 2 {
 			r, v := p.from(i, "any", 0)
-			require.Equal(t, Admit, v.Action)
+			require.Equal(t, verdict.Admit, v.Action)
 			require.False(t, r.Presumed(), i)
 		}
 	}
@@ -235,7 +238,7 @@ func TestAPresumedResponseIsJudgedAtItsHeaders(t *testing.T) {
 		p.from(0, "upload", 12*mib)
 	}
 	require.False(t, w.Account().Calm(p.now))
-	require.Equal(t, Admit, g.Expect(p.now, &r.Stream, 16*mib).Action)
+	require.Equal(t, verdict.Admit, g.Expect(p.now, &r.Stream, 16*mib).Action)
 	require.False(t, r.Presumed())
 	require.Equal(t, 128*kib, r.Reserved(budget.Response))
 	require.Equal(t, 128*kib, p.has(0, "download").Coming)
@@ -251,7 +254,7 @@ func TestWhatAPresumedRequestIsAskedFor(t *testing.T) {
 	g := p.guards[0]
 	open := func() *request {
 		r := &request{tenant: "acme", path: "/health"}
-		require.Equal(t, Admit, g.Open(p.now, &r.Stream, r, 0).Action)
+		require.Equal(t, verdict.Admit, g.Open(p.now, &r.Stream, r, 0).Action)
 		return r
 	}
 	open()
@@ -270,7 +273,7 @@ func TestWhoMayBeInAPeakIsNotPresumed(t *testing.T) {
 	require.True(t, p.workers[0].Account().Calm(p.now))
 	for range 3 {
 		r, v := p.from(0, "any", 0)
-		require.Equal(t, Admit, v.Action)
+		require.Equal(t, verdict.Admit, v.Action)
 		require.False(t, r.Presumed())
 	}
 }
@@ -306,7 +309,7 @@ func (p *process) readings(do func()) (n int) {
 		p.now += 25 * ms
 		if a := p.workers[0].Tick(p.now); a.Ask {
 			n++
-			p.workers[0].Observe(p.now, Reading{InUse: 40 * mib}, nil)
+			p.workers[0].Observe(p.now, memory.Reading{InUse: 40 * mib}, nil)
 		}
 	}
 	return n
@@ -336,7 +339,7 @@ func TestEveryOtherTickPassesWhileAllArePresumed(t *testing.T) {
 	p.settle(40 * mib)
 	g, w := p.guards[0], p.workers[0]
 	all := p.presumed("any", 2)
-	require.Equal(t, Admit, g.Expect(p.now, &all[0].Stream, mib).Action)
+	require.Equal(t, verdict.Admit, g.Expect(p.now, &all[0].Stream, mib).Action)
 	ticks := func() (n int) { // that book what has passed
 		for range 10 {
 			p.now += 25 * ms
@@ -349,7 +352,7 @@ func TestEveryOtherTickPassesWhileAllArePresumed(t *testing.T) {
 			require.True(t, a.Polls)
 			require.Equal(t, Tick, a.Next)
 			if a.Ask {
-				w.Observe(p.now, Reading{InUse: 40 * mib}, nil)
+				w.Observe(p.now, memory.Reading{InUse: 40 * mib}, nil)
 			}
 		}
 		return n
@@ -363,7 +366,7 @@ func TestEveryOtherTickPassesWhileAllArePresumed(t *testing.T) {
 	for asks := false; !asks; asks = w.Tick(p.now).Ask {
 		p.now += 25 * ms
 	}
-	w.Observe(p.now, Reading{InUse: 120 * mib}, nil)
+	w.Observe(p.now, memory.Reading{InUse: 120 * mib}, nil)
 	require.True(t, all[0].Presumed())
 	require.False(t, w.Account().Calm(p.now))
 	p.now += 25 * ms

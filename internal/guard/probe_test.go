@@ -9,6 +9,7 @@ import (
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/forecast"
 	"github.com/highwater-envoy/highwater/internal/unit"
+	"github.com/highwater-envoy/highwater/internal/verdict"
 )
 
 // A burst of requests of a key of which nothing is known: the first few are let see. Where their
@@ -16,8 +17,8 @@ import (
 func TestHiddenBurst(t *testing.T) {
 	for _, c := range []struct {
 		length int64
-		next   Action
-	}{{5000, Admit}, {16 * mib, Wait}} {
+		next   verdict.Action
+	}{{5000, verdict.Admit}, {16 * mib, verdict.Wait}} {
 		p := newProcess(t, 1, func(c *Config) { c.Buffers.Downstream, c.Buffers.Upstream = unit.MiB, unit.MiB })
 		p.settle(40 * mib)
 		g := p.guards[0]
@@ -26,9 +27,9 @@ func TestHiddenBurst(t *testing.T) {
 		for range 200 {
 			r := hidden()
 			switch v := g.Open(p.now, &r.Stream, r, 0); v.Action {
-			case Admit:
+			case verdict.Admit:
 				admitted = append(admitted, r)
-			case Wait:
+			case verdict.Wait:
 				waiting++
 			default:
 				require.Fail(t, "a verdict", "%v", v)
@@ -39,7 +40,7 @@ func TestHiddenBurst(t *testing.T) {
 		require.Greater(t, len(admitted), 35)
 		late := 0
 		for _, r := range admitted {
-			if g.Expect(p.now, &r.Stream, c.length).Action != Admit {
+			if g.Expect(p.now, &r.Stream, c.length).Action != verdict.Admit {
 				late++
 			}
 			if c.length < mib {
@@ -47,12 +48,12 @@ func TestHiddenBurst(t *testing.T) {
 			}
 		}
 		require.LessOrEqual(t, late, 5, "only of those few that were let see")
-		next := map[Action]int{}
+		next := map[verdict.Action]int{}
 		for range 20 {
 			r := hidden()
 			next[g.Open(p.now, &r.Stream, r, 0).Action]++
 		}
-		require.Equal(t, map[Action]int{c.next: 20}, next, "what has come is known")
+		require.Equal(t, map[verdict.Action]int{c.next: 20}, next, "what has come is known")
 	}
 }
 
@@ -63,7 +64,7 @@ func TestHiddenBurstGoesOnBehindTheFirstResponse(t *testing.T) {
 	p := newProcess(t, 1, bigBuffers)
 	p.settle(40 * mib)
 	first := p.burst(2)
-	require.Equal(t, Admit, p.guards[0].Expect(p.now, &first[0].Stream, 16*mib).Action)
+	require.Equal(t, verdict.Admit, p.guards[0].Expect(p.now, &first[0].Stream, 16*mib).Action)
 	require.Less(t, int64(len(p.burst(200)))*2*mib, 160*mib)
 }
 
@@ -79,14 +80,14 @@ func TestHiddenBurstOfAMixedKey(t *testing.T) {
 		return v
 	}
 	for _, n := range []int64{16 * mib, 5000, 5000, 5000} {
-		require.Equal(t, Admit, answer(p.burst(1)[0], n).Action)
+		require.Equal(t, verdict.Admit, answer(p.burst(1)[0], n).Action)
 	}
 	p.read(190 * mib) // and there is no room
 	probes := p.burst(200)
 	require.Len(t, probes, 5, "what these bring is within the floor")
-	require.Equal(t, ResponseSize, answer(probes[0], 16*mib).Reason, "known to be large, it is refused")
+	require.Equal(t, verdict.ResponseSize, answer(probes[0], 16*mib).Reason, "known to be large, it is refused")
 	for _, r := range probes[1:] {
-		require.Equal(t, Admit, answer(r, 5000).Action)
+		require.Equal(t, verdict.Admit, answer(r, 5000).Action)
 	}
 	require.Empty(t, p.burst(1), "nobody goes before those who wait")
 	for range 300 {
@@ -108,7 +109,7 @@ func TestHiddenProbesOfASlowUpstream(t *testing.T) {
 		if probes == 5 {
 			for _, n := range []int64{16 * mib, 5000} {
 				r := p.burst(1)[0]
-				require.Equal(t, Admit, g.Expect(p.now, &r.Stream, n).Action)
+				require.Equal(t, verdict.Admit, g.Expect(p.now, &r.Stream, n).Action)
 				g.Close(p.now, &r.Stream)
 			}
 		}
@@ -119,7 +120,7 @@ func TestHiddenProbesOfASlowUpstream(t *testing.T) {
 			p.read(190 * mib)
 		}
 		waiting, opened := hidden(), p.now
-		require.Equal(t, Wait, g.Open(p.now, &waiting.Stream, waiting, 0).Action, seen)
+		require.Equal(t, verdict.Wait, g.Open(p.now, &waiting.Stream, waiting, 0).Action, seen)
 		for waiting.Waiting() {
 			p.read(190 * mib)
 		}
@@ -140,7 +141,7 @@ func TestHiddenBurstWhoseSmallOnesAreAnsweredFirst(t *testing.T) {
 	g := p.guards[0]
 	first := p.burst(20)
 	for _, r := range first[:5] {
-		require.Equal(t, Admit, g.Expect(p.now, &r.Stream, 5000).Action)
+		require.Equal(t, verdict.Admit, g.Expect(p.now, &r.Stream, 5000).Action)
 		g.Close(p.now, &r.Stream)
 	}
 	require.Less(t, int64(len(p.burst(200)))*4*mib, 160*mib, "15 may be large")
@@ -157,7 +158,7 @@ func TestHiddenKeyIsKnownForGood(t *testing.T) {
 	under := p.burst(20)
 	for range 100 {
 		r := under[0]
-		require.Equal(t, Admit, g.Expect(p.now, &r.Stream, 5000).Action)
+		require.Equal(t, verdict.Admit, g.Expect(p.now, &r.Stream, 5000).Action)
 		g.Close(p.now, &r.Stream)
 		under = append(under[1:], p.burst(1)...)
 		require.Len(t, under, 20)
@@ -173,23 +174,23 @@ func TestHiddenProbeThatWaits(t *testing.T) {
 	p.settle(40 * mib)
 	p.read(190 * mib)
 	g, w := p.guards[0], p.workers[0]
-	probe := func(tenant string) Action {
+	probe := func(tenant string) verdict.Action {
 		r := hidden()
 		r.tenant = tenant
 		defer g.Close(p.now, &r.Stream)
 		return g.Open(p.now, &r.Stream, r, 0).Action
 	}
 	r := hidden()
-	require.Equal(t, Wait, g.Open(p.now, &r.Stream, r, 4*mib).Action)
-	require.Equal(t, Admit, probe("a"), "it takes nobody's place")
+	require.Equal(t, verdict.Wait, g.Open(p.now, &r.Stream, r, 4*mib).Action)
+	require.Equal(t, verdict.Admit, probe("a"), "it takes nobody's place")
 	for r.Waiting() {
 		p.read(40 * mib)
 	}
 	require.Zero(t, r.Reserved(budget.Response), "it goes to see")
 	p.read(190 * mib)
-	require.Equal(t, Wait, probe("b"))
+	require.Equal(t, verdict.Wait, probe("b"))
 	g.Close(p.now, &r.Stream)
-	require.Equal(t, Admit, probe("c"))
+	require.Equal(t, verdict.Admit, probe("c"))
 	requireNothingLeft(t, w)
 }
 
@@ -218,7 +219,7 @@ func TestHiddenProbesAreBounded(t *testing.T) {
 	for i := range 64 {
 		r := hidden()
 		r.tenant = string(rune('0' + i))
-		if p.guards[0].Open(p.now, &r.Stream, r, 0).Action == Admit {
+		if p.guards[0].Open(p.now, &r.Stream, r, 0).Action == verdict.Admit {
 			probes++
 		}
 	}
@@ -234,13 +235,13 @@ func TestHiddenProbesOfALargeKey(t *testing.T) {
 	g, w := p.guards[0], p.workers[0]
 	for range 5 {
 		r := p.burst(1)[0]
-		require.Equal(t, Admit, g.Expect(p.now, &r.Stream, 16*mib).Action)
+		require.Equal(t, verdict.Admit, g.Expect(p.now, &r.Stream, 16*mib).Action)
 		g.Close(p.now, &r.Stream)
 	}
 	p.read(190 * mib)
 	tooLarge := func(r *request) {
 		t.Helper()
-		require.Equal(t, ResponseSize, g.Expect(p.now, &r.Stream, 16*mib).Reason)
+		require.Equal(t, verdict.ResponseSize, g.Expect(p.now, &r.Stream, 16*mib).Reason)
 		g.Close(p.now, &r.Stream)
 	}
 	lined := func() *request {
@@ -286,7 +287,7 @@ func TestHiddenBurstIsKnown(t *testing.T) {
 	p.read(190 * mib)
 	g, w := p.guards[0], p.workers[0]
 	for _, r := range p.burst(200) {
-		require.Equal(t, Admit, g.Expect(p.now, &r.Stream, 5000).Action)
+		require.Equal(t, verdict.Admit, g.Expect(p.now, &r.Stream, 5000).Action)
 		g.Close(p.now, &r.Stream)
 	}
 	waiting := p.queue(0).Waiting
@@ -306,7 +307,7 @@ func TestHiddenExempt(t *testing.T) {
 	for range 20 {
 		r := hidden()
 		r.path = "/healthz"
-		require.Equal(t, Admit, p.guards[0].Open(p.now, &r.Stream, r, 0).Action)
+		require.Equal(t, verdict.Admit, p.guards[0].Open(p.now, &r.Stream, r, 0).Action)
 	}
 	require.NotEmpty(t, p.burst(5))
 }

@@ -8,8 +8,10 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/memory"
 	"github.com/highwater-envoy/highwater/internal/reservoir"
 	"github.com/highwater-envoy/highwater/internal/unit"
+	"github.com/highwater-envoy/highwater/internal/verdict"
 )
 
 const (
@@ -70,7 +72,7 @@ func (p *process) read(inUse int64) {
 		p.now += 25 * ms
 		for _, w := range p.workers {
 			if a := w.Tick(p.now); a.Ask {
-				w.Observe(p.now, Reading{InUse: inUse, Allocated: inUse}, nil)
+				w.Observe(p.now, memory.Reading{InUse: inUse, Allocated: inUse}, nil)
 				p.now += ms
 				for _, w := range p.workers {
 					w.Tick(p.now)
@@ -185,7 +187,7 @@ func hidden() *request { return &request{hides: [2]bool{true, true}} }
 func (p *process) burst(n int) (admitted []*request) {
 	for range n {
 		r := &request{hides: [2]bool{true, true}}
-		if p.guards[0].Open(p.now, &r.Stream, r, 0).Action == Admit {
+		if p.guards[0].Open(p.now, &r.Stream, r, 0).Action == verdict.Admit {
 			admitted = append(admitted, r)
 		}
 	}

@@ -6,6 +6,9 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/memory"
+	"github.com/highwater-envoy/highwater/internal/metric"
+	"github.com/highwater-envoy/highwater/internal/verdict"
 )
 
 // What tests ask is what a user of the package sees: verdicts, what a tick wants done, and the
@@ -18,8 +21,8 @@ func (p *process) queue(worker int) budget.Queue { return p.workers[worker].Acco
 func (p *process) left(worker int) int64 { return p.workers[worker].Account().Own().Left }
 
 // rejects is how many the worker has rejected for the reason.
-func (p *process) rejects(worker int, reason Reason) uint64 {
-	return p.workers[worker].Counts()[CountRejected+int(reason)-1]
+func (p *process) rejects(worker int, reason verdict.Reason) uint64 {
+	return p.workers[worker].Counts()[metric.CountRejected+int(reason)-1]
 }
 
 // has is what a key has on the worker.
@@ -42,9 +45,9 @@ func (p *process) forecast(worker int, route string, d budget.Direction) int64 {
 		length = 0
 		p.workers[worker].Tick(p.now) // of those between two ticks the first is judged
 	}
-	require.Equal(p.t, Admit, g.Open(p.now, &r.Stream, r, length).Action)
+	require.Equal(p.t, verdict.Admit, g.Open(p.now, &r.Stream, r, length).Action)
 	if d == budget.Response {
-		require.Equal(p.t, Admit, g.Expect(p.now, &r.Stream, budget.Unknown).Action)
+		require.Equal(p.t, verdict.Admit, g.Expect(p.now, &r.Stream, budget.Unknown).Action)
 	}
 	n := r.Reserved(d)
 	g.Close(p.now, &r.Stream)
@@ -59,11 +62,11 @@ func (p *process) evicted(worker int, d Time, inUse int64) map[*Stream]Verdict {
 		p.now += Tick
 		a := p.workers[worker].Tick(p.now)
 		for _, d := range a.Rejected {
-			require.Equal(p.t, Evicted, d.Verdict.Reason)
+			require.Equal(p.t, verdict.Evicted, d.Verdict.Reason)
 			all[d.Stream] = d.Verdict
 		}
 		if a.Ask {
-			p.workers[worker].Observe(p.now, Reading{InUse: inUse, Allocated: inUse}, nil)
+			p.workers[worker].Observe(p.now, memory.Reading{InUse: inUse, Allocated: inUse}, nil)
 		}
 	}
 	return all
@@ -78,12 +81,12 @@ func (p *process) bring(route string, d budget.Direction, n int64) {
 	if d == budget.Response {
 		length = 0
 	}
-	require.Equal(p.t, Admit, g.Open(p.now, &r.Stream, r, length).Action)
+	require.Equal(p.t, verdict.Admit, g.Open(p.now, &r.Stream, r, length).Action)
 	if d == budget.Response {
-		require.Equal(p.t, Admit, g.Expect(p.now, &r.Stream, budget.Unknown).Action)
+		require.Equal(p.t, verdict.Admit, g.Expect(p.now, &r.Stream, budget.Unknown).Action)
 	}
 	for sent := int64(0); sent < n; sent += 16 * kib {
-		require.Equal(p.t, Admit, g.Grow(p.now, &r.Stream, d, min(n-sent, 16*kib)).Action)
+		require.Equal(p.t, verdict.Admit, g.Grow(p.now, &r.Stream, d, min(n-sent, 16*kib)).Action)
 	}
 	g.End(p.now, &r.Stream, d)
 	g.Close(p.now, &r.Stream)

@@ -4,8 +4,10 @@ import (
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/fairness"
 	"github.com/highwater-envoy/highwater/internal/linger"
+	"github.com/highwater-envoy/highwater/internal/metric"
 	"github.com/highwater-envoy/highwater/internal/retryafter"
 	"github.com/highwater-envoy/highwater/internal/unit"
+	"github.com/highwater-envoy/highwater/internal/verdict"
 )
 
 // queue is where a worker's requests wait. Small ones go first, then large ones. Among
@@ -35,21 +37,21 @@ const heldShare = 4 // TestLineIsBounded
 func (g *Guard) wait(now Time, s *Stream, small bool) Verdict {
 	w := g.worker
 	if g.lets() {
-		w.counts[CountThrottled]++
+		w.counts[metric.CountThrottled]++
 		w.account.Ask(now, s.asks(), budget.Forced)
-		return Verdict{Action: Admit}
+		return Verdict{Action: verdict.Admit}
 	}
 	w.unprobe(s)
 	cost := g.cost(s)
 	s.conn()
 	window := g.windowOf(s)
 	if !g.claimPlace(now, s, small, cost, window) {
-		return g.turnAway(now, s, QueueFull)
+		return g.turnAway(now, s, verdict.QueueFull)
 	}
-	w.counts[CountThrottled]++
+	w.counts[metric.CountThrottled]++
 	s.joinLine(now, small, cost, window)
 	w.account.Cover(now)
-	return Verdict{Action: Wait}
+	return Verdict{Action: verdict.Wait}
 }
 
 // windowOf is what a request can take of its HTTP/2 connection's window while it waits.
@@ -134,8 +136,8 @@ func (w *Worker) overflows(now Time, n int64) bool {
 
 // refuseWaiting has the connection closed of one who waits, on which more has come than has room.
 func (w *Worker) refuseWaiting(now Time, s *Stream) {
-	w.count(Closed)
-	w.counts[CountClosedConnections]++
+	w.count(verdict.Closed)
+	w.counts[metric.CountClosedConnections]++
 	w.account.Free(now, s.come)
 	s.leaveLine()
 	s.rejectClosing(now, s.pauseCost, true)
@@ -158,7 +160,7 @@ func (w *Worker) shed(now Time, a *Actions) bool {
 		}
 		excess -= next.Value.come
 		w.account.Free(now, next.Value.come)
-		w.dismiss(now, a, next, QueueFull)
+		w.dismiss(now, a, next, verdict.QueueFull)
 		shed = true
 	}
 	return shed
@@ -210,20 +212,20 @@ func (w *Worker) serve(now Time, a *Actions) {
 		if next == nil {
 			break
 		}
-		w.dismiss(now, a, next, Timeout)
+		w.dismiss(now, a, next, verdict.Timeout)
 	}
 	w.publish()
 }
 
 // dismiss turns one away who waits.
-func (w *Worker) dismiss(now Time, a *Actions, c *fairness.Waiter[Stream], reason Reason) {
+func (w *Worker) dismiss(now Time, a *Actions, c *fairness.Waiter[Stream], reason verdict.Reason) {
 	s, waited := c.Value, unit.Duration(now-c.Since)
 	v := s.guard.turnAway(now, s, reason)
 	if s.Shadow() {
 		return
 	}
 	v.Waited = waited
-	if v.Action == Answer {
+	if v.Action == verdict.Answer {
 		w.end(s.connection)
 	}
 	a.Rejected = append(a.Rejected, Decision{s, v}) // if it is to be closed, close does that
@@ -253,10 +255,10 @@ func (w *Worker) Resume(now Time) (s *Stream, waited unit.Duration) {
 // claimFor asks for the room of a waiting request. One that is cold may be none any more, by what
 // is known of its key now, or go as a probe.
 func (w *Worker) claimFor(now Time, s *Stream) bool {
-	if s.expects.cold() > 0 {
+	if s.expects.Cold() > 0 {
 		w.foreseeAgain(now, s)
 	}
-	if s.expects.cold() == 0 || !w.mayProbe(now, s) {
+	if s.expects.Cold() == 0 || !w.mayProbe(now, s) {
 		return w.claimRest(now, s, s.asks())
 	}
 	if !w.claimRest(now, s, s.wants) {
@@ -269,9 +271,9 @@ func (w *Worker) claimFor(now Time, s *Stream) bool {
 // foreseeAgain sets what the response of a cold request is expected to bring, by what is known of
 // its key now, but not more than could fit alone when it came.
 func (w *Worker) foreseeAgain(now Time, s *Stream) {
-	before := s.expects.bytes
+	before := s.expects.Bytes
 	s.expects = s.guard.predict(now, s, max(s.host.Visibility(budget.Response), budget.Announced))
-	s.expects.bytes = min(s.expects.bytes, before)
+	s.expects.Bytes = min(s.expects.Bytes, before)
 }
 
 // claimRest asks for n bytes without what is counted of them already: what was seen to come of the
@@ -305,17 +307,17 @@ type rejects struct {
 // until its connection is closed, which takes Envoy's delayed_close_timeout, what an unfinished
 // HTTP/1 request has sent lies unread. Where that has no room there is no answer, and the
 // connection is closed instead.
-func (g *Guard) turnAway(now Time, s *Stream, reason Reason) Verdict {
+func (g *Guard) turnAway(now Time, s *Stream, reason verdict.Reason) Verdict {
 	w := g.worker
 	if g.lets() && !s.Shadow() { // a shadow has been let go, and is to leave the queue
 		w.count(reason)
 		w.account.Ask(now, s.asks(), budget.Forced)
-		return Verdict{Action: Admit}
+		return Verdict{Action: verdict.Admit}
 	}
 	if s.length == budget.Unknown && s.Seen(budget.Request) > 0 { // else the next ones grow beyond what has room too: scenario growth, TestForecastsLearn
 		s.key.Value.Bodies[budget.Request].Learn(s.Held(budget.Request))
 	}
-	if reason == QueueFull || reason == Timeout {
+	if reason == verdict.QueueFull || reason == verdict.Timeout {
 		s.key.Value.rejected += s.total()
 	}
 	counted := false // what it leaves unread
@@ -328,15 +330,15 @@ func (g *Guard) turnAway(now Time, s *Stream, reason Reason) Verdict {
 	}
 	cost := g.cost(s)
 	if g.mustClose(now, s, cost, counted) {
-		w.counts[CountClosedConnections]++
-		w.count(Closed) // in place of the reason: each is counted once
+		w.counts[metric.CountClosedConnections]++
+		w.count(verdict.Closed) // in place of the reason: each is counted once
 		s.rejectClosing(now, cost, counted)
-		return Verdict{Action: Close, Reason: reason}
+		return Verdict{Action: verdict.Close, Reason: reason}
 	}
 	w.count(reason)
 	s.rejectUnread(now, cost, counted)
-	v := Verdict{Action: Answer, Reason: reason}
-	if reason != TooLarge {
+	v := Verdict{Action: verdict.Answer, Reason: reason}
+	if reason != verdict.TooLarge {
 		v.RetryAfter = g.retryAfter(now, max(s.wants, s.Held(budget.Request)))
 	}
 	return v
@@ -368,7 +370,7 @@ func (g *Guard) mustClose(now Time, s *Stream, cost int64, counted bool) bool {
 		fresh > w.account.Share(limit)-w.account.Estimate(now)+s.Held(budget.Request)
 }
 
-func (w *Worker) count(reason Reason) { w.counts[CountRejected+int(reason)-1]++ }
+func (w *Worker) count(reason verdict.Reason) { w.counts[metric.CountRejected+int(reason)-1]++ }
 
 // end and claimCut keep the rules by which Envoy survives (ENVOY-FACTS: it crashes otherwise): in
 // one call of the host, a stream is ended once, and who closes a connection has done nothing else

@@ -7,7 +7,9 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/metric"
 	"github.com/highwater-envoy/highwater/internal/unit"
+	"github.com/highwater-envoy/highwater/internal/verdict"
 )
 
 func TestTimeoutRejectsManyInOneTick(t *testing.T) {
@@ -17,7 +19,7 @@ func TestTimeoutRejectsManyInOneTick(t *testing.T) {
 	var waiting int
 	for range 20 {
 		// Hard is 184: there is room for nothing large, and for some to wait.
-		if _, v := p.open(0, 128*kib); v.Action == Wait {
+		if _, v := p.open(0, 128*kib); v.Action == verdict.Wait {
 			waiting++
 		}
 	}
@@ -29,9 +31,9 @@ func TestTimeoutRejectsManyInOneTick(t *testing.T) {
 	// There is no reading any more: one or two were resumed on what the live streams can hold.
 	require.InDelta(t, waiting, len(a.Rejected), 2)
 	for _, d := range a.Rejected {
-		require.Equal(t, Timeout, d.Verdict.Reason)
+		require.Equal(t, verdict.Timeout, d.Verdict.Reason)
 		require.GreaterOrEqual(t, d.Verdict.Waited, unit.Duration(2*time.Second))
-		if d.Verdict.Action == Answer {
+		if d.Verdict.Action == verdict.Answer {
 			require.GreaterOrEqual(t, d.Verdict.RetryAfter, unit.Duration(time.Second))
 			require.LessOrEqual(t, d.Verdict.RetryAfter, unit.Duration(30*time.Second))
 		}
@@ -44,7 +46,7 @@ func TestLargeNewcomerJoinsTheLineWhenAnyoneWaitsAnywhere(t *testing.T) {
 	var first []*request
 	for {
 		r, v := p.open(0, 8*mib)
-		if v.Action == Wait {
+		if v.Action == verdict.Wait {
 			break
 		}
 		first = append(first, r)
@@ -55,7 +57,7 @@ func TestLargeNewcomerJoinsTheLineWhenAnyoneWaitsAnywhere(t *testing.T) {
 	p.workers[1].Tick(p.now)
 	// 1 MiB would fit, but it would take what the others wait for.
 	_, v := p.open(1, mib)
-	require.Equal(t, Wait, v.Action)
+	require.Equal(t, verdict.Wait, v.Action)
 	require.NotEmpty(t, first)
 }
 
@@ -80,7 +82,7 @@ func TestWhoWaitsIsTurnedAwayByWhatHasCome(t *testing.T) {
 					g.Grow(p.now, &r.Stream, budget.Request, 4*mib)
 				}
 			}
-			closed := func() uint64 { return w.Counts()[CountClosedConnections] }
+			closed := func() uint64 { return w.Counts()[metric.CountClosedConnections] }
 			require.Zero(t, closed())
 			refused := 0
 			for i := 0; i < 40 && refused == 0; i++ { // requests that were let in pass on, and those who wait send
@@ -111,7 +113,7 @@ func TestLineIsBounded(t *testing.T) {
 	fill := func(p *process) {
 		p.settle(40 * mib)
 		for range 100 {
-			if _, v := p.open(0, 4*mib); v.Action != Admit {
+			if _, v := p.open(0, 4*mib); v.Action != verdict.Admit {
 				return
 			}
 		}
@@ -120,7 +122,7 @@ func TestLineIsBounded(t *testing.T) {
 	t.Run("by number, over all workers", func(t *testing.T) {
 		p := newProcess(t, 2, func(c *Config) { c.Throttle.Queue = 3 })
 		fill(p)
-		actions := map[Action]int{}
+		actions := map[verdict.Action]int{}
 		for i := range 10 {
 			p.now += 5 * ms
 			p.workers[0].Tick(p.now)
@@ -128,7 +130,7 @@ func TestLineIsBounded(t *testing.T) {
 			_, v := p.open(i%2, 4*mib)
 			actions[v.Action]++
 		}
-		require.Equal(t, 2, actions[Wait], "one waited already")
+		require.Equal(t, 2, actions[verdict.Wait], "one waited already")
 	})
 	t.Run("by what waiting holds", func(t *testing.T) {
 		p := newProcess(t, 1, func(c *Config) {
@@ -138,7 +140,7 @@ func TestLineIsBounded(t *testing.T) {
 		fill(p)
 		waiting := 1
 		for range 100 {
-			if _, v := p.open(0, 4*mib); v.Action == Wait {
+			if _, v := p.open(0, 4*mib); v.Action == verdict.Wait {
 				waiting++
 			}
 		}
@@ -151,15 +153,15 @@ func TestLineIsBounded(t *testing.T) {
 		})
 		p.settle(40 * mib)
 		_, v := p.open(0, 100*mib)
-		require.Equal(t, Admit, v.Action)
+		require.Equal(t, verdict.Admit, v.Action)
 		_, v = p.open(0, 60*mib)
-		require.Equal(t, Wait, v.Action, "a head that does not fit, with room beside it")
+		require.Equal(t, verdict.Wait, v.Action, "a head that does not fit, with room beside it")
 		waiting := 1
 		for i := range 100 {
 			p.now += 5 * ms
 			p.workers[0].Tick(p.now)
 			p.workers[1].Tick(p.now)
-			if _, v := p.open(i%2, 40*mib); v.Action == Wait {
+			if _, v := p.open(i%2, 40*mib); v.Action == verdict.Wait {
 				waiting++
 			}
 		}
@@ -170,25 +172,25 @@ func TestLineIsBounded(t *testing.T) {
 		p.settle(230 * mib)
 		for range 256 { // the floor
 			_, v := p.open(0, 40*kib)
-			require.Equal(t, Admit, v.Action)
+			require.Equal(t, verdict.Admit, v.Action)
 		}
 		_, v := p.open(0, 40*kib)
-		require.Equal(t, QueueFull, v.Reason, "6,000 of them would hold half the limit more")
+		require.Equal(t, verdict.QueueFull, v.Reason, "6,000 of them would hold half the limit more")
 		p.settle(150 * mib)
 		_, v = p.open(0, 40*kib)
-		require.Equal(t, Admit, v.Action)
+		require.Equal(t, verdict.Admit, v.Action)
 	})
 	t.Run("by the window of an HTTP/2 connection", func(t *testing.T) {
 		p := newProcess(t, 1, func(c *Config) { c.Buffers.HTTP2ConnectionWindow = unit.MiB })
 		fill(p)
 		c := p.connection(0)
-		actions := map[Action]int{}
+		actions := map[verdict.Action]int{}
 		for range 20 {
 			r := &request{connected: c, http2: true}
 			actions[p.guards[0].Open(p.now, &r.Stream, r, 4*mib).Action]++
 		}
 		// Half of 1 MiB is eight windows of 64 KiB: more would starve the admitted siblings.
-		require.Equal(t, map[Action]int{Wait: 8, Answer: 12}, actions)
+		require.Equal(t, map[verdict.Action]int{verdict.Wait: 8, verdict.Answer: 12}, actions)
 	})
 }
 
@@ -200,13 +202,13 @@ func TestSmallerPassAStuckHead(t *testing.T) {
 	var admitted []*request
 	for range 35 {
 		r, v := p.open(0, 4*mib)
-		require.Equal(t, Admit, v.Action)
+		require.Equal(t, verdict.Admit, v.Action)
 		admitted = append(admitted, r)
 	}
 	_, v := p.open(0, 16*mib)
-	require.Equal(t, Wait, v.Action)
+	require.Equal(t, verdict.Wait, v.Action)
 	little, v := p.open(0, 2*mib)
-	require.Equal(t, Wait, v.Action)
+	require.Equal(t, verdict.Wait, v.Action)
 	p.guards[0].Close(p.now, &admitted[0].Stream) // 4 MiB are free
 	p.now += 100 * ms
 	require.Nil(t, p.workers[0].Tick(p.now).Resume)
@@ -220,10 +222,10 @@ func TestWaitingHoldsPartOfWhatItWants(t *testing.T) {
 	p.settle(40 * mib)
 	hard := p.workers[0].Account().Share(.9)
 	big, v := p.open(0, 16*mib)
-	require.Equal(t, Admit, v.Action)
+	require.Equal(t, verdict.Admit, v.Action)
 	p.settle(hard - 16*mib - 64*kib)
 	r, v := p.open(0, 128*kib)
-	require.Equal(t, Wait, v.Action)
+	require.Equal(t, verdict.Wait, v.Action)
 	p.workers[0].Data(p.now, r.connected, 128*kib)
 	p.guards[0].End(p.now, &big.Stream, budget.Request) // 16 MiB less are coming, and 128 KiB fresh
 	p.now += FastTick
@@ -238,7 +240,7 @@ func TestWhatCameWhilePausedIsComingUntilItPasses(t *testing.T) {
 	p.settle(40 * mib)
 	p.settle(p.workers[0].Account().Share(.9) - 64*kib)
 	r, v := p.open(0, 128*kib)
-	require.Equal(t, Wait, v.Action)
+	require.Equal(t, verdict.Wait, v.Action)
 	p.workers[0].Data(p.now, r.connected, 128*kib)
 	for r.Waiting() {
 		p.read(40 * mib)
@@ -259,7 +261,7 @@ func TestWhatComesOnAConnectionCountsForThoseWhoWait(t *testing.T) {
 	own := func() budget.Entry { return p.workers[0].Account().Own() }
 	c := p.connection(0)
 	r := &request{connected: c, http2: true}
-	require.Equal(t, Wait, p.guards[0].Open(p.now, &r.Stream, r, 4*mib).Action)
+	require.Equal(t, verdict.Wait, p.guards[0].Open(p.now, &r.Stream, r, 4*mib).Action)
 	p.settle(182 * mib)
 	require.Zero(t, own().Fresh)
 	for range 20 {
@@ -284,7 +286,7 @@ func TestWhatComesUnseenIsCountedForAsLongAsItsRequestWaits(t *testing.T) {
 	p.settle(182 * mib)
 	own := func() budget.Entry { return p.workers[0].Account().Own() }
 	r := &request{connected: &Connection{}, http2: true}
-	require.Equal(t, Wait, p.guards[0].Open(p.now, &r.Stream, r, 4*mib).Action)
+	require.Equal(t, verdict.Wait, p.guards[0].Open(p.now, &r.Stream, r, 4*mib).Action)
 	p.settle(182 * mib)
 	require.Zero(t, own().Fresh)
 	require.Equal(t, 128*kib, own().Coming)
@@ -297,7 +299,7 @@ func TestWhatComesUnseenIsCountedForAsLongAsItsRequestWaits(t *testing.T) {
 
 	p.settle(182 * mib)
 	r = &request{connected: &Connection{}, http2: true}
-	require.Equal(t, Wait, p.guards[0].Open(p.now, &r.Stream, r, 4*mib).Action)
+	require.Equal(t, verdict.Wait, p.guards[0].Open(p.now, &r.Stream, r, 4*mib).Action)
 	p.guards[0].Close(p.now, &r.Stream)
 	require.Zero(t, own().Coming)
 }

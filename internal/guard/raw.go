@@ -9,6 +9,7 @@ import (
 	"github.com/highwater-envoy/highwater/internal/config"
 	"github.com/highwater-envoy/highwater/internal/fairness"
 	"github.com/highwater-envoy/highwater/internal/forecast"
+	"github.com/highwater-envoy/highwater/internal/metric"
 	"github.com/highwater-envoy/highwater/internal/reservoir"
 )
 
@@ -168,7 +169,7 @@ func (g *Guard) find(now Time, c *Connection, p Peer) (refused bool) {
 		c.place = w.placeOf(now, p.Place(), true)
 	}
 	if now-c.came < rawLate && !g.admitRaw(now, c, p) {
-		w.counts[CountRefused]++
+		w.counts[metric.CountRefused]++
 		if g.governs() {
 			c.ends = true
 			w.raws.late = append(w.raws.late, c)
@@ -276,7 +277,7 @@ func (g *Guard) admitRaw(now Time, c *Connection, p Peer) bool {
 		return true
 	}
 	if g.config.TCP == Observe && g.config.Mode == Enforce {
-		w.counts[CountRefused]++
+		w.counts[metric.CountRefused]++
 		return true
 	}
 	return false

@@ -9,7 +9,10 @@ import (
 
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/config"
+	"github.com/highwater-envoy/highwater/internal/memory"
+	"github.com/highwater-envoy/highwater/internal/metric"
 	"github.com/highwater-envoy/highwater/internal/unit"
+	"github.com/highwater-envoy/highwater/internal/verdict"
 )
 
 // tcpClient is a client of a listener, which may have HTTP or not.
@@ -157,7 +160,7 @@ func (p *process) step(d time.Duration, inUse int64) (cut []*Connection) {
 		w := p.workers[0]
 		a := w.Tick(p.now)
 		if a.Ask {
-			w.Observe(p.now, Reading{InUse: inUse, Allocated: inUse}, nil)
+			w.Observe(p.now, memory.Reading{InUse: inUse, Allocated: inUse}, nil)
 		}
 		cut = append(cut, a.Cut...)
 	}
@@ -173,10 +176,10 @@ func TestARawFloodIsRefused(t *testing.T) {
 			t.Logf("%d open", len(open))
 			require.Greater(t, len(open), 40)
 			require.Less(t, 40*mib+1400*kib*int64(len(open)), 200*mib)
-			require.EqualValues(t, 300-len(open), p.workers[0].Counts()[CountRefused])
+			require.EqualValues(t, 300-len(open), p.workers[0].Counts()[metric.CountRefused])
 			// Small requests are let in all the same.
 			r, v := p.open(0, 0)
-			require.Equal(t, Admit, v.Action)
+			require.Equal(t, verdict.Admit, v.Action)
 			p.guards[0].Close(p.now, &r.Stream)
 			for _, c := range open {
 				p.hangUp(c)
@@ -209,7 +212,7 @@ func TestABurstOfRawConnectionsIsRefusedAtItsFirstBytes(t *testing.T) {
 	}
 	require.Greater(t, open, 40)
 	require.Less(t, 40*mib+1400*kib*int64(open), 200*mib)
-	require.EqualValues(t, 300-open, p.workers[0].Counts()[CountRefused])
+	require.EqualValues(t, 300-open, p.workers[0].Counts()[metric.CountRefused])
 	p.receive(old, 20*kib)
 	require.False(t, old.Ends(), "it is none of them")
 	require.Len(t, p.step(100*ms, 40*mib+1400*kib*int64(open)), 300-open, "they are closed")
@@ -264,7 +267,7 @@ func TestFastReadersHaveNoPrice(t *testing.T) {
 	for range 300 { // all of them come back at once, with friends
 		require.NotNil(t, p.dial(postgres))
 	}
-	require.Zero(t, p.workers[0].Counts()[CountRefused])
+	require.Zero(t, p.workers[0].Counts()[metric.CountRefused])
 }
 
 func TestIdleRawConnectionsCostNothing(t *testing.T) {
@@ -323,7 +326,7 @@ func TestTheHeaviestRawConnectionsAreClosed(t *testing.T) {
 			require.Empty(t, p.step(100*ms, 190*mib), "nothing is closed for the estimate alone")
 			cut := p.step(time.Second, 230*mib)
 			require.Equal(t, c.cuts, len(cut) > 0)
-			require.NotZero(t, p.workers[0].Counts()[CountRejected+int(Evicted)-1], "it is counted in any case")
+			require.NotZero(t, p.workers[0].Counts()[metric.CountRejected+int(verdict.Evicted)-1], "it is counted in any case")
 			seen := map[*Connection]bool{}
 			for _, one := range cut {
 				require.False(t, seen[one], "once")
@@ -349,7 +352,7 @@ func TestARawConnectionThatSaysLittleIsNotEvicted(t *testing.T) {
 	require.Len(t, p.workers[0].raws.open, 11)
 	p.hangUp(heavy)
 	require.Empty(t, p.step(time.Second, 230*mib), "memory is over the limit, but not for them")
-	require.Zero(t, p.workers[0].Counts()[CountRejected+int(Evicted)-1])
+	require.Zero(t, p.workers[0].Counts()[metric.CountRejected+int(verdict.Evicted)-1])
 }
 
 func TestObservedRawConnectionsAreNotRefused(t *testing.T) {
@@ -357,7 +360,7 @@ func TestObservedRawConnectionsAreNotRefused(t *testing.T) {
 		p := newProcess(t, 1, func(c *Config) { asEnvoy(c); edit(c) })
 		p.settle(40 * mib)
 		require.Len(t, p.flood(120, 10*ms, 1300*kib), 120)
-		require.NotZero(t, p.workers[0].Counts()[CountRefused])
+		require.NotZero(t, p.workers[0].Counts()[metric.CountRefused])
 	}
 }
 

@@ -7,13 +7,14 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/highwater-envoy/highwater/internal/memory"
 	"github.com/stretchr/testify/require"
 )
 
 // The captures are of one Envoy 1.40: idle, under a burst, and after it, when the allocator kept
 // what it had got.
 func TestParseReadingOfARealEnvoy(t *testing.T) {
-	for file, want := range map[string]Reading{
+	for file, want := range map[string]memory.Reading{
 		"idle.memory.json":  {InUse: 12582912 - 5218304, Allocated: 6389088, Free: 5218304, Mapped: 12582912},
 		"burst.memory.json": {InUse: 230686720 - 5406720, Allocated: 223301040, Free: 5406720, Mapped: 230686720},
 		// heap_size alone would say 220 MiB: a burst would lock everyone out for ever.
@@ -21,7 +22,7 @@ func TestParseReadingOfARealEnvoy(t *testing.T) {
 	} {
 		text, err := os.ReadFile(filepath.Join("testdata", file))
 		require.NoError(t, err)
-		got, err := ParseReading(text)
+		got, err := memory.Parse(text)
 		require.NoError(t, err, file)
 		require.Equal(t, want, got, file)
 		require.LessOrEqual(t, got.Allocated, got.InUse, "what the program asked for is part of what is in use")
@@ -32,7 +33,7 @@ func TestParseReadingOfARealEnvoy(t *testing.T) {
 			if text[cut] == '}' {
 				break
 			}
-			_, err := ParseReading(text[:cut])
+			_, err := memory.Parse(text[:cut])
 			require.Error(t, err, "%s cut at %d", file, cut)
 		}
 	}
@@ -40,23 +41,23 @@ func TestParseReadingOfARealEnvoy(t *testing.T) {
 
 // A newer Envoy may tell more; tcmalloc without a page heap may tell less.
 func TestParseReadingTakesWhatItNeeds(t *testing.T) {
-	got, err := ParseReading([]byte(`{"allocated": "5", "heap_size": "10", "limits": 7, "new": {"x": []}}`))
+	got, err := memory.Parse([]byte(`{"allocated": "5", "heap_size": "10", "limits": 7, "new": {"x": []}}`))
 	require.NoError(t, err)
-	require.Equal(t, Reading{InUse: 10, Allocated: 5, Mapped: 10}, got)
+	require.Equal(t, memory.Reading{InUse: 10, Allocated: 5, Mapped: 10}, got)
 }
 
 // The companion's answer is Envoy's with what it sees itself. What is resident beyond the heap's
 // pages, and the kernel's socket buffers, are in use too; pages of the heap that were never touched
 // are not resident, and nothing is less for it.
 func TestParseReadingOfTheCompanion(t *testing.T) {
-	got, err := ParseReading([]byte(`{"allocated": "50", "heap_size": "120", "pageheap_unmapped": "20", "pageheap_free": "30",
+	got, err := memory.Parse([]byte(`{"allocated": "50", "heap_size": "120", "pageheap_unmapped": "20", "pageheap_free": "30",
 		"limit": "1000", "resident": "125", "working_set": "400", "sock": "7"}`))
 	require.NoError(t, err)
-	require.Equal(t, Reading{
+	require.Equal(t, memory.Reading{
 		InUse: 120 - 20 - 30 + (125 - 100) + 7, Allocated: 50, Free: 30, Mapped: 100,
 		Limit: 1000, Resident: 125, WorkingSet: 400, Sock: 7,
 	}, got)
-	got, err = ParseReading([]byte(`{"allocated": "50", "heap_size": "120", "resident": "90"}`))
+	got, err = memory.Parse([]byte(`{"allocated": "50", "heap_size": "120", "resident": "90"}`))
 	require.NoError(t, err)
 	require.Equal(t, int64(120), got.InUse)
 	require.Zero(t, got.Limit, "not told")
@@ -97,7 +98,7 @@ func TestParseReadingRefuses(t *testing.T) {
 		"a heap of a PiB more": `{"allocated": "5", "heap_size": "1125899906842625"}`,
 		"two answers":          `{"allocated": "5", "heap_size": "10"}{"allocated": "5", "heap_size": "10"}`,
 	} {
-		got, err := ParseReading([]byte(text))
+		got, err := memory.Parse([]byte(text))
 		require.ErrorContains(t, err, "answer of /memory", name)
 		require.Zero(t, got, name)
 	}
@@ -113,8 +114,8 @@ func FuzzParseReading(f *testing.F) {
 	f.Add([]byte(`{"allocated": "5", "heap_size": "10", "limit": "100", "resident": "12", "working_set": "50", "sock": "1"}`))
 	f.Add([]byte(`{"ALLOCATED": "5", "heap_size": "1e3"}`))
 	f.Fuzz(func(t *testing.T, text []byte) {
-		r, err := ParseReading(text)
-		if err != nil && r != (Reading{}) {
+		r, err := memory.Parse(text)
+		if err != nil && r != (memory.Reading{}) {
 			t.Fatalf("%q: both %+v and %v", text, r, err)
 		}
 		if err == nil && (r.InUse <= 0 || r.Allocated < 0 || r.Limit < 0 || r.Free < 0 || r.Mapped <= 0) {
@@ -129,7 +130,7 @@ func TestReadingThatOverflowsIsRefused(t *testing.T) {
 		`{"allocated":"1","heap_size":"1","pageheap_unmapped":"9223372036854775807","pageheap_free":"9223372036854775807"}`,
 		`{"allocated":"1","heap_size":"-9223372036854775808","pageheap_unmapped":"1","pageheap_free":"0"}`,
 	} {
-		_, err := ParseReading([]byte(text))
+		_, err := memory.Parse([]byte(text))
 		require.ErrorContains(t, err, "not a possible answer", text)
 	}
 }

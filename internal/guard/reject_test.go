@@ -6,7 +6,10 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/highwater-envoy/highwater/internal/memory"
+	"github.com/highwater-envoy/highwater/internal/metric"
 	"github.com/highwater-envoy/highwater/internal/unit"
+	"github.com/highwater-envoy/highwater/internal/verdict"
 )
 
 // What a rejected HTTP/1 upload leaves unread lingers. It may hold 1/8 of what traffic can have;
@@ -18,18 +21,18 @@ func TestRejectsCostMemory(t *testing.T) {
 	for range 35 {
 		p.open(0, 4*mib)
 	}
-	actions := map[Action]int{}
+	actions := map[verdict.Action]int{}
 	var closed []*request
 	for range 30 {
 		r, v := p.open(0, 4*mib)
 		actions[v.Action]++
-		if v.Action == Close {
+		if v.Action == verdict.Close {
 			closed = append(closed, r)
 		}
 	}
 	// Each leaves 2 MiB; between the estimate and the limit there is room for some 8 of the 20 MiB.
-	require.InDelta(t, 8, actions[Answer], 2)
-	require.Equal(t, 30, actions[Answer]+actions[Close])
+	require.InDelta(t, 8, actions[verdict.Answer], 2)
+	require.Equal(t, 30, actions[verdict.Answer]+actions[verdict.Close])
 	require.LessOrEqual(t, p.left(0), 20*mib)
 
 	// A client that hangs up before it is closed, and the others at the next tick.
@@ -40,7 +43,7 @@ func TestRejectsCostMemory(t *testing.T) {
 
 	// HTTP/2, and who has sent all, always get the answer.
 	r := &request{connected: p.connection(0), http2: true}
-	require.Equal(t, Answer, p.guards[0].Open(p.now, &r.Stream, r, 4*mib).Action)
+	require.Equal(t, verdict.Answer, p.guards[0].Open(p.now, &r.Stream, r, 4*mib).Action)
 
 	p.now += 1100 * ms
 	p.workers[0].Tick(p.now)
@@ -55,23 +58,23 @@ func TestLeftoversOfAllWorkers(t *testing.T) {
 		c.Buffers.Linger = unit.Duration(10 * time.Second)
 	})
 	p.settle(40 * mib)
-	reject := func(n int) map[Action]int {
-		actions := map[Action]int{}
+	reject := func(n int) map[verdict.Action]int {
+		actions := map[verdict.Action]int{}
 		for i := range n {
 			p.now += 5 * ms
 			for w := range 4 { // one to tell, one to hear
 				p.workers[w%2].Tick(p.now)
 			}
 			_, v := p.open(i%2, 190*mib)
-			require.Equal(t, TooLarge, v.Reason)
+			require.Equal(t, verdict.TooLarge, v.Reason)
 			actions[v.Action]++
 		}
 		return actions
 	}
-	require.Equal(t, map[Action]int{Answer: 10, Close: 10}, reject(20), "2 MiB each of 160")
+	require.Equal(t, map[verdict.Action]int{verdict.Answer: 10, verdict.Close: 10}, reject(20), "2 MiB each of 160")
 	p.now += 11 * time.Second
 	p.settle(40 * mib)
-	require.Equal(t, map[Action]int{Answer: 10, Close: 2}, reject(12))
+	require.Equal(t, map[verdict.Action]int{verdict.Answer: 10, verdict.Close: 2}, reject(12))
 }
 
 // Clients that are rejected and come straight back, thousands of times before the next reading,
@@ -105,7 +108,7 @@ func TestTurnedAwayAgainAndAgain(t *testing.T) {
 			}
 			before := p.workers[0].Account().Own().Fresh
 			for range 1000 {
-				require.NotEqual(t, Admit, again(p).Action)
+				require.NotEqual(t, verdict.Admit, again(p).Action)
 			}
 			require.LessOrEqual(t, p.workers[0].Account().Own().Fresh-before, 128*kib+45*kib)
 		})
@@ -121,12 +124,12 @@ func TestWhatComesOfOneWhoWaitedAndIsClosedCounts(t *testing.T) {
 	p.settle(40 * mib)
 	for answered := true; answered; { // until there is no room for what is left unread
 		_, v := p.open(0, 190*mib)
-		require.Equal(t, TooLarge, v.Reason)
-		answered = v.Action == Answer
+		require.Equal(t, verdict.TooLarge, v.Reason)
+		answered = v.Action == verdict.Answer
 	}
 	p.settle(182 * mib)
 	r, v := p.open(0, 4*mib)
-	require.Equal(t, Wait, v.Action)
+	require.Equal(t, verdict.Wait, v.Action)
 	w := p.workers[0]
 	p.settle(182 * mib)
 	require.True(t, r.Waiting())
@@ -135,7 +138,7 @@ func TestWhatComesOfOneWhoWaitedAndIsClosedCounts(t *testing.T) {
 		p.now += Tick
 		a := w.Tick(p.now)
 		if a.Ask {
-			w.Observe(p.now, Reading{InUse: 182 * mib, Allocated: 182 * mib}, nil)
+			w.Observe(p.now, memory.Reading{InUse: 182 * mib, Allocated: 182 * mib}, nil)
 		}
 		if !r.Waiting() {
 			require.Equal(t, []*Stream{&r.Stream}, a.Close)
@@ -170,15 +173,15 @@ func TestWhatComesFirstIsRefusedWhileOthersAreToBeClosed(t *testing.T) {
 	require.False(t, sends(mib), "there is none, but nobody is closed: whose it is decides")
 	before := from(config, "10.0.0.1")
 	w.Data(p.now, before, 100)
-	for w.Counts()[CountClosedConnections] == 0 {
+	for w.Counts()[metric.CountClosedConnections] == 0 {
 		p.open(0, 4*mib)
 	}
 
 	c, counts, own := from(config, "10.0.0.1"), *w.Counts(), w.Account().Own()
 	require.True(t, w.Data(p.now, c, mib))
-	require.EqualValues(t, 1, w.Counts()[CountClosedConnections]-counts[CountClosedConnections])
-	require.EqualValues(t, 1, w.Counts()[CountRejected+int(Closed)-1]-counts[CountRejected+int(Closed)-1])
-	require.Equal(t, counts[CountRejected+int(QueueFull)-1], w.Counts()[CountRejected+int(QueueFull)-1], "each is counted under one reason")
+	require.EqualValues(t, 1, w.Counts()[metric.CountClosedConnections]-counts[metric.CountClosedConnections])
+	require.EqualValues(t, 1, w.Counts()[metric.CountRejected+int(verdict.Closed)-1]-counts[metric.CountRejected+int(verdict.Closed)-1])
+	require.Equal(t, counts[metric.CountRejected+int(verdict.QueueFull)-1], w.Counts()[metric.CountRejected+int(verdict.QueueFull)-1], "each is counted under one reason")
 	require.Equal(t, own, w.Account().Own(), "it is gone at once")
 	require.False(t, w.Data(p.now, c, mib), "if it could not be closed it goes on")
 	w.CloseConnection(p.now, c)
@@ -197,7 +200,7 @@ func TestWhatComesFirstIsRefusedWhileOthersAreToBeClosed(t *testing.T) {
 
 	// Where many are to be closed, a small upload is one too many.
 	p.read(200 * mib)
-	for before := w.Counts()[CountClosedConnections]; w.Counts()[CountClosedConnections]-before < manyClosing; {
+	for before := w.Counts()[metric.CountClosedConnections]; w.Counts()[metric.CountClosedConnections]-before < manyClosing; {
 		require.False(t, sends(60*kib))
 		p.open(0, 4*mib)
 	}

@@ -6,6 +6,9 @@ import (
 	"time"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/forecast"
+	"github.com/highwater-envoy/highwater/internal/metric"
+	"github.com/highwater-envoy/highwater/internal/verdict"
 )
 
 // Expect judges a response at its headers. length is its Content-Length or budget.Unknown; without
@@ -25,8 +28,8 @@ func (g *Guard) Expect(now Time, s *Stream, length int64) Verdict {
 		g.doubt(now, s)
 	}
 	w.proven(s)
-	if s.expects.evidence == untold {
-		s.expects.evidence = noEvidence // it is told of after all
+	if s.expects.Evidence == forecast.Untold {
+		s.expects.Evidence = forecast.NoEvidence // it is told of after all
 	}
 	if !s.Counted(budget.Request) {
 		w.account.End(now, &s.Stream, budget.Request) // who is answered has most likely sent all
@@ -61,15 +64,15 @@ func (g *Guard) expect(now Time, s *Stream, length int64, promised bool) Verdict
 	// What was reserved for it at the request's headers, and has not lapsed, it has already.
 	more := max(n-s.Reserved(budget.Response), 0)
 	if more > 0 && a.Ask(now, more, claim) == budget.Denied && !w.letInFutile(now, s, more) {
-		w.count(ResponseSize)
-		w.counts[CountRejectedResponses]++
+		w.count(verdict.ResponseSize)
+		w.counts[metric.CountRejectedResponses]++
 		if !g.lets() {
 			return g.rejectResponse(now, s, n)
 		}
 		a.Ask(now, more, budget.Forced)
 	}
 	a.Expect(now, &s.Stream, budget.Response, length, n, 0)
-	if left := s.expects.ahead - n; length == budget.Unknown && left > 0 && s.Counted(budget.Response) {
+	if left := s.expects.Ahead - n; length == budget.Unknown && left > 0 && s.Counted(budget.Response) {
 		// So much may be there already, behind the headers: it stays reserved until it has passed,
 		// or does not come.
 		a.Ask(now, left, budget.Forced)
@@ -132,7 +135,7 @@ func (g *Guard) enlargeResponse(now Time, s *Stream) budget.Claim {
 // rejectResponse rejects a request for its response, of n bytes.
 func (g *Guard) rejectResponse(now Time, s *Stream, n int64) Verdict {
 	a := g.worker.account
-	v := Verdict{Action: Answer, Reason: ResponseSize, RetryAfter: g.retryAfter(now, n)}
+	v := Verdict{Action: verdict.Answer, Reason: verdict.ResponseSize, RetryAfter: g.retryAfter(now, n)}
 	if shadow := s.reject(now); shadow {
 		a.Supposes(now, &s.Stream, budget.Response, n)
 		return Verdict{}
@@ -158,7 +161,7 @@ func (g *Guard) Grow(now Time, s *Stream, d budget.Direction, n int64) Verdict {
 // it.
 func (g *Guard) pass(now Time, s *Stream, d budget.Direction, n int64, promised bool) Verdict {
 	v := g.grow(now, s, d, n, promised)
-	if d == budget.Response && s.expects.ahead > 0 && v.Action == Admit {
+	if d == budget.Response && s.expects.Ahead > 0 && v.Action == verdict.Admit {
 		g.firstPiece(now, s)
 	}
 	return v
@@ -230,7 +233,7 @@ func (w *Worker) outgrows(now Time) bool {
 // has brought all that was there: more is not waited for, and where nothing is known of the key yet
 // it tells something.
 func (g *Guard) firstPiece(now Time, s *Stream) {
-	s.expects.ahead = 0
+	s.expects.Ahead = 0
 	g.worker.account.Trim(now, &s.Stream)
 	if !s.key.Value.Responses.Learned() {
 		g.worker.learn(now, s.key, budget.Response, s.Held(budget.Response))
@@ -241,16 +244,16 @@ func (g *Guard) firstPiece(now Time, s *Stream) {
 func (g *Guard) outgrown(now Time, s *Stream, d budget.Direction) Verdict {
 	w := g.worker
 	if d == budget.Request {
-		if v := g.turnAway(now, s, Growth); !s.Shadow() {
+		if v := g.turnAway(now, s, verdict.Growth); !s.Shadow() {
 			return v
 		}
-		return Verdict{Action: Pass}
+		return Verdict{Action: verdict.Pass}
 	}
 	if s.Seen(d) <= int64(w.budget.Small) {
 		return Verdict{}
 	}
-	w.count(Growth)
-	w.counts[CountRejectedResponses]++
+	w.count(verdict.Growth)
+	w.counts[metric.CountRejectedResponses]++
 	if g.lets() {
 		return Verdict{}
 	}
@@ -258,83 +261,40 @@ func (g *Guard) outgrown(now Time, s *Stream, d budget.Direction) Verdict {
 		return Verdict{}
 	}
 	w.account.End(now, &s.Stream, d)
-	return Verdict{Action: Reset, Reason: Growth}
-}
-
-// prediction is what the response of a request will come to, as far as that is to be reserved when
-// the request is admitted.
-//
-// Where bodies are told, little has to be foreseen. A response can be refused when its headers
-// come, before it has filled anything, so that only a request of a key all of whose responses are
-// large reserves room for one: it is better to reject it before its upstream has done the work.
-//
-// Where an external processor is told headers alone, Envoy holds a response at its headers until
-// they are answered. It fills its buffers meanwhile, and a burst of requests for large responses is
-// there before any of them can be refused: 300 slow readers behind 1 MiB buffers made 2.2 times the
-// limit. So there each request expects as much as may lie ahead of that answer, by the evidence:
-//
-//	nothing is told of responses   the buffers' limits
-//	all of its key's are large     their forecast
-//	nothing is known of its key    the buffers' limits
-//	its key has had large ones     the largest of late
-//
-// By the last two the request is cold: its response is most likely small, and whether it is can be
-// found out. It may go as a probe, without what it expects being reserved: see unproven.
-type prediction struct {
-	bytes    int64
-	ahead    int64 // of a response that Envoy holds at its headers, so much may be there before those are answered
-	evidence evidence
-}
-
-// evidence is by what a prediction was made.
-type evidence uint8
-
-const (
-	noEvidence evidence = iota // nothing is to be expected
-	learned                    // all responses of its key are large
-	guessed                    // its key may have large ones
-	untold                     // nothing will be told of the response
-)
-
-// cold is what the response may hold, where that is guessed.
-func (p *prediction) cold() int64 {
-	if p.evidence != guessed {
-		return 0
-	}
-	return p.ahead
+	return Verdict{Action: verdict.Reset, Reason: verdict.Growth}
 }
 
 // predict says what the response of a request comes to, of which so much will be told.
-func (g *Guard) predict(now Time, s *Stream, told budget.Visibility) prediction {
+func (g *Guard) predict(now Time, s *Stream, told budget.Visibility) forecast.Prediction {
 	if told != budget.Counted {
 		return g.predictHeld(now, s, told)
 	}
 	if k := &s.key.Value; s.keyed && k.Large(now) {
-		return prediction{bytes: min(k.Responses.Known(), int64(g.config.Buffers.Downstream+g.config.Buffers.Upstream)), evidence: learned}
+		return forecast.Prediction{Bytes: min(k.Responses.Known(), int64(g.config.Buffers.Downstream+g.config.Buffers.Upstream)), Evidence: forecast.Learned}
 	}
-	return prediction{}
+	return forecast.Prediction{}
 }
 
 // predictHeld is predict where Envoy holds the response at its headers.
-func (g *Guard) predictHeld(now Time, s *Stream, told budget.Visibility) (p prediction) {
+func (g *Guard) predictHeld(now Time, s *Stream, told budget.Visibility) (p forecast.Prediction) {
 	w, k, limit := g.worker, &s.key.Value, g.responseCap(s) // no call of a host
 	lengthless := k.Bodies[budget.Response].Learned()
 	switch {
 	case told == budget.Silent:
-		p.bytes, p.evidence = limit, untold
+		p.Bytes, p.Evidence = limit, forecast.Untold
 	case s.keyed && k.Large(now):
-		p.bytes, p.evidence = min(k.Responses.Known(), limit), learned
+		p.Bytes, p.Evidence = min(k.Responses.Known(), limit), forecast.Learned
 	case !k.Responses.Learned() || k.unknown > w.account.Floor(): // nothing is known, or too much is under way from then
-		p.bytes, p.evidence, lengthless = limit, guessed, true
+		p.Bytes, p.Evidence, lengthless = limit, forecast.Guessed, true
 	default:
 		if n := min(k.LargestAt(now), limit); n > int64(w.budget.Small) {
-			p.bytes, p.evidence = n, guessed
+			p.Bytes, p.Evidence = n, forecast.Guessed
 		}
 	}
 	if lengthless {
-		p.bytes *= 2 // as much lies in Envoy again on its way to us: 80 of those held 3.2 MiB each, of 2
+		p.Bytes *= 2 // as much lies in Envoy again on its way to us: 80 of those held 3.2 MiB each, of 2
 	}
-	p.ahead = p.bytes
+	p.Ahead = p.Bytes
 	return p
 }
 
@@ -370,7 +330,7 @@ const (
 // just come. Behind a burst of large ones, who comes now may well be small, and in the queue would
 // be found last, at its timeout.
 func (w *Worker) mayProbe(now Time, s *Stream) bool {
-	k, comes, cold := &s.key.Value, s.state != queued, s.expects.cold()
+	k, comes, cold := &s.key.Value, s.state != queued, s.expects.Cold()
 	switch {
 	case k.Heavy() && !k.HasSmall():
 		every := Tick
@@ -388,8 +348,8 @@ func (w *Worker) mayProbe(now Time, s *Stream) bool {
 
 // probe makes a probe of a cold request.
 func (w *Worker) probe(now Time, s *Stream) {
-	k, cold := &s.key.Value, s.expects.cold()
-	s.probing, s.expects.bytes = cold, 0
+	k, cold := &s.key.Value, s.expects.Cold()
+	s.probing, s.expects.Bytes = cold, 0
 	k.probed, k.cameProbed = now, s.state != queued
 	k.probing += cold
 	w.probing += cold
@@ -399,13 +359,13 @@ func (w *Worker) probe(now Time, s *Stream) {
 func (w *Worker) unprobe(s *Stream) {
 	if s.probing > 0 {
 		w.proven(s)
-		s.expects.bytes = s.expects.cold()
+		s.expects.Bytes = s.expects.Cold()
 	}
 }
 
 // admitCold notes that a cold request goes to its upstream.
 func (w *Worker) admitCold(now Time, s *Stream) {
-	cold := s.expects.cold()
+	cold := s.expects.Cold()
 	if k := &s.key.Value; !k.Responses.Learned() {
 		s.unknown = cold
 		k.unknown += cold

@@ -10,6 +10,7 @@ import (
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/retryafter"
 	"github.com/highwater-envoy/highwater/internal/unit"
+	"github.com/highwater-envoy/highwater/internal/verdict"
 )
 
 // full is a process without room for anything large and without a line, so that each upload is
@@ -30,7 +31,7 @@ func full(t *testing.T, workers int, edit func(*Config)) *process {
 func (p *process) told(worker int, n int64) Time {
 	p.t.Helper()
 	r, v := p.open(worker, n)
-	require.Equal(p.t, Answer, v.Action, "%v", v)
+	require.Equal(p.t, verdict.Answer, v.Action, "%v", v)
 	p.guards[worker].Close(p.now, &r.Stream)
 	return Time(v.RetryAfter)
 }
@@ -41,7 +42,7 @@ func (p *process) tellMany(worker int, n int64) Time {
 	p.t.Helper()
 	r := &request{connected: p.connection(worker), http2: true}
 	v := p.guards[worker].Open(p.now, &r.Stream, r, n)
-	require.Equal(p.t, Answer, v.Action, "%v", v)
+	require.Equal(p.t, verdict.Answer, v.Action, "%v", v)
 	p.guards[worker].Close(p.now, &r.Stream)
 	return Time(v.RetryAfter)
 }
@@ -121,7 +122,7 @@ func TestALineThatIsNearlyTooLongTurnsSomeAway(t *testing.T) {
 	p := newProcess(t, 1, nil)
 	p.settle(40 * mib)
 	grows := &request{connected: p.connection(0), http2: true}
-	require.Equal(t, Admit, p.guards[0].Open(p.now, &grows.Stream, grows, budget.Unknown).Action)
+	require.Equal(t, verdict.Admit, p.guards[0].Open(p.now, &grows.Stream, grows, budget.Unknown).Action)
 	p.settle(199 * mib)
 	v := p.guards[0].Grow(p.now, &grows.Stream, budget.Request, 4*mib)
 	require.Positive(t, v.RetryAfter, "somebody was told to come back")
@@ -131,7 +132,7 @@ func TestALineThatIsNearlyTooLongTurnsSomeAway(t *testing.T) {
 	admits(w, p.now, 40*mib) // 80 MiB in 2 s
 	var joined, first int
 	for i := range 100 {
-		if _, v := p.open(0, mib); v.Action == Wait {
+		if _, v := p.open(0, mib); v.Action == verdict.Wait {
 			joined++
 		} else if first == 0 {
 			first = i
@@ -141,5 +142,5 @@ func TestALineThatIsNearlyTooLongTurnsSomeAway(t *testing.T) {
 	require.Less(t, joined, 80)
 	require.Greater(t, joined, 65)
 	_, v = p.open(0, 64*kib)
-	require.NotEqual(t, Answer, v.Action, "small ones go ahead of the line")
+	require.NotEqual(t, verdict.Answer, v.Action, "small ones go ahead of the line")
 }

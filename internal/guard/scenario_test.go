@@ -16,6 +16,8 @@ import (
 
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/config"
+	"github.com/highwater-envoy/highwater/internal/memory"
+	"github.com/highwater-envoy/highwater/internal/metric"
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
 
@@ -226,9 +228,9 @@ func (s *story) step(did tally, after Time, inUse int64) {
 		switch {
 		case !a.Ask:
 		case inUse == noReading:
-			w.Observe(s.now, Reading{}, errors.New("connection refused"))
+			w.Observe(s.now, memory.Reading{}, errors.New("connection refused"))
 		default:
-			w.Observe(s.now, Reading{InUse: inUse, Allocated: inUse}, nil)
+			w.Observe(s.now, memory.Reading{InUse: inUse, Allocated: inUse}, nil)
 		}
 	}
 	s.sample()
@@ -420,7 +422,7 @@ func (s *story) counts() string {
 	for _, w := range s.workers {
 		for i, n := range w.Counts() {
 			if n > 0 {
-				did[[2]string{Counters()[i].Name, ""}] += int(n)
+				did[[2]string{metric.Counters()[i].Name, ""}] += int(n)
 			}
 		}
 	}

@@ -7,6 +7,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/memory"
+	"github.com/highwater-envoy/highwater/internal/verdict"
 )
 
 // Where there is room again just as others have waited too long, both are served, by turns: Envoy
@@ -19,7 +21,7 @@ func TestOneTickDoesNotResumeAndReject(t *testing.T) {
 	var first Time
 	for i := range 40 {
 		_, v := p.open(0, 16*mib)
-		require.Equal(t, Wait, v.Action)
+		require.Equal(t, verdict.Wait, v.Action)
 		if i == 0 {
 			first = p.now
 		}
@@ -39,7 +41,7 @@ func TestOneTickDoesNotResumeAndReject(t *testing.T) {
 		}
 		rejected += len(a.Rejected)
 		if a.Ask {
-			w.Observe(p.now, Reading{InUse: 40 * mib, Allocated: 40 * mib}, nil)
+			w.Observe(p.now, memory.Reading{InUse: 40 * mib, Allocated: 40 * mib}, nil)
 		}
 	}
 	require.Positive(t, resumed)
@@ -61,9 +63,9 @@ func TestForecastIsNeverTooLarge(t *testing.T) {
 	}
 	p.settle(175 * mib)
 	_, v := p.open(0, 16*mib)
-	require.Equal(t, TooLarge, v.Reason)
+	require.Equal(t, verdict.TooLarge, v.Reason)
 	r, v := p.open(0, budget.Unknown)
-	require.NotEqual(t, Answer, v.Action, "%v", v)
+	require.NotEqual(t, verdict.Answer, v.Action, "%v", v)
 	p.settle(100 * mib)
 	for range 10 {
 		p.now += 5 * ms

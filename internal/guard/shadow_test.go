@@ -7,14 +7,17 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/memory"
+	"github.com/highwater-envoy/highwater/internal/metric"
 	"github.com/highwater-envoy/highwater/internal/unit"
+	"github.com/highwater-envoy/highwater/internal/verdict"
 )
 
 // Mode observe lets everybody go, and counts what mode enforce does with the same requests: here
 // who has no room, who waits, and who is admitted afterwards.
 func TestObserveDecidesAndDoesNothing(t *testing.T) {
 	const uploads = 100
-	run := func(mode Mode) (counts [NumCounters]uint64, let int) {
+	run := func(mode Mode) (counts [metric.NumCounters]uint64, let int) {
 		p := newProcess(t, 1, func(c *Config) {
 			c.Mode, c.Buffers.WholeRequest = mode, 0
 			c.Buffers.Downstream, c.Buffers.Upstream, c.Buffers.Linger = unit.MiB, unit.MiB, unit.Duration(time.Second)
@@ -26,11 +29,11 @@ func TestObserveDecidesAndDoesNothing(t *testing.T) {
 			r, v := p.open(0, 4*mib)
 			all = append(all, r)
 			w.Data(p.now, r.connected, 64*kib)
-			if v.Action != Admit && v.Action != Pass {
+			if v.Action != verdict.Admit && v.Action != verdict.Pass {
 				continue
 			}
 			let++
-			require.Equal(t, Admit, g.Grow(p.now, &r.Stream, budget.Request, mib).Action)
+			require.Equal(t, verdict.Admit, g.Grow(p.now, &r.Stream, budget.Request, mib).Action)
 		}
 		tick := func(n int, inUse int64) {
 			for range n {
@@ -45,7 +48,7 @@ func TestObserveDecidesAndDoesNothing(t *testing.T) {
 					g.Close(p.now, s)
 				}
 				if a.Ask {
-					w.Observe(p.now, Reading{InUse: inUse}, nil)
+					w.Observe(p.now, memory.Reading{InUse: inUse}, nil)
 				}
 			}
 		}
@@ -59,10 +62,10 @@ func TestObserveDecidesAndDoesNothing(t *testing.T) {
 	enforced, _ := run(Enforce)
 	observed, let := run(Observe)
 	require.Equal(t, uploads, let, "nobody is held back")
-	require.Greater(t, enforced[CountRejected+int(Closed)-1], uint64(20))
-	require.Greater(t, enforced[CountThrottled], uint64(3))
-	for _, i := range []int{CountThrottled, CountClosedConnections, CountRejected + int(Closed) - 1, CountRejected + int(QueueFull) - 1, CountAdmitted} {
-		require.Equal(t, enforced[i], observed[i], Counters()[i].Name)
+	require.Greater(t, enforced[metric.CountRejected+int(verdict.Closed)-1], uint64(20))
+	require.Greater(t, enforced[metric.CountThrottled], uint64(3))
+	for _, i := range []int{metric.CountThrottled, metric.CountClosedConnections, metric.CountRejected + int(verdict.Closed) - 1, metric.CountRejected + int(verdict.QueueFull) - 1, metric.CountAdmitted} {
+		require.Equal(t, enforced[i], observed[i], metric.Counters()[i].Name)
 	}
 }
 
@@ -75,12 +78,12 @@ func TestObserveBesideEnforceCountsWhatItLetsGo(t *testing.T) {
 	p.settle(40 * mib)
 	for range 100 {
 		r, v := p.open(0, 4*mib)
-		require.Equal(t, Admit, v.Action)
+		require.Equal(t, verdict.Admit, v.Action)
 		require.False(t, r.Shadow())
 	}
 	require.Greater(t, w.Account().Own().Coming, 300*mib)
-	require.EqualValues(t, 100, w.Counts()[CountAdmitted])
-	require.Greater(t, w.Counts()[CountThrottled], uint64(50))
+	require.EqualValues(t, 100, w.Counts()[metric.CountAdmitted])
+	require.Greater(t, w.Counts()[metric.CountThrottled], uint64(50))
 }
 
 func observing(c *Config) { c.Mode = Observe }
@@ -92,8 +95,8 @@ func TestAShadowIsCountedOnce(t *testing.T) {
 	w, g := p.workers[0], p.guards[0]
 	r, _ := p.open(0, 0)
 	p.settle(199 * mib)
-	require.Equal(t, Admit, g.Expect(p.now, &r.Stream, 24*mib).Action)
-	require.EqualValues(t, 1, w.Counts()[CountRejected+int(ResponseSize)-1])
+	require.Equal(t, verdict.Admit, g.Expect(p.now, &r.Stream, 24*mib).Action)
+	require.EqualValues(t, 1, w.Counts()[metric.CountRejected+int(verdict.ResponseSize)-1])
 	require.True(t, r.Shadow())
 	g.Grow(p.now, &r.Stream, budget.Response, 24*mib)
 	require.Equal(t, r.Cap(budget.Response), w.Account().Own().Shadows.Likely, "what it holds is known")
@@ -102,7 +105,7 @@ func TestAShadowIsCountedOnce(t *testing.T) {
 		p.read(230 * mib)
 	}
 	sum := uint64(0)
-	for _, n := range w.Counts()[CountRejected:] {
+	for _, n := range w.Counts()[metric.CountRejected:] {
 		sum += n
 	}
 	require.EqualValues(t, 1, sum, "it is not evicted too")
@@ -118,17 +121,17 @@ func TestAShadowGoesOn(t *testing.T) {
 	p.settle(176 * mib)
 	w, g := p.workers[0], p.guards[0]
 	r := &request{connected: p.connection(0), http2: true}
-	require.Equal(t, Pass, g.Open(p.now, &r.Stream, r, 8*mib).Action)
+	require.Equal(t, verdict.Pass, g.Open(p.now, &r.Stream, r, 8*mib).Action)
 	require.False(t, r.Waiting(), "Envoy does not hold it")
 	require.EqualValues(t, 1, p.queue(0).Waiting)
-	require.Zero(t, w.Counts()[CountAdmitted])
-	require.Equal(t, Admit, g.Grow(p.now, &r.Stream, budget.Request, 8*mib).Action)
+	require.Zero(t, w.Counts()[metric.CountAdmitted])
+	require.Equal(t, verdict.Admit, g.Grow(p.now, &r.Stream, budget.Request, 8*mib).Action)
 	g.End(p.now, &r.Stream, budget.Request)
-	require.Equal(t, Admit, g.Expect(p.now, &r.Stream, mib).Action)
+	require.Equal(t, verdict.Admit, g.Expect(p.now, &r.Stream, mib).Action)
 	p.settle(40 * mib)
 	require.Zero(t, p.queue(0).Waiting)
 	require.False(t, r.Shadow())
-	require.EqualValues(t, 1, w.Counts()[CountAdmitted])
+	require.EqualValues(t, 1, w.Counts()[metric.CountAdmitted])
 	require.True(t, r.Expected(budget.Response))
 	require.Equal(t, r.Cap(budget.Response), r.Reserved(budget.Response), "of what its response can hold nothing has passed yet")
 	require.Zero(t, r.Reserved(budget.Request), "all of it has")
@@ -147,24 +150,24 @@ func TestAShadowOfWhoIsClosedAtItsFirstBytes(t *testing.T) {
 		p.open(0, 4*mib)
 	}
 	p.read(200*mib - 512*kib)
-	for w.Counts()[CountClosedConnections] == 0 {
+	for w.Counts()[metric.CountClosedConnections] == 0 {
 		p.open(0, 4*mib)
 	}
 	c, counts := p.connection(0), *w.Counts()
 	require.False(t, w.Data(p.now, c, mib), "it is let go")
 	counted := func(closed int) {
 		t.Helper()
-		require.EqualValues(t, closed, w.Counts()[CountRejected+int(Closed)-1]-counts[CountRejected+int(Closed)-1])
-		require.EqualValues(t, closed, w.Counts()[CountClosedConnections]-counts[CountClosedConnections])
+		require.EqualValues(t, closed, w.Counts()[metric.CountRejected+int(verdict.Closed)-1]-counts[metric.CountRejected+int(verdict.Closed)-1])
+		require.EqualValues(t, closed, w.Counts()[metric.CountClosedConnections]-counts[metric.CountClosedConnections])
 	}
 	counted(1)
 	first := &request{connected: c}
-	require.Equal(t, Pass, g.Open(p.now, &first.Stream, first, 4*mib).Action)
+	require.Equal(t, verdict.Pass, g.Open(p.now, &first.Stream, first, 4*mib).Action)
 	require.True(t, first.Shadow())
 	counted(1)
 	g.Close(p.now, &first.Stream)
 	next := &request{connected: c}
-	require.Equal(t, Pass, g.Open(p.now, &next.Stream, next, 4*mib).Action)
+	require.Equal(t, verdict.Pass, g.Open(p.now, &next.Stream, next, 4*mib).Action)
 	counted(2)
 }
 
@@ -176,7 +179,7 @@ func TestWhatAShadowBringsBeyondWhatWouldHaveCome(t *testing.T) {
 	p.settle(180 * mib)
 	w := p.workers[0]
 	r, v := p.open(0, 8*mib)
-	require.Equal(t, Pass, v.Action)
+	require.Equal(t, verdict.Pass, v.Action)
 	require.EqualValues(t, 1, p.queue(0).Waiting)
 	for range 4 {
 		w.Data(p.now, r.connected, mib)
@@ -194,7 +197,7 @@ func TestShadowsInLineWhenAnotherListenerEnforces(t *testing.T) {
 	p.settle(40 * mib)
 	for range 100 {
 		_, v := p.open(0, 4*mib)
-		require.NotEqual(t, Wait, v.Action)
+		require.NotEqual(t, verdict.Wait, v.Action)
 	}
 	require.Positive(t, w.Account().Own().Queue.Waiting)
 	w.SetEnforcing(true)
@@ -202,5 +205,5 @@ func TestShadowsInLineWhenAnotherListenerEnforces(t *testing.T) {
 		p.read(199 * mib)
 	}
 	require.Zero(t, w.Account().Own().Queue.Waiting)
-	require.Positive(t, w.Counts()[CountRejected+int(Timeout)-1]+w.Counts()[CountRejected+int(Closed)-1])
+	require.Positive(t, w.Counts()[metric.CountRejected+int(verdict.Timeout)-1]+w.Counts()[metric.CountRejected+int(verdict.Closed)-1])
 }

@@ -3,6 +3,7 @@ package guard
 import (
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/fairness"
+	"github.com/highwater-envoy/highwater/internal/forecast"
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
 
@@ -60,8 +61,8 @@ type Stream struct {
 	busyOn     *Connection // the one that is not idle because of it; nil = none, or there is no network filter
 	key        *key        // the other, if not keyed
 	length     int64
-	wants      int64      // what the request brings, announced or forecast, at most its cap
-	expects    prediction // and what its response will
+	wants      int64               // what the request brings, announced or forecast, at most its cap
+	expects    forecast.Prediction // and what its response will
 	unproven
 	pause
 	meanwhile meanwhile // where it is a shadow
@@ -96,7 +97,7 @@ func (s *Stream) admitted() bool { return s.state == presumed || s.state == live
 func (s *Stream) total() int64 { return s.Kept() + s.asks() }
 
 // asks is what it asks room for: its headers are there.
-func (s *Stream) asks() int64 { return s.wants + s.expects.bytes }
+func (s *Stream) asks() int64 { return s.wants + s.expects.Bytes }
 
 // hasOwnKey says whether it is told apart from others, as far as it was asked for.
 func (s *Stream) hasOwnKey() bool { return s.keyed && s.key != &s.guard.worker.keys.Other }

@@ -7,6 +7,7 @@ import (
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/config"
 	"github.com/highwater-envoy/highwater/internal/fairness"
+	"github.com/highwater-envoy/highwater/internal/metric"
 	"github.com/highwater-envoy/highwater/internal/reservoir"
 )
 
@@ -375,7 +376,7 @@ func (w *Worker) kept(slot int) (all []reservoir.Snapshot) {
 		case len(value) > 0:
 			s, err := reservoir.Decode(value)
 			if err != nil {
-				w.counts[CountBadSnapshots]++
+				w.counts[metric.CountBadSnapshots]++
 				continue
 			}
 			all = append(all, s)

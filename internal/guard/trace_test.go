@@ -10,8 +10,10 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/metric"
 	"github.com/highwater-envoy/highwater/internal/reservoir"
 	"github.com/highwater-envoy/highwater/internal/unit"
+	"github.com/highwater-envoy/highwater/internal/verdict"
 )
 
 // held is what a peak says that each route likely holds.
@@ -52,7 +54,7 @@ func (p *process) current() reservoir.Peak {
 func (p *process) uploading(worker int, route string, n int64) *request {
 	p.t.Helper()
 	r, v := p.from(worker, route, n+1)
-	require.Equal(p.t, Admit, v.Action)
+	require.Equal(p.t, verdict.Admit, v.Action)
 	p.guards[worker].Grow(p.now, &r.Stream, budget.Request, n)
 	return r
 }
@@ -175,7 +177,7 @@ func TestPhases(t *testing.T) {
 	g := p.guards[0]
 	p.uploading(0, "uploading", 4*mib)
 	waits, v := p.from(0, "waiting", 4*mib)
-	require.Equal(t, Admit, v.Action)
+	require.Equal(t, verdict.Admit, v.Action)
 	g.Grow(p.now, &waits.Stream, budget.Request, 4*mib)
 	g.End(p.now, &waits.Stream, budget.Request)
 	down := p.uploading(0, "downloading", 4*mib)
@@ -190,7 +192,7 @@ func TestPhases(t *testing.T) {
 	p.settle(190 * mib)
 	p.settle(190 * mib)
 	paused, v := p.from(0, "paused", 16*mib)
-	require.Equal(t, Wait, v.Action)
+	require.Equal(t, verdict.Wait, v.Action)
 	p.workers[0].Data(p.now, paused.connected, 100*kib)
 	phases := map[string]reservoir.Phase{}
 	sizes := map[string]reservoir.Sample{}
@@ -260,7 +262,7 @@ func TestBadSnapshotsAreIgnored(t *testing.T) {
 		peaks := p.workers[0].Peaks()
 		require.Len(t, peaks, 1)
 		require.Len(t, peaks[0].Snapshots, 1)
-		require.EqualValues(t, i+1, p.workers[0].Counts()[CountBadSnapshots])
+		require.EqualValues(t, i+1, p.workers[0].Counts()[metric.CountBadSnapshots])
 	}
 	// A table with garbage where the marks are begins again.
 	require.NoError(t, p.workers[0].Account().Change(p.now, func(t *budget.Table) { t.Marks[4], t.Marks[6] = -5, -7 }))
@@ -279,7 +281,7 @@ func TestMemoryOfASample(t *testing.T) {
 	var all []*request
 	for i := range 600 {
 		r := &request{connected: p.connection(0), route: "r", tenant: fmt.Sprint(i) + strings.Repeat("x", 1<<10)}
-		require.Equal(t, Admit, p.guards[0].Open(p.now, &r.Stream, r, 16*mib).Action)
+		require.Equal(t, verdict.Admit, p.guards[0].Open(p.now, &r.Stream, r, 16*mib).Action)
 		p.guards[0].Grow(p.now, &r.Stream, budget.Request, 4*mib)
 		all = append(all, r)
 	}

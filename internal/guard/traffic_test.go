@@ -6,6 +6,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/verdict"
 )
 
 func (e *envoy) connect() *link {
@@ -69,14 +70,14 @@ func (e *envoy) open1() string {
 
 	v := g.Open(e.now, &x.Stream, x, x.length)
 	e.streams = append(e.streams, x)
-	if v.Action == Admit && !x.Small() && !x.Presumed() && !e.mayBeExempt(x) {
+	if v.Action == verdict.Admit && !x.Small() && !x.Presumed() && !e.mayBeExempt(x) {
 		e.admitted(w)
 	}
 	e.seen["open "+v.String()[:7]+" "+v.Reason.String()]++
 	switch v.Action {
-	case Admit, Pass:
+	case verdict.Admit, verdict.Pass:
 		e.pass(x, first)
-	case Wait:
+	case verdict.Wait:
 		x.unread = first
 		if c.Context == 0 || c.http2 {
 			e.comesUnseen(x)
@@ -169,7 +170,7 @@ func (e *envoy) pass(x *exchange, n int64) {
 	}
 	v := e.guards[x.link.worker].Grow(e.now, &x.Stream, budget.Request, n)
 	x.held[budget.Request] = min(x.held[budget.Request]+n, x.Cap(budget.Request))
-	if v.Action != Admit && v.Action != Pass {
+	if v.Action != verdict.Admit && v.Action != verdict.Pass {
 		e.seen["grow "+v.Reason.String()]++
 		e.rejected(x, v)
 		return
@@ -183,8 +184,8 @@ func (e *envoy) pass(x *exchange, n int64) {
 // rejected is a stream that was answered or reset, or whose connection will be closed.
 func (e *envoy) rejected(x *exchange, v Verdict) {
 	x.over = true
-	require.Contains(e.t, []Action{Answer, Close, Reset}, v.Action)
-	if v.Action == Close || v.Reason == Evicted || v.Reason == ResponseSize || v.Action == Reset {
+	require.Contains(e.t, []verdict.Action{verdict.Answer, verdict.Close, verdict.Reset}, v.Action)
+	if v.Action == verdict.Close || v.Reason == verdict.Evicted || v.Reason == verdict.ResponseSize || v.Action == verdict.Reset {
 		return // who is ended in mid-upload leaves nothing: see TestWhoIsEndedInMidUploadLeavesNothing of e2e
 	}
 	// What comes of an unfinished request, a round trip long, goes with the stream on HTTP/2, and
@@ -217,11 +218,11 @@ func (e *envoy) respond(x *exchange) {
 	w := e.workers[x.link.worker]
 	had := x.Reserved(budget.Response) // at its request's headers
 	v := e.guards[x.link.worker].Expect(e.now, &x.Stream, x.response)
-	if v.Action == Admit && x.Reserved(budget.Response) > max(had, e.small()) && !e.mayBeExempt(x) {
+	if v.Action == verdict.Admit && x.Reserved(budget.Response) > max(had, e.small()) && !e.mayBeExempt(x) {
 		e.admitted(w)
 	}
-	if v.Action != Admit {
-		require.Equal(e.t, Answer, v.Action)
+	if v.Action != verdict.Admit {
+		require.Equal(e.t, verdict.Answer, v.Action)
 		e.seen["response rejected"]++
 		e.rejected(x, v)
 	}
@@ -237,8 +238,8 @@ func (e *envoy) serve(x *exchange) {
 	}
 	v := e.guards[x.link.worker].Grow(e.now, &x.Stream, budget.Response, n)
 	x.held[budget.Response] = min(x.held[budget.Response]+n, x.Cap(budget.Response))
-	if v.Action != Admit {
-		require.Equal(e.t, Reset, v.Action)
+	if v.Action != verdict.Admit {
+		require.Equal(e.t, verdict.Reset, v.Action)
 		e.seen["response reset"]++
 		e.rejected(x, v)
 		return

@@ -4,6 +4,8 @@ import (
 	"time"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/metric"
+	"github.com/highwater-envoy/highwater/internal/verdict"
 )
 
 // trials are the connections that had no room when they came. What they bring is not known yet: a
@@ -78,8 +80,8 @@ func (w *Worker) refuses(now Time, c *Connection, n int64) bool {
 	if p := c.silent; p != nil {
 		c.silent = nil
 		if w.burdens(now, p, n, c.from) {
-			w.count(Closed)
-			w.counts[CountClosedConnections]++
+			w.count(verdict.Closed)
+			w.counts[metric.CountClosedConnections]++
 			if !c.observed {
 				return true
 			}
@@ -101,7 +103,7 @@ func (w *Worker) fails(now Time, c *Connection, n int64) bool {
 		return false
 	}
 	w.endTrial(c)
-	w.counts[CountRefused]++
+	w.counts[metric.CountRefused]++
 	return !c.observed
 }
 
@@ -116,7 +118,7 @@ func (w *Worker) closeTried(now Time, least Time, a *Actions) {
 			w.endTrial(c)
 		case c.onTrial && c.last == 0 && now-c.came >= max(trialFor, least) && len(a.Idle) < maxIdle && w.claimCut(c):
 			w.endTrial(c)
-			w.counts[CountRefused]++
+			w.counts[metric.CountRefused]++
 			if !c.observed {
 				a.Idle = append(a.Idle, c)
 			}

@@ -12,7 +12,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/highwater-envoy/highwater/internal/guard"
+	"github.com/highwater-envoy/highwater/internal/memory"
 )
 
 // admin asks Envoy's admin interface: GET alone, one answer at a time, and not more often than it
@@ -98,7 +98,7 @@ func (a *admin) get(ctx context.Context, path string, most int64) ([]byte, error
 		if res.StatusCode == http.StatusForbidden {
 			hint = " (with admin.allow_paths, the path must be among them)"
 		}
-		f := guard.StatusFailure(res.StatusCode, "")
+		f := memory.StatusFailure(res.StatusCode, "")
 		f.Err = fmt.Errorf("%s%s answers %s, not 200%s", a.base, path, res.Status, hint)
 		return nil, f
 	}
@@ -135,7 +135,7 @@ func (e briefError) Unwrap() error { return e.error }
 // explain says what a deadline is.
 func explain(err error) error {
 	if errors.Is(err, context.DeadlineExceeded) {
-		return &guard.Failure{Cause: guard.CauseSlow, Err: fmt.Errorf("no answer in time: %w", err)}
+		return &memory.Failure{Cause: memory.CauseSlow, Err: fmt.Errorf("no answer in time: %w", err)}
 	}
-	return &guard.Failure{Cause: guard.CauseUnreachable, Err: err}
+	return &memory.Failure{Cause: memory.CauseUnreachable, Err: err}
 }

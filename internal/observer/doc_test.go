@@ -9,7 +9,7 @@ import (
 
 	"github.com/highwater-envoy/highwater/internal/cgroup"
 	"github.com/highwater-envoy/highwater/internal/docs/reference"
-	"github.com/highwater-envoy/highwater/internal/guard"
+	"github.com/highwater-envoy/highwater/internal/metric"
 )
 
 // The reference has each figure of the observer with its kind and the values of its label, and no
@@ -31,7 +31,7 @@ func TestMetricsReference(t *testing.T) {
 				require.Contains(t, meaning[name], "`"+value+"`", "%s: its values", name)
 			}
 		}
-		all[name] = [...]string{guard.Counter: "counter", guard.Gauge: "gauge"}[f.Kind]
+		all[name] = [...]string{metric.Counter: "counter", metric.Gauge: "gauge"}[f.Kind]
 	}
 	require.Equal(t, all, told)
 }

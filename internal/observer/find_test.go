@@ -341,7 +341,7 @@ func pretending(socket string) error {
 	if err != nil {
 		return err
 	}
-	server := &http.Server{Handler: memory(100*mib, 0), ReadHeaderTimeout: time.Second}
+	server := &http.Server{Handler: answersMemory(100*mib, 0), ReadHeaderTimeout: time.Second}
 	go func() { _ = server.Serve(u) }()
 	time.AfterFunc(time.Minute, func() { _ = server.Close() })
 	fmt.Println(l.Addr())
@@ -355,7 +355,7 @@ func TestHotRestart(t *testing.T) {
 	require.NoError(t, err)
 	address := l.Addr().String()
 	server := func(mapped int64, l net.Listener) *http.Server {
-		s := &http.Server{Handler: memory(mapped, 0), ReadHeaderTimeout: time.Second}
+		s := &http.Server{Handler: answersMemory(mapped, 0), ReadHeaderTimeout: time.Second}
 		go func() { _ = s.Serve(l) }()
 		return s
 	}

@@ -10,7 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/highwater-envoy/highwater/internal/cgroup"
-	"github.com/highwater-envoy/highwater/internal/guard"
+	"github.com/highwater-envoy/highwater/internal/memory"
 )
 
 // envoyHeap is a heap whose free pages go only while a pulse is on, as far as the allocator lets
@@ -176,7 +176,7 @@ func TestForesee(t *testing.T) {
 	grow := func(from, perSecond int64, d time.Duration) {
 		for at := time.Duration(0); at <= d; at += 100 * time.Millisecond {
 			now = now.Add(100 * time.Millisecond)
-			o.foresee(now, guard.Reading{InUse: from + int64(at.Seconds()*float64(perSecond))})
+			o.foresee(now, memory.Reading{InUse: from + int64(at.Seconds()*float64(perSecond))})
 		}
 	}
 	grow(100*mib, 2*mib, 10*time.Second)
@@ -206,7 +206,7 @@ func TestPressing(t *testing.T) {
 	now := time.Unix(1000, 0)
 	require.Zero(t, o.pressing(now), "what is not known presses nothing")
 	o.mu.asked = now
-	o.mu.reading = guard.Reading{InUse: 100 * mib, Free: 50 * mib}
+	o.mu.reading = memory.Reading{InUse: 100 * mib, Free: 50 * mib}
 	require.Zero(t, o.pressing(now), "without a limit")
 	o.mu.limit = 200 * mib
 	require.InDelta(t, 0.5, o.pressing(now), 1e-9)
@@ -248,7 +248,7 @@ func TestHeapShare(t *testing.T) {
 	now := time.Unix(1000, 0)
 	require.Equal(t, heap{}, o.heap(now))
 	o.mu.asked = now
-	o.mu.reading = guard.Reading{InUse: 100 * mib, Free: 50 * mib, Mapped: 140 * mib}
+	o.mu.reading = memory.Reading{InUse: 100 * mib, Free: 50 * mib, Mapped: 140 * mib}
 	require.Equal(t, heap{known: true, free: 50 * mib, mapped: 140 * mib}, o.heap(now))
 	o.mu.limit = 200 * mib
 	require.InDelta(t, 0.75, o.heap(now).share, 1e-9)
@@ -259,7 +259,7 @@ func TestHeapShare(t *testing.T) {
 // What a reading costs this process, 40 times a second under load: the question to admin (with the
 // answer's side of it), and what is read of the kernel.
 func BenchmarkRead(b *testing.B) {
-	server := httptest.NewServer(memory(100*mib, 20*mib))
+	server := httptest.NewServer(answersMemory(100*mib, 20*mib))
 	defer server.Close()
 	config := Default()
 	config.Envoy.PID = os.Getpid()

@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"github.com/highwater-envoy/highwater/internal/cgroup"
-	"github.com/highwater-envoy/highwater/internal/guard"
+	"github.com/highwater-envoy/highwater/internal/memory"
 )
 
 const (
@@ -25,7 +25,7 @@ const (
 // read asks Envoy for its memory and looks at its process and container: the answer in Envoy's form
 // with what was seen in it, and the same as a reading. told: whoever asked is told of a failure,
 // and need not read of it in the log too.
-func (o *Observer) read(ctx context.Context, told bool) (text []byte, r guard.Reading, err error) {
+func (o *Observer) read(ctx context.Context, told bool) (text []byte, r memory.Reading, err error) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	asked := time.Now()
@@ -35,7 +35,7 @@ func (o *Observer) read(ctx context.Context, told bool) (text []byte, r guard.Re
 	}
 	text, err = o.admin.get(ctx, o.options.Path, maxMemory)
 	if err == nil {
-		_, err = guard.ParseReading(text)
+		_, err = memory.Parse(text)
 	}
 	err = brief(err)
 	took := time.Since(asked)
@@ -47,7 +47,7 @@ func (o *Observer) read(ctx context.Context, told bool) (text []byte, r guard.Re
 	f, failures := o.target.look(asked, o.admin.at)
 	if err == nil {
 		if text, err = compose(text, f); err == nil {
-			r, err = guard.ParseReading(text)
+			r, err = memory.Parse(text)
 		}
 	}
 	o.mu.Lock()
@@ -64,7 +64,7 @@ func (o *Observer) read(ctx context.Context, told bool) (text []byte, r guard.Re
 		o.note(FaultMemory, err)
 	}
 	if err != nil {
-		return nil, guard.Reading{}, err
+		return nil, memory.Reading{}, err
 	}
 	o.mu.reading, o.mu.asked, o.mu.took = r, asked, took
 	o.foresee(asked, r)

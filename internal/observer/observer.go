@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/highwater-envoy/highwater/internal/guard"
+	"github.com/highwater-envoy/highwater/internal/memory"
 )
 
 // Options say what to observe, and for whom. URL is required.
@@ -55,7 +56,7 @@ type Observer struct {
 		sync.Mutex
 		next     *round // the question that has not been asked yet
 		stopped  bool
-		reading  guard.Reading
+		reading  memory.Reading
 		asked    time.Time // when the reading was; zero = there was none yet
 		took     time.Duration
 		limit    int64 // the budget's, bytes; 0 = not known
@@ -122,7 +123,7 @@ func (o *Observer) Run(ctx context.Context) {
 	o.mu.stopped = true
 	last := o.mu.next
 	o.mu.Unlock()
-	last.end(nil, guard.Reading{}, ErrStopped)
+	last.end(nil, memory.Reading{}, ErrStopped)
 	o.admin.client.CloseIdleConnections()
 }
 
@@ -134,15 +135,15 @@ type round struct {
 	done chan struct{} // closed when what follows is there
 
 	text    []byte
-	reading guard.Reading
+	reading memory.Reading
 	err     error
 
-	answers []func(guard.Reading, error) // guarded by Observer.mu until the question is asked
+	answers []func(memory.Reading, error) // guarded by Observer.mu until the question is asked
 }
 
 func newRound() *round { return &round{done: make(chan struct{})} }
 
-func (r *round) end(text []byte, reading guard.Reading, err error) {
+func (r *round) end(text []byte, reading memory.Reading, err error) {
 	r.text, r.reading, r.err = text, reading, err
 	close(r.done)
 	for _, answer := range r.answers {
@@ -152,7 +153,7 @@ func (r *round) end(text []byte, reading guard.Reading, err error) {
 
 // join returns the next question, which is asked soon, and adds an answer to it, if it is not nil.
 // After the end of Run it is one that was answered with ErrStopped.
-func (o *Observer) join(answer func(guard.Reading, error)) *round {
+func (o *Observer) join(answer func(memory.Reading, error)) *round {
 	o.mu.Lock()
 	r, stopped := o.mu.next, o.mu.stopped
 	if !stopped {
@@ -176,7 +177,7 @@ func (o *Observer) join(answer func(guard.Reading, error)) *round {
 // there is none; all that had passed when Ask was called is in it. Asked again before the answer,
 // both get the next one. After failures Envoy is asked less often, and answer is called at once
 // with the last failure.
-func (o *Observer) Ask(answer func(guard.Reading, error)) { o.join(answer) }
+func (o *Observer) Ask(answer func(memory.Reading, error)) { o.join(answer) }
 
 // poll asks the questions, one after the other, with the pause between them that admin is to have.
 func (o *Observer) poll(ctx context.Context) {
@@ -202,11 +203,11 @@ func (o *Observer) poll(ctx context.Context) {
 		}
 		o.mu.Unlock()
 		if failing {
-			r.end(nil, guard.Reading{}, o.admin.failure)
+			r.end(nil, memory.Reading{}, o.admin.failure)
 		} else {
 			text, reading, err := o.read(ctx, len(r.answers) > 0)
 			if ctx.Err() != nil {
-				text, reading, err = nil, guard.Reading{}, ErrStopped
+				text, reading, err = nil, memory.Reading{}, ErrStopped
 			}
 			r.end(text, reading, err)
 		}

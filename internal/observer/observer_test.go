@@ -25,7 +25,8 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 
-	"github.com/highwater-envoy/highwater/internal/guard"
+	"github.com/highwater-envoy/highwater/internal/memory"
+	"github.com/highwater-envoy/highwater/internal/metric"
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
 
@@ -54,7 +55,7 @@ func (e *envoy) set(h http.HandlerFunc) { e.answer.Store(&h) }
 func newEnvoy(t *testing.T) *envoy {
 	t.Helper()
 	e := &envoy{}
-	e.set(memory(100*mib, 20*mib))
+	e.set(answersMemory(100*mib, 20*mib))
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /memory", func(w http.ResponseWriter, r *http.Request) {
 		e.asked.Add(1)
@@ -72,7 +73,7 @@ func newEnvoy(t *testing.T) *envoy {
 }
 
 // memory answers with so much of the heap mapped and so much of that free, bytes.
-func memory(mapped, free int64) http.HandlerFunc {
+func answersMemory(mapped, free int64) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprintf(w, "{\n \"allocated\": \"%d\",\n \"heap_size\": \"%d\",\n \"pageheap_unmapped\": \"0\",\n \"pageheap_free\": \"%d\",\n \"total_thread_cache\": \"1\"\n}\n", mapped-free-1, mapped, free)
 	}
@@ -209,20 +210,20 @@ func (w *watch) until(what string, ok func(s Status) bool) Status {
 }
 
 // ask waits for the answer to one question.
-func (w *watch) ask() (guard.Reading, error) {
+func (w *watch) ask() (memory.Reading, error) {
 	w.t.Helper()
 	type answer struct {
-		r   guard.Reading
+		r   memory.Reading
 		err error
 	}
 	c := make(chan answer, 1)
-	w.Ask(func(r guard.Reading, err error) { c <- answer{r, err} })
+	w.Ask(func(r memory.Reading, err error) { c <- answer{r, err} })
 	select {
 	case a := <-c:
 		return a.r, a.err
 	case <-time.After(within):
 		require.Fail(w.t, "no answer")
-		return guard.Reading{}, nil
+		return memory.Reading{}, nil
 	}
 }
 
@@ -231,7 +232,7 @@ func (w *watch) ask() (guard.Reading, error) {
 func TestReading(t *testing.T) {
 	e := newEnvoy(t)
 	w := newWatch(t, Options{URL: e.URL})
-	want := guard.Reading{
+	want := memory.Reading{
 		InUse: 80*mib + (112640+4-102400)<<10 + 4*mib, Allocated: 80*mib - 1, Free: 20 * mib, Mapped: 100 * mib,
 		Limit: 300 * mib, Resident: 112644 << 10, WorkingSet: 190 * mib, Sock: 4 * mib,
 	}
@@ -243,7 +244,7 @@ func TestReading(t *testing.T) {
 	w.Memory().ServeHTTP(res, httptest.NewRequest(http.MethodGet, "/memory", nil))
 	require.Equal(t, http.StatusOK, res.Code)
 	require.Equal(t, "application/json", res.Header().Get("Content-Type"))
-	got, err = guard.ParseReading(res.Body.Bytes())
+	got, err = memory.Parse(res.Body.Bytes())
 	require.NoError(t, err)
 	require.Equal(t, want, got)
 	var all map[string]string
@@ -266,10 +267,10 @@ func TestMemoryIsNeverFromACache(t *testing.T) {
 	w := newWatch(t, Options{URL: e.URL})
 	for i := range 20 {
 		mapped := int64(100+i) * mib
-		e.set(memory(mapped, 20*mib))
+		e.set(answersMemory(mapped, 20*mib))
 		res := httptest.NewRecorder()
 		w.Memory().ServeHTTP(res, httptest.NewRequest(http.MethodGet, "/memory", nil))
-		got, err := guard.ParseReading(res.Body.Bytes())
+		got, err := memory.Parse(res.Body.Bytes())
 		require.NoError(t, err)
 		require.Equal(t, mapped, got.Mapped)
 	}
@@ -286,13 +287,13 @@ func TestAskIsNotAnsweredByWhatWasAskedBefore(t *testing.T) {
 	e.set(func(w http.ResponseWriter, r *http.Request) {
 		entered <- struct{}{}
 		<-leave
-		memory(e.asked.Load()*mib, 0)(w, r)
+		answersMemory(e.asked.Load()*mib, 0)(w, r)
 	})
 	w := newWatch(t, Options{URL: e.URL})
 	<-entered // its own first question
 	got := make(chan int64, 2)
 	for range 2 {
-		w.Ask(func(r guard.Reading, err error) { got <- r.Mapped })
+		w.Ask(func(r memory.Reading, err error) { got <- r.Mapped })
 	}
 	close(leave)
 	require.Equal(t, int64(2*mib), <-got)
@@ -307,7 +308,7 @@ func TestManyAskAtOnce(t *testing.T) {
 	e.set(func(w http.ResponseWriter, r *http.Request) {
 		at := time.Since(epoch).Microseconds() // it tells when it was asked, and many ask before they hear it
 		time.Sleep(5 * time.Millisecond)
-		memory(at+mib, 0)(w, r)
+		answersMemory(at+mib, 0)(w, r)
 	})
 	w := newWatch(t, Options{URL: e.URL, Interval: interval})
 	w.until("a reading", func(s Status) bool { return s.Fresh })
@@ -317,7 +318,7 @@ func TestManyAskAtOnce(t *testing.T) {
 	defer client.CloseIdleConnections()
 
 	var answers, early, failed atomic.Int64
-	told := func(asked time.Time, r guard.Reading, err error) {
+	told := func(asked time.Time, r memory.Reading, err error) {
 		answers.Add(1)
 		if err != nil {
 			failed.Add(1)
@@ -340,7 +341,7 @@ func TestManyAskAtOnce(t *testing.T) {
 					text, err := io.ReadAll(res.Body)
 					res.Body.Close()
 					if err == nil {
-						r, err := guard.ParseReading(text)
+						r, err := memory.Parse(text)
 						told(asked, r, err)
 					}
 				}
@@ -457,7 +458,7 @@ func TestAdminMisbehaves(t *testing.T) {
 			require.Less(t, res.Body.Len(), 1000, "what is quoted is bounded")
 			require.Less(t, w.log.Len(), 5000)
 
-			e.set(memory(100*mib, 0))
+			e.set(answersMemory(100*mib, 0))
 			w.until("it is well", func(s Status) bool { return s.Fresh && s.Failing["memory"] == "" })
 			require.Equal(t, 1, w.log.count("no reading of Envoy's memory"))
 			require.Equal(t, 1, w.log.count("well again"))
@@ -477,7 +478,7 @@ func TestHammer(t *testing.T) {
 		case 1:
 			fmt.Fprint(w, "<html>")
 		default:
-			memory(100*mib, 20*mib)(w, r)
+			answersMemory(100*mib, 20*mib)(w, r)
 		}
 	})
 	w := newWatch(t, Options{URL: e.URL, Limit: func() int64 { return 200 * mib }})
@@ -489,7 +490,7 @@ func TestHammer(t *testing.T) {
 			for begin := time.Now(); time.Since(begin) < time.Second; {
 				asks.Add(1)
 				answered := make(chan struct{})
-				w.Ask(func(r guard.Reading, err error) {
+				w.Ask(func(r memory.Reading, err error) {
 					answers.Add(1)
 					if err == nil {
 						good.Add(1)
@@ -506,7 +507,7 @@ func TestHammer(t *testing.T) {
 	require.Equal(t, asks.Load(), answers.Load())
 	require.Positive(t, good.Load())
 	for range 100 {
-		w.Ask(func(guard.Reading, error) { answers.Add(1) })
+		w.Ask(func(memory.Reading, error) { answers.Add(1) })
 	}
 	w.stop()
 	require.Equal(t, asks.Load()+100, answers.Load(), "once each")
@@ -525,7 +526,7 @@ func TestAdminIsNotThereYet(t *testing.T) {
 	require.Zero(t, w.Status().Age, "there was none yet")
 	l, err = net.Listen("tcp", address)
 	require.NoError(t, err)
-	server := &http.Server{Handler: memory(100*mib, 0), ReadHeaderTimeout: time.Second}
+	server := &http.Server{Handler: answersMemory(100*mib, 0), ReadHeaderTimeout: time.Second}
 	var serving sync.WaitGroup
 	serving.Go(func() { _ = server.Serve(l) })
 	defer serving.Wait()
@@ -549,7 +550,7 @@ func TestBackOff(t *testing.T) {
 	}
 	require.Greater(t, answers, 50, "each is answered at once")
 	require.LessOrEqual(t, e.asked.Load(), int64(6), "0.1, 0.3, 0.7, 1.5 s")
-	e.set(memory(100*mib, 0))
+	e.set(answersMemory(100*mib, 0))
 	fixed := time.Now()
 	w.until("a reading", func(s Status) bool { return s.Fresh })
 	require.Less(t, time.Since(fixed), 2*time.Second)
@@ -579,7 +580,7 @@ func TestUnixSocket(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "admin.sock")
 	l, err := net.Listen("unix", socket)
 	require.NoError(t, err)
-	server := &http.Server{Handler: memory(100*mib, 0), ReadHeaderTimeout: time.Second}
+	server := &http.Server{Handler: answersMemory(100*mib, 0), ReadHeaderTimeout: time.Second}
 	var serving sync.WaitGroup
 	serving.Go(func() { _ = server.Serve(l) })
 	defer serving.Wait()
@@ -606,12 +607,12 @@ func TestStop(t *testing.T) {
 	w := newWatch(t, Options{URL: e.URL})
 	<-entered
 	got := make(chan error, 2)
-	w.Ask(func(_ guard.Reading, err error) { got <- err })
+	w.Ask(func(_ memory.Reading, err error) { got <- err })
 	begin := time.Now()
 	w.stop()
 	require.Less(t, time.Since(begin), 5*time.Second)
 	require.ErrorIs(t, <-got, ErrStopped)
-	w.Ask(func(_ guard.Reading, err error) { got <- err })
+	w.Ask(func(_ memory.Reading, err error) { got <- err })
 	require.ErrorIs(t, <-got, ErrStopped)
 	require.Zero(t, w.Status().Failures["memory"], "that was not Envoy's fault")
 }
@@ -729,7 +730,7 @@ func FuzzCompose(f *testing.F) {
 	f.Add([]byte(`{"Limit": "5", "heap_size": "10", "allocated": "1", "allocated": "2"}`))
 	seen := figures{pid: 7, resident: 12}
 	f.Fuzz(func(t *testing.T, text []byte) {
-		was, err := guard.ParseReading(text)
+		was, err := memory.Parse(text)
 		if err != nil {
 			return
 		}
@@ -737,7 +738,7 @@ func FuzzCompose(f *testing.F) {
 		if err != nil {
 			t.Fatalf("%q: %v", text, err)
 		}
-		r, err := guard.ParseReading(composed)
+		r, err := memory.Parse(composed)
 		if err != nil {
 			t.Fatalf("%q: %q: %v", text, composed, err)
 		}
@@ -784,7 +785,7 @@ func TestFigures(t *testing.T) {
 		require.Regexp(t, `^highwater_[a-z_]+(\.[a-z]+\.[a-z_]+)?$`, f.Name)
 		require.NotEmpty(t, f.Help, f.Name)
 		base, _, _ := strings.Cut(f.Name, ".")
-		require.Equal(t, f.Kind == guard.Counter, strings.HasSuffix(base, "_total"), f.Name)
+		require.Equal(t, f.Kind == metric.Counter, strings.HasSuffix(base, "_total"), f.Name)
 		seen[f.Name] = f.Value
 	}
 	require.InDelta(t, 300*mib, seen["highwater_container_limit_bytes"], 0)
@@ -830,7 +831,7 @@ func TestFilesThatCanNotBeWritten(t *testing.T) {
 // At start and at stop there is 0 in the files, whatever a predecessor that was killed left there.
 func TestFilesBeginAndEndWithZero(t *testing.T) {
 	e := newEnvoy(t)
-	e.set(memory(300*mib, 0))
+	e.set(answersMemory(300*mib, 0))
 	dir := t.TempDir()
 	config := Default()
 	config.Release.PressureFile, config.Release.PulseFile = filepath.Join(dir, "pressure"), filepath.Join(dir, "pulse")

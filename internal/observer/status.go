@@ -5,7 +5,8 @@ import (
 	"time"
 
 	"github.com/highwater-envoy/highwater/internal/cgroup"
-	"github.com/highwater-envoy/highwater/internal/guard"
+	"github.com/highwater-envoy/highwater/internal/memory"
+	"github.com/highwater-envoy/highwater/internal/metric"
 )
 
 // Fault is what can fail here, each by itself.
@@ -72,13 +73,13 @@ func (o *Observer) count(f Fault, err error) {
 
 // Status is what is known. Sizes are bytes.
 type Status struct {
-	Reading  guard.Reading `json:"reading"`
-	Age      time.Duration `json:"age"`   // since the reading was asked for; 0 = there was none yet
-	Took     time.Duration `json:"took"`  // from the question to the answer
-	Fresh    bool          `json:"fresh"` // it is of the last second
-	PID      int           `json:"pid"`   // 0 = not known
-	Resident int64         `json:"resident"`
-	Cgroup   string        `json:"cgroup"` // its directory; empty = not known
+	Reading  memory.Reading `json:"reading"`
+	Age      time.Duration  `json:"age"`   // since the reading was asked for; 0 = there was none yet
+	Took     time.Duration  `json:"took"`  // from the question to the answer
+	Fresh    bool           `json:"fresh"` // it is of the last second
+	PID      int            `json:"pid"`   // 0 = not known
+	Resident int64          `json:"resident"`
+	Cgroup   string         `json:"cgroup"` // its directory; empty = not known
 	// Container is as of the last try to get a reading; nil = not known.
 	Container   *cgroup.Stats     `json:"container"`
 	Buffered    Buffered          `json:"buffered"`
@@ -124,7 +125,7 @@ const staleAfter = time.Second
 
 // Figure is a metric with its value.
 type Figure struct {
-	guard.Metric
+	metric.Metric
 	Value float64
 }
 
@@ -132,42 +133,42 @@ type Figure struct {
 // has the label what with the value memory. What is not known is left out.
 func (s Status) Figures() []Figure {
 	var list []Figure
-	add := func(name string, kind guard.Kind, value float64, help string) {
-		list = append(list, Figure{guard.Metric{Name: name, Kind: kind, Help: help}, value})
+	add := func(name string, kind metric.Kind, value float64, help string) {
+		list = append(list, Figure{metric.Metric{Name: name, Kind: kind, Help: help}, value})
 	}
 	if s.TimeToLimit > 0 {
-		add("highwater_time_to_limit_seconds", guard.Gauge, s.TimeToLimit.Seconds(), "until memory in use is at budget.limit, as it grows now; absent: it does not grow")
+		add("highwater_time_to_limit_seconds", metric.Gauge, s.TimeToLimit.Seconds(), "until memory in use is at budget.limit, as it grows now; absent: it does not grow")
 	}
-	add("highwater_growth_bytes_per_second", guard.Gauge, s.Growth, "by which memory in use grows, over the last ten seconds; 0: not to speak of")
-	add("highwater_nears_limit_total", guard.Counter, float64(s.Nears), "times that it was less than 30 s to budget.limit")
+	add("highwater_growth_bytes_per_second", metric.Gauge, s.Growth, "by which memory in use grows, over the last ten seconds; 0: not to speak of")
+	add("highwater_nears_limit_total", metric.Counter, float64(s.Nears), "times that it was less than 30 s to budget.limit")
 	if s.PID != 0 {
-		add("highwater_resident_bytes", guard.Gauge, float64(s.Resident), "resident memory of Envoy's process, without file pages")
+		add("highwater_resident_bytes", metric.Gauge, float64(s.Resident), "resident memory of Envoy's process, without file pages")
 	}
 	if c := s.Container; c != nil {
 		if c.Limit != cgroup.NoLimit {
-			add("highwater_container_limit_bytes", guard.Gauge, float64(c.Limit), "the tightest limit of Envoy's cgroup and of those above it; absent: none")
+			add("highwater_container_limit_bytes", metric.Gauge, float64(c.Limit), "the tightest limit of Envoy's cgroup and of those above it; absent: none")
 		}
-		add("highwater_container_usage_bytes", guard.Gauge, float64(c.Usage), "charged to Envoy's cgroup, page cache included")
-		add("highwater_container_working_set_bytes", guard.Gauge, float64(c.WorkingSet), "usage of Envoy's cgroup without inactive file pages")
-		add("highwater_container_sock_bytes", guard.Gauge, float64(c.Sock), "socket buffers charged to Envoy's cgroup")
+		add("highwater_container_usage_bytes", metric.Gauge, float64(c.Usage), "charged to Envoy's cgroup, page cache included")
+		add("highwater_container_working_set_bytes", metric.Gauge, float64(c.WorkingSet), "usage of Envoy's cgroup without inactive file pages")
+		add("highwater_container_sock_bytes", metric.Gauge, float64(c.Sock), "socket buffers charged to Envoy's cgroup")
 		if c.Pressure != nil {
-			add("highwater_container_stalled_ratio.tasks.some", guard.Gauge, c.Pressure.Some10, "share of the last 10 s in which tasks stalled for want of memory")
-			add("highwater_container_stalled_ratio.tasks.full", guard.Gauge, c.Pressure.Full10, "share of the last 10 s in which tasks stalled for want of memory")
+			add("highwater_container_stalled_ratio.tasks.some", metric.Gauge, c.Pressure.Some10, "share of the last 10 s in which tasks stalled for want of memory")
+			add("highwater_container_stalled_ratio.tasks.full", metric.Gauge, c.Pressure.Full10, "share of the last 10 s in which tasks stalled for want of memory")
 		}
 		const events = "what happened in Envoy's cgroup, as the kernel counts it"
-		add("highwater_container_events_total.event.oom", guard.Counter, float64(c.Events.OOM), events)
-		add("highwater_container_events_total.event.oom_kill", guard.Counter, float64(c.Events.OOMKill), events)
-		add("highwater_container_events_total.event.high", guard.Counter, float64(c.Events.High), events)
-		add("highwater_container_events_total.event.max", guard.Counter, float64(c.Events.Max), events)
+		add("highwater_container_events_total.event.oom", metric.Counter, float64(c.Events.OOM), events)
+		add("highwater_container_events_total.event.oom_kill", metric.Counter, float64(c.Events.OOMKill), events)
+		add("highwater_container_events_total.event.high", metric.Counter, float64(c.Events.High), events)
+		add("highwater_container_events_total.event.max", metric.Counter, float64(c.Events.Max), events)
 	}
 	for name, n := range s.Buffered.byName() {
-		add("highwater_buffered_bytes.where."+name, guard.Gauge, float64(n), "bytes in Envoy's own buffers, as its gauges tell")
+		add("highwater_buffered_bytes.where."+name, metric.Gauge, float64(n), "bytes in Envoy's own buffers, as its gauges tell")
 	}
-	add("highwater_pressure_ratio", guard.Gauge, s.Pressure, "what release.pressure_file tells Envoy")
-	add("highwater_release_pulses_total", guard.Counter, float64(s.Pulses), "times that free pages were to be given back")
-	add("highwater_released_bytes_total", guard.Counter, float64(s.Released), "pages of the heap that went during these")
+	add("highwater_pressure_ratio", metric.Gauge, s.Pressure, "what release.pressure_file tells Envoy")
+	add("highwater_release_pulses_total", metric.Counter, float64(s.Pulses), "times that free pages were to be given back")
+	add("highwater_released_bytes_total", metric.Counter, float64(s.Released), "pages of the heap that went during these")
 	for f := range numFaults {
-		add(fmt.Sprintf("highwater_observer_failures_total.what.%s", f), guard.Counter, float64(s.Failures[f.String()]), "tries of the observer that failed")
+		add(fmt.Sprintf("highwater_observer_failures_total.what.%s", f), metric.Counter, float64(s.Failures[f.String()]), "tries of the observer that failed")
 	}
 	return list
 }

@@ -4,7 +4,7 @@ import (
 	"math"
 	"time"
 
-	"github.com/highwater-envoy/highwater/internal/guard"
+	"github.com/highwater-envoy/highwater/internal/memory"
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
 
@@ -92,7 +92,7 @@ type nearness struct {
 
 // foresee says how long it is to the limit as memory grows now, and logs once when that has become
 // less than nearAhead. o.mu is held.
-func (o *Observer) foresee(now time.Time, r guard.Reading) {
+func (o *Observer) foresee(now time.Time, r memory.Reading) {
 	o.mu.trend.add(now, r.InUse)
 	limit, growth, near := o.mu.limit, o.mu.trend.growth(), &o.mu.near
 	near.left = 0

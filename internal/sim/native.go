@@ -9,7 +9,9 @@ import (
 
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/guard"
+	"github.com/highwater-envoy/highwater/internal/memory"
 	"github.com/highwater-envoy/highwater/internal/reservoir"
+	"github.com/highwater-envoy/highwater/internal/verdict"
 )
 
 // Native is the guard, without the plugin around it.
@@ -216,25 +218,25 @@ func (n *Native) wake(worker, plugin int) {
 	}
 }
 
-func (n *Native) do(s *Stream, v guard.Verdict) (pause bool) {
-	if n.Decided != nil && v != (guard.Verdict{}) {
+func (n *Native) do(s *Stream, v verdict.Verdict) (pause bool) {
+	if n.Decided != nil && v != (verdict.Verdict{}) {
 		n.Decided("%v stream %d: action %d, %v, retry after %d", n.proxy.Now(), s.ID, v.Action, v.Reason, v.RetryAfter)
 	}
 	switch v.Action {
-	case guard.Wait, guard.Close:
+	case verdict.Wait, verdict.Close:
 		n.hurry(s.Conn.Worker, requests, guard.FastTick)
 		return true
-	case guard.Answer, guard.Reset:
+	case verdict.Answer, verdict.Reset:
 		n.answer(s, v)
-	case guard.Pass:
+	case verdict.Pass:
 		n.hurry(s.Conn.Worker, requests, guard.FastTick)
-	case guard.Admit:
+	case verdict.Admit:
 	}
 	return false
 }
 
 // answer rejects a stream, with a retry-after header as the plugin's.
-func (n *Native) answer(s *Stream, v guard.Verdict) {
+func (n *Native) answer(s *Stream, v verdict.Verdict) {
 	s.RetryAfter = (Time(v.RetryAfter) + time.Second - 1).Truncate(time.Second)
 	n.proxy.Answer(s)
 }
@@ -268,7 +270,7 @@ func (n *Native) tick(worker int, t *timer) {
 		n.proxy.Resume(n.streams[a.Resume])
 	}
 	for _, d := range a.Rejected {
-		if d.Verdict.Action != guard.Close {
+		if d.Verdict.Action != verdict.Close {
 			n.answer(n.streams[d.Stream], d.Verdict)
 		}
 	}
@@ -313,7 +315,7 @@ func (n *Native) Reading(worker int, m Memory, failed bool) {
 	}
 	w := n.workers[worker]
 	w.now = n.proxy.Now()
-	w.Observe(w.now, guard.Reading{InUse: m.InUse, Allocated: m.Allocated}, err)
+	w.Observe(w.now, memory.Reading{InUse: m.InUse, Allocated: m.Allocated}, err)
 }
 
 func (n *Native) shared() *budget.Table {
