@@ -25,6 +25,7 @@ import (
 
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/coverage"
+	"github.com/highwater-envoy/highwater/internal/events"
 	"github.com/highwater-envoy/highwater/internal/guard"
 	"github.com/highwater-envoy/highwater/internal/memory"
 	"github.com/highwater-envoy/highwater/internal/verdict"
@@ -237,7 +238,7 @@ func (s *Server) decide(orders []order) (_ []order, ask Reader, next time.Durati
 }
 
 // levels are those of what a tick has to tell.
-var levels = [...]slog.Level{guard.Warning: slog.LevelWarn, guard.Error: slog.LevelError, guard.Info: slog.LevelInfo}
+var levels = [...]slog.Level{events.Warning: slog.LevelWarn, events.Error: slog.LevelError, events.Info: slog.LevelInfo}
 
 func streamOf(s *guard.Stream) *stream { return s.Host().(*stream) }
 

@@ -9,6 +9,7 @@ import (
 	"github.com/proxy-wasm/proxy-wasm-go-sdk/proxywasm"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/events"
 	"github.com/highwater-envoy/highwater/internal/guard"
 	"github.com/highwater-envoy/highwater/internal/version"
 )
@@ -49,12 +50,12 @@ func warn(matter, text string) {
 }
 
 // logEvent logs what a tick has to tell, if anything.
-func logEvent(event string, severity guard.Severity) {
+func logEvent(event string, severity events.Severity) {
 	switch {
 	case event == "":
-	case severity == guard.Error:
+	case severity == events.Error:
 		proxywasm.LogError("highwater: " + event)
-	case severity == guard.Info:
+	case severity == events.Info:
 		proxywasm.LogInfo("highwater: " + event)
 	default:
 		proxywasm.LogWarn("highwater: " + event)

@@ -249,7 +249,7 @@ func (w *Worker) compare(exact, arrived *Connection) {
 		return // without the network filter nothing is counted on it
 	}
 	w.idle.Mistake()
-	w.telling.later("another filter holds requests back before they come to highwater: which connections are idle can't be told, and this worker closes none any more; put highwater first of http_filters")
+	w.telling.Later("another filter holds requests back before they come to highwater: which connections are idle can't be told, and this worker closes none any more; put highwater first of http_filters")
 }
 
 // closeIdle picks connections to close, where memory is short. What a large response has left in
@@ -356,27 +356,26 @@ func (w *Worker) evict(now Time, a *Actions) (ended bool) {
 	w.exchangeShares(now)
 	x, t := &w.shares, w.account.Table()
 	var likely int64
-	for i := range x.totals {
-		likely += x.totals[i].Likely
+	for i := range x.All {
+		likely += x.All[i].Likely
 	}
 	held := t.Reading - t.Base - t.Sum().Evicted.Leaving
 	if likely <= 0 || held <= 0 {
 		return false
 	}
 	scale := float64(held) / float64(likely)
-	x.ask(func(t *fairness.Total) int64 { return int64(scale * float64(t.Likely)) })
-	fairness.Cuts(max(held-n, 0), x.demands, x.parts)
+	x.Cut(max(held-n, 0), func(t *fairness.Total) int64 { return int64(scale * float64(t.Likely)) })
 	w.eachKey(func(k *key) {
-		i := fairness.Find(x.totals, k.ID)
-		if i < 0 || x.parts[i] == 0 || x.totals[i].Likely <= 0 {
+		i := fairness.Find(x.All, k.ID)
+		if i < 0 || x.Parts[i] == 0 || x.All[i].Likely <= 0 {
 			return
 		}
 		var before int64
-		if j := fairness.Find(x.before, k.ID); j >= 0 && x.before[j].ID == k.ID {
-			before = x.before[j].Likely
+		if j := fairness.Find(x.Before, k.ID); j >= 0 && x.Before[j].ID == k.ID {
+			before = x.Before[j].Likely
 		}
-		perByte := float64(x.parts[i]) / float64(x.totals[i].Likely)
-		ended = w.evictOf(now, a, k, scale, x.totals[i].Most, perByte*float64(before), perByte*float64(before+k.Value.Likely)) || ended
+		perByte := float64(x.Parts[i]) / float64(x.All[i].Likely)
+		ended = w.evictOf(now, a, k, scale, x.All[i].Most, perByte*float64(before), perByte*float64(before+k.Value.Likely)) || ended
 	})
 	w.publish()
 	return ended

@@ -6,6 +6,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/events"
 	"github.com/highwater-envoy/highwater/internal/memory"
 	"github.com/highwater-envoy/highwater/internal/metric"
 	"github.com/highwater-envoy/highwater/internal/unit"
@@ -15,7 +16,7 @@ import (
 // told is what is logged of a limit that can't be held.
 type told struct {
 	event    string
-	severity Severity
+	severity events.Severity
 }
 
 // impossible gives all workers readings of so much for two seconds, and returns what they log
@@ -44,7 +45,7 @@ func TestAnImpossibleBudgetIsTold(t *testing.T) {
 		gauges := func() [metric.NumGauges]int64 { return p.workers[2].Gauges(p.now) }
 		require.Equal(t, []told{{"budget.limit 200MiB cannot be held: Envoy holds 434.0MiB without traffic, and shedding frees nothing of that. " +
 			"Raise budget.limit to at least 483MiB, better to twice what Envoy holds, or reduce clusters, listeners and stats; " +
-			"until then the guard admits up to 482.2MiB", Error}}, p.impossible(434*mib, 0), mode)
+			"until then the guard admits up to 482.2MiB", events.Error}}, p.impossible(434*mib, 0), mode)
 		require.EqualValues(t, 1, gauges()[metric.GaugeImpossible])
 		require.Equal(t, 200*mib, gauges()[metric.GaugeLimit], "as it was set")
 		require.Equal(t, 434*mib, gauges()[metric.GaugeBase])
@@ -58,7 +59,7 @@ func TestAnImpossibleBudgetIsTold(t *testing.T) {
 		for _, w := range p.workers {
 			w.Use(&c)
 		}
-		require.Equal(t, []told{{"budget.limit 600MiB can be held again: Envoy holds 434.0MiB without traffic", Info}}, p.impossible(434*mib, 0))
+		require.Equal(t, []told{{"budget.limit 600MiB can be held again: Envoy holds 434.0MiB without traffic", events.Info}}, p.impossible(434*mib, 0))
 		require.Zero(t, gauges()[metric.GaugeImpossible])
 		require.Equal(t, 600*mib, p.workers[2].InForce())
 	}

@@ -2,7 +2,6 @@ package guard
 
 import (
 	"math"
-	"slices"
 	"time"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
@@ -169,16 +168,12 @@ func (s *sockets) hasItsPart() bool { return s.open+s.elsewhere >= s.part }
 // quarter of the floor and for connections. What a key has on the other workers is taken off where
 // it asks. One that nobody knew at the exchange is the newcomer until the next.
 type shares struct {
-	at        Time             // of the last exchange; 0 = there was none
-	contended bool             // more than one key has large requests
-	newcomer  entitlement      // of one that comes now
-	newPart   int64            // of connections, likewise
-	totals    []fairness.Total // of all workers
-	before    []fairness.Total // of those with a lower id
-	demands   []fairness.Demand
-	parts     []int64
-	buf       []byte
-	own       []fairness.Total
+	fairness.Exchange
+	at       Time        // of the last one; 0 = there was none
+	newcomer entitlement // of one that comes now
+	newPart  int64       // of connections, likewise
+	buf      []byte
+	own      []fairness.Total
 }
 
 const (
@@ -187,68 +182,6 @@ const (
 	// What a worker has published is of no use any more after so long.
 	sharesFor = time.Second
 )
-
-// add takes the totals of another worker, which it has published. They are as of a time of its, at
-// least since and at most until; low says that its id is lower.
-func (x *shares) add(published []byte, since, until Time, low bool) {
-	n := len(x.totals)
-	totals, at, err := fairness.DecodeTotals(published, x.totals)
-	if err != nil || at < since || at > until {
-		x.totals = totals[:n] // of another version of us, or of a time that is over, or of none that there was
-		return
-	}
-	x.totals = totals
-	if low {
-		x.before = append(x.before, totals[n:]...)
-	}
-}
-
-// merge sums the totals by key.
-func (x *shares) merge() {
-	x.totals, x.before = fairness.Merge(x.totals), fairness.Merge(x.before)
-	large := 0
-	for i := range x.totals {
-		if x.totals[i].Large {
-			large++
-		}
-	}
-	x.contended = large > 1
-}
-
-// used is what all keys have on all workers.
-func (x *shares) used() (sum int64) {
-	for i := range x.totals {
-		sum += x.totals[i].Use
-	}
-	return sum
-}
-
-// find is the total of a key in all workers; nil = none has it.
-func (x *shares) find(id uint64) *fairness.Total {
-	if i := fairness.Find(x.totals, id); i >= 0 {
-		return &x.totals[i]
-	}
-	return nil
-}
-
-// ask makes a demand of each total, and room for as many parts.
-func (x *shares) ask(wants func(*fairness.Total) int64) {
-	x.demands = x.demands[:0]
-	for i := range x.totals {
-		x.demands = append(x.demands, fairness.Demand{Weight: x.totals[i].Weight, Bytes: wants(&x.totals[i])})
-	}
-	x.parts = slices.Grow(x.parts[:0], len(x.demands)+1)[:len(x.demands)]
-}
-
-// split divides the capacity by what each key wants of it, into parts in the order of totals, and
-// returns the part of a key that comes next.
-func (x *shares) split(capacity int64, wants func(*fairness.Total) int64) (next int64) {
-	x.ask(wants)
-	x.demands = append(x.demands, fairness.Demand{Weight: 1})
-	x.parts = append(x.parts, 0)
-	fairness.Shares(capacity, x.demands, x.parts)
-	return x.parts[len(x.parts)-1]
-}
 
 // What a key wants of the room, and of the floor.
 func ofRoom(t *fairness.Total) int64  { return t.Use + t.Waits }
@@ -302,7 +235,7 @@ func (w *Worker) exchangeShares(now Time) {
 	if store.Put(w.account.ID(), x.buf) != nil {
 		w.HostError()
 	}
-	x.totals, x.before = append(x.totals[:0], x.own...), x.before[:0]
+	x.Begin(x.own)
 	for _, e := range w.account.Table().Entries {
 		if e.ID == w.account.ID() {
 			continue
@@ -311,10 +244,10 @@ func (w *Worker) exchangeShares(now Time) {
 		case err != nil:
 			w.HostError()
 		case len(published) > 0:
-			x.add(published, now-sharesFor, now+budget.Ahead, e.ID < w.account.ID())
+			x.Add(published, now-sharesFor, now+budget.Ahead, e.ID < w.account.ID())
 		}
 	}
-	x.merge()
+	x.Merge()
 	w.divide(now)
 	w.divideConnections()
 }
@@ -337,13 +270,13 @@ func (w *Worker) divide(now Time) {
 	x := &w.shares
 	soft, hard := w.account.Share(w.limits.Soft), w.account.Share(w.limits.Hard)
 	x.newcomer = entitlement{at: x.at}
-	x.newcomer.share = x.split(max(soft-w.account.Estimate(now), 0)+x.used(), ofRoom)
+	x.newcomer.share = x.Split(max(soft-w.account.Estimate(now), 0)+x.Used(), ofRoom)
 	w.hand(func(v *keyed, t *fairness.Total, part int64) {
 		v.at, v.share, v.others = x.at, part, max(t.Use-v.use(), 0)
 	}, x.newcomer.share)
-	x.newcomer.reserve = x.split(max(hard-soft, 0), ofRoom)
+	x.newcomer.reserve = x.Split(max(hard-soft, 0), ofRoom)
 	w.hand(func(v *keyed, _ *fairness.Total, part int64) { v.reserve = part }, x.newcomer.reserve)
-	x.newcomer.floor = x.split(w.account.Floor()/smallShare, ofFloor)
+	x.newcomer.floor = x.Split(w.account.Floor()/smallShare, ofFloor)
 	w.hand(func(v *keyed, t *fairness.Total, part int64) {
 		v.floor, v.smalls = part, max(t.Small-v.Small, 0)
 	}, x.newcomer.floor)
@@ -354,8 +287,8 @@ func (w *Worker) divide(now Time) {
 func (w *Worker) hand(set func(v *keyed, t *fairness.Total, part int64), next int64) {
 	x := &w.shares
 	w.eachKey(func(k *key) {
-		if i := fairness.Find(x.totals, k.ID); i >= 0 {
-			set(&k.Value, &x.totals[i], x.parts[i])
+		if i := fairness.Find(x.All, k.ID); i >= 0 {
+			set(&k.Value, &x.All[i], x.Parts[i])
 		} else {
 			set(&k.Value, &fairness.Total{}, next)
 		}
@@ -370,16 +303,16 @@ func (w *Worker) divideConnections() {
 	}
 	x := &w.shares
 	sum := 1. // the one to come
-	for i := range x.totals {
-		if x.totals[i].Open > 0 {
-			sum += x.totals[i].Weight
+	for i := range x.All {
+		if x.All[i].Open > 0 {
+			sum += x.All[i].Weight
 		}
 	}
 	part := func(weight, sum float64) int64 { return int64(float64(w.limits.Connections) * weight / sum) }
 	x.newPart = part(1, sum)
 	w.eachKey(func(k *key) {
 		v := &k.Value
-		if t := x.find(k.ID); t != nil && t.Open > 0 {
+		if t := x.Find(k.ID); t != nil && t.Open > 0 {
 			v.part, v.elsewhere = part(t.Weight, sum), max(t.Open-v.open, 0)
 		} else {
 			v.part, v.elsewhere = part(k.Weight, sum+k.Weight), 0
@@ -393,7 +326,7 @@ func (w *Worker) divideConnections() {
 func (w *Worker) largeClaim(k *key, n int64) budget.Claim {
 	v := &k.Value
 	switch {
-	case !w.shares.contended:
+	case !w.shares.Contended:
 		return budget.Large
 	case n <= v.share-v.others-v.use():
 		return budget.Full

@@ -362,9 +362,9 @@ func TestNamedTenantsKeepTheirPlaces(t *testing.T) {
 	}
 	for i, w := range p.workers {
 		w.exchangeShares(p.now)
-		require.Len(t, w.shares.totals, fairness.MaxKeys+1)
-		at := fairness.Find(w.shares.totals, r.key.ID)
-		total := w.shares.totals[at]
+		require.Len(t, w.shares.All, fairness.MaxKeys+1)
+		at := fairness.Find(w.shares.All, r.key.ID)
+		total := w.shares.All[at]
 		require.Equal(t, r.key.ID, total.ID, "worker %d knows it by itself", i)
 		require.True(t, total.Named)
 		require.Equal(t, kib, total.Use)

@@ -43,8 +43,8 @@ func TestSharesFromTheFutureAreNone(t *testing.T) {
 		require.NoError(t, p.store.Put(other, fairness.AppendTotals(nil, at, []fairness.Total{total})))
 		w.exchangeShares(p.now)
 		var got int64
-		if i := fairness.Find(w.shares.totals, 7); i >= 0 && w.shares.totals[i].ID == 7 {
-			got = w.shares.totals[i].Use
+		if i := fairness.Find(w.shares.All, 7); i >= 0 && w.shares.All[i].ID == 7 {
+			got = w.shares.All[i].Use
 		}
 		require.Equal(t, want, got, "%v", at)
 	}

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/events"
 	"github.com/highwater-envoy/highwater/internal/memory"
 	"github.com/highwater-envoy/highwater/internal/metric"
 	"github.com/highwater-envoy/highwater/internal/polling"
@@ -24,11 +25,11 @@ func (w *Worker) ask(now Time, a *Actions) {
 	}
 	switch {
 	case a.Event != "":
-	case w.telling.turned:
-		w.telling.turned = false
-		a.Event, a.Severity = w.impossible(w.account.Table())
+	case w.telling.Turned:
+		w.telling.Turned = false
+		a.Event, a.Severity = events.Impossible(w.budget.Limit, w.limits, w.account.Table())
 	default:
-		a.Event = w.telling.next()
+		a.Event = w.telling.Next()
 	}
 }
 
@@ -81,12 +82,12 @@ func (w *Worker) Observe(now Time, r memory.Reading, failure error) (event strin
 		return ""
 	}
 	w.poll.Failed(nil)
-	w.telling.turned = w.account.Turned() || w.telling.turned
+	w.telling.Turned = w.account.Turned() || w.telling.Turned
 	if blind {
 		event = fmt.Sprintf("readings of Envoy's memory are back after %v. ", roughly(age))
 	}
-	event += w.telling.limit(&w.policy)
-	return event + w.telling.level(now, level, r.InUse, w.limits, w.account.Table())
+	event += w.telling.Limit(w.budget.Limit, w.limits, w.memory.Path)
+	return event + w.telling.Level(now, level, r.InUse, w.limits, w.account.Table())
 }
 
 // blindAfter: without a reading for so long the guard says that it is blind. A single one that

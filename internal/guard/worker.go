@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/events"
 	"github.com/highwater-envoy/highwater/internal/fairness"
 	"github.com/highwater-envoy/highwater/internal/idle"
 	"github.com/highwater-envoy/highwater/internal/metric"
@@ -57,7 +58,7 @@ type Worker struct {
 
 	reader
 	tracer  tracer
-	telling telling
+	telling events.Log
 	actions Actions
 	counts  [metric.NumCounters]uint64
 }
@@ -100,15 +101,15 @@ func (w *Worker) HostError() { w.counts[metric.CountHostErrors]++ }
 type Actions struct {
 	Resume   *Stream // continue it; at most one per call of the host: more would crash Envoy
 	Waited   unit.Duration
-	Rejected []Decision    // or evicted
-	Close    []*Stream     // close their connections
-	Cut      []*Connection // close them: what ended responses left there is evicted, or they are raw and hold most
-	Idle     []*Connection // close them: there is no stream on them
-	Ask      bool          // ask for a reading now
-	Polls    bool          // this worker asks for readings and publishes the gauges
-	Next     time.Duration // tick again after so long: FastTick, SlowTick or one between
-	Event    string        // to be logged; empty = nothing
-	Severity Severity      // of that
+	Rejected []Decision      // or evicted
+	Close    []*Stream       // close their connections
+	Cut      []*Connection   // close them: what ended responses left there is evicted, or they are raw and hold most
+	Idle     []*Connection   // close them: there is no stream on them
+	Ask      bool            // ask for a reading now
+	Polls    bool            // this worker asks for readings and publishes the gauges
+	Next     time.Duration   // tick again after so long: FastTick, SlowTick or one between
+	Event    string          // to be logged; empty = nothing
+	Severity events.Severity // of that
 }
 
 // Decision is a verdict on a stream that had been waiting.
@@ -192,82 +193,6 @@ func (w *Worker) Mark(now Time) { w.account.Mark(now) }
 
 // SetVM notes the memory of this worker's virtual machine, bytes.
 func (w *Worker) SetVM(n int64) { w.account.SetVM(n) }
-
-// Severity says how bad an event is.
-type Severity uint8
-
-// The severities.
-const (
-	Warning Severity = iota
-	Error            // somebody has to change something
-	Info             // all is well
-)
-
-// telling is what was logged of what changes seldom, so that each change is told once. A worker
-// tells with a reading or a tick, one text at a time.
-type telling struct {
-	_ [0]func() // no two are compared: the function that could would only take room in the .wasm
-
-	unlimited bool         // that the limit is a share of what is not known
-	told      budget.Level // the last level
-	toldAt    Time
-	pending   string // for the next tick that has nothing else to tell; empty = nothing
-	turned    bool   // and that the limit is impossible to hold, or possible again
-}
-
-// toldEvery: a level that swings with a flood is told once a second at most.
-const toldEvery = time.Second
-
-// later keeps a text for a tick.
-func (l *telling) later(event string) { l.pending = event }
-
-// next is the text that was kept.
-func (l *telling) next() (event string) {
-	event, l.pending = l.pending, ""
-	return event
-}
-
-// impossible tells whether the limit can be held, and what to change where it can't.
-func (p *policy) impossible(t *budget.Table) (event string, severity Severity) {
-	limit, base := fmt.Sprint(p.budget.Limit), unit.Bytes(t.Base).Human()
-	if p.limits.Share > 0 {
-		limit += fmt.Sprintf(" of the container's limit, %s,", unit.Bytes(p.limits.Limit).Human())
-	}
-	if !t.Impossible {
-		return fmt.Sprintf("budget.limit %s can be held again: Envoy holds %s without traffic", limit, base), Info
-	}
-	inForce := t.InForce(p.limits)
-	return fmt.Sprintf("budget.limit %s cannot be held: Envoy holds %s without traffic, and shedding frees nothing of that. "+
-		"Raise budget.limit to at least %v, better to twice what Envoy holds, or reduce clusters, listeners and stats; until then the guard admits up to %s",
-		limit, base, (unit.Bytes(inForce)+unit.MiB)/unit.MiB*unit.MiB, unit.Bytes(inForce).Human()), Error
-}
-
-// limit tells when it is not known what the budget is a share of, and when it is known again.
-func (l *telling) limit(p *policy) (event string) {
-	known := p.limits.Known() > 0
-	if known != l.unlimited {
-		return ""
-	}
-	l.unlimited = !known
-	if !known {
-		return fmt.Sprintf("budget.limit is %v of the container's limit, which the answer of %s does not tell: until it does everything is admitted. Let highwater serve answer it, and beside an Envoy with a limit; or write a size. ",
-			p.budget.Limit, p.memory.Path)
-	}
-	return fmt.Sprintf("budget.limit is %v: %s. ", p.budget.Limit, unit.Bytes(p.limits.Limit).Human())
-}
-
-// level tells of a change of the level, and what it is made of.
-func (l *telling) level(now Time, level budget.Level, inUse int64, limits *budget.Limits, t *budget.Table) (event string) {
-	if level == l.told || now-l.toldAt < toldEvery {
-		return ""
-	}
-	all := t.Sum()
-	event = fmt.Sprintf("level %v, was %v: in use %s + fresh %s + coming %s of %s; base %s, %d requests in flight, %d waiting",
-		level, l.told, unit.Bytes(inUse).Human(), unit.Bytes(all.Fresh).Human(), unit.Bytes(all.Coming).Human(),
-		unit.Bytes(t.InForce(limits)), unit.Bytes(t.Base).Human(), all.Streams, all.Queue.Waiting)
-	l.told, l.toldAt = level, now
-	return event
-}
 
 // pace says when a worker's next tick is due.
 //
