@@ -118,7 +118,7 @@ func (w *Worker) CloseConnection(now Time, c *Connection) {
 	c.paused = nil
 	c.use.Leave()
 	if c.source != nil {
-		c.source.Value.open--
+		c.source.Value.Open--
 		w.sources--
 		c.source.Refs--
 		c.source = nil
@@ -137,17 +137,17 @@ func (g *Guard) OpenConnection(now Time, c *Connection, p Peer) (admitted bool) 
 	}
 	if !g.letIn(now, c, p, source, cost) {
 		w.counts[metric.CountRefused]++
-		if g.config.Mode != Observe {
+		if g.config.Mode != config.Observe {
 			return false
 		}
 	}
 	if source != nil {
 		c.source = source
 		source.Refs++
-		source.Value.open++
+		source.Value.Open++
 		w.sources++
 	}
-	c.observed = g.config.Mode == Observe
+	c.observed = g.config.Mode == config.Observe
 	if !g.lets() && !g.mayExempt(burden) { // whose requests are never rejected is not known at their first bytes
 		c.silent, c.from = p, burden
 		if !g.mayExempt(modest) {
@@ -168,7 +168,7 @@ func (g *Guard) OpenConnection(now Time, c *Connection, p Peer) (admitted bool) 
 func (w *Worker) admitConnection(now Time, source *key) bool {
 	if source != nil && w.scarce() {
 		w.countConnections(now)
-		if w.lastConnections() && source.Value.hasItsPart() {
+		if w.lastConnections() && source.Value.HasItsPart() {
 			return false
 		}
 	}

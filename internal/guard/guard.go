@@ -95,7 +95,7 @@ func ParseWith(text []byte, more ...Section) (Config, error) { return config.Par
 
 // Guard applies one plugin's configuration to the streams of one worker.
 type Guard struct {
-	config Config
+	config config.Config
 	worker *Worker
 	by     func(Host) string // tells requests apart; nil = they are not
 	header string            // if it is one by which they are
@@ -108,7 +108,7 @@ type Verdict = verdict.Verdict
 
 // New returns a guard on the worker, whose shared figures it sets to those of the configuration.
 // The configuration must be valid. Streams of guards that were there before go on.
-func New(c Config, w *Worker) (g *Guard, changed string) {
+func New(c config.Config, w *Worker) (g *Guard, changed string) {
 	g = &Guard{config: c, worker: w, exemptions: exemptionsOf(c.Exempt)}
 	switch by := c.Fairness.By; by {
 	case config.ByNone:
@@ -144,10 +144,10 @@ func (g *Guard) Retire() {
 
 // Disarm has all that is decided from now on be counted alone, of the requests that are there too,
 // as in mode observe. Those that wait are not let go by it: see Release.
-func (g *Guard) Disarm() { g.config.Mode = Observe }
+func (g *Guard) Disarm() { g.config.Mode = config.Observe }
 
 // Config is the guard's configuration.
-func (g *Guard) Config() *Config { return &g.config }
+func (g *Guard) Config() *config.Config { return &g.config }
 
 // KeyHeader is the header by which requests are told apart, in lower case; empty if it is something
 // else.
@@ -191,11 +191,11 @@ type policy struct {
 
 	inForce   bool
 	enforcing bool // verdicts are carried out on a listener at least: see SetEnforcing
-	budget    Budget
-	throttle  Throttle
-	memory    Memory
-	trace     Trace
-	reject    RetryAfter
+	budget    config.Budget
+	throttle  config.Throttle
+	memory    config.Memory
+	trace     config.Trace
+	reject    config.RetryAfter
 	linger    unit.Duration
 	evicts    bool
 	limits    *budget.Limits // what budget comes to, as the account has it
@@ -203,13 +203,13 @@ type policy struct {
 
 // shared are the same figures under the keys that they have in a configuration.
 type shared struct {
-	Budget     Budget        `json:"budget"`
-	Throttle   Throttle      `json:"throttle"`
-	Memory     Memory        `json:"memory"`
-	Trace      Trace         `json:"trace"`
-	RetryAfter RetryAfter    `json:"reject.retry_after"`
-	Linger     unit.Duration `json:"buffers.linger"`
-	Evict      bool          `json:"evict"`
+	Budget     config.Budget     `json:"budget"`
+	Throttle   config.Throttle   `json:"throttle"`
+	Memory     config.Memory     `json:"memory"`
+	Trace      config.Trace      `json:"trace"`
+	RetryAfter config.RetryAfter `json:"reject.retry_after"`
+	Linger     unit.Duration     `json:"buffers.linger"`
+	Evict      bool              `json:"evict"`
 }
 
 func (p *policy) shared() shared {
@@ -217,7 +217,7 @@ func (p *policy) shared() shared {
 }
 
 // set puts a configuration's part of it in force, and returns what that changes.
-func (p *policy) set(c *Config) (changed string) {
+func (p *policy) set(c *config.Config) (changed string) {
 	was, before := p.shared(), p.inForce
 	p.inForce = true
 	p.budget, p.throttle, p.memory, p.trace = c.Budget, c.Throttle, c.Memory, c.Trace
@@ -230,14 +230,14 @@ func (p *policy) set(c *Config) (changed string) {
 
 // Use puts the parts of a configuration in force that all plugins share, and returns what that
 // changes, such as "budget.limit 200MiB → 150MiB"; empty if nothing, or if it is the first.
-func (w *Worker) Use(c *Config) (changed string) {
+func (w *Worker) Use(c *config.Config) (changed string) {
 	changed = w.set(c)
 	w.account.SetLimits(c.Limits())
 	return changed
 }
 
 // Memory says where readings come from.
-func (w *Worker) Memory() Memory { return w.memory }
+func (w *Worker) Memory() config.Memory { return w.memory }
 
 // differences lists what is not the same, such as "budget.limit 200MiB → 150MiB, evict true →
 // false".
@@ -285,7 +285,7 @@ type exemptions struct {
 	clusters []string
 }
 
-func exemptionsOf(rules []Exempt) (x exemptions) {
+func exemptionsOf(rules []config.Exempt) (x exemptions) {
 	for i := range rules {
 		switch e := &rules[i]; {
 		case e.PathPrefix != "":

@@ -24,8 +24,8 @@ type keyed struct {
 	queue      fairness.Queue[Stream]
 	forecast.History
 	probes
-	entitlement
-	sockets
+	fairness.Entitlement
+	fairness.Sockets
 	most      int64 // what one of its streams likely holds, while memory is over the limit
 	rejected  int64 // bytes that were rejected and may come back, fewer and fewer since
 	lastLarge Time  // when its last large request or response came
@@ -83,8 +83,8 @@ func (g *Guard) named(now Time, name fairness.Name) *key {
 		name.Value = name.Value[:fairness.MaxName]
 	}
 	k := g.worker.keys.Get(now, name, g.config.Fairness.Weight)
-	if x := &g.worker.shares; k.Value.at != x.at { // it was not there at the last exchange
-		k.Value.entitlement, k.Value.part, k.Value.elsewhere = x.newcomer, x.newPart, 0
+	if x := &g.worker.shares; k.Value.At != x.at { // it was not there at the last exchange
+		k.Value.Entitlement, k.Value.Part, k.Value.Elsewhere = x.newcomer, x.newPart, 0
 	}
 	return k
 }
@@ -138,28 +138,6 @@ func (w *Worker) eachKey(do func(k *key)) {
 	}
 }
 
-// entitlement is what a key may have on this worker beside what it has anywhere, bytes. It is as of
-// the last exchange of shares.
-type entitlement struct {
-	_ [0]func() // no two are compared: the function that could would only take room in the .wasm
-
-	at             Time  // of that exchange
-	share, floor   int64 // what it would have of the room, and of a quarter of the floor, if it wanted all of them
-	reserve        int64 // and of what lies between soft and hard
-	others, smalls int64 // what it has on other workers, and of it in small requests
-}
-
-// sockets are the connections of a key, where connections are told apart by their source.
-type sockets struct {
-	_ [0]func() // no two are compared: the function that could would only take room in the .wasm
-
-	open, elsewhere int64 // here and on other workers
-	part            int64 // of budget.connections, if every source that has any had the same, by weight
-}
-
-// hasItsPart says that a new connection would be more than its part.
-func (s *sockets) hasItsPart() bool { return s.open+s.elsewhere >= s.part }
-
 // shares is what the workers of a process tell each other of their keys, and what follows.
 //
 // Each worker publishes a total for each of its keys: what it has, what it waits for, how many
@@ -169,9 +147,9 @@ func (s *sockets) hasItsPart() bool { return s.open+s.elsewhere >= s.part }
 // it asks. One that nobody knew at the exchange is the newcomer until the next.
 type shares struct {
 	fairness.Exchange
-	at       Time        // of the last one; 0 = there was none
-	newcomer entitlement // of one that comes now
-	newPart  int64       // of connections, likewise
+	at       Time                 // of the last one; 0 = there was none
+	newcomer fairness.Entitlement // of one that comes now
+	newPart  int64                // of connections, likewise
 	buf      []byte
 	own      []fairness.Total
 }
@@ -255,7 +233,7 @@ func (w *Worker) exchangeShares(now Time) {
 // total is what the others are told of a key.
 func (k *keyed) total(now Time, of *key) fairness.Total {
 	return fairness.Total{
-		ID: of.ID, Weight: of.Weight, Use: k.use(), Small: k.Small, Likely: k.Likely, Waits: k.queue.Bytes() + k.rejected, Most: k.most, Open: k.open,
+		ID: of.ID, Weight: of.Weight, Use: k.use(), Small: k.Small, Likely: k.Likely, Waits: k.queue.Bytes() + k.rejected, Most: k.most, Open: k.Open,
 		Large: k.lastLarge != 0 && now-k.lastLarge < largeFor, Named: of.Named(),
 	}
 }
@@ -269,17 +247,17 @@ func (k *keyed) total(now Time, of *key) fairness.Total {
 func (w *Worker) divide(now Time) {
 	x := &w.shares
 	soft, hard := w.account.Share(w.limits.Soft), w.account.Share(w.limits.Hard)
-	x.newcomer = entitlement{at: x.at}
-	x.newcomer.share = x.Split(max(soft-w.account.Estimate(now), 0)+x.Used(), ofRoom)
+	x.newcomer = fairness.Entitlement{At: x.at}
+	x.newcomer.Share = x.Split(max(soft-w.account.Estimate(now), 0)+x.Used(), ofRoom)
 	w.hand(func(v *keyed, t *fairness.Total, part int64) {
-		v.at, v.share, v.others = x.at, part, max(t.Use-v.use(), 0)
-	}, x.newcomer.share)
-	x.newcomer.reserve = x.Split(max(hard-soft, 0), ofRoom)
-	w.hand(func(v *keyed, _ *fairness.Total, part int64) { v.reserve = part }, x.newcomer.reserve)
-	x.newcomer.floor = x.Split(w.account.Floor()/smallShare, ofFloor)
+		v.At, v.Share, v.Others = x.at, part, max(t.Use-v.use(), 0)
+	}, x.newcomer.Share)
+	x.newcomer.Reserve = x.Split(max(hard-soft, 0), ofRoom)
+	w.hand(func(v *keyed, _ *fairness.Total, part int64) { v.Reserve = part }, x.newcomer.Reserve)
+	x.newcomer.Floor = x.Split(w.account.Floor()/smallShare, ofFloor)
 	w.hand(func(v *keyed, t *fairness.Total, part int64) {
-		v.floor, v.smalls = part, max(t.Small-v.Small, 0)
-	}, x.newcomer.floor)
+		v.Floor, v.Smalls = part, max(t.Small-v.Small, 0)
+	}, x.newcomer.Floor)
 }
 
 // hand calls set with each of this worker's keys, its total in all workers and its part of what was
@@ -313,9 +291,9 @@ func (w *Worker) divideConnections() {
 	w.eachKey(func(k *key) {
 		v := &k.Value
 		if t := x.Find(k.ID); t != nil && t.Open > 0 {
-			v.part, v.elsewhere = part(t.Weight, sum), max(t.Open-v.open, 0)
+			v.Part, v.Elsewhere = part(t.Weight, sum), max(t.Open-v.Open, 0)
 		} else {
-			v.part, v.elsewhere = part(k.Weight, sum+k.Weight), 0
+			v.Part, v.Elsewhere = part(k.Weight, sum+k.Weight), 0
 		}
 	})
 }
@@ -328,7 +306,7 @@ func (w *Worker) largeClaim(k *key, n int64) budget.Claim {
 	switch {
 	case !w.shares.Contended:
 		return budget.Large
-	case n <= v.share-v.others-v.use():
+	case n <= v.Share-v.Others-v.use():
 		return budget.Full
 	}
 	return budget.Shared
@@ -341,7 +319,7 @@ func (w *Worker) largeClaim(k *key, n int64) budget.Claim {
 func (w *Worker) claim(now Time, k *key, n int64) budget.Outcome {
 	claim := w.largeClaim(k, n)
 	out := w.account.Ask(now, n, claim)
-	if v := &k.Value; out == budget.Denied && claim == budget.Full && n <= v.reserve-v.others-v.use() {
+	if v := &k.Value; out == budget.Denied && claim == budget.Full && n <= v.Reserve-v.Others-v.use() {
 		out = w.account.Ask(now, n, budget.Forced)
 	}
 	return out
@@ -354,7 +332,7 @@ const smallShare = 4 // scenario small_requests
 // the others a quarter more.
 func (w *Worker) claimSmall(now Time, k *key, n int64) budget.Outcome {
 	out := w.account.Ask(now, n, budget.Floor)
-	if v := &k.Value; out == budget.Denied && n <= v.floor-v.smalls-v.Small {
+	if v := &k.Value; out == budget.Denied && n <= v.Floor-v.Smalls-v.Small {
 		out = w.account.Ask(now, n, budget.Forced)
 	}
 	return out
@@ -371,7 +349,7 @@ func rank(c *fairness.Waiter[Stream]) float64 {
 	if k.Weight == 0 {
 		return math.Inf(1)
 	}
-	return float64(k.Value.others+k.Value.use()) / k.Weight
+	return float64(k.Value.Others+k.Value.use()) / k.Weight
 }
 
 // scarce says that connections may soon be short: it is worth to know who has how many.

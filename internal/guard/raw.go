@@ -105,7 +105,9 @@ const (
 )
 
 // governs says whether raw connections are refused and closed, and not counted alone.
-func (g *Guard) governs() bool { return g.config.Mode == Enforce && g.config.TCP == Enforce }
+func (g *Guard) governs() bool {
+	return g.config.Mode == config.Enforce && g.config.TCP == config.Enforce
+}
 
 // Carry counts n bytes of a connection that is raw, or perhaps so: ask SpeaksHTTP first. Where it
 // says refused, these and all that follow are to be thrown away, and the next tick closes it.
@@ -276,7 +278,7 @@ func (g *Guard) admitRaw(now Time, c *Connection, p Peer) bool {
 	if out := claim(now, k, c.price); out != budget.Denied || w.account.Table().Futile {
 		return true
 	}
-	if g.config.TCP == Observe && g.config.Mode == Enforce {
+	if g.config.TCP == config.Observe && g.config.Mode == config.Enforce {
 		w.counts[metric.CountRefused]++
 		return true
 	}

@@ -440,7 +440,7 @@ func (s *story) shares() string {
 			have := seen[k.Name.Value]
 			have[0] += k.Value.use()
 			have[1] += k.Value.queue.Bytes()
-			have[2] = max(have[2], k.Value.share)
+			have[2] = max(have[2], k.Value.Share)
 			seen[k.Name.Value] = have
 		})
 	}

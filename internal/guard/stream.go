@@ -2,6 +2,7 @@ package guard
 
 import (
 	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/config"
 	"github.com/highwater-envoy/highwater/internal/fairness"
 	"github.com/highwater-envoy/highwater/internal/forecast"
 	"github.com/highwater-envoy/highwater/internal/unit"
@@ -406,11 +407,11 @@ func (w *Worker) SetEnforcing(enforcing bool) {
 func (w *Worker) Enforcing() bool { return w.enforcing }
 
 // shadows says that this guard's verdicts are carried out in the books alone.
-func (g *Guard) shadows() bool { return g.config.Mode == Observe && !g.worker.enforcing }
+func (g *Guard) shadows() bool { return g.config.Mode == config.Observe && !g.worker.enforcing }
 
 // lets says that this guard observes beside one that enforces. Its verdicts are counted alone, and
 // requests that it would have rejected count as admitted.
-func (g *Guard) lets() bool { return g.config.Mode == Observe && g.worker.enforcing }
+func (g *Guard) lets() bool { return g.config.Mode == config.Observe && g.worker.enforcing }
 
 // shade makes a shadow of a stream that was judged, where there are any.
 func (g *Guard) shade(now Time, s *Stream) {
