@@ -1,7 +1,10 @@
 package guard
 
 import (
+	"slices"
+
 	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/config"
 	"github.com/highwater-envoy/highwater/internal/forecast"
 	"github.com/highwater-envoy/highwater/internal/metric"
 	"github.com/highwater-envoy/highwater/internal/verdict"
@@ -199,35 +202,6 @@ func (g *Guard) doubt(now Time, s *Stream) {
 	}
 }
 
-// futile is what lets large requests in while shedding is futile: as many as the floor has room
-// for, and one at a time beside.
-type futile struct {
-	taken bool // the one beside is there
-	ended Time // when the last that was let in by this ended: the next one needs a reading asked for after that
-}
-
-// letIn says by which of the two a large request was let in, or both: its response may be let in by
-// another than the request was.
-type letIn uint8
-
-const (
-	inFloor letIn = 1 << iota // it stays in the small sum
-	alone
-)
-
-func (l letIn) is(way letIn) bool { return l&way != 0 }
-
-// leaves notes that a request ends that was let in while shedding was futile.
-func (f *futile) leaves(now Time, l letIn) {
-	if l == 0 {
-		return
-	}
-	f.ended = now
-	if l.is(alone) {
-		f.taken = false
-	}
-}
-
 // futile lets large requests in while traffic is not what fills the memory: into the floor, and one
 // at a time beside.
 func (w *Worker) letInFutile(now Time, s *Stream, n int64) bool {
@@ -249,78 +223,19 @@ func (w *Worker) letInFutile(now Time, s *Stream, n int64) bool {
 	return true
 }
 
-// Envoy keeps a request's headers for as long as it lives, and more than once: as they came, in the
-// map, and as they were sent. 56 kB of them held 167 KiB (case headers-60k).
-const (
-	headersFrom = 4 << 10 // less is in costs.stream
-	headersKept = 3       // TestLargeHeadersAreKept
-)
-
-// keptHeaders is what its request's headers hold, where they are large. The network filter tells by
-// what has come on the connection whether they may be, and only then Envoy is asked.
-func (g *Guard) keptHeaders(s *Stream) int64 {
-	c := s.host.Arrived()
-	if c != nil {
-		came := c.since
-		if c.since = 0; came < headersFrom {
-			return 0
-		}
+// exempts says how far a request is exempt that announces so many bytes. Each kind of rule costs
+// one call of the host.
+func (g *Guard) exempts(h Host, length int64) exemption {
+	x := &g.exemptions
+	switch {
+	case len(x.routes) > 0 && slices.Contains(x.routes, h.Route()), len(x.clusters) > 0 && slices.Contains(x.clusters, h.Cluster()):
+		return always
+	case len(x.paths) == 0, length > int64(g.worker.budget.Small):
+		return judged
+	case length == budget.Unknown && h.Visibility(budget.Request) != budget.Counted: // when it has brought more than small, nobody would know
+		return judged
+	case config.AnyPrefix(x.paths, h.Path()):
+		return whileSmall
 	}
-	n := s.host.HeaderBytes()
-	if n < headersFrom {
-		return 0
-	}
-	return headersKept * min(n, budget.Unlimited/headersKept)
-}
-
-// requestCap is what Envoy may hold of a request: on HTTP/1 twice the listener's buffer limit, on
-// HTTP/2 twice the larger of that and the stream's window, behind a buffering filter the whole of
-// it instead.
-func (g *Guard) requestCap(s *Stream) int64 {
-	if whole := int64(g.config.Buffers.WholeRequest); whole > 0 {
-		return whole
-	}
-	return g.pauseCap(s)
-}
-
-// pauseCap is what a request can leave unread while it is paused.
-func (g *Guard) pauseCap(s *Stream) int64 {
-	b := &g.config.Buffers
-	if b.HTTP2Window > b.Downstream && s.isHTTP2() {
-		return 2 * int64(b.HTTP2Window)
-	}
-	return 2 * int64(b.Downstream)
-}
-
-// responseCap is the cluster's buffer limit and the larger of the listener's and, on HTTP/2, the
-// stream's window.
-func (g *Guard) responseCap(s *Stream) int64 {
-	b := &g.config.Buffers
-	if b.HTTP2Window > b.Downstream && s.isHTTP2() {
-		return int64(b.Upstream + b.HTTP2Window)
-	}
-	return int64(b.Upstream + b.Downstream)
-}
-
-// mayHold is what Envoy may hold of a response of so many bytes, or of Unknown. Which protocol it
-// has is asked only where it matters.
-func (g *Guard) mayHold(s *Stream, length int64) int64 {
-	most := int64(g.config.Buffers.Upstream + g.config.Buffers.Downstream)
-	if length == budget.Unknown || length > most {
-		return g.responseCap(s)
-	}
-	return most
-}
-
-// cost is what the request leaves unread while it is paused, or when it is rejected unfinished: it
-// comes within a round trip, unseen by the HTTP filter.
-func (g *Guard) cost(s *Stream) int64 {
-	if s.Ended(budget.Request) {
-		return 0
-	}
-	limit := g.pauseCap(s)
-	if s.length != budget.Unknown {
-		limit = min(limit, s.length)
-	}
-	return limit
+	return judged
 }

@@ -1,72 +1,14 @@
 package guard
 
 import (
-	"math"
-	"sort"
 	"time"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/config"
 	"github.com/highwater-envoy/highwater/internal/fairness"
-	"github.com/highwater-envoy/highwater/internal/idle"
-	"github.com/highwater-envoy/highwater/internal/linger"
 	"github.com/highwater-envoy/highwater/internal/metric"
 	"github.com/highwater-envoy/highwater/internal/verdict"
 )
-
-// Peer tells whose a connection is.
-type Peer interface {
-	Source() string // address of the client, without its port
-	// Uploads says that what comes first is an upload over HTTP/1. It is asked while it comes, and
-	// seldom.
-	Uploads() bool
-	// Place is the address of this Envoy that the client has connected to. It is asked once, and
-	// only where there are raw connections.
-	Place() string
-	// ParsedAsHTTP says that Envoy parses what comes as HTTP, as far as it has. It is asked twice
-	// at most, while bytes pass.
-	ParsedAsHTTP() bool
-}
-
-// arrivals is what has come on a connection, bytes.
-type arrivals struct {
-	_ [0]func() // no two are compared: the function that could would only take room in the .wasm
-
-	last    int64 // in the last read
-	since   int64 // since its last request began, or ended
-	arrived int64 // for the paused HTTP/1 request, before and since
-	from    int64 // of what comes first, so much can be refused: see burdens
-}
-
-// Connection is one downstream connection. The zero value is ready.
-type Connection struct {
-	budget.Connection
-	Context uint32 // the network filter's context, by which it can be closed; 0 = there is no network filter
-	arrivals
-	silent Peer // whose it is, while nothing has come that might be refused
-	paused *Stream
-	window int64 // what paused HTTP/2 requests take of the connection's window
-	costs  int64 // and what they can leave unread
-	unread bool  // is in Worker.residual
-	spared bool  // mode observe: that would have been evicted
-	doomed bool  // and that it would have been closed at its first bytes
-	key    *key  // of the response that it is there for
-	source *key  // that it counts for; nil = connections are not told apart
-	ended
-	rawness
-	Waiting  int // requests of it in the queue
-	IsClosed bool
-	observed bool // mode observe: it is never closed
-	onTrial  bool // it has no room, and has to show that its request is small: see trials
-	use      idle.Use[Connection]
-	traced   // the response that ended
-}
-
-// ended are the ticks in which something of a connection was.
-type ended struct {
-	endedIn uint64 // a stream of it
-	cut     uint64 // itself
-}
 
 // TLS notes that the connection turned out to be a TLS one.
 func (g *Guard) TLS(now Time, c *Connection) {
@@ -283,12 +225,6 @@ func (w *Worker) closeIdle(now Time, a *Actions) {
 	}
 }
 
-// leftovers is what ended responses may still hold, because their clients have not read it yet.
-type leftovers struct {
-	residual []*Connection // with an ended response that may be unread
-	settled  Time          // when those were looked at last
-}
-
 // leave notes what an ended response may still hold, unread, on its connection.
 func (w *Worker) leave(now Time, c *Connection, n int64, k *key) {
 	w.account.Leave(now, &c.Connection, n, &k.Value.Sum)
@@ -324,165 +260,160 @@ func (w *Worker) settle(now Time) {
 	w.residual = kept
 }
 
-// evictions is what a worker evicts.
-type evictions struct {
-	leaving   linger.Sum  // what was evicted, and may still be there
-	evictable []candidate // of one key, while it is decided who goes
+// end and claimCut keep the rules by which Envoy survives (ENVOY-FACTS: it crashes otherwise): in
+// one call of the host, a stream is ended once, and who closes a connection has done nothing else
+// to it. Whatever a tick ends goes through one of them. A stream that was ended is no longer live,
+// and a connection that was closed is gone.
+func (w *Worker) end(c *Connection) {
+	if c != nil {
+		c.endedIn = w.ticks
+	}
 }
 
-// candidate is something that can be evicted: a stream, or what an ended response left unread on a
-// connection.
-type candidate struct {
-	stream     *Stream
-	connection *Connection
-	likely     int64
-	shared     bool // a connection with other streams on it
-}
-
-// lingerMore: what was evicted counts as leaving for so much longer than the linger. By then there
-// is a reading that can show that it has gone.
-const lingerMore = 50 * 1e6 // scenario eviction
-
-// evict does this worker's part of what the one who polls has found to be too much, and says
-// whether it ended anything. All workers come to the same plan: of the keys, those most above their
-// share give up what is too much (fairness.Cuts); of a key, the streams that likely hold most go
-// first, each worker's in proportion to what it has of them. What is likely held is scaled to what
-// was measured: where `buffers` understate, eight times too much would go otherwise.
-func (w *Worker) evict(now Time, a *Actions) (ended bool) {
-	n := w.account.ToEvict()
-	if n == 0 {
+// claimCut says whether the connection may be closed in this tick, and if so notes that it will be.
+// Those of rejected requests are (Actions.Close), evicted and raw ones (Cut), and idle ones with
+// those that were on trial for too long (Idle). What OpenConnection and Data refuse does not come
+// here: nothing has begun on such a connection, and the face closes it at once.
+func (w *Worker) claimCut(c *Connection) bool {
+	if c.IsClosed || c.endedIn == w.ticks || c.cut == w.ticks {
 		return false
 	}
-	w.exchangeShares(now)
-	x, t := &w.shares, w.account.Table()
-	var likely int64
-	for i := range x.All {
-		likely += x.All[i].Likely
-	}
-	held := t.Reading - t.Base - t.Sum().Evicted.Leaving
-	if likely <= 0 || held <= 0 {
-		return false
-	}
-	scale := float64(held) / float64(likely)
-	x.Cut(max(held-n, 0), func(t *fairness.Total) int64 { return int64(scale * float64(t.Likely)) })
-	w.eachKey(func(k *key) {
-		i := fairness.Find(x.All, k.ID)
-		if i < 0 || x.Parts[i] == 0 || x.All[i].Likely <= 0 {
-			return
-		}
-		var before int64
-		if j := fairness.Find(x.Before, k.ID); j >= 0 && x.Before[j].ID == k.ID {
-			before = x.Before[j].Likely
-		}
-		perByte := float64(x.Parts[i]) / float64(x.All[i].Likely)
-		ended = w.evictOf(now, a, k, scale, x.All[i].Most, perByte*float64(before), perByte*float64(before+k.Value.Likely)) || ended
-	})
-	w.publish()
-	return ended
-}
-
-// candidates calls do with each that can be evicted.
-func (w *Worker) candidates(do func(k *key, c candidate)) {
-	w.account.Owners(func(owner any) {
-		// What has ended is out of reach: Envoy ignores a local reply then, and the rest stays with
-		// the connection.
-		if s, ok := owner.(*Stream); ok && s.admitted() && s.exempt == judged && !s.spared && s.Likely() > 0 && !s.Ended(budget.Response) && !mayBeIdle(s) {
-			do(s.key, candidate{stream: s, likely: s.Likely()})
-		}
-	})
-	for _, c := range w.residual {
-		if c.Left() > 0 && !c.spared {
-			do(c.key, candidate{connection: c, likely: c.Left(), shared: c.use.Requests() > 0})
-		}
-	}
-}
-
-// weigh finds what one stream of each key likely holds at most.
-func (w *Worker) weigh() {
-	w.eachKey(func(k *key) { k.Value.most = 0 })
-	w.candidates(func(k *key, c candidate) { k.Value.most = max(k.Value.most, c.likely) })
-}
-
-// evictOf evicts a key's part from one byte to another of what is cut from it on all workers. As
-// many streams go on all of them together as one worker alone would take: the cut is counted in
-// streams, and each takes those that begin in its part. What holds less than half of most, of what
-// one stream of the key holds anywhere, stays for another time: 500 idle streams that may hold a
-// tenth of their bound each would go for the sake of 50 stalled readers, who hold all of what is
-// too much.
-func (w *Worker) evictOf(now Time, a *Actions, k *key, scale float64, most int64, from, to float64) (ended bool) {
-	w.evictable = w.evictable[:0]
-	w.candidates(func(of *key, c candidate) {
-		if of == k && 2*c.likely >= most {
-			w.evictable = append(w.evictable, c)
-		}
-	})
-	sort.Slice(w.evictable, func(i, j int) bool { return sooner(&w.evictable[i], &w.evictable[j]) })
-	for _, c := range w.evictable {
-		size := max(scale*float64(c.likely), 1)
-		if math.Ceil(to/size) <= math.Ceil(from/size) {
-			break
-		}
-		if c.stream != nil && !w.evictStream(now, a, c.stream) || c.connection != nil && !w.evictLeft(a, c.connection) {
-			continue
-		}
-		w.count(verdict.Evicted)
-		w.leaving.Add(now, Time(w.linger)+lingerMore, int64(size))
-		from += size
-		ended = true
-	}
-	clear(w.evictable)
-	return ended
-}
-
-// sooner says that a goes before b: those first that share their connection with nobody, and of
-// those the ones that hold most (TestAConnectionThatIsSharedIsCutLast).
-func sooner(a, b *candidate) bool {
-	if a.shared != b.shared {
-		return b.shared
-	}
-	return a.likely > b.likely
-}
-
-func (w *Worker) evictStream(now Time, a *Actions, s *Stream) bool {
-	if r, ok := s.host.(*raw); ok {
-		return w.evictRaw(a, r)
-	}
-	c := s.conn()
-	if c != nil && c.cut == w.ticks {
-		return false
-	}
-	begun := s.Expected(budget.Response)
-	if begun {
-		w.counts[metric.CountRejectedResponses]++
-	}
-	if s.guard.lets() {
-		s.spared = true
-		return true
-	}
-	if shadow := s.reject(now); shadow {
-		return true
-	}
-	w.end(c)
-	v := Verdict{Action: verdict.Answer, Reason: verdict.Evicted}
-	if begun {
-		v.Action = verdict.Reset
-	} else {
-		v.RetryAfter = s.guard.retryAfter(now, s.total())
-	}
-	w.account.End(now, &s.Stream, budget.Request)
-	w.account.End(now, &s.Stream, budget.Response)
-	a.Rejected = append(a.Rejected, Decision{s, v})
+	c.cut = w.ticks
 	return true
 }
 
-func (w *Worker) evictLeft(a *Actions, c *Connection) bool {
-	if c.observed {
-		c.spared = true
-		return true
-	}
-	if !w.claimCut(c) {
+const (
+	modest   = 4 << 10         // TestAConnectionWithoutRoomIsOnTrial
+	trialFor = 2 * time.Second // TestAConnectionWithoutRoomIsOnTrial
+)
+
+// A connection is on trial if it had no room when it came. What they bring is not known yet: a
+// bystander's small request, or what fills the memory. Refused at once, one bystander in eight was
+// lost among clients that upload 60 KiB each; let in, each of those was judged when its bytes were
+// there. So a connection is on trial until its first request has begun:
+//
+//	it brings more than modest   closed if that has no room, and what came is thrown away; more
+//	                             than c.from, where a request so large may be exempt
+//	it brings nothing for long   closed
+//	its request begins           over: that is judged as any
+//	it is answered before that   over: its requests are none of ours, or it is raw
+//
+// All that are on trial have as much as the floor at most. Beyond that a connection is refused.
+//
+// letIn says whether a new connection is let in, be it on trial.
+func (g *Guard) letIn(now Time, c *Connection, p Peer, source *key, cost int64) bool {
+	w := g.worker
+	if !w.admitConnection(now, source) {
 		return false
 	}
-	a.Cut = append(a.Cut, c)
+	fits := w.fits(now, cost)
+	if !fits && !w.tries(cost) || !g.admitRaw(now, c, p) {
+		return false
+	}
+	if fits {
+		return true
+	}
+	if c.price > 0 {
+		return false // raw ones are never on trial: it would say nothing
+	}
+	w.try(c, cost)
 	return true
+}
+
+// tries says whether there is room for one more on trial. Where another filter holds requests back,
+// it can't be told when one begins.
+func (w *Worker) tries(cost int64) bool {
+	workers := int64(max(len(w.account.Table().Entries), 1))
+	return (w.onTry+1)*cost*workers <= w.account.Floor() && !w.idle.Mistaken()
+}
+
+// try puts a connection on trial. Ask tries first.
+func (w *Worker) try(c *Connection, cost int64) {
+	c.onTrial = true
+	w.onTry++
+	w.triedFor = cost
+	w.tried = append(w.tried, c)
+}
+
+// endTrial is when its request begins, or when it closes.
+func (w *Worker) endTrial(c *Connection) {
+	if c.onTrial {
+		c.onTrial = false
+		w.onTry--
+	}
+}
+
+// refuses says that n bytes, the first or on trial, are too many.
+func (w *Worker) refuses(now Time, c *Connection, n int64) bool {
+	if p := c.silent; p != nil {
+		c.silent = nil
+		if w.burdens(now, p, n, c.from) {
+			w.count(verdict.Closed)
+			w.counts[metric.CountClosedConnections]++
+			if !c.observed {
+				return true
+			}
+			c.doomed = true
+			w.endTrial(c) // it is counted once
+		}
+	}
+	return c.onTrial && w.fails(now, c, n)
+}
+
+// fails notes n bytes of a connection that is on trial, and says whether they are too many. They
+// are not where its request may be exempt, or where it is answered already: that is none of ours.
+func (w *Worker) fails(now Time, c *Connection, n int64) bool {
+	if c.passed[budget.Response] > 0 || w.idle.Mistaken() {
+		w.endTrial(c)
+		return false
+	}
+	if c.from == 0 || c.since+n <= c.from || w.account.Ask(now, n, budget.Full) != budget.Denied {
+		return false
+	}
+	w.endTrial(c)
+	w.counts[metric.CountRefused]++
+	return !c.observed
+}
+
+// closeTried picks the connections to close that have brought nothing for long. Where there is room
+// again, all have passed.
+func (w *Worker) closeTried(now Time, least Time, a *Actions) {
+	fits := w.fits(now, w.triedFor) || w.idle.Mistaken()
+	kept := w.tried[:0]
+	for _, c := range w.tried {
+		switch {
+		case fits:
+			w.endTrial(c)
+		case c.onTrial && c.last == 0 && now-c.came >= max(trialFor, least) && len(a.Idle) < maxIdle && w.claimCut(c):
+			w.endTrial(c)
+			w.counts[metric.CountRefused]++
+			if !c.observed {
+				a.Idle = append(a.Idle, c)
+			}
+		}
+		if c.onTrial {
+			kept = append(kept, c)
+		}
+	}
+	clear(w.tried[len(kept):])
+	w.tried = kept
+}
+
+const (
+	// burden is how much a client has to send at first to be taken for one who uploads.
+	burden = 256 << 10 // TestWhatComesFirstIsRefusedWhileOthersAreToBeClosed
+	// Where so many are to be closed, it is more than modest. 4,000 clients of 60 KiB that came
+	// back at once had a hundred MiB on connections that waited for the next tick.
+	manyClosing = 32 // TestWhatComesFirstIsRefusedWhileOthersAreToBeClosed
+)
+
+// burdens says that what a client sends first is an upload, and has no room under the limit, while
+// others are to be closed for that. Those have to wait for the next tick, and until then a pass of
+// Envoy's event loop reads a buffer of each that comes. This one's request has not been begun, so
+// that its connection can be closed at once.
+func (w *Worker) burdens(now Time, p Peer, n, from int64) bool {
+	if len(w.closing) < manyClosing {
+		from = burden
+	}
+	return n >= from && len(w.closing) > 0 && w.account.Ask(now, n, budget.Full) == budget.Denied && p.Uploads()
 }

@@ -6,42 +6,7 @@ import (
 
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/fairness"
-	"github.com/highwater-envoy/highwater/internal/forecast"
 )
-
-// keyring is the keys of a worker, and what follows from all of them.
-type keyring struct {
-	keys      *fairness.Keys[keyed]
-	guards    []*Guard // that requests come to: their weights name keys
-	shares    shares
-	sources   int // connections that are told apart by their source
-	heavyKeys int // how many keys have large responses
-}
-
-// keyed is what a worker knows of one key.
-type keyed struct {
-	budget.Sum // what its streams have
-	queue      fairness.Queue[Stream]
-	forecast.History
-	probes
-	fairness.Entitlement
-	fairness.Sockets
-	most      int64 // what one of its streams likely holds, while memory is over the limit
-	rejected  int64 // bytes that were rejected and may come back, fewer and fewer since
-	lastLarge Time  // when its last large request or response came
-}
-
-// probes is what a key has under way for responses that nothing is known of: see Worker.mayProbe.
-type probes struct {
-	_ [0]func() // no two are compared: the function that could would only take room in the .wasm
-
-	unknown    int64 // what the responses may hold of requests that went when nothing was known of any, and are not answered
-	probing    int64 // what those of its probes may hold, and is not reserved
-	probed     Time  // when the last of them went
-	cameProbed bool  // it had just come, and did not wait
-}
-
-type key = fairness.Key[keyed]
 
 func (k *keyed) use() int64 { return k.Coming + k.Likely }
 
@@ -64,18 +29,6 @@ func (g *Guard) setKey(now Time, s *Stream) {
 		k.Refs++
 		g.worker.account.Move(&s.Stream, &k.Value.Sum)
 	}
-}
-
-// keepPlaces has the keys that the guards' weights name keep their places, whatever names clients
-// make up.
-func (w *Worker) keepPlaces() {
-	names := map[fairness.Name]bool{}
-	for _, g := range w.guards {
-		for name := range g.config.Fairness.Weights {
-			names[fairness.Name{By: g.config.Fairness.By, Value: name}] = true
-		}
-	}
-	w.keys.Name(names)
 }
 
 func (g *Guard) named(now Time, name fairness.Name) *key {
@@ -129,29 +82,6 @@ func (w *Worker) countHeavy() {
 			w.heavyKeys++
 		}
 	})
-}
-
-func (w *Worker) eachKey(do func(k *key)) {
-	do(&w.keys.Other)
-	for _, k := range w.keys.All() {
-		do(k)
-	}
-}
-
-// shares is what the workers of a process tell each other of their keys, and what follows.
-//
-// Each worker publishes a total for each of its keys: what it has, what it waits for, how many
-// connections. From all totals each reckons the same: by weighted max-min, what a key would have if
-// it wanted all there is. That is done for the room, for what lies between soft and hard, for a
-// quarter of the floor and for connections. What a key has on the other workers is taken off where
-// it asks. One that nobody knew at the exchange is the newcomer until the next.
-type shares struct {
-	fairness.Exchange
-	at       Time                 // of the last one; 0 = there was none
-	newcomer fairness.Entitlement // of one that comes now
-	newPart  int64                // of connections, likewise
-	buf      []byte
-	own      []fairness.Total
 }
 
 const (
@@ -385,3 +315,25 @@ func (w *Worker) Keys() []KeyUse {
 // othersShare: of the line, and of connections, a key that has more than its share leaves 1/8 to
 // the others.
 const othersShare = 8 // scenario connections_of_a_source
+
+// candidates calls do with each that can be evicted.
+func (w *Worker) candidates(do func(k *key, c candidate)) {
+	w.account.Owners(func(owner any) {
+		// What has ended is out of reach: Envoy ignores a local reply then, and the rest stays with
+		// the connection.
+		if s, ok := owner.(*Stream); ok && s.admitted() && s.exempt == judged && !s.spared && s.Likely() > 0 && !s.Ended(budget.Response) && !mayBeIdle(s) {
+			do(s.key, candidate{stream: s, likely: s.Likely()})
+		}
+	})
+	for _, c := range w.residual {
+		if c.Left() > 0 && !c.spared {
+			do(c.key, candidate{connection: c, likely: c.Left(), shared: c.use.Requests() > 0})
+		}
+	}
+}
+
+// weigh finds what one stream of each key likely holds at most.
+func (w *Worker) weigh() {
+	w.eachKey(func(k *key) { k.Value.most = 0 })
+	w.candidates(func(k *key, c candidate) { k.Value.most = max(k.Value.most, c.likely) })
+}

@@ -8,7 +8,6 @@ import (
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/config"
 	"github.com/highwater-envoy/highwater/internal/fairness"
-	"github.com/highwater-envoy/highwater/internal/forecast"
 	"github.com/highwater-envoy/highwater/internal/metric"
 	"github.com/highwater-envoy/highwater/internal/reservoir"
 )
@@ -27,30 +26,6 @@ import (
 // database connections has moved gigabytes, and holds nothing. So the price is the forecast times
 // the part of all bounds that readings have shown.
 
-// kind is what is known of a connection's protocol.
-type kind uint8
-
-const (
-	unsettled kind = iota
-	speaksHTTP
-	isRaw
-)
-
-// rawness is what a connection has for being raw, or perhaps so.
-type rawness struct {
-	_ [0]func() // no two are compared: the function that could would only take room in the .wasm
-
-	kind    kind
-	unsure  bool     // it was found raw before Envoy could have told otherwise
-	ends    bool     // it is to be closed, or that was asked for
-	reads   uint8    // of its client, as far as they matter
-	passed  [2]int64 // while it is unsettled
-	place   *place   // that it came to, where raw ones are known there
-	came    Time
-	price   int64 // that was asked for when it came
-	carries *raw  // nil = nothing is counted
-}
-
 // SpeaksHTTP says that what passes needs no look: it is not raw.
 func (c *rawness) SpeaksHTTP() bool { return c.kind == speaksHTTP }
 
@@ -58,34 +33,7 @@ func (c *rawness) SpeaksHTTP() bool { return c.kind == speaksHTTP }
 // client has read what is there: what comes on top is to be thrown away.
 func (c *rawness) Ends() bool { return c.ends }
 
-// raw is what passes on one raw connection: the Stream's host too.
-type raw struct {
-	Stream
-	of      *Connection
-	peer    Peer
-	place   *place
-	teaches Time // when what it has come to is to be learnt next
-	at      int  // its place in raws.open
-}
-
 var _ Host = (*raw)(nil)
-
-// place is where raw connections come to: an address of this Envoy.
-type place struct {
-	name      string
-	forecasts [2]forecast.Forecast // what passes on one, up to what may be held, by direction
-	held      float64              // the part of that which is held
-	http      Time                 // when HTTP came there last; 0 = never
-	used      Time
-}
-
-// raws are a worker's raw connections, and what is known of where they come to.
-type raws struct {
-	open   []*raw
-	late   []*Connection // to be closed: they came before their price was known, and it has no room
-	places map[string]*place
-	looked Time // when what they came to was learnt last
-}
 
 const (
 	// rawAfter is what passes before a connection counts as raw: less costs no more than it does.
@@ -103,11 +51,6 @@ const (
 	rawLate  = 2 * time.Second // TestABurstOfRawConnectionsIsRefusedAtItsFirstBytes
 	heldGain = 8               // as of a forecast's mean
 )
-
-// governs says whether raw connections are refused and closed, and not counted alone.
-func (g *Guard) governs() bool {
-	return g.config.Mode == config.Enforce && g.config.TCP == config.Enforce
-}
 
 // Carry counts n bytes of a connection that is raw, or perhaps so: ask SpeaksHTTP first. Where it
 // says refused, these and all that follow are to be thrown away, and the next tick closes it.
@@ -389,25 +332,6 @@ func (w *Worker) dropRaw(now Time, c *Connection) {
 	w.raws.open[r.at].at = r.at
 	w.raws.open[last] = nil
 	w.raws.open = w.raws.open[:last]
-}
-
-// mayBeIdle says that a stream is that of a connection on which next to nothing has passed.
-func mayBeIdle(s *Stream) bool {
-	r, ok := s.host.(*raw)
-	return ok && r.of.kind == unsettled
-}
-
-// evictRaw has a raw connection closed, once.
-func (w *Worker) evictRaw(a *Actions, r *raw) bool {
-	if r.guard.governs() {
-		if !w.claimCut(r.of) {
-			return false
-		}
-		r.of.ends = true
-		a.Cut = append(a.Cut, r.of)
-	}
-	r.spared = true
-	return true
 }
 
 // closeLate has those closed that were refused at their first bytes. Not in their own callback:

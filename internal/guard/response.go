@@ -132,18 +132,6 @@ func (g *Guard) enlargeResponse(now Time, s *Stream) budget.Claim {
 	return max(w.largeClaim(s.key, 0), budget.Large)
 }
 
-// rejectResponse rejects a request for its response, of n bytes.
-func (g *Guard) rejectResponse(now Time, s *Stream, n int64) Verdict {
-	a := g.worker.account
-	v := Verdict{Action: verdict.Answer, Reason: verdict.ResponseSize, RetryAfter: g.retryAfter(now, n)}
-	if shadow := s.reject(now); shadow {
-		a.Supposes(now, &s.Stream, budget.Response, n)
-		return Verdict{}
-	}
-	a.End(now, &s.Stream, budget.Response)
-	return v
-}
-
 // Grow counts n more body bytes of a message, and judges it if it has outgrown what was reserved
 // for it. Who has asked PassesUnbooked itself, for a response, need not call it where that says
 // yes.
@@ -215,12 +203,6 @@ func (g *Guard) extend(now Time, s *Stream, d budget.Direction, beyond int64, fr
 	return Verdict{}
 }
 
-// measuresSoft says that the reading itself has reached soft, or that there is none. Before that no
-// connection is closed for an estimate.
-func (w *Worker) measuresSoft(now Time) bool {
-	return w.account.Stale(now) || w.account.Table().Reading >= w.account.Share(w.limits.Soft)
-}
-
 // outgrows says that the reading has reached soft, or does so with what has passed since and stays.
 // Before that no stream that is under way is ended for an estimate: of 2,000 small gRPC streams 600
 // were, at a third of the limit. The reading alone is too late for 16 MiB windows that fill between
@@ -238,30 +220,6 @@ func (g *Guard) firstPiece(now Time, s *Stream) {
 	if !s.key.Value.Responses.Learned() {
 		g.worker.learn(now, s.key, budget.Response, s.Held(budget.Response))
 	}
-}
-
-// outgrown rejects a request whose growth has no room, and resets a large response.
-func (g *Guard) outgrown(now Time, s *Stream, d budget.Direction) Verdict {
-	w := g.worker
-	if d == budget.Request {
-		if v := g.turnAway(now, s, verdict.Growth); !s.Shadow() {
-			return v
-		}
-		return Verdict{Action: verdict.Pass}
-	}
-	if s.Seen(d) <= int64(w.budget.Small) {
-		return Verdict{}
-	}
-	w.count(verdict.Growth)
-	w.counts[metric.CountRejectedResponses]++
-	if g.lets() {
-		return Verdict{}
-	}
-	if shadow := s.reject(now); shadow {
-		return Verdict{}
-	}
-	w.account.End(now, &s.Stream, d)
-	return Verdict{Action: verdict.Reset, Reason: verdict.Growth}
 }
 
 // predict says what the response of a request comes to, of which so much will be told.
@@ -296,26 +254,6 @@ func (g *Guard) predictHeld(now Time, s *Stream, told budget.Visibility) (p fore
 	}
 	p.Ahead = p.Bytes
 	return p
-}
-
-// unproven is what a cold request's response may hold and is in one of two sums, until its headers
-// have come or coldFor is over. A probe goes without what it expects being reserved: few are enough
-// for many, because each is over when its response's headers have come. And what went when nothing
-// was known of its key tells that more of those are no news.
-//
-// The two are not one sum: what went unknown would count as probes, of which a key with large
-// responses has one at a time (scenario hidden_bodies), and requests that are exempt would take the
-// places of probes (TestHiddenExempt).
-type unproven struct {
-	probing int64 // in the worker's and its key's sum of what probes may hold
-	unknown int64 // in its key's sum of what may be held of those that went when nothing was known
-	sent    Time  // when it was admitted
-}
-
-// proofs are a worker's requests that are unproven.
-type proofs struct {
-	cold    []*Stream // and some that were answered since
-	probing int64     // what the responses of probes may hold and is not reserved
 }
 
 const (
@@ -376,18 +314,6 @@ func (w *Worker) admitCold(now Time, s *Stream) {
 	}
 }
 
-// proven notes that the response of a request has come, or will not.
-func (w *Worker) proven(s *Stream) {
-	if s.unknown+s.probing == 0 {
-		return
-	}
-	k := &s.key.Value
-	k.unknown -= s.unknown
-	k.probing -= s.probing
-	w.probing -= s.probing
-	s.unknown, s.probing = 0, 0
-}
-
 // forgetCold takes those whose upstream is slow for proven: they are no burst.
 func (w *Worker) forgetCold(now Time) {
 	w.cold = slices.DeleteFunc(w.cold, func(s *Stream) bool {
@@ -396,4 +322,28 @@ func (w *Worker) forgetCold(now Time) {
 		}
 		return s.unknown+s.probing == 0
 	})
+}
+
+// expectShadow notes the headers of a shadow's response.
+func (g *Guard) expectShadow(now Time, s *Stream, length int64) {
+	s.meanwhile.answered, s.meanwhile.length = true, length
+	g.worker.account.Supposes(now, &s.Stream, budget.Response, g.supposes(now, s, length))
+}
+
+// supposes is what a response of so many bytes, or of Unknown, likely comes to.
+func (g *Guard) supposes(now Time, s *Stream, length int64) int64 {
+	if length == budget.Unknown {
+		return g.keyOf(now, s).Value.Bodies[budget.Response].Bytes()
+	}
+	return length
+}
+
+// endSmallExemption ends an exemption that is for small ones alone, and says whether the stream had
+// one.
+func (s *Stream) endSmallExemption() (ended bool) {
+	ended = s.exempt == whileSmall
+	if ended {
+		s.exempt = judged
+	}
+	return ended
 }

@@ -2,113 +2,14 @@ package guard
 
 import (
 	"github.com/highwater-envoy/highwater/internal/budget"
-	"github.com/highwater-envoy/highwater/internal/config"
-	"github.com/highwater-envoy/highwater/internal/fairness"
-	"github.com/highwater-envoy/highwater/internal/forecast"
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
-
-// state is where a request is in its life. Each arrow is one method of Stream, which begins the
-// books that the new state keeps and ends those of the old one:
-//
-//	done ── begin ──▶ live ◀── unpresume ────── presumed
-//	                  live ─── presume ───────▶ presumed
-//
-//	                  live ◀── leaveLine ────── queued
-//	                  live ─── joinLine ──────▶ queued
-//
-//	                  live ─── reject ────────▶ rejected   nothing of it is left unread
-//	                  live ─── rejectUnread ──▶ rejected   until its client has read the answer
-//	                  live ─── rejectClosing ─▶ closing    until its connection is closed
-//	                                            closing ── vanish ──▶ rejected
-//
-//	any of them ───── Close ──▶ done
-//
-// In mode observe queued, rejected and closing are in the books alone: Envoy lets such a request
-// go, and the account calls it a shadow. It is in the same state, by the same transitions; it alone
-// vanishes, for its connection is not closed.
-type state uint8
-
-const (
-	done     state = iota
-	presumed       // let in unjudged: its response may hold all that is reserved for it
-	live           // let in, and what it brings is counted
-	queued         // paused at its headers, in the queue
-	rejected       // answered, reset or evicted
-	closing        // rejected without an answer: paused until its connection is closed
-)
-
-// Stream is one request and its response. The zero value is ready for Open, and after Close it may
-// be used again.
-//
-// What Envoy can hold of it, at any moment, is
-//
-//	request    min(passed, cap) + what is reserved for it and has not come
-//	response   min(passed, cap) + what is reserved for it and has not come
-//	pause      what it leaves unread in Envoy's codec, where no HTTP filter counts it
-//
-// The account keeps the first two, in budget.Stream. The policy decides what is reserved: before
-// anything has come what the two are expected to bring (wants, expects), for which there has to be
-// room, and from then on twice of what each has brought. The pause lasts as long as Envoy does not
-// read: in the queue until the request goes on, and rejected until its connection is closed.
-//
-// What only a call of the host can tell is asked once, and only where something depends on it: the
-// key, the connection, the protocol.
-type Stream struct {
-	budget.Stream
-	guard      *Guard
-	host       Host
-	connection *Connection // known only if it was asked for: it waited, was rejected or was the one to verify
-	busyOn     *Connection // the one that is not idle because of it; nil = none, or there is no network filter
-	key        *key        // the other, if not keyed
-	length     int64
-	wants      int64               // what the request brings, announced or forecast, at most its cap
-	expects    forecast.Prediction // and what its response will
-	unproven
-	pause
-	meanwhile meanwhile // where it is a shadow
-	state     state
-	exempt    exemption
-	letIn     letIn
-	http2     bool
-	asked     bool // http2 is known
-	keyed     bool // key is known
-	spared    bool // mode observe beside one that enforces: it would have been evicted, and stays
-	traced
-}
-
-// pause is what a paused request costs: one in the queue, or one that was rejected unfinished.
-type pause struct {
-	waiter    fairness.Waiter[Stream]
-	pauseCost int64 // what it can leave unread
-	come      int64 // what it holds while it is in the queue: its headers and what has come, as far as that is seen, else its pause cost
-	window    int64 // of its HTTP/2 connection's window, while it waits
-}
 
 // Host is whom the stream asks.
 func (s *Stream) Host() Host { return s.host }
 
 // Waiting says whether the stream is in the queue, and not as a shadow.
 func (s *Stream) Waiting() bool { return s.state == queued && !s.Shadow() }
-
-// admitted says that the request was let in, and goes on.
-func (s *Stream) admitted() bool { return s.state == presumed || s.state == live }
-
-// total is what the request is expected to come to, with its headers and its response.
-func (s *Stream) total() int64 { return s.Kept() + s.asks() }
-
-// asks is what it asks room for: its headers are there.
-func (s *Stream) asks() int64 { return s.wants + s.expects.Bytes }
-
-// hasOwnKey says whether it is told apart from others, as far as it was asked for.
-func (s *Stream) hasOwnKey() bool { return s.keyed && s.key != &s.guard.worker.keys.Other }
-
-func (s *Stream) isHTTP2() bool {
-	if !s.asked {
-		s.http2, s.asked = s.host.HTTP2(), true
-	}
-	return s.http2
-}
 
 func (s *Stream) conn() *Connection {
 	if s.connection == nil {
@@ -117,13 +18,6 @@ func (s *Stream) conn() *Connection {
 	}
 	return s.connection
 }
-
-// seen says whether the network filter sees what comes while the request is paused.
-func (s *Stream) seen() bool { return s.connection != nil && s.connection.Context != 0 }
-
-// seesItsOwn says whether what the network filter sees come is the request's own: on HTTP/2 it
-// can't be told of which request it is.
-func (s *Stream) seesItsOwn() bool { return s.seen() && !s.isHTTP2() }
 
 // sends notes n bytes that came of it while it waits.
 func (s *Stream) sends(n int64) {
@@ -372,6 +266,18 @@ func (s *Stream) isClosed() {
 	s.unpause()
 }
 
+// proven notes that the response of a request has come, or will not.
+func (w *Worker) proven(s *Stream) {
+	if s.unknown+s.probing == 0 {
+		return
+	}
+	k := &s.key.Value
+	k.unknown -= s.unknown
+	k.probing -= s.probing
+	w.probing -= s.probing
+	s.unknown, s.probing = 0, 0
+}
+
 // finish gives back what a stream has in every state.
 func (s *Stream) finish(now Time) {
 	w := s.guard.worker
@@ -384,6 +290,94 @@ func (s *Stream) finish(now Time) {
 	s.state = done
 	w.account.Close(now, &s.Stream)
 	s.key.Refs--
+}
+
+// Envoy keeps a request's headers for as long as it lives, and more than once: as they came, in the
+// map, and as they were sent. 56 kB of them held 167 KiB (case headers-60k).
+const (
+	headersFrom = 4 << 10 // less is in costs.stream
+	headersKept = 3       // TestLargeHeadersAreKept
+)
+
+// keptHeaders is what its request's headers hold, where they are large. The network filter tells by
+// what has come on the connection whether they may be, and only then Envoy is asked.
+func (g *Guard) keptHeaders(s *Stream) int64 {
+	c := s.host.Arrived()
+	if c != nil {
+		came := c.since
+		if c.since = 0; came < headersFrom {
+			return 0
+		}
+	}
+	n := s.host.HeaderBytes()
+	if n < headersFrom {
+		return 0
+	}
+	return headersKept * min(n, budget.Unlimited/headersKept)
+}
+
+// requestCap is what Envoy may hold of a request: on HTTP/1 twice the listener's buffer limit, on
+// HTTP/2 twice the larger of that and the stream's window, behind a buffering filter the whole of
+// it instead.
+func (g *Guard) requestCap(s *Stream) int64 {
+	if whole := int64(g.config.Buffers.WholeRequest); whole > 0 {
+		return whole
+	}
+	return g.pauseCap(s)
+}
+
+// pauseCap is what a request can leave unread while it is paused.
+func (g *Guard) pauseCap(s *Stream) int64 {
+	b := &g.config.Buffers
+	if b.HTTP2Window > b.Downstream && s.isHTTP2() {
+		return 2 * int64(b.HTTP2Window)
+	}
+	return 2 * int64(b.Downstream)
+}
+
+// cost is what the request leaves unread while it is paused, or when it is rejected unfinished: it
+// comes within a round trip, unseen by the HTTP filter.
+func (g *Guard) cost(s *Stream) int64 {
+	if s.Ended(budget.Request) {
+		return 0
+	}
+	limit := g.pauseCap(s)
+	if s.length != budget.Unknown {
+		limit = min(limit, s.length)
+	}
+	return limit
+}
+
+// windowOf is what a request can take of its HTTP/2 connection's window while it waits.
+func (g *Guard) windowOf(s *Stream) int64 {
+	if s.connection == nil || s.length == 0 || !s.isHTTP2() {
+		return 0
+	}
+	window := int64(g.config.Buffers.HTTP2Window)
+	if s.length != budget.Unknown {
+		window = min(window, s.length)
+	}
+	return window
+}
+
+// responseCap is the cluster's buffer limit and the larger of the listener's and, on HTTP/2, the
+// stream's window.
+func (g *Guard) responseCap(s *Stream) int64 {
+	b := &g.config.Buffers
+	if b.HTTP2Window > b.Downstream && s.isHTTP2() {
+		return int64(b.Upstream + b.HTTP2Window)
+	}
+	return int64(b.Upstream + b.Downstream)
+}
+
+// mayHold is what Envoy may hold of a response of so many bytes, or of Unknown. Which protocol it
+// has is asked only where it matters.
+func (g *Guard) mayHold(s *Stream, length int64) int64 {
+	most := int64(g.config.Buffers.Upstream + g.config.Buffers.Downstream)
+	if length == budget.Unknown || length > most {
+		return g.responseCap(s)
+	}
+	return most
 }
 
 // Shadows are how mode observe counts what mode enforce would have done. Who would have had to wait
@@ -406,13 +400,6 @@ func (w *Worker) SetEnforcing(enforcing bool) {
 // Enforcing says whether they are.
 func (w *Worker) Enforcing() bool { return w.enforcing }
 
-// shadows says that this guard's verdicts are carried out in the books alone.
-func (g *Guard) shadows() bool { return g.config.Mode == config.Observe && !g.worker.enforcing }
-
-// lets says that this guard observes beside one that enforces. Its verdicts are counted alone, and
-// requests that it would have rejected count as admitted.
-func (g *Guard) lets() bool { return g.config.Mode == config.Observe && g.worker.enforcing }
-
 // shade makes a shadow of a stream that was judged, where there are any.
 func (g *Guard) shade(now Time, s *Stream) {
 	if !g.shadows() {
@@ -424,20 +411,6 @@ func (g *Guard) shade(now Time, s *Stream) {
 	w.account.Supposes(now, &s.Stream, budget.Request, s.wants)
 }
 
-// unshade admits a shadow that has waited for as long as it would have had to. What has passed of
-// it meanwhile passes now.
-func (g *Guard) unshade(now Time, s *Stream, credit int64) {
-	a := g.worker.account
-	a.Unshade(now, &s.Stream)
-	g.admit(now, s, credit)
-	a.CatchUp(now, &s.Stream, budget.Request)
-	if s.meanwhile.answered {
-		g.Expect(now, s, s.meanwhile.length)
-		a.CatchUp(now, &s.Stream, budget.Response)
-	}
-	a.Cover(now)
-}
-
 // takeDoomed says that the connection of a request that has just come would have been closed at its
 // first bytes. The next one would have come on another connection.
 func (s *Stream) takeDoomed() (was bool) {
@@ -446,35 +419,4 @@ func (s *Stream) takeDoomed() (was bool) {
 		was, c.doomed = c.doomed, false
 	}
 	return was
-}
-
-// meanwhile is what has come of a shadow's response. Where the shadow stands in the queue, it is
-// judged when that has let it go.
-type meanwhile struct {
-	answered bool
-	length   int64
-}
-
-// expectShadow notes the headers of a shadow's response.
-func (g *Guard) expectShadow(now Time, s *Stream, length int64) {
-	s.meanwhile = meanwhile{true, length}
-	g.worker.account.Supposes(now, &s.Stream, budget.Response, g.supposes(now, s, length))
-}
-
-// supposes is what a response of so many bytes, or of Unknown, likely comes to.
-func (g *Guard) supposes(now Time, s *Stream, length int64) int64 {
-	if length == budget.Unknown {
-		return g.keyOf(now, s).Value.Bodies[budget.Response].Bytes()
-	}
-	return length
-}
-
-// endSmallExemption ends an exemption that is for small ones alone, and says whether the stream had
-// one.
-func (s *Stream) endSmallExemption() (ended bool) {
-	ended = s.exempt == whileSmall
-	if ended {
-		s.exempt = judged
-	}
-	return ended
 }

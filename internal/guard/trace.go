@@ -11,32 +11,6 @@ import (
 	"github.com/highwater-envoy/highwater/internal/reservoir"
 )
 
-// traced is what the sample knows of a stream, or of what an ended response left unread on its
-// connection. The zero value is one that nobody has looked at yet.
-type traced struct {
-	draw      float64           // see reservoir.Draw; 0 = not drawn yet
-	reach     int64             // the most that it has come to, as far as was looked
-	labels    *reservoir.Labels // nil = it is not in the sample
-	described bool              // the labels are all there, not the method alone
-	opened    Time
-}
-
-// tracer is a worker's sample of its requests. Who is in it is decided when the worker looks: when
-// a mark is made or somebody wants to see it, and each traceEvery meanwhile, so that the labels of
-// those that stay are there by then. A stream that is short or small costs nothing, not even a
-// draw.
-type tracer struct {
-	gap      float64 // as of the last look; 0 = there was none
-	at       Time    // of that
-	epoch    int64   // the last mark that was seen
-	looked   Time    // and the last wish to see the sample as of now
-	count    reservoir.Count
-	snapshot reservoir.Snapshot
-	encoder  reservoir.Encoder
-	buf      []byte
-	names    map[string]string
-}
-
 const (
 	traceEvery = 500 * time.Millisecond
 	// A mark or a wish that is older is none of a worker that has just begun, or hangs.
@@ -98,13 +72,6 @@ func (w *Worker) marks(t *budget.Table) reservoir.Marks {
 	return reservoir.Marks{}
 }
 
-// warm says that memory is where a mark can come, so that what is sampled is worth its calls of the
-// host.
-func (w *Worker) warm() bool {
-	t := w.account.Table()
-	return w.trace.Capacity > 0 && t.InUse-t.Base >= int64(w.trace.Floor)
-}
-
 // traceOpen keeps the method of a request that will be in the sample if it brings what is expected
 // of it: later Envoy does not tell it any more.
 func (w *Worker) traceOpen(s *Stream) {
@@ -112,6 +79,9 @@ func (w *Worker) traceOpen(s *Stream) {
 		s.labels = &reservoir.Labels{Method: s.host.Header(":method")}
 	}
 }
+
+// hasOwnKey says whether it is told apart from others, as far as it was asked for.
+func (s *Stream) hasOwnKey() bool { return s.keyed && s.key != &s.guard.worker.keys.Other }
 
 // isSampled says whether one that has come to reach bytes is in the sample, as of the last gap.
 func (w *Worker) isSampled(t *traced, reach int64) bool {

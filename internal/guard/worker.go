@@ -8,60 +8,11 @@ import (
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/events"
 	"github.com/highwater-envoy/highwater/internal/fairness"
-	"github.com/highwater-envoy/highwater/internal/idle"
+	"github.com/highwater-envoy/highwater/internal/memory"
 	"github.com/highwater-envoy/highwater/internal/metric"
-	"github.com/highwater-envoy/highwater/internal/retryafter"
+	"github.com/highwater-envoy/highwater/internal/polling"
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
-
-// Time is a reading of the host's CLOCK_MONOTONIC, the same for all workers of a process.
-type Time = budget.Time
-
-// Worker is what one worker (in Envoy: one virtual machine) keeps: its account, its queue, its keys
-// and its connections. The Guards of all plugins in it share it. It is not safe for concurrent use.
-//
-// Requests are judged as they come, by Guard.Open and what follows it. All else is done by Tick, in
-// an order in which each step finds what it goes by:
-//
-//  1. What passes by itself passes: bytes that lingered, responses that were unread, reservations
-//     for what did not come. It is this worker's own, and the others are told of it in step 2.
-//  2. The account meets the others. From here on the table is the newest that this worker knows,
-//     and all that follows decides by it. It also says who polls.
-//  3. What was presumed while memory was calm is judged, if it is calm no more. It has its room
-//     already, so that it goes before whoever asks for some now.
-//  4. The sample is frozen, if a peak was seen, before anything ends that made it.
-//  5. Shares are exchanged, before somebody is evicted or resumed by them.
-//  6. Somebody is evicted, or else resumed or rejected after his timeout, never both. What is over
-//     the limit has no room to give; and one call of the host that resumes a request must not end
-//     another of the same connection, or Envoy crashes.
-//  7. Connections are closed: those of rejected requests, to which step 6 may have added, and idle
-//     ones. Neither is one on which this tick ended a stream; those wait for the next.
-//  8. A reading is asked for last, so that it holds what this tick let in.
-//  9. What is left to do says when the next tick is due.
-type Worker struct {
-	account *budget.Account
-	random  func() float64
-	policy
-	pace
-
-	queue
-	rejects
-	proofs           // of requests whose responses nothing is known of
-	futile    futile // large requests while shedding is futile
-	back      retryafter.Desk
-	leftovers // of ended requests
-	evictions
-	keyring
-	idle idle.List[Connection]
-	trials
-	raws raws
-
-	reader
-	tracer  tracer
-	telling events.Log
-	actions Actions
-	counts  [metric.NumCounters]uint64
-}
 
 // NewWorker returns a worker without a configuration: give it one with Use. random returns numbers
 // in [0, 1). The error is the store's.
@@ -92,30 +43,6 @@ func (w *Worker) InForce() int64 {
 func (w *Worker) Counts() *[metric.NumCounters]uint64 {
 	w.counts[metric.CountContention] = w.account.Contention
 	return &w.counts
-}
-
-// HostError counts a call of the host that failed.
-func (w *Worker) HostError() { w.counts[metric.CountHostErrors]++ }
-
-// Actions is what Tick wants done. It is valid until the next Tick.
-type Actions struct {
-	Resume   *Stream // continue it; at most one per call of the host: more would crash Envoy
-	Waited   unit.Duration
-	Rejected []Decision      // or evicted
-	Close    []*Stream       // close their connections
-	Cut      []*Connection   // close them: what ended responses left there is evicted, or they are raw and hold most
-	Idle     []*Connection   // close them: there is no stream on them
-	Ask      bool            // ask for a reading now
-	Polls    bool            // this worker asks for readings and publishes the gauges
-	Next     time.Duration   // tick again after so long: FastTick, SlowTick or one between
-	Event    string          // to be logged; empty = nothing
-	Severity events.Severity // of that
-}
-
-// Decision is a verdict on a stream that had been waiting.
-type Decision struct {
-	Stream  *Stream
-	Verdict Verdict
 }
 
 // Tick does what is due: call it first Tick after the start, then after Actions.Next, and Tick
@@ -171,14 +98,6 @@ func (w *Worker) meet(now Time) {
 	w.learnLapses(now)
 }
 
-// publish hands what the line and the rejects hold to the account.
-func (w *Worker) publish() {
-	w.account.SetWaiting(int64(w.line.Len()), w.held, w.come, w.line.Since())
-	w.account.SetRate(w.line.Bytes(), w.back.Admitted.PerSecond())
-	w.account.SetLeft(w.left.Bytes())
-	w.account.SetLeaving(w.leaving.Bytes())
-}
-
 // LargeRead is how much a client has to send at once for its face to call Mark, bytes, where Drains
 // says so. A pass of Envoy's event loop in which many do may take a third of a second, and several
 // readings come in it.
@@ -194,37 +113,9 @@ func (w *Worker) Mark(now Time) { w.account.Mark(now) }
 // SetVM notes the memory of this worker's virtual machine, bytes.
 func (w *Worker) SetVM(n int64) { w.account.SetVM(n) }
 
-// pace says when a worker's next tick is due.
-//
-// What the others know of a worker, and it of them, is a tick old, so that ticks must come often
-// while there is anything to know. But a tick of an idle machine costs some 0.2 ms of CPU, most of
-// it to wake up: 40 a second and worker cost as much as 300 requests. So a worker ticks fast while
-// somebody waits, and slower the less there is to do; and a tick may rest, which is to do nothing.
-type pace struct {
-	_ [0]func() // no two are compared: the function that could would only take room in the .wasm
-
-	ticks  uint64 // those that did not rest
-	rested bool   // the last tick was none
-	active Time   // when there was last something to do
-	judged uint64 // the tick since which one was judged that could be presumed
-	Sleeps bool   // the next tick comes late: Wake it, where a connection or a request begins or bytes come
-}
-
-// How long it is from one tick to the next.
-const (
-	FastTick = 2 * time.Millisecond   // while somebody waits or is to be closed: one is resumed per tick
-	Tick     = 25 * time.Millisecond  // else
-	CalmTick = 50 * time.Millisecond  // where this one has no request: the one who polls, as long as no reading is due before
-	SlowTick = 500 * time.Millisecond // and where this one has had none for calmAfter: the others
-)
-
 // calmAfter is how long a worker without requests ticks on: between two requests the host is not
 // called for the sake of ticks.
 const calmAfter = time.Second // TestAnIdleWorkerTicksSeldom
-
-// Wake says that there is work again, where Sleeps is true: the next tick is due after Tick at the
-// latest.
-func (p *pace) Wake(now Time) { p.Sleeps, p.active = false, now }
 
 // mayRest says that this tick may pass: every other may while memory is calm and all in flight are
 // presumed. Nothing is known of those, and nobody has to know more than what they have leased.
@@ -285,4 +176,151 @@ func (w *Worker) Status(now Time, add func(name string, value int64)) {
 		}
 		add(strings.TrimPrefix(g.Name, "highwater_"), gauges[i])
 	}
+}
+
+// ask asks for a reading, if it is time to, and picks what is to be logged.
+func (w *Worker) ask(now Time, a *Actions) {
+	if a.Polls = w.polls; w.polls {
+		a.Ask, a.Event = w.schedule(now), w.tellBlind(now)
+	}
+	switch {
+	case a.Event != "":
+	case w.telling.Turned:
+		w.telling.Turned = false
+		a.Event, a.Severity = events.Impossible(w.budget.Limit, w.limits, w.account.Table())
+	default:
+		a.Event = w.telling.Next()
+	}
+}
+
+// AskTimeout is how long to wait for the answer to a reading.
+func (w *Worker) AskTimeout() unit.Duration { return unit.Duration(polling.Timeout) }
+
+// schedule says whether a reading is to be asked for.
+func (w *Worker) schedule(now Time) bool {
+	if w.poll.Outstanding(now) {
+		return false
+	}
+	f := w.pollFigures(now)
+	return w.poll.Ask(now, f.Every())
+}
+
+func (w *Worker) pollFigures(now Time) polling.Figures {
+	t := w.account.Table()
+	all := t.Sum()
+	judged := all.Streams - all.Presumed.Streams
+	return polling.Figures{
+		Urgent:   all.Queue.Waiting > 0 || t.Sequence == 0 || t.Level >= budget.Hard,
+		Fresh:    all.Fresh,
+		Coming:   all.Coming - all.Presumed.Bytes,
+		Limit:    w.limits.Limit,
+		Free:     max(w.account.Share(w.limits.Hard)-t.Reading, 0),
+		Presumed: all.Presumed.Streams > 0 && judged <= int64(len(t.Entries)) && w.account.Calm(now),
+		Short:    Time(w.memory.Interval),
+		Long:     Time(w.memory.IdleInterval),
+	}
+}
+
+// Observe takes the answer to what Tick asked for: the reading, or why there is none. It returns
+// what is to be logged, if anything.
+func (w *Worker) Observe(now Time, r memory.Reading, failure error) (event string) {
+	asked := w.poll.Answer()
+	if failure != nil {
+		w.counts[metric.CountFailedReadings]++
+		w.poll.Failed(failure)
+		return ""
+	}
+	if asked == 0 {
+		return "" // the answer came after we had given it up
+	}
+	w.account.SetContainer(r.Limit)
+	w.account.SetAllocated(r.Allocated)
+	blind, age := w.account.Table().Blind, w.readingAge(now)
+	_, level, err := w.account.Observe(now, asked, r.InUse)
+	if err != nil {
+		w.HostError()
+		return ""
+	}
+	w.poll.Failed(nil)
+	w.telling.Turned = w.account.Turned() || w.telling.Turned
+	if blind {
+		event = fmt.Sprintf("readings of Envoy's memory are back after %v. ", roughly(age))
+	}
+	event += w.telling.Limit(w.budget.Limit, w.limits, w.memory.Path)
+	return event + w.telling.Level(now, level, r.InUse, w.limits, w.account.Table())
+}
+
+// blindAfter: without a reading for so long the guard says that it is blind. A single one that
+// fails is counted and not told: an Envoy that is busy, or has only just begun, misses one now and
+// then.
+const blindAfter = 2 * time.Second // TestWithoutReadingsTheGuardIsBlind
+
+// readingAge is the time since the last reading was asked for, or since the start if there was
+// none.
+func (w *Worker) readingAge(now Time) Time {
+	switch t := w.account.Table(); {
+	case t.Sequence > 0:
+		return max(now-t.Asked, 0)
+	case t.Begun > 0:
+		return max(now-t.Begun, 0)
+	}
+	return 0 // nobody has looked at the table yet
+}
+
+// tellBlind tells once, in the whole process, when readings no longer come though they are asked
+// for. An admin that hangs gives no answer at all.
+func (w *Worker) tellBlind(now Time) (event string) {
+	age := w.readingAge(now)
+	if age < blindAfter || w.account.Table().Blind {
+		return ""
+	}
+	failure := w.poll.Failure()
+	if failure == nil {
+		if !w.poll.Unanswered(now) {
+			return ""
+		}
+		failure = &memory.Failure{Cause: memory.CauseSlow, Err: fmt.Errorf("no answer within %v", polling.Timeout)}
+	}
+	if w.account.Change(now, func(t *budget.Table) { t.Blind = true }) != nil {
+		w.HostError() // the next tick tries again
+		return ""
+	}
+	return fmt.Sprintf("no reading of Envoy's memory for %v from %s: %v. %s %s",
+		roughly(age), w.memory.From(), failure, w.memory.Meanwhile(), memory.Cure(&w.memory, failure))
+}
+
+// roughly is a duration for people: whole seconds, or tenths of a short one.
+func roughly(d Time) unit.Duration {
+	if d < 10*time.Second {
+		return unit.Duration(d.Round(100 * time.Millisecond))
+	}
+	return unit.Duration(d.Round(time.Second))
+}
+
+// Gauges are the figures of the process, by index of Gauges.
+func (w *Worker) Gauges(now Time) (g [metric.NumGauges]int64) {
+	t := w.account.Table()
+	all := t.Sum()
+	g[metric.GaugeEstimate] = t.Reading + all.Fresh + all.Coming
+	g[metric.GaugeInUse], g[metric.GaugeAllocated], g[metric.GaugePeak] = t.InUse, t.Allocated, t.Peak
+	g[metric.GaugeFresh], g[metric.GaugeComing] = all.Fresh, all.Coming
+	g[metric.GaugeLimit], g[metric.GaugeBase], g[metric.GaugeSurprise], g[metric.GaugeExposure] = w.limits.Known(), t.Base, t.Surprise, all.Exposure
+	g[metric.GaugeLevel] = int64(t.Level)
+	if t.Futile {
+		g[metric.GaugeFutile] = 1
+	}
+	if t.Impossible {
+		g[metric.GaugeImpossible] = 1
+	}
+	g[metric.GaugeStreams], g[metric.GaugeWaiting], g[metric.GaugeConnections] = all.Streams, all.Queue.Waiting, all.Connections.Open
+	g[metric.GaugeVM], g[metric.GaugeLeaving] = all.VM, all.Evicted.Leaving
+	age := w.readingAge(now)
+	g[metric.GaugeReadingAge] = age.Milliseconds()
+	if age >= blindAfter {
+		g[metric.GaugeBlind] = 1
+	}
+	if w.enforcing {
+		g[metric.GaugeEnforcing] = 1
+	}
+	return g
 }

@@ -1,0 +1,193 @@
+package guard
+
+import (
+	"github.com/highwater-envoy/highwater/internal/budget"
+	"github.com/highwater-envoy/highwater/internal/fairness"
+	"github.com/highwater-envoy/highwater/internal/metric"
+	"github.com/highwater-envoy/highwater/internal/retryafter"
+	"github.com/highwater-envoy/highwater/internal/unit"
+	"github.com/highwater-envoy/highwater/internal/verdict"
+)
+
+// turnAway rejects a request, in the queue or not, or one that grew. A reject costs memory too:
+// until its connection is closed, which takes Envoy's delayed_close_timeout, what an unfinished
+// HTTP/1 request has sent lies unread. Where that has no room there is no answer, and the
+// connection is closed instead.
+func (g *Guard) turnAway(now Time, s *Stream, reason verdict.Reason) Verdict {
+	w := g.worker
+	if g.lets() && !s.Shadow() { // a shadow has been let go, and is to leave the queue
+		w.count(reason)
+		w.account.Ask(now, s.asks(), budget.Forced)
+		return Verdict{Action: verdict.Admit}
+	}
+	if s.length == budget.Unknown && s.Seen(budget.Request) > 0 { // else the next ones grow beyond what has room too: scenario growth, TestForecastsLearn
+		s.key.Value.Bodies[budget.Request].Learn(s.Held(budget.Request))
+	}
+	if reason == verdict.QueueFull || reason == verdict.Timeout {
+		s.key.Value.rejected += s.total()
+	}
+	counted := false // what it leaves unread
+	if s.state == queued {
+		counted = s.Awaited() == 0
+		s.leaveLine()
+		if !counted {
+			w.account.Unpause(&s.Stream)
+		}
+	}
+	cost := g.cost(s)
+	if g.mustClose(now, s, cost, counted) {
+		w.counts[metric.CountClosedConnections]++
+		w.count(verdict.Closed) // in place of the reason: each is counted once
+		s.rejectClosing(now, cost, counted)
+		return Verdict{Action: verdict.Close, Reason: reason}
+	}
+	w.count(reason)
+	s.rejectUnread(now, cost, counted)
+	v := Verdict{Action: verdict.Answer, Reason: reason}
+	if reason != verdict.TooLarge {
+		v.RetryAfter = g.retryAfter(now, max(s.wants, s.Held(budget.Request)))
+	}
+	return v
+}
+
+// leftShare: what rejected requests leave unread may hold 1/8 of what traffic can have.
+const leftShare = 8 // TestLeftoversOfAllWorkers
+
+// mustClose says that what a rejected request leaves unread has no room until its client has read
+// an answer: its connection is to be closed instead, which it can be where there is a network
+// filter.
+func (g *Guard) mustClose(now Time, s *Stream, cost int64, counted bool) bool {
+	w := g.worker
+	if s.Ended(budget.Request) || s.isHTTP2() {
+		return false
+	}
+	if c := s.conn(); c == nil || c.Context == 0 {
+		return false
+	}
+	limit := 1.0
+	if w.greedy(s.key) {
+		limit = w.limits.Hard // as for its place in the queue: the rest is for the others
+	}
+	fresh := cost
+	if counted {
+		fresh = 0
+	}
+	return cost > w.account.Room()/leftShare-w.left.Bytes()-w.account.Others().Left ||
+		fresh > w.account.Share(limit)-w.account.Estimate(now)+s.Held(budget.Request)
+}
+
+// close has the connections of those closed that get no answer. What may not be closed now is for
+// the next tick.
+func (w *Worker) close(a *Actions) {
+	kept := w.closing[:0]
+	for _, s := range w.closing {
+		if s.Shadow() {
+			s.vanish()
+		} else if w.claimCut(s.connection) {
+			a.Close = append(a.Close, s)
+		} else if !s.connection.IsClosed {
+			kept = append(kept, s)
+		}
+	}
+	clear(w.closing[len(kept):])
+	w.closing = kept
+}
+
+// dismiss turns one away who waits.
+func (w *Worker) dismiss(now Time, a *Actions, c *fairness.Waiter[Stream], reason verdict.Reason) {
+	s, waited := c.Value, unit.Duration(now-c.Since)
+	v := s.guard.turnAway(now, s, reason)
+	if s.Shadow() {
+		return
+	}
+	v.Waited = waited
+	if v.Action == verdict.Answer {
+		w.end(s.connection)
+	}
+	a.Rejected = append(a.Rejected, Decision{s, v}) // if it is to be closed, close does that
+}
+
+// overflows says that the limit has no room for n more bytes of those who wait, by what was
+// measured.
+func (w *Worker) overflows(now Time, n int64) bool {
+	return !w.account.Stale(now) && n > w.account.Share(1)-w.account.Measured()
+}
+
+// refuseWaiting has the connection closed of one who waits, on which more has come than has room.
+func (w *Worker) refuseWaiting(now Time, s *Stream) {
+	w.count(verdict.Closed)
+	w.counts[metric.CountClosedConnections]++
+	w.account.Free(now, s.come)
+	s.leaveLine()
+	s.rejectClosing(now, s.pauseCost, true)
+}
+
+// rejectResponse rejects a request for its response, of n bytes.
+func (g *Guard) rejectResponse(now Time, s *Stream, n int64) Verdict {
+	a := g.worker.account
+	v := Verdict{Action: verdict.Answer, Reason: verdict.ResponseSize, RetryAfter: g.retryAfter(now, n)}
+	if shadow := s.reject(now); shadow {
+		a.Supposes(now, &s.Stream, budget.Response, n)
+		return Verdict{}
+	}
+	a.End(now, &s.Stream, budget.Response)
+	return v
+}
+
+// outgrown rejects a request whose growth has no room, and resets a large response.
+func (g *Guard) outgrown(now Time, s *Stream, d budget.Direction) Verdict {
+	w := g.worker
+	if d == budget.Request {
+		if v := g.turnAway(now, s, verdict.Growth); !s.Shadow() {
+			return v
+		}
+		return Verdict{Action: verdict.Pass}
+	}
+	if s.Seen(d) <= int64(w.budget.Small) {
+		return Verdict{}
+	}
+	w.count(verdict.Growth)
+	w.counts[metric.CountRejectedResponses]++
+	if g.lets() {
+		return Verdict{}
+	}
+	if shadow := s.reject(now); shadow {
+		return Verdict{}
+	}
+	w.account.End(now, &s.Stream, d)
+	return Verdict{Action: verdict.Reset, Reason: verdict.Growth}
+}
+
+// retryAfter books a place for n bytes among those who are told to come back, and says when it
+// begins: see package retryafter.
+func (g *Guard) retryAfter(now Time, n int64) unit.Duration {
+	w := g.worker
+	f := w.retryFigures()
+	// What its existence costs too: else a thousand requests without a body would have one place.
+	p := w.back.Place(&f, n+int64(g.config.Costs.Stream))
+	start, booked := w.account.Book(now, now+p.First, p.Span, now+p.Last)
+	if !booked {
+		return unit.Duration(w.back.Crowd(now, &f, &p, w.random))
+	}
+	return unit.Duration(start - now)
+}
+
+func (w *Worker) retryFigures() retryafter.Figures {
+	others := w.account.Others()
+	return retryafter.Figures{
+		Others:  others.Queue.Rate,
+		Room:    w.account.Share(w.limits.Soft) - w.account.Table().Base,
+		Waits:   others.Queue.Waiting > 0 || w.line.Len() > 0,
+		Queued:  others.Queue.Wanted + w.line.Bytes(),
+		Timeout: Time(w.throttle.Timeout),
+		Min:     Time(w.reject.Min),
+		Max:     Time(w.reject.Max),
+	}
+}
+
+// drawEarlyReject says whether the next request is not to join the queue, because that is so long
+// that its timeout would reject one. It counts those that it is asked for, to spread the rejects.
+func (w *Worker) drawEarlyReject(now Time) bool {
+	f := w.retryFigures()
+	return w.back.Draw(w.back.Early(&f, w.account.Table().Booked-now, w.line.Bytes()))
+}
