@@ -1,0 +1,167 @@
+package heapdump
+
+import (
+	"bytes"
+	"errors"
+	"regexp"
+	"slices"
+	"strconv"
+
+	"github.com/google/pprof/profile"
+)
+
+// Size says how much memory the objects of one size take together.
+type Size struct {
+	Bytes int64 // of an object, as TCMalloc rounds it up; 0 = all that are larger than the largest
+	Live  int64 // bytes of all of them that are in use
+}
+
+const labelBytes = "bytes" // of a sample: what Size.Bytes is
+
+// held is what a stack holds.
+type held struct {
+	objects, bytes int64
+}
+
+// weighed are what the stacks of a dump hold.
+type weighed struct {
+	stacks    []held // as the samples
+	sampled   []held // the same before they were corrected
+	corrected bool
+	unsampled []Size // sizes that no stack is of
+}
+
+// weigh returns what the stacks of a dump hold: what the samples say, times what makes their sum
+// right for each size.
+func weigh(p *profile.Profile, sizes []Size) weighed {
+	objects, space := index(p, "objects"), index(p, "space")
+	w := weighed{corrected: sizes != nil}
+	largest := int64(0)
+	exact := map[int64]int64{}
+	for _, s := range sizes {
+		largest = max(largest, s.Bytes)
+		exact[s.Bytes] += max(0, s.Live)
+	}
+	sizeOf := func(s *profile.Sample) int64 {
+		n := s.NumLabel[labelBytes]
+		if len(n) != 1 || n[0] <= 0 || n[0] > largest {
+			return 0
+		}
+		return n[0]
+	}
+	estimates := map[int64]int64{}
+	for _, s := range p.Sample {
+		h := held{s.Value[objects], s.Value[space]}
+		w.sampled = append(w.sampled, h)
+		estimates[sizeOf(s)] += h.bytes
+	}
+	w.stacks = slices.Clone(w.sampled)
+	if !w.corrected {
+		return w
+	}
+	for i, s := range p.Sample {
+		size := sizeOf(s)
+		known, ok := exact[size]
+		if !ok || estimates[size] == 0 {
+			continue
+		}
+		// Samples of one size only tell how it is shared out among stacks.
+		h := &w.stacks[i]
+		share := float64(h.bytes) / float64(estimates[size])
+		h.bytes = int64(share*float64(known) + 0.5)
+		if w.sampled[i].bytes > 0 {
+			h.objects = int64(float64(h.objects)*float64(h.bytes)/float64(w.sampled[i].bytes) + 0.5)
+		}
+	}
+	for size, live := range exact {
+		if estimates[size] == 0 && live > 0 {
+			w.unsampled = append(w.unsampled, Size{size, live})
+		}
+	}
+	slices.SortFunc(w.unsampled, func(a, b Size) int {
+		if a.Live != b.Live {
+			return int(min(1, max(-1, b.Live-a.Live)))
+		}
+		return int(min(1, max(-1, a.Bytes-b.Bytes)))
+	})
+	return w
+}
+
+// What is read of TCMalloc's statistics. Its own documentation is docs/stats.md of
+// github.com/google/tcmalloc.
+var (
+	inUse     = regexp.MustCompile(`(?m)^MALLOC: +(\d+) \([^)]*\) Bytes in use by application`)
+	pageBytes = regexp.MustCompile(`(?m)^MALLOC: +(\d+) +Tcmalloc page size`)
+	classLine = regexp.MustCompile(`(?m)^class +\d+ \[ *(\d+) bytes \] : +(\d+) objs;[^;]*;[^;]*; +(\d+) live pages; spans: +(\d+) ret / +(\d+) req`)
+	spanLine  = regexp.MustCompile(`(?m)^HugePageAware: +(\d+) page info: +\d+ / +\d+ a/f, +(\d+) `)
+)
+
+const (
+	// maxLines is how many lines of a kind are read: there are 172 of classes, and of spans five
+	// times 64.
+	maxLines = 4096
+	maxSize  = 1 << 20 // bytes of an object in a size class, and of a page; TCMalloc's largest are 256 KiB
+)
+
+// ParseSizes reads TCMalloc's statistics, as Envoy's /memory/tcmalloc has them.
+//
+// Of a size that has several objects in a span, the number of its pages is told, and with it how
+// many objects they have room for. Of one that fills a span, no page is told: the spans of that many
+// pages are told, and those are its own that no other size has. In both, the objects that wait in
+// caches are not in use.
+func ParseSizes(text []byte) ([]Size, error) {
+	first := func(r *regexp.Regexp) int64 {
+		m := r.FindSubmatch(text)
+		if m == nil {
+			return 0
+		}
+		return number(m[1])
+	}
+	application, page := first(inUse), first(pageBytes)
+	lines := classLine.FindAllSubmatch(text, maxLines)
+	if application <= 0 || page <= 0 || page > maxSize || len(lines) == 0 || !bytes.HasPrefix(text, []byte("See https://github.com/google/tcmalloc")) {
+		return nil, errors.New("it is not what google's TCMalloc says: another allocator has no sizes to correct by")
+	}
+	spans := map[int64]int64{} // pages of a span to how many there are in use
+	for _, m := range spanLine.FindAllSubmatch(text, maxLines) {
+		spans[number(m[1])] += number(m[2])
+	}
+	live, cached := map[int64]int64{}, map[int64]int64{}
+	var order []int64
+	for _, m := range lines {
+		size, free, pages, spansNow := number(m[1]), number(m[2]), number(m[3]), number(m[5])-number(m[4])
+		if size <= 0 || size > maxSize {
+			continue
+		}
+		if !slices.Contains(order, size) {
+			order = append(order, size)
+		}
+		cached[size] += free
+		if pages > 0 && spansNow > 0 {
+			perSpan := pages / spansNow
+			spans[perSpan] -= spansNow
+			live[size] += spansNow * (perSpan * page / size)
+		}
+	}
+	sizes := make([]Size, 0, len(order)+1)
+	rest := application
+	for _, size := range order {
+		objects := live[size]
+		if n := size / page; objects == 0 && size%page == 0 {
+			objects = spans[n]
+		}
+		s := Size{size, min(max(0, objects-cached[size]), rest/size) * size}
+		rest -= s.Live
+		sizes = append(sizes, s)
+	}
+	return append(sizes, Size{0, rest}), nil
+}
+
+// number is one of at most 13 digits, which is more than any process has of bytes; a longer one is 0.
+func number(digits []byte) int64 {
+	if len(digits) > 13 {
+		return 0
+	}
+	n, _ := strconv.ParseInt(string(digits), 10, 64)
+	return n
+}
