@@ -22,9 +22,8 @@ type names map[uint64]frame
 
 // newNames names all locations of a dump. symbols is a file; empty = there is none.
 func newNames(p *profile.Profile, table *rtti.Table, symbols string) (names, error) {
-	if len(p.Mapping) > 0 && p.Mapping[0].BuildID != "" && table.BuildID != "" && p.Mapping[0].BuildID != table.BuildID {
-		return nil, fmt.Errorf("the dump is of another build (%.40q) than the binary (%s): name the binary of the Envoy that made it",
-			p.Mapping[0].BuildID, table.BuildID)
+	if err := sameBuild(p, table); err != nil {
+		return nil, err
 	}
 	at := map[uint64]uint64{} // ids of locations to their address as linked
 	var addresses []uint64
@@ -53,11 +52,34 @@ func newNames(p *profile.Profile, table *rtti.Table, symbols string) (names, err
 	return n, nil
 }
 
+// sameBuild says whether a dump is of a binary. An id does not say all: Envoy's is the commit, which
+// the binaries of both machines have.
+func sameBuild(p *profile.Profile, table *rtti.Table) error {
+	if len(p.Mapping) == 0 {
+		return nil
+	}
+	if id := p.Mapping[0].BuildID; id != "" && table.BuildID != "" && id != table.BuildID {
+		return fmt.Errorf("the dump is of another build (%s) than the binary (%s): name the binary of the Envoy that made it", clean(id), table.BuildID)
+	}
+	for _, l := range p.Location {
+		if m := l.Mapping; ofMain(p, m) && !table.Maps(m.Offset, m.Limit-m.Start) {
+			return fmt.Errorf("the dump is of another binary: its code has %d bytes from %#x on, and the binary's (%v) does not: "+
+				"name the binary of the Envoy that made it", m.Limit-m.Start, m.Offset, table.Machine)
+		}
+	}
+	return nil
+}
+
+// ofMain says whether a mapping is of the binary, and not of a library.
+func ofMain(p *profile.Profile, m *profile.Mapping) bool {
+	return m != nil && m.File == p.Mapping[0].File && m.BuildID == p.Mapping[0].BuildID
+}
+
 // linked is the address of a location as linked, if it is in the binary. TCMalloc gives addresses
 // within the call, and not behind it, as pprof wants them.
 func linked(p *profile.Profile, l *profile.Location, table *rtti.Table) (uint64, bool) {
 	m := l.Mapping
-	if m == nil || m.File != p.Mapping[0].File || m.BuildID != p.Mapping[0].BuildID || l.Address < m.Start || l.Address >= m.Limit {
+	if !ofMain(p, m) || l.Address < m.Start || l.Address >= m.Limit {
 		return 0, false
 	}
 	return table.Address(l.Address - m.Start + m.Offset)
@@ -85,7 +107,7 @@ func symbolFrame(table *rtti.Table, address uint64, mangled string, classes map[
 	if mangled == "" {
 		return classFrame(table, address)
 	}
-	name := rtti.FunctionName(mangled)
+	name := clean(rtti.FunctionName(mangled)) // a file of symbols may say anything
 	if plumbing(name) {
 		return frame{}
 	}

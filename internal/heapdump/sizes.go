@@ -103,6 +103,8 @@ const (
 	maxSize  = 1 << 20 // bytes of an object in a size class, and of a page; TCMalloc's largest are 256 KiB
 )
 
+var errOther = errors.New("it is not what google's TCMalloc says: another allocator has no sizes to correct by")
+
 // ParseSizes reads TCMalloc's statistics, as Envoy's /memory/tcmalloc has them.
 //
 // Of a size that has several objects in a span, the number of its pages is told, and with it how
@@ -110,6 +112,9 @@ const (
 // pages are told, and those are its own that no other size has. In both, the objects that wait in
 // caches are not in use.
 func ParseSizes(text []byte) ([]Size, error) {
+	if !bytes.HasPrefix(text, []byte("See https://github.com/google/tcmalloc")) {
+		return nil, errOther
+	}
 	first := func(r *regexp.Regexp) int64 {
 		m := r.FindSubmatch(text)
 		if m == nil {
@@ -119,8 +124,8 @@ func ParseSizes(text []byte) ([]Size, error) {
 	}
 	application, page := first(inUse), first(pageBytes)
 	lines := classLine.FindAllSubmatch(text, maxLines)
-	if application <= 0 || page <= 0 || page > maxSize || len(lines) == 0 || !bytes.HasPrefix(text, []byte("See https://github.com/google/tcmalloc")) {
-		return nil, errors.New("it is not what google's TCMalloc says: another allocator has no sizes to correct by")
+	if application <= 0 || page <= 0 || page > maxSize || len(lines) == 0 {
+		return nil, errOther
 	}
 	spans := map[int64]int64{} // pages of a span to how many there are in use
 	for _, m := range spanLine.FindAllSubmatch(text, maxLines) {

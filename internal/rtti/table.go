@@ -101,6 +101,16 @@ func (t *Table) EachClass(f func(mangled string)) {
 // Address is where a byte of the binary's file is in memory, as linked.
 func (t *Table) Address(offset uint64) (uint64, bool) { return address(t.loads, offset) }
 
+// Maps says whether a process may have mapped the binary's code by so many bytes from a place in its
+// file, but for what pages round. It tells binaries apart that have one build id.
+func (t *Table) Maps(offset, size uint64) bool {
+	const round = 64 << 10 // the largest page
+	near := func(a, b uint64) bool { return a-b < round || b-a < round }
+	return slices.ContainsFunc(t.loads, func(s elf.Prog64) bool {
+		return elf.ProgFlag(s.Flags)&elf.PF_X != 0 && near(offset, s.Off) && near(offset+size, s.Off+s.Memsz)
+	})
+}
+
 // Lookup returns the function at an address, as linked; false = there is no code.
 func (t *Table) Lookup(address uint64) (Function, bool) {
 	code := slices.ContainsFunc(t.loads, func(s elf.Prog64) bool {
