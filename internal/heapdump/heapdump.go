@@ -2,8 +2,8 @@
 //
 // Envoy's /heap_dump and /peak_heap_dump are pprof profiles that TCMalloc makes: of each 2 MiB that
 // are allocated it keeps one stack, of addresses alone. A release binary has no symbols that would
-// name them. So frames are named by the classes of virtual functions (package rtti), and this is the
-// rule for all others:
+// name them. So frames are named by the classes of virtual functions (package rtti), and this is
+// the rule for all others:
 //
 //   - a function that is not known to belong to a class is folded into its nearest caller that is:
 //     what it holds is that class's. So are functions of std and absl, and the allocator's.
@@ -11,9 +11,9 @@
 //     stacks of a worker have it.
 //
 // How much a stack holds is an estimate from few samples. How much memory the objects of each size
-// take together is known exactly, by the allocator's own statistics: so the weights of all stacks of
-// a size are multiplied by what makes their sum right, and sizes of which there is no sample get a
-// frame of their own.
+// take together is known exactly, by the allocator's own statistics: so the weights of all stacks
+// of a size are multiplied by what makes their sum right, and sizes of which there is no sample get
+// a frame of their own.
 package heapdump
 
 import (
@@ -52,8 +52,8 @@ type Source struct {
 	Cache   rtti.Cache
 }
 
-// Paths of Envoy's admin interface, and how much of an answer is read. With 50 GiB in use a dump has
-// some 2 MiB.
+// Paths of Envoy's admin interface, and how much of an answer is read. With 50 GiB in use a dump
+// has some 2 MiB.
 const (
 	heapPath  = "/heap_dump"
 	peakPath  = "/peak_heap_dump"
@@ -65,8 +65,8 @@ const (
 	MaxSizes = 4 * unit.MiB
 )
 
-// Read returns the profile of a dump with names, and what is in it in short. Where the error is nil,
-// Summary.Notes say what could not be done.
+// Read returns the profile of a dump with names, and what is in it in short. Where the error is
+// nil, Summary.Notes say what could not be done.
 func Read(ctx context.Context, source Source) (*profile.Profile, Summary, error) {
 	summary := Summary{Peak: source.Peak}
 	raw, err := source.dump(ctx)

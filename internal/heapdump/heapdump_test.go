@@ -43,10 +43,10 @@ const (
 )
 
 // save writes a binary to a file.
-func save(t testing.TB, b rttitest.Binary) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "envoy")
-	require.NoError(t, os.WriteFile(path, b.Bytes(), 0o600))
+func save(tb testing.TB, b rttitest.Binary) string {
+	tb.Helper()
+	path := filepath.Join(tb.TempDir(), "envoy")
+	require.NoError(tb, os.WriteFile(path, b.Bytes(), 0o600))
 	return path
 }
 
@@ -84,10 +84,10 @@ func dump(stacks ...heldBy) *profile.Profile {
 	return p
 }
 
-func packed(t testing.TB, p *profile.Profile) []byte {
-	t.Helper()
+func packed(tb testing.TB, p *profile.Profile) []byte {
+	tb.Helper()
 	var b bytes.Buffer
-	require.NoError(t, p.Write(&b))
+	require.NoError(tb, p.Write(&b))
 	return b.Bytes()
 }
 

@@ -52,8 +52,8 @@ func newNames(p *profile.Profile, table *rtti.Table, symbols string) (names, err
 	return n, nil
 }
 
-// sameBuild says whether a dump is of a binary. An id does not say all: Envoy's is the commit, which
-// the binaries of both machines have.
+// sameBuild says whether a dump is of a binary. An id does not say all: Envoy's is the commit,
+// which the binaries of both machines have.
 func sameBuild(p *profile.Profile, table *rtti.Table) error {
 	if len(p.Mapping) == 0 {
 		return nil
@@ -122,8 +122,8 @@ func symbolFrame(table *rtti.Table, address uint64, mangled string, classes map[
 	return r
 }
 
-// plumbing says whether a name is of what others are built of: the allocator, and the libraries that
-// keep what they are given.
+// plumbing says whether a name is of what others are built of: the allocator, and the libraries
+// that keep what they are given.
 func plumbing(name string) bool {
 	for _, prefix := range []string{
 		"std::", "absl::", "__cxxabiv1::", "__gnu_cxx::", "tcmalloc::", "TCMalloc", "operator new", "malloc", "calloc", "realloc", "aligned_alloc",

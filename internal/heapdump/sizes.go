@@ -108,9 +108,9 @@ var errOther = errors.New("it is not what google's TCMalloc says: another alloca
 // ParseSizes reads TCMalloc's statistics, as Envoy's /memory/tcmalloc has them.
 //
 // Of a size that has several objects in a span, the number of its pages is told, and with it how
-// many objects they have room for. Of one that fills a span, no page is told: the spans of that many
-// pages are told, and those are its own that no other size has. In both, the objects that wait in
-// caches are not in use.
+// many objects they have room for. Of one that fills a span, no page is told: the spans of that
+// many pages are told, and those are its own that no other size has. In both, the objects that wait
+// in caches are not in use.
 func ParseSizes(text []byte) ([]Size, error) {
 	if !bytes.HasPrefix(text, []byte("See https://github.com/google/tcmalloc")) {
 		return nil, errOther
@@ -162,7 +162,8 @@ func ParseSizes(text []byte) ([]Size, error) {
 	return append(sizes, Size{0, rest}), nil
 }
 
-// number is one of at most 13 digits, which is more than any process has of bytes; a longer one is 0.
+// number is one of at most 13 digits, which is more than any process has of bytes; a longer one is
+// 0.
 func number(digits []byte) int64 {
 	if len(digits) > 13 {
 		return 0

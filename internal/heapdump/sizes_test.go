@@ -14,19 +14,19 @@ import (
 	"github.com/highwater-envoy/highwater/internal/profiles"
 )
 
-func file(t testing.TB, name string) []byte {
-	t.Helper()
+func file(tb testing.TB, name string) []byte {
+	tb.Helper()
 	data, err := os.ReadFile("testdata/" + name)
-	require.NoError(t, err)
+	require.NoError(tb, err)
 	return data
 }
 
-func unpacked(t testing.TB, name string) []byte {
-	t.Helper()
-	r, err := gzip.NewReader(bytes.NewReader(file(t, name)))
-	require.NoError(t, err)
+func unpacked(tb testing.TB, name string) []byte {
+	tb.Helper()
+	r, err := gzip.NewReader(bytes.NewReader(file(tb, name)))
+	require.NoError(tb, err)
 	text, err := io.ReadAll(r)
-	require.NoError(t, err)
+	require.NoError(tb, err)
 	return text
 }
 

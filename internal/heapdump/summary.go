@@ -13,8 +13,8 @@ import (
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
 
-// SampleEvery is how many bytes TCMalloc allocates between two samples, on average: its own default,
-// which Envoy leaves as it is.
+// SampleEvery is how many bytes TCMalloc allocates between two samples, on average: its own
+// default, which Envoy leaves as it is.
 const SampleEvery = 2 << 20
 
 // Summary is what is in a dump, in short. Sizes are bytes.

@@ -91,7 +91,8 @@ func entries(data []byte, within bool) (all int, err error) {
 			}
 			all += more
 		case !within:
-			// It may be a list of numbers, such as a stack, of one byte each: an eighth of an entry.
+			// It may be a list of numbers, such as a stack, of one byte each: an eighth of an
+			// entry.
 			all += len(value) / 8
 		}
 		data = data[n:]

@@ -33,7 +33,7 @@ func (im *image) relocate() error {
 	if im.machine == elf.EM_AARCH64 {
 		relative, absolute = uint32(elf.R_AARCH64_RELATIVE), uint32(elf.R_AARCH64_ABS64)
 	}
-	list, err := im.table(elf.DT_RELA, elf.DT_RELASZ, maxRelocations)
+	list, err := im.table(elf.DT_RELA, elf.DT_RELASZ, maxRelocations) //nolint:misspell // its name
 	if err != nil {
 		return err
 	}

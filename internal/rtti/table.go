@@ -2,8 +2,8 @@
 // to.
 //
 // A release binary of Envoy has lost its symbols, but not its runtime type information, which
-// dynamic_cast and exceptions need: each class with a virtual function has a typeinfo, with its name
-// and its bases, and a vtable, which begins with a pointer to that typeinfo and goes on with
+// dynamic_cast and exceptions need: each class with a virtual function has a typeinfo, with its
+// name and its bases, and a vtable, which begins with a pointer to that typeinfo and goes on with
 // pointers to the functions. Relocations tell where pointers are. The layout is that of the Itanium
 // C++ ABI, sections 2.5 and 2.9.
 //
@@ -101,8 +101,8 @@ func (t *Table) EachClass(f func(mangled string)) {
 // Address is where a byte of the binary's file is in memory, as linked.
 func (t *Table) Address(offset uint64) (uint64, bool) { return address(t.loads, offset) }
 
-// Maps says whether a process may have mapped the binary's code by so many bytes from a place in its
-// file, but for what pages round. It tells binaries apart that have one build id.
+// Maps says whether a process may have mapped the binary's code by so many bytes from a place in
+// its file, but for what pages round. It tells binaries apart that have one build id.
 func (t *Table) Maps(offset, size uint64) bool {
 	const round = 64 << 10 // the largest page
 	near := func(a, b uint64) bool { return a-b < round || b-a < round }

@@ -131,7 +131,8 @@ func TestNames(t *testing.T) {
 	}
 }
 
-// A file may be anything. Each of these is refused, or has fewer classes, in little time and memory.
+// A file may be anything. Each of these is refused, or has fewer classes, in little time and
+// memory.
 func TestBinariesOfAnySort(t *testing.T) {
 	whole := house.Bytes()
 	edited := func(at int, b ...byte) []byte {
@@ -230,9 +231,8 @@ func FuzzBuild(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, low, data []byte) {
 		// What is between headers and data has nothing that is read.
-		whole := make([]byte, 0x180_000)
-		copy(whole, low)
-		whole = append(whole, data...)
+		low = low[:min(len(low), 0x180_000)]
+		whole := slices.Concat(low, make([]byte, 0x180_000-len(low)), data)
 		table, err := Build(bytes.NewReader(whole))
 		if err != nil {
 			return

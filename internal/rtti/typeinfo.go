@@ -165,7 +165,9 @@ func (im *image) readClass(at uint64, k kind) *class {
 // mangled says whether a name can be that of a type.
 func mangled(name string) bool {
 	for _, r := range []byte(name) {
-		if r != '_' && r != '$' && r != '.' && !('0' <= r && r <= '9' || 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z') {
+		switch {
+		case r == '_', r == '$', r == '.', '0' <= r && r <= '9', 'a' <= r && r <= 'z', 'A' <= r && r <= 'Z':
+		default:
 			return false
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"debug/elf"
 	"encoding/binary"
+	"slices"
 )
 
 // Class is one with virtual functions.
@@ -192,7 +193,7 @@ func (w *writer) tables() (dynamic []uint64) {
 	if w.Machine == elf.EM_AARCH64 {
 		relative, absolute = uint64(elf.R_AARCH64_RELATIVE), uint64(elf.R_AARCH64_ABS64)
 	}
-	rela := w.at()
+	relocations := w.at()
 	for _, i := range w.pointers {
 		if !w.Packed {
 			w.le([3]uint64{dataAddress + 8*uint64(i), relative, w.data[i]})
@@ -204,7 +205,7 @@ func (w *writer) tables() (dynamic []uint64) {
 			w.le([3]uint64{dataAddress + 8*uint64(i), uint64(kind+1)<<32 | absolute, 16})
 		}
 	}
-	dynamic = append(dynamic, uint64(elf.DT_RELA), rela, uint64(elf.DT_RELASZ), uint64(w.low.Len())-rela)
+	dynamic = append(dynamic, uint64(elf.DT_RELA), relocations, uint64(elf.DT_RELASZ), uint64(w.low.Len())-relocations) //nolint:misspell // its name
 	if w.Packed {
 		relr := w.at()
 		for _, i := range w.pointers {
@@ -267,12 +268,10 @@ func (w *writer) file(frames, note elf.Prog64, dynamic int) []byte {
 		Type: uint16(elf.ET_DYN), Machine: uint16(w.Machine), Version: 1, Phoff: 64, Ehsize: 64, Phentsize: 56, Phnum: uint16(len(programs)),
 	}
 	copy(header.Ident[:], elf.ELFMAG+"\x02\x01\x01")
-	whole := make([]byte, dataOffset)
-	copy(whole, low)
-	whole = append(whole, data...)
+	whole := slices.Concat(low, make([]byte, dataOffset-len(low)), data)
 	if w.Symbols != nil {
 		header.Shoff, header.Shentsize, header.Shnum = uint64(len(whole)), 64, 3
-		whole = append(whole, w.sections(uint64(len(whole)))...)
+		whole = slices.Concat(whole, w.sections(uint64(len(whole))))
 	}
 	var head bytes.Buffer
 	_ = binary.Write(&head, binary.LittleEndian, header)
