@@ -81,6 +81,7 @@ func Read(ctx context.Context, source Source) (*profile.Profile, Summary, error)
 		return nil, summary, source.explain(err)
 	}
 	summary.Binary, summary.BuildID, summary.Cached, summary.Took = path, table.BuildID, opened.Cached, time.Since(began)
+	summary.Functions, summary.WithClass = table.Functions()
 	if opened.Kept != nil {
 		summary.note("the table of classes is made again each time: %v", opened.Kept)
 	}

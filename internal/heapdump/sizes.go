@@ -90,10 +90,10 @@ func weigh(p *profile.Profile, sizes []Size) weighed {
 // What is read of TCMalloc's statistics. Its own documentation is docs/stats.md of
 // github.com/google/tcmalloc.
 var (
-	inUse     = regexp.MustCompile(`(?m)^MALLOC: +(\d+) \([^)]*\) Bytes in use by application`)
-	pageBytes = regexp.MustCompile(`(?m)^MALLOC: +(\d+) +Tcmalloc page size`)
-	classLine = regexp.MustCompile(`(?m)^class +\d+ \[ *(\d+) bytes \] : +(\d+) objs;[^;]*;[^;]*; +(\d+) live pages; spans: +(\d+) ret / +(\d+) req`)
-	spanLine  = regexp.MustCompile(`(?m)^HugePageAware: +(\d+) page info: +\d+ / +\d+ a/f, +(\d+) `)
+	inUse     = regexp.MustCompile(`^MALLOC: +(\d+) \([^)]*\) Bytes in use by application`)
+	pageBytes = regexp.MustCompile(`^MALLOC: +(\d+) +Tcmalloc page size`)
+	classLine = regexp.MustCompile(`^class +\d+ \[ *(\d+) bytes \] : +(\d+) objs;[^;]*;[^;]*; +(\d+) live pages; spans: +(\d+) ret / +(\d+) req`)
+	spanLine  = regexp.MustCompile(`^HugePageAware: +(\d+) page info: +\d+ / +\d+ a/f, +(\d+) `)
 )
 
 const (
@@ -105,6 +105,14 @@ const (
 
 var errOther = errors.New("it is not what google's TCMalloc says: another allocator has no sizes to correct by")
 
+// statistics are the numbers that are read.
+type statistics struct {
+	application, page int64
+	sizes             []int64 // of objects, as they come
+	live, cached      map[int64]int64
+	spans             map[int64]int64 // pages of a span to how many are in use, of sizes that are alone in theirs
+}
+
 // ParseSizes reads TCMalloc's statistics, as Envoy's /memory/tcmalloc has them.
 //
 // Of a size that has several objects in a span, the number of its pages is told, and with it how
@@ -115,51 +123,73 @@ func ParseSizes(text []byte) ([]Size, error) {
 	if !bytes.HasPrefix(text, []byte("See https://github.com/google/tcmalloc")) {
 		return nil, errOther
 	}
-	first := func(r *regexp.Regexp) int64 {
-		m := r.FindSubmatch(text)
-		if m == nil {
-			return 0
+	s := statistics{live: map[int64]int64{}, cached: map[int64]int64{}, spans: map[int64]int64{}}
+	var classes [][][]byte
+	spans := 0
+	for line := range bytes.Lines(text) {
+		switch {
+		case bytes.HasPrefix(line, []byte("MALLOC: ")):
+			s.total(line)
+		case bytes.HasPrefix(line, []byte("class ")) && len(classes) < maxLines:
+			if m := classLine.FindSubmatch(line); m != nil {
+				classes = append(classes, m)
+			}
+		case bytes.HasPrefix(line, []byte("HugePageAware: ")) && spans < maxLines:
+			if m := spanLine.FindSubmatch(line); m != nil {
+				s.spans[number(m[1])] += number(m[2])
+				spans++
+			}
 		}
-		return number(m[1])
 	}
-	application, page := first(inUse), first(pageBytes)
-	lines := classLine.FindAllSubmatch(text, maxLines)
-	if application <= 0 || page <= 0 || page > maxSize || len(lines) == 0 {
+	if s.application <= 0 || s.page <= 0 || s.page > maxSize || len(classes) == 0 {
 		return nil, errOther
 	}
-	spans := map[int64]int64{} // pages of a span to how many there are in use
-	for _, m := range spanLine.FindAllSubmatch(text, maxLines) {
-		spans[number(m[1])] += number(m[2])
+	for _, m := range classes {
+		s.class(number(m[1]), number(m[2]), number(m[3]), number(m[5])-number(m[4]))
 	}
-	live, cached := map[int64]int64{}, map[int64]int64{}
-	var order []int64
-	for _, m := range lines {
-		size, free, pages, spansNow := number(m[1]), number(m[2]), number(m[3]), number(m[5])-number(m[4])
-		if size <= 0 || size > maxSize {
-			continue
-		}
-		if !slices.Contains(order, size) {
-			order = append(order, size)
-		}
-		cached[size] += free
-		if pages > 0 && spansNow > 0 {
-			perSpan := pages / spansNow
-			spans[perSpan] -= spansNow
-			live[size] += spansNow * (perSpan * page / size)
-		}
+	return s.sums(), nil
+}
+
+// total reads a line with a sum, of which the first counts.
+func (s *statistics) total(line []byte) {
+	if m := inUse.FindSubmatch(line); m != nil && s.application == 0 {
+		s.application = number(m[1])
 	}
-	sizes := make([]Size, 0, len(order)+1)
-	rest := application
-	for _, size := range order {
-		objects := live[size]
-		if n := size / page; objects == 0 && size%page == 0 {
-			objects = spans[n]
-		}
-		s := Size{size, min(max(0, objects-cached[size]), rest/size) * size}
-		rest -= s.Live
-		sizes = append(sizes, s)
+	if m := pageBytes.FindSubmatch(line); m != nil && s.page == 0 {
+		s.page = number(m[1])
 	}
-	return append(sizes, Size{0, rest}), nil
+}
+
+// class adds a size class with so many objects in caches, pages, and spans.
+func (s *statistics) class(size, cached, pages, spans int64) {
+	if size <= 0 || size > maxSize {
+		return
+	}
+	if _, known := s.cached[size]; !known {
+		s.sizes = append(s.sizes, size)
+	}
+	s.cached[size] += cached
+	if pages > 0 && spans > 0 {
+		perSpan := pages / spans
+		s.spans[perSpan] -= spans
+		s.live[size] += spans * (perSpan * s.page / size)
+	}
+}
+
+// sums are what the objects of each size take.
+func (s *statistics) sums() []Size {
+	sums := make([]Size, 0, len(s.sizes)+1)
+	rest := s.application
+	for _, size := range s.sizes {
+		objects := s.live[size]
+		if objects == 0 && size%s.page == 0 {
+			objects = s.spans[size/s.page]
+		}
+		sum := Size{size, min(max(0, objects-s.cached[size]), rest/size) * size}
+		rest -= sum.Live
+		sums = append(sums, sum)
+	}
+	return append(sums, Size{0, rest})
 }
 
 // number is one of at most 13 digits, which is more than any process has of bytes; a longer one is

@@ -29,11 +29,14 @@ type Summary struct {
 
 	Classes []Class `json:"classes"` // that hold most, the first one most; at most maxClasses
 
-	Binary  string        `json:"binary"` // by which it was read
-	BuildID string        `json:"build_id"`
-	Cached  bool          `json:"cached"`  // its classes were known already
-	Took    time.Duration `json:"took_ns"` // to know them
-	Notes   []string      `json:"notes,omitempty"`
+	Binary    string        `json:"binary"` // by which it was read
+	BuildID   string        `json:"build_id"`
+	Functions int           `json:"functions"` // that it has
+	WithClass int           `json:"with_class"`
+	Cached    bool          `json:"cached"`  // its classes were known already
+	Took      time.Duration `json:"took_ns"` // to know them
+
+	Notes []string `json:"notes,omitempty"` // what could not be done
 }
 
 // Class is one that holds memory.
@@ -135,6 +138,11 @@ func (s *Summary) Write(out io.Writer, lines int) error {
 		}
 	}
 	_ = table.Flush()
+	from := "found"
+	if s.Cached {
+		from = "read from the cache"
+	}
+	fmt.Fprintf(&b, "\nclasses of %d of %d functions of %s, %s in %v\n", s.WithClass, s.Functions, clean(s.Binary), from, s.Took.Round(time.Millisecond))
 	_, err := io.WriteString(out, b.String())
 	return err
 }
