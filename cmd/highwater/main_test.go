@@ -29,6 +29,7 @@ func TestRun(t *testing.T) {
 		usage:                             {{"help"}, {"-h"}, {"-help"}, {"--help"}, {"help", "help"}, {"help", "-h"}, {"help", "version"}, {"version", "-h"}},
 		checkUsage:                        {{"help", "check"}, {"check", "-h"}, {"check", "--help"}},
 		pprofUsage:                        {{"help", "pprof"}, {"pprof", "-h"}},
+		heapUsage:                         {{"help", "heap"}, {"heap", "-h"}},
 		serveUsage:                        {{"help", "serve"}, {"serve", "-h"}, {"serve", "-help"}},
 		"the configuration, YAML or JSON": {{"help", "serve"}},
 		"highwater serve -config FILE [-grpc 127.0.": {{"serve", "--help"}},

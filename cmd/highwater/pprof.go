@@ -1,8 +1,6 @@
 package main
 
 import (
-	"bytes"
-	"compress/gzip"
 	"context"
 	"errors"
 	"flag"
@@ -21,10 +19,10 @@ import (
 
 	"github.com/google/pprof/driver"
 	"github.com/google/pprof/profile"
-	"google.golang.org/protobuf/encoding/protowire"
 
 	"github.com/highwater-envoy/highwater/internal/input"
 	"github.com/highwater-envoy/highwater/internal/peak"
+	"github.com/highwater-envoy/highwater/internal/profiles"
 	"github.com/highwater-envoy/highwater/internal/reservoir"
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
@@ -47,13 +45,12 @@ highwater serve, or a file that -o wrote. Prints a table, whose first line says 
 Of each source 8MiB are read at most, as they come and unpacked, of all together 32MiB, in 30s each.
 `
 
-// What sources may cost: each may be anything, and says what it likes.
+// What sources may cost: each may be anything, and says what it likes. One of profiles.MaxBytes has
+// some 50,000 requests, where a worker keeps 512.
 const (
 	fetchTimeout = 30 * time.Second
 	maxRedirects = 3
-	maxProfile   = 8 * unit.MiB  // as it comes, and unpacked: some 50,000 requests, where a worker keeps 512
 	maxProfiles  = 32 * unit.MiB // unpacked, of all together
-	maxEntries   = 500_000       // requests, their labels, frames and the like of one: parsed, each takes up to 150 bytes
 )
 
 func pprof(args []string, stdout, stderr io.Writer) int {
@@ -140,80 +137,18 @@ func (f *fetcher) fetch(source, which string) (*profile.Profile, error) {
 	if err != nil {
 		return nil, err
 	}
-	if data, err = unpack(data); err != nil {
+	if data, err = profiles.Unpack(data); err != nil {
 		return nil, err
 	}
 	f.left -= unit.Bytes(len(data))
-	if err := few(data); err != nil {
-		return nil, err
-	}
-	p, err := profile.ParseUncompressed(data)
-	if err == nil {
-		err = p.CheckValid()
-	}
+	p, err := profiles.Parse(data)
 	if err != nil {
-		return nil, fmt.Errorf("it is no profile: %w", err)
+		return nil, err
 	}
 	if len(p.SampleType) != 2 || p.SampleType[0].Type != "requests" || p.SampleType[1].Type != "held" {
 		return nil, errors.New("a profile, but not one of requests that hold memory")
 	}
 	return p, nil
-}
-
-// unpack is what a packed profile is, and what is not packed as it is.
-func unpack(data []byte) ([]byte, error) {
-	if !bytes.HasPrefix(data, []byte{0x1f, 0x8b}) {
-		return data, nil
-	}
-	packed, err := gzip.NewReader(bytes.NewReader(data))
-	if err != nil {
-		return nil, fmt.Errorf("it can't be unpacked: %w", err)
-	}
-	data, err = input.ReadFrom(packed, "the profile, unpacked,", maxProfile)
-	if err != nil && !errors.Is(err, input.ErrTooLarge) {
-		err = fmt.Errorf("it can't be unpacked: %w", err)
-	}
-	return data, err
-}
-
-// few says whether a profile has few enough entries, before anything is made of it: an empty one is
-// two bytes, and some hundred when it is parsed.
-func few(data []byte) error {
-	n, err := entries(data, true)
-	switch {
-	case err != nil:
-		return fmt.Errorf("it is no profile: %w", err)
-	case n > maxEntries:
-		return fmt.Errorf("the profile has more than %d entries, which is more than is read", maxEntries)
-	}
-	return nil
-}
-
-// entries counts the fields of a profile, and of its samples and locations, of which one may have
-// any number too.
-func entries(data []byte, within bool) (all int, err error) {
-	const samples, locations = 2, 4
-	for len(data) > 0 {
-		field, kind, n := protowire.ConsumeTag(data)
-		if n < 0 {
-			return all, protowire.ParseError(n)
-		}
-		data = data[n:]
-		if n = protowire.ConsumeFieldValue(field, kind, data); n < 0 {
-			return all, protowire.ParseError(n)
-		}
-		all++
-		if within && kind == protowire.BytesType && (field == samples || field == locations) {
-			value, _ := protowire.ConsumeBytes(data)
-			more, err := entries(value, false)
-			if err != nil {
-				return all, err
-			}
-			all += more
-		}
-		data = data[n:]
-	}
-	return all, nil
 }
 
 // read is what a source says, whatever that is.
@@ -222,7 +157,7 @@ func read(source, which string) ([]byte, error) {
 		if which != "" {
 			return nil, errors.New("-peak is for URLs: a file is of one peak")
 		}
-		return input.Read(source, maxProfile)
+		return input.Read(source, profiles.MaxBytes)
 	}
 	u, err := url.Parse(source)
 	if err != nil {
@@ -260,7 +195,7 @@ func read(source, which string) ([]byte, error) {
 		text, _ := io.ReadAll(io.LimitReader(res.Body, 1<<10))
 		return nil, fmt.Errorf("%s: %s", res.Status, peak.Clean(strings.TrimSpace(string(text))))
 	}
-	return input.ReadFrom(res.Body, "the answer", maxProfile)
+	return input.ReadFrom(res.Body, "the answer", profiles.MaxBytes)
 }
 
 // difference is the sum of the profiles less that of the base.

@@ -171,6 +171,7 @@ func serveUntil(ctx context.Context, o settings, hangup <-chan os.Signal, log *s
 	registry.MustRegister(figures{a})
 	mux := a.server.Admin(registry, func() any { return a.watching().Status() })
 	mux.HandleFunc("GET /memory", func(w http.ResponseWriter, r *http.Request) { a.watching().Memory().ServeHTTP(w, r) })
+	mux.Handle("GET /debug/heap", a.heapInTurn())
 
 	grpcListener, err := listen(ctx, o.grpc)
 	if err != nil {
