@@ -23,6 +23,7 @@ const (
 var StatsPath = "/stats?format=json&usedonly&filter=" + url.QueryEscape(`(`+strings.Join([]string{
 	`downstream_(cx|rq|pre_cx)_active`, `downstream_cx_ssl_active`, `upstream_(cx|rq|rq_pending)_active`, `_cx_[rt]x_bytes_buffered`, `pending_send_bytes`,
 	`cluster_manager\.active_clusters`, `total_listeners_active`, `wasm\..*\.active`, `upstream_rq_retry`, `upstream_rq_retry_overflow`, `\.compressed`,
+	`highwater_limit_bytes`,
 }, `|`)+`)$`)
 
 // Gauges are what Envoy counts, as far as memory goes with it. The admin interface's own
@@ -49,8 +50,9 @@ type Gauges struct {
 	Listeners int64 `json:"listeners"`
 	WasmVMs   int64 `json:"wasm_vms"`
 
-	Retries    int64 `json:"retries"`    // that there were, or would have been but for their limit
-	Compressed int64 `json:"compressed"` // responses that compressors have compressed
+	Retries    int64 `json:"retries"`     // that there were, or would have been but for their limit
+	Compressed int64 `json:"compressed"`  // responses that compressors have compressed
+	GuardLimit int64 `json:"guard_limit"` // the budget of Highwater's plugin, bytes; 0 = it does not run
 
 	// Active are the gauges by name that count connections, requests and streams.
 	Active map[string]int64 `json:"active,omitempty"`
@@ -135,6 +137,10 @@ func (g *Gauges) add(name string, v int64) {
 	if strings.HasPrefix(name, "listener.") && strings.HasSuffix(name, ".downstream_cx_active") && !strings.Contains(name, ".worker_") {
 		g.Connections = min(g.Connections+v, maxBytes)
 		g.keep(name, v)
+		return
+	}
+	if strings.HasSuffix(name, "highwater_limit_bytes") {
+		g.GuardLimit = v
 		return
 	}
 	for _, s := range sums {

@@ -1,0 +1,74 @@
+package gather
+
+import (
+	"context"
+	"time"
+
+	"github.com/highwater-envoy/highwater/internal/doctor"
+)
+
+// Sink takes in how many objects of each size were live at a time. Package doctor's Growth is one.
+type Sink interface {
+	Add(at time.Time, live map[int64]int64)
+}
+
+// Watch reads again and again.
+type Watch struct {
+	Read func(context.Context) doctor.Sample
+	// Every is the time between two samples; 0 = 5 s. It is longer where a sample takes more than
+	// 1/200 of it, by the clock: Envoy's main thread answers, and is to spend less than 1 % of its
+	// time on that.
+	Every time.Duration
+	Sinks []Sink
+	// Seen is told of each sample; nil = nobody is.
+	Seen func(doctor.Sample)
+}
+
+const (
+	watchEvery = 5 * time.Second
+	watchShare = 200
+	watchMost  = time.Minute
+	lastAfter  = time.Second
+)
+
+// Run reads until the context ends, and returns the first sample and the last. There is always one.
+func (w *Watch) Run(ctx context.Context) (first, last doctor.Sample) {
+	for n := 0; ; n++ {
+		began := time.Now()
+		// The end of watching is no reason to break off what is being read: Read has limits of its own.
+		s := w.Read(context.WithoutCancel(ctx))
+		if n == 0 {
+			first = s
+		}
+		last = s
+		w.tell(s)
+		took := time.Since(began)
+		every := w.Every
+		if every <= 0 {
+			every = watchEvery
+		}
+		timer := time.NewTimer(max(every-took, min(watchShare*took, watchMost)))
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			if time.Since(began) > min(every, lastAfter) { // what it is like at the end counts
+				last = w.Read(context.WithoutCancel(ctx))
+				w.tell(last)
+			}
+			return first, last
+		}
+	}
+}
+
+func (w *Watch) tell(s doctor.Sample) {
+	if s.Allocator != nil && len(s.Allocator.Classes) > 0 {
+		live := s.Allocator.Live()
+		for _, sink := range w.Sinks {
+			sink.Add(s.Time, live)
+		}
+	}
+	if w.Seen != nil {
+		w.Seen(s)
+	}
+}
