@@ -138,16 +138,13 @@ func Examine(in Input) Report {
 	return r
 }
 
-// limitOf is what Envoy may have: what the caller says, its container's limit, or the guard's.
+// limitOf is what Envoy may have: what the caller says, else its container's limit; 0 = there is none.
 func limitOf(in Input) int64 {
 	if in.Limit > 0 {
 		return in.Limit
 	}
 	if c := in.Now.Container; c != nil && c.Limit > 0 && c.Limit < cgroup.NoLimit {
 		return c.Limit
-	}
-	if g := in.Now.Gauges; g != nil {
-		return g.GuardLimit
 	}
 	return 0
 }

@@ -55,11 +55,24 @@ func (g *Growth) Add(at time.Time, live map[int64]int64) {
 func (g *Growth) Over() time.Duration { return g.To.Sub(g.From) }
 
 // growthPerMinute is from which growth of a class is told: less is what traffic does.
-const growthPerMinute = 2 * 1 << 20
+const (
+	growthPerMinute = 2 << 20
+	leastWatched    = 30 * time.Second
+)
+
+// loadGrew says whether there is more load than at first, by a tenth: then all that has to do with
+// it grew too.
+func (p *patient) loadGrew() bool {
+	if p.in.First == nil || p.in.First.Gauges == nil {
+		return false
+	}
+	old, now := p.in.First.Gauges, p.gauges()
+	return now.Requests > old.Requests+old.Requests/10 || now.Connections > old.Connections+old.Connections/10
+}
 
 func classGrows(p *patient) {
 	g := p.in.Growth
-	if g == nil || g.Over() < 10*time.Second || len(g.Classes) == 0 {
+	if g == nil || g.Over() < leastWatched || len(g.Classes) == 0 || p.loadGrew() {
 		return
 	}
 	c := g.Classes[0]

@@ -30,6 +30,7 @@ type Peak struct {
 // Page is the report with its history, as one page of HTML that asks nobody for anything.
 type Page struct {
 	Report  *Report
+	Limit   int64   // a line of the chart, bytes, where the report has no limit; 0 = none
 	History []Point // oldest first; fewer than two = there is no chart
 	Peaks   []Peak
 	Refresh time.Duration // the browser loads it again after so long; 0 = never
@@ -120,13 +121,15 @@ type area struct {
 }
 
 type tick struct {
-	At   float64
-	Text string
+	At     float64
+	Text   string
+	Anchor string
 }
 
 type mark struct {
 	X, Y       float64
-	Text, Link string
+	Text, Link string // Text: empty where there is no room for it
+	Title      string
 	Anchor     string // of the text: start, middle or end
 }
 
@@ -141,7 +144,7 @@ func chartOf(p *Page) *chart {
 	for i := range points {
 		top = max(top, points[i].Resident())
 	}
-	limit := p.Report.Limit
+	limit := cmp.Or(p.Report.Limit, p.Limit)
 	if limit > 0 && limit < 4*top {
 		top = max(top, limit)
 	}
@@ -159,11 +162,12 @@ func chartOf(p *Page) *chart {
 		return float64(c.Bottom) - float64(n)/float64(top)*float64(c.Bottom-c.Top)
 	}
 	for n := int64(0); n <= top; n += step {
-		c.YTicks = append(c.YTicks, tick{y(n), human(n)})
+		c.YTicks = append(c.YTicks, tick{At: y(n), Text: human(n)})
 	}
 	for i := range 6 {
 		at := from.Add(span * time.Duration(i) / 5)
-		c.XTicks = append(c.XTicks, tick{x(at), at.UTC().Format("15:04:05")})
+		anchor := [...]string{0: "start", 5: "end"}[i]
+		c.XTicks = append(c.XTicks, tick{x(at), at.UTC().Format("15:04:05"), cmp.Or(anchor, "middle")})
 	}
 	if limit > 0 && limit <= top {
 		c.LimitY, c.Limit = y(limit), "limit "+human(limit)
@@ -207,16 +211,24 @@ func areas(points []Point, x func(time.Time) float64, y func(int64) float64) (li
 	return list
 }
 
+// labelWidth is what the text of a mark takes at least: of two that are nearer one has none.
+const labelWidth = 110
+
 // marks are the highest point, and the peaks of the guard's that lie on the chart.
 func marks(p *Page, points []Point, x func(time.Time) float64, y func(int64) float64) (list []mark) {
-	const maxMarks = 8
+	const maxMarks = 16
 	put := func(at time.Time, n int64, text, link string) {
-		m := mark{X: x(at), Y: y(n), Text: text, Link: link, Anchor: "middle"}
+		m := mark{X: x(at), Y: y(n), Title: text, Text: text, Link: link, Anchor: "middle"}
 		switch {
-		case m.X < marginLeft+90:
+		case m.X < marginLeft+labelWidth/2:
 			m.Anchor = "start"
-		case m.X > chartWidth-marginRight-90:
+		case m.X > chartWidth-marginRight-labelWidth/2:
 			m.Anchor = "end"
+		}
+		for _, o := range list {
+			if o.Text != "" && m.X-o.X < labelWidth && o.X-m.X < labelWidth {
+				m.Text = ""
+			}
 		}
 		list = append(list, m)
 	}
@@ -226,11 +238,22 @@ func marks(p *Page, points []Point, x func(time.Time) float64, y func(int64) flo
 		if len(list) == maxMarks {
 			break
 		}
-		if peak.At.Before(points[0].At) || peak.At.After(points[len(points)-1].At) {
-			continue
+		if !peak.At.Before(points[0].At) && !peak.At.After(points[len(points)-1].At) {
+			put(peak.At, residentAt(points, peak.At), peak.Label, peak.URL)
 		}
-		i, _ := slices.BinarySearchFunc(points, peak.At, func(a Point, at time.Time) int { return a.At.Compare(at) })
-		put(peak.At, points[min(i, len(points)-1)].Resident(), peak.Label, peak.URL)
 	}
 	return list
+}
+
+// residentAt is on the line between the points before and after.
+func residentAt(points []Point, at time.Time) int64 {
+	i, _ := slices.BinarySearchFunc(points, at, func(a Point, at time.Time) int { return a.At.Compare(at) })
+	i = min(max(i, 1), len(points)-1)
+	a, b := &points[i-1], &points[i]
+	span := b.At.Sub(a.At)
+	if span <= 0 {
+		return b.Resident()
+	}
+	part := float64(at.Sub(a.At)) / float64(span)
+	return a.Resident() + int64(part*float64(b.Resident()-a.Resident()))
 }

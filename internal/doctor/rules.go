@@ -21,6 +21,7 @@ const (
 	WaitingPages    = "free-pages"
 	WasmGrows       = "wasm-grows"
 	WasmLarge       = "wasm-large"
+	BudgetBelowBase = "budget-below-base"
 	KernelSockets   = "kernel-sockets"
 	UnexplainedLoad = "unexplained-load"
 	ClassGrows      = "class-grows"
@@ -29,7 +30,7 @@ const (
 
 // rules are asked one after the other. Each looks at the patient, and says what it finds.
 var rules = []func(*patient){
-	nearLimit, limitBelowBase, manyClusters, keptBodies, wideBuffers, threadCaches, waitingPages, wasm, kernelSockets, unexplained, classGrows,
+	nearLimit, limitBelowBase, budgetBelowBase, manyClusters, keptBodies, wideBuffers, threadCaches, waitingPages, wasm, kernelSockets, unexplained, classGrows,
 }
 
 const mib = int64(unit.MiB)
@@ -96,6 +97,24 @@ func limitBelowBase(p *patient) {
 		Advice{
 			Setting: "the container's memory limit (resources.limits.memory)", Value: unit.Bytes(want).String(), Bytes: 0,
 			Brings: fmt.Sprintf("%s for requests in place of %s", human(want-base), human(max(limit-base, 0))),
+		})
+}
+
+// budgetBelowBase is the same for the budget of Highwater's plugin, which is about Envoy's heap.
+func budgetBelowBase(p *patient) {
+	m, budget := &p.report.Map, p.gauges().GuardLimit
+	if budget <= 0 || len(m.Inside) == 0 {
+		return
+	}
+	base := m.In(memorymap.StartUp) + m.In(memorymap.Clusters) + m.In(memorymap.Plugins)
+	if float64(base) < baseShare*float64(budget) {
+		return
+	}
+	want := round(int64(float64(base) / baseShare))
+	p.find(BudgetBelowBase, base, fmt.Sprintf("Without any load Envoy's heap has %s, %s of Highwater's budget of %s.", human(base), percent(base, budget), human(budget)),
+		Advice{
+			Setting: "budget.limit of Highwater's plugin", Value: unit.Bytes(want).String(),
+			Brings: fmt.Sprintf("%s for requests in place of %s", human(want-base), human(max(budget-base, 0))),
 		})
 }
 
@@ -273,14 +292,14 @@ func wasm(p *patient) {
 const socketsFrom = 64 // MiB
 
 func kernelSockets(p *patient) {
-	s := p.now.Sockets
+	s, of := p.now.Sockets, "this network namespace"
 	if c := p.now.Container; c != nil && c.Sock > 0 {
-		s = &c.Sock
+		s, of = &c.Sock, "its container"
 	}
 	if s == nil || *s < socketsFrom*mib || *s < p.whole()/10 {
 		return
 	}
-	p.find(KernelSockets, *s, fmt.Sprintf("The kernel holds %s for TCP sockets, which no figure of Envoy's has and the container pays.", human(*s)),
+	p.find(KernelSockets, *s, fmt.Sprintf("The kernel holds %s for TCP sockets of %s: no figure of Envoy's has it, and its container pays.", human(*s), of),
 		Advice{
 			Setting: "socket_options of the listener: SO_SNDBUF (level 1, name 7, state STATE_PREBIND)", Value: "int_value: 65536", Bytes: *s / 2,
 			Brings: "128KiB a connection at most, in place of up to 4MiB",

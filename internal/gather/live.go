@@ -82,9 +82,13 @@ func (l *Live) Read(ctx context.Context) doctor.Sample {
 // process reads what the kernel tells.
 func (l *Live) process(r *raw) {
 	var err error
-	if r.pid = l.given; r.pid == 0 {
+	switch r.pid = l.given; {
+	case r.pid != 0:
+	case l.at == nil:
+		err = errors.New("which process it is shows only where its admin interface answers: use -pid")
+	default:
 		if r.pid, _, err = observer.Process(l.root, l.at); err != nil {
-			err = fmt.Errorf("Envoy's process is not known, use -pid: %w", err)
+			err = fmt.Errorf("which process it is, is not to be seen (use -pid): %w", err)
 		}
 	}
 	if r.pid != l.infoOf {
