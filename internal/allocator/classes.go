@@ -94,8 +94,15 @@ func sortClasses(list []Class) {
 	slices.SortFunc(list, func(a, b Class) int { return cmp.Compare(a.Size, b.Size) })
 }
 
-// knownClassLine are the class lines of sections that are not needed here.
-var knownClassLine = regexp.MustCompile(`^class\s+\d+ \[\s*\d+ bytes \]\s*(:|live spans:|completed spans:|in )`)
+// otherClassLine says whether a line is of the sections that list classes for something that is not
+// needed here: class 7 [ 112 bytes ] : ..., live spans: ..., completed spans: ...
+func otherClassLine(line []byte) bool {
+	_, rest, ok := bytes.Cut(line, []byte(" bytes ]"))
+	rest = bytes.TrimLeft(rest, " ")
+	return ok && slices.ContainsFunc([]string{":", "live spans:", "completed spans:", "in "}, func(p string) bool {
+		return bytes.HasPrefix(rest, []byte(p))
+	})
+}
 
 // meant says whether a line is one that tcmalloc prints and nothing is taken from: histograms, time
 // series, headings. These begin as follows.

@@ -112,9 +112,12 @@ func figure(text []byte) (int64, bool) {
 // class keeps a class of the first section that has them; later ones tell of lists that are in it
 // already.
 func (r *reader) class(line []byte) {
-	m := classLine.FindSubmatch(line)
+	var m [][]byte
+	if bytes.Contains(line, []byte(" live pages;")) || bytes.Contains(line, []byte(" overhead MiB;")) {
+		m = classLine.FindSubmatch(line)
+	}
 	if m == nil {
-		if !knownClassLine.Match(line) {
+		if !otherClassLine(line) {
 			r.Notes.unknown(line)
 		}
 		return

@@ -24,9 +24,11 @@ type Watch struct {
 	Seen func(doctor.Sample)
 }
 
+// Share: of the time between two samples they take one part in so many, by the clock.
+const Share = 200
+
 const (
 	watchEvery = 5 * time.Second
-	watchShare = 200
 	watchMost  = time.Minute
 	lastAfter  = time.Second
 	retryAfter = time.Second
@@ -51,7 +53,7 @@ func (w *Watch) Run(ctx context.Context) (first, last doctor.Sample) {
 		if last.Totals == nil && last.Status == nil { // it is not there yet
 			every = min(every, retryAfter)
 		}
-		timer := time.NewTimer(max(every-took, min(watchShare*costs.add(took), watchMost)))
+		timer := time.NewTimer(max(every-took, min(Share*costs.add(took), watchMost)))
 		select {
 		case <-timer.C:
 		case <-ctx.Done():
