@@ -15,8 +15,8 @@ import (
 //	live = spans × objects in a span − free.
 //
 // Classes with one object in a span never keep spans in the central list, and say 0 pages: 8 KiB,
-// 16 KiB (the slices of Envoy's buffers), 32 KiB and so on. Of these the page allocator tells, which
-// counts all spans of so many pages: what is left of them without those of other classes.
+// 16 KiB (the slices of Envoy's buffers), 32 KiB and so on. Of these the page allocator tells,
+// which counts all spans of so many pages: what is left of them without those of other classes.
 func (r *reader) count() {
 	if !r.google { // gperftools tells what is free alone
 		for _, c := range r.classes {

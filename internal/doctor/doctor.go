@@ -138,7 +138,8 @@ func Examine(in Input) Report {
 	return r
 }
 
-// limitOf is what Envoy may have: what the caller says, else its container's limit; 0 = there is none.
+// limitOf is what Envoy may have: what the caller says, else its container's limit; 0 = there is
+// none.
 func limitOf(in Input) int64 {
 	if in.Limit > 0 {
 		return in.Limit

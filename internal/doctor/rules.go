@@ -28,6 +28,12 @@ const (
 	NearLimit       = "near-limit"
 )
 
+// names of the findings, as the reference has them.
+var findings = []string{
+	NearLimit, LimitBelowBase, BudgetBelowBase, ManyClusters, WideWindows, WideBuffers, KeptForRetries, KeptByFilters, ThreadCaches,
+	WaitingPages, WasmGrows, WasmLarge, KernelSockets, UnexplainedLoad, ClassGrows,
+}
+
 // rules are asked one after the other. Each looks at the patient, and says what it finds.
 var rules = []func(*patient){
 	nearLimit, limitBelowBase, budgetBelowBase, manyClusters, keptBodies, wideBuffers, threadCaches, waitingPages, wasm, kernelSockets, unexplained, classGrows,
@@ -149,8 +155,8 @@ const (
 	held = 160 << 10
 )
 
-// keptBodies finds bodies that are in no connection's buffer: what retries, mirrors and filters that
-// want the whole of it keep.
+// keptBodies finds bodies that are in no connection's buffer: what retries, mirrors and filters
+// that want the whole of it keep.
 func keptBodies(p *patient) {
 	g, buffers := p.gauges(), p.report.Map.In(memorymap.Buffers)
 	if g.Requests == 0 || buffers < 16*mib || buffers < p.whole()/10 || buffers/g.Requests < wideFrom || g.Buffered() > buffers/2 {

@@ -39,7 +39,8 @@ func (w *Watch) Run(ctx context.Context) (first, last doctor.Sample) {
 	var costs cost
 	for n := 0; ; n++ {
 		began := time.Now()
-		// The end of watching is no reason to break off what is being read: Read has limits of its own.
+		// The end of watching is no reason to break off what is being read: Read has limits of its
+		// own.
 		last = w.Read(context.WithoutCancel(ctx))
 		if n == 0 {
 			first = last

@@ -17,9 +17,9 @@ const (
 	maxNameSize = 512
 )
 
-// StatsPath is what Envoy is asked for: the gauges that memory goes with and four counters, of those
-// that were ever used. Envoy's main thread answers, so that the names are few and the format the
-// cheap one.
+// StatsPath is what Envoy is asked for: the gauges that memory goes with and three counters, of
+// those that were ever used. Envoy's main thread answers, so that the names are few and the format
+// is the cheap one.
 var StatsPath = "/stats?format=json&usedonly&filter=" + url.QueryEscape(`(`+strings.Join([]string{
 	`downstream_(cx|rq|pre_cx)_active`, `downstream_cx_ssl_active`, `upstream_(cx|rq|rq_pending)_active`, `_cx_[rt]x_bytes_buffered`, `pending_send_bytes`,
 	`cluster_manager\.active_clusters`, `total_listeners_active`, `wasm\..*\.active`, `upstream_rq_retry`, `upstream_rq_retry_overflow`, `\.compressed`,
@@ -38,8 +38,8 @@ type Gauges struct {
 	UpstreamRequests    int64 `json:"upstream_requests"`
 	Pending             int64 `json:"pending"` // requests that wait for an upstream connection
 
-	// Bytes in buffers, as their own gauges tell. What filters, retries and codecs keep is in none of
-	// them, and what is on its way from one to the other may be in two.
+	// Bytes in buffers, as their own gauges tell. What filters, retries and codecs keep is in none
+	// of them, and what is on its way from one to the other may be in two.
 	DownstreamRx int64 `json:"downstream_rx"`
 	DownstreamTx int64 `json:"downstream_tx"`
 	UpstreamRx   int64 `json:"upstream_rx"`

@@ -15,6 +15,11 @@ const (
 	Buffers     = "buffers"
 )
 
+// InsideNames are those of the second level, in their order.
+func InsideNames() []string {
+	return []string{StartUp, Clusters, Plugins, Connections, TLS, Requests, Buffers, Unexplained}
+}
+
 // The prices of the second level, bytes: what Envoy 1.40 had more of in its heap for each, by
 // size classes, without buffers. `go run ./bench/explain -prices` measures them again.
 const (
@@ -91,8 +96,8 @@ func (m *Map) inside(in Input, app int64) {
 			base.pages += more * priceCluster / 120 // 1.6 of 192 MiB
 		}
 		if g.WasmVMs > 0 {
-			// V8 keeps a module's code, and beside it in Envoy's heap its bytes and as much again of small
-			// objects as the code has.
+			// V8 keeps a module's code, and beside it in Envoy's heap its bytes, and of small
+			// objects nearly as much again as the code has.
 			code := m.Of(WasmCode)
 			plugins := min(shape.large, 3*code)
 			base.pages += code * 3 / 10

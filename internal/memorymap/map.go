@@ -57,6 +57,9 @@ var order = []string{
 	Binary, Libraries, Files, Shared, Stacks, WasmMemory, WasmCode, V8, Application, Caches, FreePages, Books, Brk, Unexplained,
 }
 
+// Names are those of the parts, in their order.
+func Names() []string { return slices.Clone(order) }
+
 // Map is where the memory is.
 type Map struct {
 	Resident int64  `json:"resident"` // of the process, bytes

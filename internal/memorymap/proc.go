@@ -170,8 +170,8 @@ func ParseStatus(text []byte) (s Status, err error) {
 	return s, nil
 }
 
-// ParseSockstat reads /proc/PID/net/sockstat: what the kernel holds for all TCP sockets of a network
-// namespace, bytes. page is the system's.
+// ParseSockstat reads /proc/PID/net/sockstat: what the kernel holds for all TCP sockets of a
+// network namespace, bytes. page is the system's.
 func ParseSockstat(text []byte, page int64) (int64, error) {
 	for line := range strings.Lines(string(text[:min(len(text), 1<<16)])) {
 		f := strings.Fields(line)
