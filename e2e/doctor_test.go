@@ -273,7 +273,7 @@ func TestDoctorRetries(t *testing.T) {
 	})
 }
 
-// What the map does not explain is set against the gauges: 60 responses that a compressor holds.
+// What the map does not explain is set against the gauges: 100 responses that a compressor holds.
 func TestDoctorCompressors(t *testing.T) {
 	s := start(t, setup{workers: 2, edit: func(c envoytest.Config) {
 		bare(c)
@@ -287,10 +287,10 @@ func TestDoctorCompressors(t *testing.T) {
 			}}}, hcm["http_filters"].([]any)...)
 		})
 	}})
-	for range 60 {
+	for range 100 {
 		s.dial("GET /bytes?n=100000&hold=1 HTTP/1.1\r\nhost: test\r\naccept-encoding: gzip\r\n\r\n")
 	}
-	_, err := s.Until(t.Context(), "downstream_rq_active", func(m map[string]float64) bool { return m["http.ingress.downstream_rq_active"] == 60 })
+	_, err := s.Until(t.Context(), "downstream_rq_active", func(m map[string]float64) bool { return m["http.ingress.downstream_rq_active"] == 100 })
 	require.NoError(t, err)
 	s.settled()
 	r := s.examine()

@@ -13,25 +13,25 @@ import (
 )
 
 // capture is a text that an allocator printed, of testdata.
-func capture(t testing.TB, name string) []byte {
-	t.Helper()
+func capture(tb testing.TB, name string) []byte {
+	tb.Helper()
 	f, err := os.Open(filepath.Join("testdata", name))
-	require.NoError(t, err)
+	require.NoError(tb, err)
 	defer f.Close()
 	var in io.Reader = f
 	if strings.HasSuffix(name, ".gz") {
 		in, err = gzip.NewReader(f)
-		require.NoError(t, err)
+		require.NoError(tb, err)
 	}
 	text, err := io.ReadAll(in)
-	require.NoError(t, err)
+	require.NoError(tb, err)
 	return text
 }
 
-func parse(t testing.TB, name string) *Report {
-	t.Helper()
-	r, err := Parse(capture(t, name))
-	require.NoError(t, err, name)
+func parse(tb testing.TB, name string) *Report {
+	tb.Helper()
+	r, err := Parse(capture(tb, name))
+	require.NoError(tb, err, name)
 	return r
 }
 

@@ -3,6 +3,7 @@ package allocator
 import (
 	"bytes"
 	"cmp"
+	"maps"
 	"regexp"
 	"slices"
 )
@@ -29,36 +30,22 @@ func (r *reader) count() {
 	if page < 4096 || page > 1<<20 {
 		page = 8192
 	}
-	left := map[int64]int64{} // spans by their pages, without those that are told of by a class
-	for pages, n := range r.live {
-		left[pages] = n
-	}
+	left := maps.Clone(r.live)  // spans by their pages, without those that are told of by a class
 	whole := map[int64]*Class{} // classes with one object in a span, by its pages
 	for _, c := range r.classes {
-		if c.pages == 0 {
-			if c.size%page == 0 {
-				w := whole[c.size/page] // cold objects have classes of their own, of the same sizes
-				if w == nil {
-					w = &Class{Size: c.size, Whole: true}
-					whole[c.size/page] = w
-				}
-				w.Free += c.free
-			} else if c.free > 0 {
-				r.Classes = append(r.Classes, Class{Size: c.size, Free: c.free})
+		switch {
+		case c.pages > 0:
+			r.Classes = append(r.Classes, c.packed(page, left))
+		case c.size%page == 0:
+			w := whole[c.size/page] // cold objects have classes of their own, of the same sizes
+			if w == nil {
+				w = &Class{Size: c.size, Whole: true}
+				whole[c.size/page] = w
 			}
-			continue
+			w.Free += c.free
+		case c.free > 0:
+			r.Classes = append(r.Classes, Class{Size: c.size, Free: c.free})
 		}
-		span := c.pages // one span, where the text does not tell how many there are
-		if c.live > 0 {
-			span = (c.pages + c.live - 1) / c.live
-			left[span] -= c.live
-		}
-		objects := c.pages / span * (span * page / c.size)
-		live := objects - c.free
-		if live < 0 { // the lists were read one after the other, and objects moved meanwhile
-			live = 0
-		}
-		r.Classes = append(r.Classes, Class{Size: c.size, Live: live, Free: c.free, Waste: max(c.pages*page-objects*c.size, 0)})
 	}
 	for pages, c := range whole {
 		c.Live = max(left[pages]-c.Free, 0)
@@ -75,6 +62,18 @@ func (r *reader) count() {
 	}
 	sortClasses(r.Classes)
 	r.Classes = merged(r.Classes)
+}
+
+// packed is a class with several objects in a span. Its spans are taken from those that are left.
+func (c *spans) packed(page int64, left map[int64]int64) Class {
+	span := c.pages // one span, where the text does not tell how many there are
+	if c.live > 0 {
+		span = (c.pages + c.live - 1) / c.live
+		left[span] -= c.live
+	}
+	objects := c.pages / span * (span * page / c.size)
+	// The lists were read one after the other, and objects moved meanwhile: there may be too few.
+	return Class{Size: c.size, Live: max(objects-c.free, 0), Free: c.free, Waste: max(c.pages*page-objects*c.size, 0)}
 }
 
 // merged adds up neighbours of one size.

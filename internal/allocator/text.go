@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"regexp"
 	"strconv"
+	"strings"
 )
 
 // reader reads the text that google's tcmalloc and gperftools print, which have their totals in
@@ -89,7 +90,7 @@ func (r *reader) total(line []byte) {
 	}
 	name := clip(m[2])
 	n, ok := figure(m[1])
-	if !ok && name != "Realized fragmentation (%)" {
+	if !ok && !strings.HasSuffix(name, " fragmentation (%)") { // which is nonsense in a young process
 		r.Notes.problem("%q is no size of %q", clip(m[1]), name)
 		return
 	}
@@ -122,18 +123,11 @@ func (r *reader) class(line []byte) {
 		}
 		return
 	}
-	var v [6]int64
-	for i, text := range m[1:] {
-		if len(text) == 0 {
-			continue
-		}
-		var ok bool
-		if v[i], ok = figure(text); !ok {
-			r.Notes.unknown(line)
-			return
-		}
+	number, c, ok := spansOf(m)
+	if !ok {
+		r.Notes.unknown(line)
+		return
 	}
-	number, c := v[0], &spans{size: v[1], free: v[2], pages: v[3], live: max(v[5]-v[4], 0)}
 	if c.size == 0 {
 		return // a number that this allocator has no class for
 	}
@@ -146,6 +140,20 @@ func (r *reader) class(line []byte) {
 	} else if old == nil && len(r.classes) < maxClasses {
 		r.classes[number] = c
 	}
+}
+
+// spansOf reads what classLine has matched. What is not there is 0.
+func spansOf(m [][]byte) (number int64, c *spans, ok bool) {
+	var v [6]int64
+	for i, text := range m[1:] {
+		if len(text) == 0 {
+			continue
+		}
+		if v[i], ok = figure(text); !ok {
+			return 0, nil, false
+		}
+	}
+	return v[0], &spans{size: v[1], free: v[2], pages: v[3], live: max(v[5]-v[4], 0)}, true
 }
 
 // page keeps how many spans of a size the page allocators have handed out. There are three of them,

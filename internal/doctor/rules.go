@@ -151,8 +151,12 @@ func manyClusters(p *patient) {
 const (
 	wideFrom = 256 << 10
 	narrow   = 64 << 10
-	// held is what a request holds with narrow buffers: two of them, and half as much again.
+	// held is what a request holds with narrow buffers: two of them, and half as much again. On
+	// Envoy 1.40 it was 107 KiB over HTTP/2, 156 over HTTP/1, and 173 with a body kept for retries.
 	held = 160 << 10
+	// heldNarrowWindow is what a stream holds with a narrow window and Envoy's default buffers: it
+	// was 1,039 KiB.
+	heldNarrowWindow = 1 << 20
 )
 
 // keptBodies finds bodies that are in no connection's buffer: what retries, mirrors and filters
@@ -187,14 +191,18 @@ func wideBuffers(p *patient) {
 	if p.now.Gauges == nil || buffers < 16*mib || buffers < p.whole()/10 || p.report.Has(KeptForRetries) || p.report.Has(KeptByFilters) {
 		return
 	}
-	if g.PendingSend > buffers/2 && buffers/users > wideFrom {
-		gain := max(buffers-users*held, 0)
+	if g.PendingSend > buffers/2 && buffers/users > 2*heldNarrowWindow {
+		gain, rest := buffers-users*heldNarrowWindow, users*(heldNarrowWindow-held)
 		p.find(WideWindows, buffers,
 			fmt.Sprintf("HTTP/2 streams hold %s that their clients do not read, %s for each of %d: Envoy buffers as much as its own stream window.",
 				human(buffers), human(buffers/users), users),
 			Advice{
 				Setting: "http2_protocol_options.initial_stream_window_size of the listener", Value: fmt.Sprint(narrow), Bytes: gain,
-				Brings: fmt.Sprintf("%s: a stream then holds some %s", human(gain), human(held)),
+				Brings: fmt.Sprintf("%s: a stream then holds some %s, which is the cluster's buffer", human(gain), human(heldNarrowWindow)),
+			},
+			Advice{
+				Setting: "per_connection_buffer_limit_bytes of the listener and of the clusters", Value: fmt.Sprint(narrow), Bytes: rest,
+				Brings: fmt.Sprintf("%s more: a stream then holds some %s", human(rest), human(held)),
 			},
 			Advice{
 				Setting: "http2_protocol_options.max_concurrent_streams of the listener", Value: "100",

@@ -165,9 +165,9 @@ func (l *Live) ask(ctx context.Context, path string, most int64) ([]byte, error)
 	res, err := l.client.Do(req)
 	if err != nil {
 		if errors.Is(err, context.DeadlineExceeded) {
-			return nil, fmt.Errorf("Envoy's admin interface at %s does not answer within %v", l.base, answerWithin)
+			return nil, fmt.Errorf("the admin interface at %s does not answer within %v", l.base, answerWithin)
 		}
-		return nil, fmt.Errorf("Envoy's admin interface: %w", errors.Unwrap(err))
+		return nil, fmt.Errorf("the admin interface: %w", err)
 	}
 	defer res.Body.Close()
 	if res.StatusCode != http.StatusOK {
@@ -179,7 +179,7 @@ func (l *Live) ask(ctx context.Context, path string, most int64) ([]byte, error)
 	}
 	text, err := readAll(res.Body, most)
 	if errors.Is(err, context.DeadlineExceeded) {
-		return nil, fmt.Errorf("Envoy's admin interface at %s does not finish its answer within %v", l.base, answerWithin)
+		return nil, fmt.Errorf("the admin interface at %s does not finish its answer within %v", l.base, answerWithin)
 	}
 	return text, err
 }

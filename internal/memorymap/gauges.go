@@ -79,18 +79,9 @@ func ParseStats(text []byte) (*Gauges, error) {
 		if n == maxGauges {
 			return nil, fmt.Errorf("%w: /stats has more than %d entries", ErrParse, maxGauges)
 		}
-		var s struct {
-			Name  string          `json:"name"`
-			Value json.RawMessage `json:"value"`
-		}
-		if err := d.Decode(&s); err != nil {
+		if err := g.decode(d); err != nil {
 			return nil, fmt.Errorf("%w: entry %d of /stats: %w", ErrParse, n, err)
 		}
-		var v int64
-		if len(s.Value) == 0 || json.Unmarshal(s.Value, &v) != nil || v < 0 || v > maxBytes {
-			continue // a text, a histogram, or nothing that can be counted
-		}
-		g.add(s.Name, v)
 	}
 	for range 2 {
 		if _, err := d.Token(); err != nil {
@@ -101,6 +92,22 @@ func ParseStats(text []byte) (*Gauges, error) {
 		return nil, fmt.Errorf("%w: behind /stats there is something else", ErrParse)
 	}
 	return g, nil
+}
+
+// decode reads one entry. A text, a histogram and what else is no number of anything is left out.
+func (g *Gauges) decode(d *json.Decoder) error {
+	var s struct {
+		Name  string          `json:"name"`
+		Value json.RawMessage `json:"value"`
+	}
+	if err := d.Decode(&s); err != nil {
+		return err
+	}
+	var v int64
+	if len(s.Value) > 0 && json.Unmarshal(s.Value, &v) == nil && v > 0 && v <= maxBytes && len(s.Name) <= maxNameSize {
+		g.add(s.Name, v)
+	}
+	return nil
 }
 
 // sums are the gauges by the end of their names. The longest ends come first.
@@ -127,32 +134,35 @@ var sums = []struct {
 }
 
 func (g *Gauges) add(name string, v int64) {
-	if strings.HasPrefix(name, "http.admin.") || strings.HasPrefix(name, "listener.admin.") || len(name) > maxNameSize || v == 0 {
-		return
-	}
-	if strings.HasPrefix(name, "wasm.") && strings.HasSuffix(name, ".active") {
-		g.WasmVMs = min(g.WasmVMs+v, maxBytes)
-		return
-	}
-	if strings.HasPrefix(name, "listener.") && strings.HasSuffix(name, ".downstream_cx_active") && !strings.Contains(name, ".worker_") {
-		g.Connections = min(g.Connections+v, maxBytes)
-		g.keep(name, v)
-		return
-	}
-	if strings.HasSuffix(name, "highwater_limit_bytes") {
+	switch {
+	case strings.HasPrefix(name, "http.admin."), strings.HasPrefix(name, "listener.admin."), strings.Contains(name, ".worker_"):
+		return // the questions' own, and what is in a sum already
+	case strings.HasSuffix(name, "highwater_limit_bytes"):
 		g.GuardLimit = v
 		return
 	}
-	for _, s := range sums {
-		if strings.HasSuffix(name, s.end) {
-			at := s.at(g)
-			*at = min(*at+v, maxBytes)
-			break
-		}
+	if at := g.sumOf(name); at != nil {
+		*at = min(*at+v, maxBytes)
 	}
-	if strings.HasSuffix(name, "_active") && !strings.Contains(name, ".worker_") {
+	if strings.HasSuffix(name, "_active") {
 		g.keep(name, v)
 	}
+}
+
+// sumOf is what a gauge counts for; nil = nothing.
+func (g *Gauges) sumOf(name string) *int64 {
+	switch {
+	case strings.HasPrefix(name, "wasm.") && strings.HasSuffix(name, ".active"):
+		return &g.WasmVMs
+	case strings.HasPrefix(name, "listener.") && strings.HasSuffix(name, ".downstream_cx_active"):
+		return &g.Connections
+	}
+	for _, s := range sums {
+		if strings.HasSuffix(name, s.end) {
+			return s.at(g)
+		}
+	}
+	return nil
 }
 
 func (g *Gauges) keep(name string, v int64) {

@@ -9,7 +9,6 @@ package memorymap
 
 import (
 	"cmp"
-	"fmt"
 	"slices"
 
 	"github.com/highwater-envoy/highwater/internal/allocator"
@@ -94,9 +93,7 @@ func find(list []Part, name string) int64 {
 	return 0
 }
 
-func (m *Map) missing(format string, args ...any) {
-	m.Missing = append(m.Missing, fmt.Sprintf(format, args...))
-}
+func (m *Map) missing(what string) { m.Missing = append(m.Missing, what) }
 
 // Build makes the map of what is there. Without mappings the parts are those that the status and
 // the allocator tell.

@@ -1,6 +1,10 @@
 package memorymap
 
-import "strings"
+import (
+	"maps"
+	"slices"
+	"strings"
+)
 
 // kind is what a mapping is for.
 type kind int
@@ -48,37 +52,39 @@ const (
 func classify(list []Mapping) []kind {
 	kinds := make([]kind, len(list))
 	binary, end := binaryOf(list)
-	blocks := heapBlocks(list)
-	v8 := false
+	look := looker{list: list, blocks: heapBlocks(list)}
 	for i := range list {
-		v8 = v8 || list[i].Path == "" && list[i].executable()
+		look.v8 = look.v8 || list[i].Path == "" && list[i].executable()
 	}
 	for i := range list {
 		m := &list[i]
 		switch {
 		case m.Path == binary && binary != "":
 			kinds[i] = kindBinary
-		case strings.HasPrefix(m.Path, "[stack"):
-			kinds[i] = kindStack
-		case m.Path == "[heap]":
-			kinds[i] = kindBrk
-		case strings.HasPrefix(m.Path, "[anon"): // named by prctl(2)
-			kinds[i] = anonymous(list, i, blocks, v8)
-		case strings.HasPrefix(m.Path, "["):
-			kinds[i] = kindLibrary // vdso and the like
-		case strings.HasPrefix(m.Path, "/dev/shm/"), strings.HasPrefix(m.Path, "/dev/zero"), strings.HasPrefix(m.Path, "/memfd:"):
-			kinds[i] = kindShared
-		case strings.Contains(m.Path, ".so"):
-			kinds[i] = kindLibrary
-		case m.Path != "":
-			kinds[i] = kindFile
-		case m.Start == end && binary != "":
+		case m.Path == "" && m.Start == end && binary != "":
 			kinds[i], end = kindData, m.End // what the linker calls .bss
+		case m.Path == "" || strings.HasPrefix(m.Path, "[anon"): // named by prctl(2)
+			kinds[i] = look.anonymous(i)
 		default:
-			kinds[i] = anonymous(list, i, blocks, v8)
+			kinds[i] = named(m.Path)
 		}
 	}
 	return kinds
+}
+
+// named says what a mapping is for by its name.
+func named(path string) kind {
+	switch {
+	case path == "[heap]":
+		return kindBrk
+	case strings.HasPrefix(path, "[stack"):
+		return kindStack
+	case strings.HasPrefix(path, "["), strings.Contains(path, ".so"): // vdso and the like
+		return kindLibrary
+	case strings.HasPrefix(path, "/dev/shm/"), strings.HasPrefix(path, "/dev/zero"), strings.HasPrefix(path, "/memfd:"):
+		return kindShared
+	}
+	return kindFile
 }
 
 // binaryOf is the program, and where its mappings end: the first file that has code in it and is no
@@ -96,14 +102,21 @@ func binaryOf(list []Mapping) (path string, end uint64) {
 	return path, end
 }
 
+// looker looks at memory of no file.
+type looker struct {
+	list   []Mapping
+	blocks map[uint64]bool // see heapBlocks
+	v8     bool            // there is executable memory: V8 is at work
+}
+
 // anonymous says what memory of no file is for.
-func anonymous(list []Mapping, i int, blocks map[uint64]bool, v8 bool) kind {
-	m := &list[i]
-	before, after := neighbour(list, i, -1), neighbour(list, i, +1)
+func (l *looker) anonymous(i int) kind {
+	m := &l.list[i]
+	before, after := neighbour(l.list, i, -1), neighbour(l.list, i, +1)
 	switch {
 	case after != nil && after.guard() && after.Size() > cage:
 		return kindWasm
-	case blocks[m.Start/gib] && blocks[(m.End-1)/gib] && m.Size() > 0:
+	case m.Size() > 0 && l.blocks[m.Start/gib] && l.blocks[(m.End-1)/gib]:
 		if m.Start>>tagShift&7 == tagBooks {
 			return kindBooks
 		}
@@ -112,12 +125,16 @@ func anonymous(list []Mapping, i int, blocks map[uint64]bool, v8 bool) kind {
 		return kindReserved
 	case m.executable():
 		return kindCode
-	case before != nil && before.guard() && before.Size() <= guardPage && m.Perm == "rw-p" && m.Start < 1<<63 && !smallV8(m, before):
+	case stack(m, before):
 		return kindStack
-	case v8 && (beside(before) || beside(after) || smallV8(m, before)):
+	case l.v8 && (beside(before) || beside(after) || smallV8(m, before)):
 		return kindV8
 	}
 	return kindOther
+}
+
+func stack(m, before *Mapping) bool {
+	return m.Perm == "rw-p" && before != nil && before.guard() && before.Size() <= guardPage && !smallV8(m, before)
 }
 
 func beside(m *Mapping) bool {
@@ -146,24 +163,22 @@ func heapBlocks(list []Mapping) map[uint64]bool {
 	covered, readable := map[uint64]uint64{}, map[uint64]bool{}
 	for i := range list {
 		m := &list[i]
-		if m.Path != "" && !strings.HasPrefix(m.Path, "[anon") || m.Perm != "rw-p" && m.Perm != "---p" || m.Size() == 0 || m.Size() > cage || m.End > 1<<48 {
+		if !m.likeTCMalloc() {
 			continue
 		}
 		first, last := m.Start/gib, (m.End-1)/gib
 		// What lies between the first and the last is full, and its own ends decide for it.
-		for _, b := range []uint64{first, last} {
+		for _, b := range slices.Compact([]uint64{first, last}) {
 			covered[b] += min(m.End, (b+1)*gib) - max(m.Start, b*gib)
-			readable[b] = readable[b] || m.Perm == "rw-p"
-			if first == last {
-				break
-			}
+			readable[b] = readable[b] || m.readable()
 		}
 	}
-	blocks := map[uint64]bool{}
-	for b, n := range covered {
-		if n == gib && readable[b] {
-			blocks[b] = true
-		}
-	}
-	return blocks
+	maps.DeleteFunc(readable, func(b uint64, is bool) bool { return !is || covered[b] != gib })
+	return readable
+}
+
+// likeTCMalloc says whether a mapping may be a part of a block of tcmalloc's.
+func (m *Mapping) likeTCMalloc() bool {
+	return (m.Path == "" || strings.HasPrefix(m.Path, "[anon")) && (m.Perm == "rw-p" || m.Perm == "---p") &&
+		m.Size() > 0 && m.Size() <= cage && m.End <= 1<<48
 }

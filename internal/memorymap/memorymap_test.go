@@ -17,28 +17,28 @@ import (
 
 // captured is a text of an Envoy 1.40.0, of testdata: plain without a plugin, wasm-idle with
 // Highwater's, wasm-up with 50 uploads.
-func captured(t testing.TB, name string) []byte {
-	t.Helper()
+func captured(tb testing.TB, name string) []byte {
+	tb.Helper()
 	text, err := os.ReadFile(filepath.Join("testdata", name))
-	require.NoError(t, err)
+	require.NoError(tb, err)
 	if !strings.HasSuffix(name, ".gz") {
 		return text
 	}
 	in, err := gzip.NewReader(bytes.NewReader(text))
-	require.NoError(t, err)
+	require.NoError(tb, err)
 	text, err = io.ReadAll(in)
-	require.NoError(t, err)
+	require.NoError(tb, err)
 	return text
 }
 
-func inputOf(t testing.TB, name string) Input {
-	t.Helper()
-	mappings, err := ParseSmaps(captured(t, name+".smaps.gz"))
-	require.NoError(t, err)
-	status, err := ParseStatus(captured(t, name+".status.txt"))
-	require.NoError(t, err)
-	report, err := allocator.Parse(captured(t, name+".tcmalloc.gz"))
-	require.NoError(t, err)
+func inputOf(tb testing.TB, name string) Input {
+	tb.Helper()
+	mappings, err := ParseSmaps(captured(tb, name+".smaps.gz"))
+	require.NoError(tb, err)
+	status, err := ParseStatus(captured(tb, name+".status.txt"))
+	require.NoError(tb, err)
+	report, err := allocator.Parse(captured(tb, name+".tcmalloc.gz"))
+	require.NoError(tb, err)
 	return Input{Mappings: mappings, Status: &status, Allocator: report}
 }
 

@@ -47,28 +47,17 @@ func ParseSmaps(text []byte) ([]Mapping, error) {
 	for line := range bytes.Lines(text) {
 		n++
 		line = bytes.TrimRight(line, "\n")
-		key, value, ok := bytes.Cut(line, []byte(":"))
-		if ok && len(key) > 0 && key[0] >= 'A' && key[0] <= 'Z' {
-			if len(list) == 0 {
-				return nil, fmt.Errorf("%w: line %d of smaps belongs to no mapping", ErrParse, n)
-			}
-			if err := list[len(list)-1].figure(string(key), value); err != nil {
-				return list, fmt.Errorf("line %d of smaps: %w", n, err)
-			}
+		var err error
+		if key, value, ok := bytes.Cut(line, []byte(":")); ok && len(key) > 0 && key[0] >= 'A' && key[0] <= 'Z' {
+			err = figure(list, string(key), value)
 			complete = complete || string(key) == "Locked" || string(key) == "VmFlags"
-			continue
+		} else {
+			list, err = begin(list, string(line))
+			complete = false
 		}
-		m, err := parseHeader(string(line))
 		if err != nil {
 			return list, fmt.Errorf("line %d of smaps: %w", n, err)
 		}
-		if len(list) > 0 && m.Start < list[len(list)-1].End {
-			return list, fmt.Errorf("%w: line %d of smaps: a mapping begins before the last one ends; are these two processes?", ErrParse, n)
-		}
-		if len(list) == maxMappings {
-			return list, fmt.Errorf("%w: smaps has more than %d mappings", ErrParse, maxMappings)
-		}
-		list, complete = append(list, m), false
 	}
 	switch {
 	case len(list) == 0:
@@ -77,6 +66,20 @@ func ParseSmaps(text []byte) ([]Mapping, error) {
 		return list, fmt.Errorf("%w: smaps breaks off in its line %d", ErrParse, n)
 	}
 	return list, nil
+}
+
+// begin adds a mapping.
+func begin(list []Mapping, line string) ([]Mapping, error) {
+	m, err := parseHeader(line)
+	switch {
+	case err != nil:
+		return list, err
+	case len(list) > 0 && m.Start < list[len(list)-1].End:
+		return list, fmt.Errorf("%w: a mapping begins before the last one ends; are these two processes?", ErrParse)
+	case len(list) == maxMappings:
+		return list, fmt.Errorf("%w: there are more than %d mappings", ErrParse, maxMappings)
+	}
+	return append(list, m), nil
 }
 
 // parseHeader reads the first line of a mapping, as in proc_pid_maps(5).
@@ -97,8 +100,12 @@ func parseHeader(line string) (m Mapping, err error) {
 	return Mapping{Start: start, End: end, Perm: f[1], Path: strings.TrimSpace(rest)}, nil
 }
 
-func (m *Mapping) figure(key string, value []byte) error {
-	var at *int64
+// figure keeps a figure of the last mapping.
+func figure(list []Mapping, key string, value []byte) error {
+	if len(list) == 0 {
+		return fmt.Errorf("%w: %s belongs to no mapping", ErrParse, clip(key))
+	}
+	m, at := &list[len(list)-1], (*int64)(nil)
 	switch key {
 	case "Rss":
 		at = &m.Resident
