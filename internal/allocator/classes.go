@@ -47,6 +47,14 @@ func (r *reader) count() {
 			r.Classes = append(r.Classes, Class{Size: c.size, Free: c.free})
 		}
 	}
+	r.unpacked(page, whole, left)
+	sortClasses(r.Classes)
+	r.Classes = merged(r.Classes)
+}
+
+// unpacked adds the classes with one object in a span, of the spans that are left to them, and what
+// is in spans of no class.
+func (r *reader) unpacked(page int64, whole map[int64]*Class, left map[int64]int64) {
 	for pages, c := range whole {
 		c.Live = max(left[pages]-c.Free, 0)
 		delete(left, pages)
@@ -55,13 +63,11 @@ func (r *reader) count() {
 		}
 	}
 	r.Large = r.large
-	for pages, n := range left { // spans of no class: sampled small objects, and large ones
+	for pages, n := range left { // of one page: sampled small objects
 		if n > 0 && pages > 1 {
 			r.Large = min(r.Large+n*pages*page, maxFigure)
 		}
 	}
-	sortClasses(r.Classes)
-	r.Classes = merged(r.Classes)
 }
 
 // packed is a class with several objects in a span. Its spans are taken from those that are left.

@@ -220,16 +220,18 @@ func (r *raw) sampleOf(dir fs.FS) doctor.Sample {
 }
 
 func readFile(dir fs.FS, name string) ([]byte, error) {
+	info, err := fs.Stat(dir, name) // before it is opened: to open a pipe may take for ever
+	switch {
+	case err != nil:
+		return nil, err
+	case !info.Mode().IsRegular():
+		return nil, errors.New("it is no regular file")
+	}
 	f, err := dir.Open(name)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	if info, err := f.Stat(); err != nil {
-		return nil, err
-	} else if info.IsDir() {
-		return nil, errors.New("it is a directory")
-	}
 	return readAll(f, most[name])
 }
 

@@ -8,7 +8,9 @@ import (
 	"net/http/httptest"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/fstest"
 	"time"
@@ -64,10 +66,16 @@ func TestDirOfNonsense(t *testing.T) {
 	require.NotEmpty(t, r.Map.Parts)
 }
 
-func TestDirectoriesInPlaceOfFiles(t *testing.T) {
-	s, err := Dir(fstest.MapFS{Memory: file(memory), TCMalloc + "/x": file("")})
+// A pipe that nobody writes to holds nobody up.
+func TestWhatIsNoFile(t *testing.T) {
+	dir := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(dir, Memory), []byte(memory), 0o600))
+	require.NoError(t, os.Mkdir(filepath.Join(dir, TCMalloc), 0o700))
+	require.NoError(t, syscall.Mkfifo(filepath.Join(dir, Smaps), 0o600))
+	require.NoError(t, os.Symlink("/dev/zero", filepath.Join(dir, Status)))
+	s, err := Dir(os.DirFS(dir))
 	require.NoError(t, err)
-	require.Contains(t, strings.Join(s.Missing, "\n"), "tcmalloc.txt: it is a directory")
+	require.Contains(t, s.Missing, "smaps.txt, status.txt, tcmalloc.txt: it is no regular file")
 }
 
 func live(t *testing.T, h http.HandlerFunc, pid int) *Live {

@@ -114,13 +114,10 @@ func (l *looker) anonymous(i int) kind {
 	m := &l.list[i]
 	before, after := neighbour(l.list, i, -1), neighbour(l.list, i, +1)
 	switch {
-	case after != nil && after.guard() && after.Size() > cage:
+	case after.guards(cage + 1):
 		return kindWasm
 	case m.Size() > 0 && l.blocks[m.Start/gib] && l.blocks[(m.End-1)/gib]:
-		if m.Start>>tagShift&7 == tagBooks {
-			return kindBooks
-		}
-		return kindHeap
+		return heapKind(m)
 	case m.guard():
 		return kindReserved
 	case m.executable():
@@ -133,13 +130,23 @@ func (l *looker) anonymous(i int) kind {
 	return kindOther
 }
 
+func heapKind(m *Mapping) kind {
+	if m.Start>>tagShift&7 == tagBooks {
+		return kindBooks
+	}
+	return kindHeap
+}
+
 func stack(m, before *Mapping) bool {
 	return m.Perm == "rw-p" && before != nil && before.guard() && before.Size() <= guardPage && !smallV8(m, before)
 }
 
 func beside(m *Mapping) bool {
-	return m != nil && (m.guard() && m.Size() >= v8Range || m.Path == "" && m.executable())
+	return m.guards(v8Range) || m != nil && m.Path == "" && m.executable()
 }
+
+// guards says whether there is a mapping of at least a size that nobody may touch.
+func (m *Mapping) guards(least uint64) bool { return m != nil && m.guard() && m.Size() >= least }
 
 // smallV8 says whether a mapping looks like pages of V8's heap: at whole 64 KiB, and below where
 // the kernel puts what asks for no address. Of its read-only tables some have 64 KiB between
