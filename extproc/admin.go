@@ -23,7 +23,7 @@ import (
 func (s *Server) Admin(registry *prometheus.Registry, observer func() any) *http.ServeMux {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
-		fmt.Fprint(w, "highwater: /healthz /readyz /metrics /status /memory /peaks /current /debug/pprof/highwater /debug/heap\n")
+		fmt.Fprint(w, "highwater: /healthz /readyz /metrics /status /memory /report /peaks /current /debug/pprof/highwater /debug/heap\n")
 	})
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "ok\n") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {

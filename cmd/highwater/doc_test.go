@@ -58,12 +58,13 @@ func flatten(t *testing.T, prefix string, v any, into map[string]string) {
 	}
 }
 
-// The reference has each flag of serve, pprof and heap, and no other.
+// The reference has each flag of each subcommand that has any, and no other.
 func TestCommandLineReference(t *testing.T) {
 	for name, usage := range map[string]func(w io.Writer) int{
-		"serve": func(w io.Writer) int { return serve([]string{"-h"}, w) },
-		"pprof": func(w io.Writer) int { return pprof([]string{"-h"}, io.Discard, w) },
-		"heap":  func(w io.Writer) int { return heap([]string{"-h"}, io.Discard, w) },
+		"serve":  func(w io.Writer) int { return serve([]string{"-h"}, w) },
+		"pprof":  func(w io.Writer) int { return pprof([]string{"-h"}, io.Discard, w) },
+		"heap":   func(w io.Writer) int { return heap([]string{"-h"}, io.Discard, w) },
+		"doctor": func(w io.Writer) int { return diagnose([]string{"-h"}, io.Discard, w) },
 	} {
 		var printed bytes.Buffer
 		require.Zero(t, usage(&printed), name)

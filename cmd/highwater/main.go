@@ -19,10 +19,11 @@ const usage = `highwater: the memory guard for Envoy
   highwater serve -config FILE   the guard beside Envoy, for its ext_proc filter: see highwater help serve
   highwater pprof SOURCE...      which requests hold the memory, now or at a peak: see highwater help pprof
   highwater heap [DUMP]          which classes of Envoy hold its heap, now or at its peak: see highwater help heap
+  highwater doctor               what an Envoy's memory is made of, and which setting to change: see highwater help doctor
   highwater version              print its version, the commit it was built from, and Go's version
   highwater help [SUBCOMMAND]    print this, or how a subcommand is called
 
-Exit status: 0 fine, 1 the configuration is wrong or a source has no profile or dump, 2 the call is wrong;
+Exit status: 0 fine, 1 the configuration is wrong or a source has no profile, dump or memory, 2 the call is wrong;
 of check -envoy: 0 nothing to change, 1 warnings alone, 2 errors.
 `
 
@@ -52,6 +53,8 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return pprof(args, stdout, stderr)
 	case name == "heap":
 		return heap(args, stdout, stderr)
+	case name == "doctor":
+		return diagnose(args, stdout, stderr)
 	case name == "version" && len(args) == 1 && isHelp(args[0]):
 		fmt.Fprint(stdout, usage)
 		return 0
@@ -71,7 +74,7 @@ func isHelp(arg string) bool { return slices.Contains([]string{"-h", "-help", "-
 // suggestion names the subcommand that was most likely meant, if any.
 func suggestion(name string) string {
 	best, least := "", 3
-	for _, s := range []string{"check", "serve", "pprof", "heap", "version", "help"} {
+	for _, s := range []string{"check", "serve", "pprof", "heap", "doctor", "version", "help"} {
 		d := distance(name, s)
 		if len(name) > 1 && strings.HasPrefix(s, name) {
 			d = 0

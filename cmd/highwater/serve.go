@@ -134,6 +134,7 @@ func parseServed(text []byte) (served, error) {
 type app struct {
 	log    *slog.Logger
 	server *extproc.Server
+	report *reporter
 
 	observed struct { // the observer, which a configuration may replace
 		sync.Mutex
@@ -186,6 +187,10 @@ func serveUntil(ctx context.Context, o settings, hangup <-chan os.Signal, log *s
 		defer httpListener.Close()
 	}
 
+	a.report = &reporter{server: a.server}
+	a.report.follow(config.guard.Memory.URL, config.observer.Envoy.PID)
+	mux.Handle("GET /report", adminhttp.Share(a.report))
+
 	// What is running ends in this order: streams, then what they need.
 	policy, stopPolicy := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopPolicy()
@@ -193,6 +198,7 @@ func serveUntil(ctx context.Context, o settings, hangup <-chan os.Signal, log *s
 	failed := make(chan error, 2)
 	a.start(watch)
 	running.Go(func() { a.server.Run(policy) })
+	running.Go(func() { a.report.run(policy) })
 	running.Go(func() {
 		if err := g.Serve(grpcListener); err != nil {
 			failed <- fmt.Errorf("-grpc: %w", err)
@@ -279,6 +285,7 @@ func (a *app) reload(file string, text []byte, old served) served {
 			return refused(err)
 		}
 		a.start(watch)
+		a.report.follow(m.URL, config.observer.Envoy.PID)
 	}
 	if changed := a.server.Reload(config.guard, watch); changed != "" {
 		a.log.Warn("settings have changed: " + changed)

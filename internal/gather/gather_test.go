@@ -1,0 +1,217 @@
+package gather
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"testing/fstest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/highwater-envoy/highwater/internal/cgroup"
+	"github.com/highwater-envoy/highwater/internal/doctor"
+)
+
+const memory = `{"allocated":"6291456","heap_size":"12582912","pageheap_unmapped":"0","pageheap_free":"5242880","total_thread_cache":"524288","total_physical_bytes":"15728640"}`
+
+func file(text string) *fstest.MapFile { return &fstest.MapFile{Data: []byte(text)} }
+
+func TestDir(t *testing.T) {
+	limits, err := json.Marshal(cgroup.Stats{Limit: 300 << 20, High: cgroup.NoLimit, WorkingSet: 90 << 20})
+	require.NoError(t, err)
+	s, err := Dir(fstest.MapFS{
+		Memory: file(memory), Status: file("Name:\tenvoy\nVmRSS:\t 71680 kB\nRssAnon:\t 12288 kB\nRssFile:\t 59392 kB\n"), Cgroup: file(string(limits)),
+		Stats: file(`{"stats":[{"name":"http.a.downstream_rq_active","value":3}]}`), Sockstat: file("TCP: inuse 1 mem 2\n"),
+		ServerInfo: file(`{"version":"abc/1.40.0/Clean/RELEASE/BoringSSL","uptime_current_epoch":"60s","command_line_options":{"concurrency":2}}`),
+		Manifest:   file(`{"format":1,"time":"2026-12-01T12:00:00Z","files":[{"name":"tcmalloc.txt","error":"Envoy did not answer in time"}]}`),
+	})
+	require.NoError(t, err)
+	require.Equal(t, doctor.Envoy{Version: "1.40.0", Workers: 2, Uptime: time.Minute}, s.Envoy)
+	require.Equal(t, 2026, s.Time.Year())
+	require.Equal(t, int64(3), s.Gauges.Requests)
+	require.Equal(t, int64(300<<20), s.Container.Limit)
+	require.Equal(t, int64(70<<20), s.Status.Resident)
+	require.NotNil(t, s.Sockets)
+	require.Equal(t, []string{"smaps.txt: not in the directory", "tcmalloc.txt: Envoy did not answer in time"}, s.Missing)
+}
+
+// Files that are wrong are named, and the rest is told.
+func TestDirOfNonsense(t *testing.T) {
+	_, err := Dir(fstest.MapFS{"other": file("x")})
+	require.ErrorContains(t, err, "there is none of")
+	large := strings.Repeat("x", 10<<20)
+	s, err := Dir(fstest.MapFS{
+		Memory: file(memory), TCMalloc: file(large), Smaps: file("0-1000 rw-p 0 0:0 0\nRss: 4 kB\n"), Status: file("\x1b[31m"), Sockstat: file(large),
+		Stats: file(`{"stats":[{"name":"a`), ServerInfo: file("<html>\n\x1b[2J"), Cgroup: file(`{"Limit":-1}`), Manifest: file("not JSON"),
+	})
+	require.NoError(t, err)
+	require.NotNil(t, s.Totals)
+	require.Nil(t, s.Allocator)
+	require.Nil(t, s.Mappings, "half a map would not add up")
+	require.Len(t, s.Missing, 8)
+	for _, m := range s.Missing {
+		require.NotContains(t, m, "\x1b")
+		require.Less(t, len(m), 500)
+	}
+	r := doctor.Examine(doctor.Input{Now: s})
+	require.NotEmpty(t, r.Map.Parts)
+}
+
+// A pipe that nobody writes to holds nobody up.
+func TestWhatIsNoFile(t *testing.T) {
+	dir := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(dir, Memory), []byte(memory), 0o600))
+	require.NoError(t, os.Mkdir(filepath.Join(dir, TCMalloc), 0o700))
+	require.NoError(t, syscall.Mkfifo(filepath.Join(dir, Smaps), 0o600))
+	require.NoError(t, os.Symlink("/dev/zero", filepath.Join(dir, Status)))
+	s, err := Dir(os.DirFS(dir))
+	require.NoError(t, err)
+	require.Contains(t, s.Missing, "smaps.txt, status.txt, tcmalloc.txt: it is no regular file")
+}
+
+func live(t *testing.T, h http.HandlerFunc, pid int) *Live {
+	t.Helper()
+	server := httptest.NewServer(h)
+	t.Cleanup(server.Close)
+	l, err := NewLive(server.URL, pid)
+	require.NoError(t, err)
+	t.Cleanup(l.Close)
+	return l
+}
+
+// An admin interface that hangs costs its deadline once, and what the kernel tells is told.
+func TestAdminHangs(t *testing.T) {
+	t.Parallel()
+	stop := make(chan struct{})
+	defer close(stop)
+	asked := 0
+	l := live(t, func(w http.ResponseWriter, r *http.Request) {
+		asked++
+		select {
+		case <-stop:
+		case <-r.Context().Done():
+		}
+	}, os.Getpid())
+	began := time.Now()
+	s := l.Read(t.Context())
+	require.Less(t, time.Since(began), answerWithin+2*time.Second)
+	require.Equal(t, 1, asked)
+	require.Contains(t, strings.Join(s.Missing, "\n"), "does not answer within 3s")
+	require.NotNil(t, s.Status)
+	require.NotEmpty(t, s.Mappings)
+}
+
+// One that begins its answer and never ends it is the same.
+func TestAdminTrickles(t *testing.T) {
+	t.Parallel()
+	l := live(t, func(w http.ResponseWriter, r *http.Request) {
+		for r.Context().Err() == nil {
+			_, _ = fmt.Fprint(w, " ")
+			_ = http.NewResponseController(w).Flush()
+			time.Sleep(50 * time.Millisecond)
+		}
+	}, os.Getpid())
+	began := time.Now()
+	s := l.Read(t.Context())
+	require.Less(t, time.Since(began), answerWithin+2*time.Second)
+	require.Contains(t, strings.Join(s.Missing, "\n"), "does not finish its answer within 3s")
+}
+
+// Answers without end are cut off, and the next question is asked.
+func TestAdminFloods(t *testing.T) {
+	l := live(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/memory" {
+			fmt.Fprint(w, memory)
+			return
+		}
+		chunk := make([]byte, 1<<16)
+		for range 1600 { // 100 MiB
+			if _, err := w.Write(chunk); err != nil {
+				return
+			}
+		}
+	}, os.Getpid())
+	s := l.Read(t.Context())
+	require.NotNil(t, s.Totals)
+	require.Contains(t, strings.Join(s.Missing, "\n"), "larger than any of its kind")
+}
+
+func TestAdminRefuses(t *testing.T) {
+	l := live(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/memory" {
+			http.Error(w, "no", http.StatusForbidden)
+			return
+		}
+		fmt.Fprint(w, memory)
+	}, os.Getpid())
+	s := l.Read(t.Context())
+	require.NotNil(t, s.Totals)
+	require.Contains(t, strings.Join(s.Missing, "\n"), "admin.allow_paths")
+}
+
+func TestNobodyThere(t *testing.T) {
+	l, err := NewLive("http://127.0.0.1:1", 0)
+	require.NoError(t, err)
+	s := l.Read(t.Context())
+	require.Nil(t, s.Totals)
+	require.Contains(t, strings.Join(s.Missing, "\n"), "connection refused")
+	require.Contains(t, strings.Join(s.Missing, "\n"), "use -pid")
+	_, err = NewLive("ftp://x", 0)
+	require.ErrorContains(t, err, "must be the address")
+}
+
+// A process that has ended is named, and what Envoy's admin interface told before is told.
+func TestProcessIsGone(t *testing.T) {
+	c := exec.CommandContext(t.Context(), "true")
+	require.NoError(t, c.Run())
+	l := live(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, memory) }, c.Process.Pid)
+	s := l.Read(t.Context())
+	require.NotNil(t, s.Totals)
+	require.Nil(t, s.Status)
+	require.Contains(t, strings.Join(s.Missing, "\n"), fmt.Sprintf("there is no process %d", c.Process.Pid))
+}
+
+type sink struct{ times int }
+
+func (s *sink) Add(time.Time, map[int64]int64) { s.times++ }
+
+func TestWatch(t *testing.T) {
+	reads := 0
+	sink, seen := &sink{}, 0
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	w := Watch{Every: 20 * time.Millisecond, Sinks: []Sink{sink}, Seen: func(doctor.Sample) { seen++ }, Read: func(context.Context) doctor.Sample {
+		reads++
+		s, err := Dir(fstest.MapFS{Memory: file(memory)})
+		require.NoError(t, err)
+		s.Envoy.PID = reads
+		return s
+	}}
+	first, last := w.Run(ctx)
+	require.Equal(t, 1, first.Envoy.PID)
+	require.Equal(t, reads, last.Envoy.PID)
+	require.Greater(t, reads, 2)
+	require.Equal(t, reads, seen)
+	require.Zero(t, sink.times, "without size classes there is nothing to add")
+}
+
+// What a sample costs is the least of some: on a busy machine most of the time is waiting.
+func TestCost(t *testing.T) {
+	var c cost
+	require.Equal(t, time.Second, c.add(time.Second))
+	require.Equal(t, time.Millisecond, c.add(time.Millisecond))
+	require.Equal(t, time.Millisecond, c.add(time.Minute))
+	for range 4 {
+		c.add(time.Minute)
+	}
+	require.Equal(t, time.Minute, c.add(time.Minute))
+}
