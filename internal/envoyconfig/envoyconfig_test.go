@@ -360,7 +360,7 @@ func TestNoFilter(t *testing.T) {
 		require.NoError(t, err)
 		require.Len(t, report.Findings, 1, text)
 		require.True(t, report.Findings[0].Error)
-		require.Contains(t, report.Findings[0].Text, "there is no ext_proc filter")
+		require.Contains(t, report.Findings[0].What, "there is no ext_proc filter")
 	}
 }
 

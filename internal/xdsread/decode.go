@@ -1,4 +1,7 @@
-package envoyconfig
+// Package xdsread reads Envoy's configuration into its types from a tree, as YAML and JSON give it,
+// and tells the place of all that is wrong with it. What is of a type that this program does not
+// know is left out, and named.
+package xdsread
 
 import (
 	"encoding/json"
@@ -8,19 +11,39 @@ import (
 	"slices"
 	"strings"
 
+	_ "github.com/cncf/xds/go/xds/type/v3" // TypedStruct
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
 )
 
 const anyType = "@type" // by which an Any names what it holds
 
+// TypeOf is what an Any holds; empty where it is none.
+func TypeOf(v any) string {
+	m, _ := v.(map[string]any)
+	url, _ := m[anyType].(string)
+	return typeName(url)
+}
+
+func typeName(url string) string { return url[strings.LastIndexByte(url, '/')+1:] }
+
+// known is the type of that name; nil where this program does not know it.
+func known(name string) protoreflect.MessageDescriptor {
+	t, err := protoregistry.GlobalTypes.FindMessageByName(protoreflect.FullName(name))
+	if err != nil {
+		return nil
+	}
+	return t.Descriptor()
+}
+
 // noise is what protojson says beside the reason: of a line that nobody wrote.
 var noise = regexp.MustCompile(`^proto:[\s\x{a0}]*|(syntax error )?\(line \d+:\d+\):? ?`)
 
-// decode reads a tree into a message, and tells all that is wrong with it; ok = it could be read
-// nevertheless. What other extensions are set to is left out: their types need not be known here.
-func decode(tree map[string]any, into proto.Message) (wrong []string, ok bool) {
+// Decode reads a tree into a message, and tells all that is wrong with it; ok = it could be read
+// nevertheless. What else it holds is read where its type is known, and else left out.
+func Decode(tree map[string]any, into proto.Message) (wrong []string, ok bool) {
 	s, failed := shape{}, false
 	s.message("", tree, into.ProtoReflect().Descriptor())
 	for _, key := range slices.Sorted(maps.Keys(tree)) {
@@ -28,7 +51,7 @@ func decode(tree map[string]any, into proto.Message) (wrong []string, ok bool) {
 			continue
 		}
 		// Each field alone: protojson stops at the first mistake, and does not say where it is.
-		text, err := json.Marshal(withoutAny(map[string]any{key: tree[key]}))
+		text, err := json.Marshal(map[string]any{key: withoutUnknown(tree[key])})
 		if err == nil {
 			one := into.ProtoReflect().New().Interface()
 			err = protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(text, one)
@@ -42,30 +65,60 @@ func decode(tree map[string]any, into proto.Message) (wrong []string, ok bool) {
 	return s.wrong, !s.broken && !failed
 }
 
-func withoutAny(v any) any {
+// withoutUnknown is a tree without what types hold that this program does not know. They are named
+// still: as a TypedStruct that says which it is, and no more.
+func withoutUnknown(v any) any {
 	switch v := v.(type) {
 	case map[string]any:
-		kept := map[string]any{}
+		if name := TypeOf(v); name != "" && known(name) == nil {
+			return map[string]any{anyType: "type.googleapis.com/xds.type.v3.TypedStruct", "type_url": v[anyType]}
+		}
+		kept := make(map[string]any, len(v))
 		for key, child := range v {
-			if !isAny(child) {
-				kept[key] = withoutAny(child)
-			}
+			kept[key] = withoutUnknown(child)
 		}
 		return kept
 	case []any:
-		kept := []any{}
+		kept := make([]any, 0, len(v))
 		for _, child := range v {
-			kept = append(kept, withoutAny(child))
+			kept = append(kept, withoutUnknown(child))
 		}
 		return kept
 	}
 	return v
 }
 
-func isAny(v any) bool {
-	m, _ := v.(map[string]any)
-	_, ok := m[anyType]
-	return ok
+// Unwrap puts in the place of each TypedStruct what it stands for: the type that it names, with its
+// value. Control planes without the type's code send those.
+func Unwrap(v any) any {
+	switch v := v.(type) {
+	case map[string]any:
+		for key, child := range v {
+			v[key] = Unwrap(child)
+		}
+		switch TypeOf(v) {
+		case "xds.type.v3.TypedStruct", "udpa.type.v1.TypedStruct":
+		default:
+			return v
+		}
+		url, ok := v["type_url"].(string)
+		if !ok {
+			url, ok = v["typeUrl"].(string)
+		}
+		value, isMap := v["value"].(map[string]any)
+		if !ok || v["value"] != nil && !isMap {
+			return v
+		}
+		whole := map[string]any{}
+		maps.Copy(whole, value)
+		whole[anyType] = url
+		return whole
+	case []any:
+		for i, child := range v {
+			v[i] = Unwrap(child)
+		}
+	}
+	return v
 }
 
 // shape holds a tree against what a message looks like, and names the place of each mistake.
@@ -88,6 +141,9 @@ func (s *shape) message(at string, v any, d protoreflect.MessageDescriptor) {
 			s.must(at, "a duration with its unit, such as 5s")
 		}
 		return
+	case d.FullName() == "google.protobuf.Any":
+		s.any(at, v)
+		return
 	case d.ParentFile().Package() == "google.protobuf": // written as something else
 		return
 	}
@@ -109,6 +165,27 @@ func (s *shape) message(at string, v any, d protoreflect.MessageDescriptor) {
 		default:
 			s.field(place, m[key], f)
 		}
+	}
+}
+
+// any looks into what an Any holds, where its type is known.
+func (s *shape) any(at string, v any) {
+	m, ok := v.(map[string]any)
+	if !ok {
+		s.must(at, "an object with an @type: {...}")
+		return
+	}
+	d := known(TypeOf(m))
+	if d == nil || d.ParentFile().Package() == "google.protobuf" {
+		return
+	}
+	inner := shape{}
+	fields := maps.Clone(m)
+	delete(fields, anyType)
+	inner.message("", fields, d)
+	s.broken = s.broken || inner.broken
+	for _, w := range inner.wrong {
+		s.wrong = append(s.wrong, at+"."+w)
 	}
 }
 
