@@ -234,10 +234,19 @@ func (c *checker) find(s Severity, name, at, what, write string) {
 	c.Findings = append(c.Findings, f)
 }
 
-// sort puts errors first. Within a severity they stay as they were found.
+// usual are findings that nearly every Envoy has, because they are its defaults.
+var usual = []string{"listener-buffer", "send-buffer", "http2-window", "cluster-buffer", "connections", "linger"}
+
+// sort puts errors first, and of each severity what most Envoys have last.
 func (c *checker) sort() {
-	rank := map[Severity]int{Error: 0, Warning: 1, Note: 2}
-	slices.SortStableFunc(c.Findings, func(a, b Finding) int { return rank[a.Severity] - rank[b.Severity] })
+	rank := func(f Finding) int {
+		n := map[Severity]int{Error: 0, Warning: 2, Note: 4}[f.Severity]
+		if slices.Contains(usual, f.Name) {
+			n++
+		}
+		return n
+	}
+	slices.SortStableFunc(c.Findings, func(a, b Finding) int { return rank(a) - rank(b) })
 }
 
 // whatIsRead tells what could not be read, what is left out, and what is not here.
@@ -255,18 +264,21 @@ func (c *checker) whatIsRead() {
 	if c.dump {
 		return
 	}
+	var come []string
 	dynamic := c.bootstrap.GetDynamicResources()
-	for _, d := range []struct {
-		what string
-		is   bool
-	}{{"listeners", dynamic.GetLdsConfig() != nil || dynamic.GetLdsResourcesLocator() != ""}, {"clusters", dynamic.GetCdsConfig() != nil || dynamic.GetCdsResourcesLocator() != ""}} {
-		if d.is {
-			c.tell("dynamic", "dynamic_resources", d.what+" come by xDS, and are not in this file", "highwater check -admin URL reads them from a running Envoy")
-		}
+	if dynamic.GetLdsConfig() != nil || dynamic.GetLdsResourcesLocator() != "" {
+		come = append(come, "listeners")
+	}
+	if dynamic.GetCdsConfig() != nil || dynamic.GetCdsResourcesLocator() != "" {
+		come = append(come, "clusters")
+	}
+	const write = "highwater check -admin URL reads them from a running Envoy"
+	if len(come) > 0 {
+		c.tell("dynamic", "dynamic_resources", strings.Join(come, " and ")+" come by xDS, and are not in this file", write)
 	}
 	for _, g := range c.guards {
 		if g.rds != "" {
-			c.tell("dynamic", g.at, fmt.Sprintf("its routes (%s) come by xDS, and are not in this file", oneLine(g.rds)), "highwater check -admin URL reads them from a running Envoy")
+			c.tell("dynamic", g.at, fmt.Sprintf("its routes (%s) come by xDS, and are not in this file", oneLine(g.rds)), write)
 		}
 	}
 }

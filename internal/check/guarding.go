@@ -55,7 +55,7 @@ func (c *checker) guarding() {
 // do, holds nothing.
 func (c *checker) unguarded(g *guarded) {
 	switch {
-	case g.manager == nil && g.proxy == nil && g.other == "" || g.quiet():
+	case g.manager == nil && g.proxy == nil && g.other == "" || c.quiet(g):
 	case g.listener.quic:
 		c.tell("http3", g.listener.at, "HTTP/3 and other UDP are not guarded: Highwater sees none of it", "")
 	case g.proxy != nil:
@@ -65,13 +65,15 @@ func (c *checker) unguarded(g *guarded) {
 	}
 }
 
-// quiet says that a chain sends nothing to any cluster.
-func (g *guarded) quiet() bool {
+// quiet says that a chain sends nothing to any upstream: it answers by itself, or passes on to
+// Envoy's own admin interface, as listeners for statistics do.
+func (c *checker) quiet(g *guarded) bool {
 	if g.manager == nil || g.routes == nil {
 		return false
 	}
 	names, all := g.targets()
-	return len(names) == 0 && !all
+	admin := c.bootstrap.GetAdmin().GetAddress()
+	return !all && !slices.ContainsFunc(names, func(n string) bool { return c.of[n] == nil || admin == nil || !c.pointsAt(c.of[n], admin) })
 }
 
 // pair tells where one of the two filters is missing, or switched off.
@@ -79,7 +81,7 @@ func (c *checker) pair(g *guarded) {
 	switch {
 	case g.requests == nil && g.manager != nil:
 		c.fail("no-http-filter", g.at, "it has the network filter alone: no request is judged", "the HTTP filter (root_id: requests), first of http_filters")
-	case g.connections == nil && g.requests.face != ExtProc && !g.answers():
+	case g.connections == nil && g.requests.face != ExtProc && g.config() != nil && !g.answers():
 		c.warn("no-network-filter", g.at, "it has no network filter: connections are neither counted nor closed, and what rejected requests leave is not bounded", "the network filter (root_id: connections), first of filters")
 	}
 	for _, f := range []struct {

@@ -24,7 +24,7 @@ const (
 func (c *checker) mechanisms() {
 	for i := range c.guards {
 		g := &c.guards[i]
-		if g.answers() || g.quiet() || g.listener.quic || g.manager == nil && g.proxy == nil && g.other == "" {
+		if g.answers() || c.quiet(g) || g.listener.quic || g.manager == nil && g.proxy == nil && g.other == "" {
 			continue
 		}
 		c.listenerBuffers(g)
@@ -63,7 +63,7 @@ func (c *checker) listenerBuffers(g *guarded) {
 	if g.listener.GetPerConnectionBufferLimitBytes() != nil {
 		set = fmt.Sprintf("is %v", n)
 	}
-	what := fmt.Sprintf("per_connection_buffer_limit_bytes %s: one HTTP/1 request can hold %s, and a response the half of it beside what its cluster holds", set, (2 * n).Human())
+	what := fmt.Sprintf("per_connection_buffer_limit_bytes %s: one HTTP/1 request can hold %s, and a response %s beside what its cluster holds", set, (2 * n).Human(), n.Human())
 	if g.manager == nil {
 		what = fmt.Sprintf("per_connection_buffer_limit_bytes %s: one connection can hold %s, beside what its cluster holds", set, (2 * n).Human())
 	}
@@ -77,7 +77,7 @@ func (c *checker) listenerBuffers(g *guarded) {
 
 // byGuard warns where nobody counts it, and tells where the guard counts with it.
 func (c *checker) byGuard(g *guarded, name, at, what, write string) {
-	if g.config() != nil {
+	if g.by() != nil {
 		c.tell(name, at, what, write)
 		return
 	}
@@ -143,7 +143,7 @@ func (c *checker) windows(g *guarded) {
 	}
 	if streams > 1024 {
 		n := fmt.Sprint(streams)
-		if streams >= noLimit-1 {
+		if streams >= worst.NoLimit {
 			n = "without a limit"
 		}
 		c.byGuard(g, "http2-streams", g.at, "max_concurrent_streams is "+n+": one connection may have so many requests, and each its buffers", "max_concurrent_streams: 100")
@@ -161,14 +161,20 @@ func (c *checker) lingering(g *guarded) {
 // bodies is about what holds more of a request than the buffers.
 func (c *checker) bodies(g *guarded) {
 	for _, h := range g.holders() {
-		if g.config() != nil && g.requests != nil {
+		unknown := g.requests != nil && g.config() == nil && g.requests.err == nil // the server's
+		if g.requests != nil && !unknown {
 			continue // compared with whole_request
 		}
 		what := fmt.Sprintf("it holds bodies before they go on: %s. So much is held for each request in flight", h.what)
-		if h.bytes > lowBuffer {
+		if h.bytes > lowBuffer && !unknown {
 			c.warn("holds-bodies", h.at, what, fmt.Sprintf("as little as the largest body needs; with Highwater whole_request: %v", h.bytes))
 		} else {
 			c.tell("holds-bodies", h.at, what, "")
+		}
+	}
+	for i, f := range g.http {
+		if code := f.kind == "http.wasm" || f.kind == "http.dynamic_modules" || f.kind == "http.golang" || f.kind == "http.composite"; code && guardianOf(f, nil) == nil {
+			c.tell("others-code", fmt.Sprintf("%s: http_filters[%d] %s", g.at, i, oneLine(f.name)), "it runs code that nobody can look into here: it may hold bodies up to the buffer limit, and memory of its own that is in no reading", "")
 		}
 	}
 	for _, k := range g.kept() {
@@ -268,10 +274,10 @@ func (c *checker) raw(g *guarded) {
 
 // connections tells of listeners to which as many may connect as like to.
 func (c *checker) connections(g *guarded) {
-	if c.limits[g.listener.GetName()] > 0 || g.connections != nil {
+	if c.limits[g.listener.GetName()] > 0 || g.connections != nil || g.listener.GetInternalListener() != nil {
 		return
 	}
-	c.tell("connections", g.listener.at, fmt.Sprintf("nothing limits how many connections there may be: an idle one costs %v, or %v with TLS, and each can hold what is said above", worst.TCP, worst.TLSConnection),
+	c.tell("connections", g.listener.at, fmt.Sprintf("nothing limits how many connections there may be: an idle one costs %v, or %v with TLS, and each can hold what its listener lets it", worst.TCP, worst.TLSConnection),
 		"overload_manager: the monitor envoy.resource_monitors.global_downstream_max_connections, or Highwater's network filter")
 }
 

@@ -26,9 +26,12 @@ const (
 	defaultLimit   = 200 * unit.MiB
 )
 
-// pasting makes what is to be added and changed.
+// pasting makes what is to be changed and added.
 func (c *checker) pasting() {
 	c.Paste = []Paste{}
+	for _, ch := range changes {
+		c.change(ch)
+	}
 	guards := false
 	for i := range c.guards {
 		g := &c.guards[i]
@@ -37,37 +40,86 @@ func (c *checker) pasting() {
 		}
 		guards = true
 		if g.config() != nil && g.by().face != Module && !g.answers() && c.hasFinding("buffers-", g.by().at) {
-			where := "in Highwater's configuration, " + g.at
+			where := "in Highwater's configuration, as Envoy is set now: " + g.at
 			if g.by().face == ExtProc {
-				where = "in the configuration of highwater serve, for " + g.at
+				where = "in the configuration of highwater serve, as Envoy is set now: " + g.at
 			}
 			c.Paste = append(c.Paste, Paste{where, fmt.Sprintf("\"buffers\": %s\n", buffersText(c.rightFor(g)))})
 		}
 	}
-	if guards || !c.canBeGuarded() {
-		return
+	if !guards && c.canBeGuarded() {
+		c.additions()
 	}
+}
+
+// change is what is written where there are findings of one of the names.
+type change struct {
+	names       []string
+	where, yaml string
+}
+
+// changes are what lowers the buffers, as the shipped examples have it.
+var changes = []change{
+	{[]string{"listener-buffer"}, "on", "per_connection_buffer_limit_bytes: 65536\n"},
+	{[]string{"send-buffer"}, "on", "socket_options:\n- {description: SO_SNDBUF, level: 1, name: 7, int_value: 65536, state: STATE_PREBIND}\n"},
+	{[]string{"http2-window"}, "in the HTTP connection manager of", "delayed_close_timeout: 0.1s\nhttp2_protocol_options:\n  initial_stream_window_size: 65536\n  initial_connection_window_size: 16777216\n"},
+	{[]string{"cluster-buffer"}, "on", "per_connection_buffer_limit_bytes: 65536\n"},
+	{[]string{"http2-upstream-window"}, "in http2_protocol_options of", "initial_stream_window_size: 65536\ninitial_connection_window_size: 16777216\n"},
+}
+
+func (c *checker) change(ch change) {
+	var places []string
+	for _, f := range c.Findings {
+		if contains(ch.names, f.Name) {
+			for _, p := range f.Places {
+				if !contains(places, p) {
+					places = append(places, p)
+				}
+			}
+		}
+	}
+	if len(places) > 0 {
+		c.Paste = append(c.Paste, Paste{"to lower the buffers, " + ch.where + " " + someOf(places) + " (then repeat the figures in Highwater's buffers)", ch.yaml})
+	}
+}
+
+// someOf names places, and how many more there are.
+func someOf(places []string) string {
+	if len(places) > maxPlaces {
+		return fmt.Sprintf("%s and %d more", strings.Join(places[:maxPlaces], ", "), len(places)-maxPlaces)
+	}
+	return strings.Join(places, ", ")
+}
+
+// additions is what adding the plugin takes: the same filters where the same buffers are.
+func (c *checker) additions() {
 	plan := c.plan()
-	c.Paste = append(c.Paste, Paste{"to clusters", plan.clusterYAML()})
-	told := map[string]bool{}
-	for _, p := range plan.chains {
-		if p.http && !told["http"+p.buffers] {
-			told["http"+p.buffers] = true
-			c.Paste = append(c.Paste, Paste{"first of http_filters: " + p.at, plan.filterYAML("requests", p)})
-		}
-		if !told["tcp"+p.buffers] {
-			told["tcp"+p.buffers] = true
-			c.Paste = append(c.Paste, Paste{"first of filters, before the HTTP connection manager or tcp_proxy: " + p.at, plan.filterYAML("connections", p)})
-		}
+	if cluster := plan.clusterYAML(); cluster != "" {
+		c.Paste = append(c.Paste, Paste{"to add Highwater: to clusters", cluster})
 	}
-	if plan.clusterYAML() == "" {
-		c.Paste = c.Paste[1:]
+	for _, kind := range []struct{ root, where string }{
+		{"requests", "to add Highwater: first of http_filters of "}, {"connections", "to add Highwater: first of filters of "},
+	} {
+		at := map[string][]string{}
+		var first []planned
+		for _, p := range plan.chains {
+			if kind.root == "requests" && !p.http {
+				continue
+			}
+			if at[p.buffers] == nil {
+				first = append(first, p)
+			}
+			at[p.buffers] = append(at[p.buffers], p.at)
+		}
+		for _, p := range first {
+			c.Paste = append(c.Paste, Paste{kind.where + someOf(at[p.buffers]), plan.filterYAML(kind.root, p)})
+		}
 	}
 }
 
 func (c *checker) canBeGuarded() bool {
 	for i := range c.guards {
-		if c.guards[i].guardable() {
+		if c.guardable(&c.guards[i]) {
 			return true
 		}
 	}
@@ -75,8 +127,8 @@ func (c *checker) canBeGuarded() bool {
 }
 
 // guardable says that the filters can be put on a chain, and that there is something to guard.
-func (g *guarded) guardable() bool {
-	return g.by() == nil && !g.quiet() && !g.listener.quic && (g.manager != nil && len(g.http) > 0 || g.proxy != nil)
+func (c *checker) guardable(g *guarded) bool {
+	return g.by() == nil && !c.quiet(g) && !g.listener.quic && (g.manager != nil && len(g.http) > 0 || g.proxy != nil)
 }
 
 func (c *checker) hasFinding(prefix, at string) bool {
@@ -179,13 +231,13 @@ func (c *checker) plan() plan {
 	}
 	linger := unit.Duration(0)
 	for i := range c.guards {
-		if g := &c.guards[i]; g.guardable() && g.manager != nil {
+		if g := &c.guards[i]; c.guardable(g) && g.manager != nil {
 			linger = max(linger, c.rightFor(g).Linger)
 		}
 	}
 	for i := range c.guards {
 		g := &c.guards[i]
-		if !g.guardable() {
+		if !c.guardable(g) {
 			continue
 		}
 		b := c.rightFor(g)

@@ -27,7 +27,7 @@ const maxClusters = 5
 func (c *checker) connectionLimits() map[string]int64 {
 	global := int64(0)
 	lower := func(to *int64, n int64) {
-		if n > 0 && n < noLimit-1 && (*to == 0 || n < *to) {
+		if n > 0 && n < worst.NoLimit && (*to == 0 || n < *to) {
 			*to = n
 		}
 	}
@@ -59,7 +59,7 @@ func chainLimits(l *listener) (sum int64) {
 		n := int64(0)
 		for _, f := range ch.network {
 			if m, ok := f.message.(*limitv3.ConnectionLimit); ok {
-				n = int64(min(m.GetMaxConnections().GetValue(), noLimit))
+				n = int64(min(m.GetMaxConnections().GetValue(), worst.NoLimit))
 			}
 		}
 		if n == 0 {
@@ -136,7 +136,10 @@ func (c *checker) sizes() {
 					of.HTTP2 = larger(of.HTTP2, mostOf(conn.OverHTTP2()))
 				}
 			}
-			most, kernel = max(most, conn.Most()), max(kernel, conn.Kernel())
+			most = max(most, conn.Most())
+			if l.GetInternalListener() == nil {
+				kernel = max(kernel, conn.Kernel())
+			}
 		}
 		if of.Kernel = mostOf(kernel); traffic {
 			of.All = -1
@@ -208,7 +211,7 @@ func (c *checker) clusterSizes() {
 		}
 		w := cl.worst()
 		of := OfCluster{Name: oneLine(n), Response: mostOf(w.Response()), Requests: w.Most, All: mostOf(w.All())}
-		if w.Most >= noLimit-1 {
+		if w.Most >= worst.NoLimit {
 			of.Requests, of.All = 0, -1
 		}
 		all = append(all, of)

@@ -60,7 +60,7 @@ func (c *checker) worthIt(all Most, container unit.Bytes) string {
 	}
 	chains := 0
 	for i := range c.guards {
-		if g := &c.guards[i]; !g.quiet() && !g.listener.quic && (g.manager != nil || g.proxy != nil) {
+		if g := &c.guards[i]; !c.quiet(g) && !g.listener.quic && (g.manager != nil || g.proxy != nil) {
 			chains++
 		}
 	}
@@ -69,7 +69,7 @@ func (c *checker) worthIt(all Most, container unit.Bytes) string {
 }
 
 func (c *checker) isQuiet(l *listener) bool {
-	return !slices.ContainsFunc(c.guards, func(g guarded) bool { return g.listener == l && !g.quiet() })
+	return !slices.ContainsFunc(c.guards, func(g guarded) bool { return g.listener == l && !c.quiet(&g) })
 }
 
 func sumMost(a, b Most) Most {

@@ -43,7 +43,6 @@ const (
 	defaultHeaders = 60 // KiB
 	defaultSilence = 15 * time.Second
 	defaultBreaker = 1024
-	noLimit        = 1 << 31 // of connections, streams or requests: at least so many are as good as none
 )
 
 // http2 are the defaults of HTTP/2: they were lowered in 1.36 (its release notes).

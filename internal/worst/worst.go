@@ -23,6 +23,10 @@ import (
 // Unbounded is more than any memory.
 const Unbounded = unit.Bytes(math.MaxInt64)
 
+// NoLimit is how many connections, streams or requests are as good as none: 1<<31 - 1 is Envoy's own
+// word for it.
+const NoLimit = 1<<31 - 1
+
 // Costs that are measured (docs/reference/configuration.md, costs).
 const (
 	Stream        = 30 * unit.KiB // a request beside its bytes
@@ -128,6 +132,9 @@ func (c *Connection) OverHTTP1() unit.Bytes {
 // than the connection's window before Envoy takes them: twice C, as for one request. A response's
 // window is the client's to give, so that each stream may hold its own.
 func (c *Connection) OverHTTP2() unit.Bytes {
+	if c.Streams >= NoLimit {
+		return Unbounded
+	}
 	requests := min(Times(c.Streams, c.Request(true)), 2*max(c.Downstream, c.Connection))
 	return Sum(c.idle(), requests, Times(c.Streams, c.Response(true)), Times(c.Streams, c.Held.Beside()))
 }

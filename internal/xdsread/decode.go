@@ -45,13 +45,15 @@ var noise = regexp.MustCompile(`^proto:[\s\x{a0}]*|(syntax error )?\(line \d+:\d
 // nevertheless. What else it holds is read where its type is known, and else left out.
 func Decode(tree map[string]any, into proto.Message) (wrong []string, ok bool) {
 	s, failed := shape{}, false
+	tree = copyOf(tree).(map[string]any)
+	delete(tree, anyType)
 	s.message("", tree, into.ProtoReflect().Descriptor())
 	for _, key := range slices.Sorted(maps.Keys(tree)) {
-		if key == anyType || s.broken {
-			continue
+		if s.broken {
+			break
 		}
 		// Each field alone: protojson stops at the first mistake, and does not say where it is.
-		text, err := json.Marshal(map[string]any{key: withoutUnknown(tree[key])})
+		text, err := json.Marshal(map[string]any{key: tree[key]})
 		if err == nil {
 			one := into.ProtoReflect().New().Interface()
 			err = protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(text, one)
@@ -65,25 +67,21 @@ func Decode(tree map[string]any, into proto.Message) (wrong []string, ok bool) {
 	return s.wrong, !s.broken && !failed
 }
 
-// withoutUnknown is a tree without what types hold that this program does not know. They are named
-// still: as a TypedStruct that says which it is, and no more.
-func withoutUnknown(v any) any {
+// copyOf is a tree of its own, to be changed.
+func copyOf(v any) any {
 	switch v := v.(type) {
 	case map[string]any:
-		if name := TypeOf(v); name != "" && known(name) == nil {
-			return map[string]any{anyType: "type.googleapis.com/xds.type.v3.TypedStruct", "type_url": v[anyType]}
-		}
-		kept := make(map[string]any, len(v))
+		own := make(map[string]any, len(v))
 		for key, child := range v {
-			kept[key] = withoutUnknown(child)
+			own[key] = copyOf(child)
 		}
-		return kept
+		return own
 	case []any:
-		kept := make([]any, 0, len(v))
+		own := make([]any, 0, len(v))
 		for _, child := range v {
-			kept = append(kept, withoutUnknown(child))
+			own = append(own, copyOf(child))
 		}
-		return kept
+		return own
 	}
 	return v
 }
@@ -121,7 +119,9 @@ func Unwrap(v any) any {
 	return v
 }
 
-// shape holds a tree against what a message looks like, and names the place of each mistake.
+// shape holds a tree against what a message looks like, and names the place of each mistake. It
+// changes what protojson does not take and Envoy does: names of enums in another case. And what is
+// of a type that is not known becomes a TypedStruct that says which it is, and no more.
 type shape struct {
 	wrong  []string
 	broken bool // beyond unknown fields, which can be left out
@@ -132,25 +132,25 @@ func (s *shape) must(at, be string) {
 	s.wrong = append(s.wrong, fmt.Sprintf("%s: must be %s", at, be))
 }
 
-func (s *shape) message(at string, v any, d protoreflect.MessageDescriptor) {
+// message looks at a message, and returns it as it is to be read.
+func (s *shape) message(at string, v any, d protoreflect.MessageDescriptor) any {
 	switch {
 	case v == nil:
-		return
+		return v
 	case d.FullName() == "google.protobuf.Duration":
 		if _, ok := v.(string); !ok {
 			s.must(at, "a duration with its unit, such as 5s")
 		}
-		return
+		return v
 	case d.FullName() == "google.protobuf.Any":
-		s.any(at, v)
-		return
+		return s.any(at, v)
 	case d.ParentFile().Package() == "google.protobuf": // written as something else
-		return
+		return v
 	}
 	m, ok := v.(map[string]any)
 	if !ok {
 		s.must(at, "an object: {...}")
-		return
+		return v
 	}
 	for _, key := range slices.Sorted(maps.Keys(m)) {
 		place := strings.TrimPrefix(at+"."+key, ".")
@@ -163,33 +163,39 @@ func (s *shape) message(at string, v any, d protoreflect.MessageDescriptor) {
 		case f == nil:
 			s.wrong = append(s.wrong, place+": unknown field: it is misspelt, in the wrong place, or newer than this program")
 		default:
-			s.field(place, m[key], f)
+			m[key] = s.field(place, m[key], f)
 		}
 	}
+	return m
 }
 
 // any looks into what an Any holds, where its type is known.
-func (s *shape) any(at string, v any) {
+func (s *shape) any(at string, v any) any {
 	m, ok := v.(map[string]any)
 	if !ok {
 		s.must(at, "an object with an @type: {...}")
-		return
+		return v
 	}
 	d := known(TypeOf(m))
-	if d == nil || d.ParentFile().Package() == "google.protobuf" {
-		return
+	switch {
+	case d == nil && TypeOf(m) == "":
+		return v
+	case d == nil:
+		return map[string]any{anyType: "type.googleapis.com/xds.type.v3.TypedStruct", "type_url": m[anyType]}
+	case d.ParentFile().Package() == "google.protobuf":
+		return v
 	}
 	inner := shape{}
-	fields := maps.Clone(m)
-	delete(fields, anyType)
-	inner.message("", fields, d)
+	inner.message("", m, d)
 	s.broken = s.broken || inner.broken
 	for _, w := range inner.wrong {
 		s.wrong = append(s.wrong, at+"."+w)
 	}
+	return m
 }
 
-func (s *shape) field(at string, v any, f protoreflect.FieldDescriptor) {
+// field looks at a field, and returns it as it is to be read.
+func (s *shape) field(at string, v any, f protoreflect.FieldDescriptor) any {
 	switch {
 	case v == nil:
 	case f.IsMap():
@@ -198,7 +204,7 @@ func (s *shape) field(at string, v any, f protoreflect.FieldDescriptor) {
 			s.must(at, "an object: {...}")
 		}
 		for _, key := range slices.Sorted(maps.Keys(m)) {
-			s.value(at+"."+key, m[key], f.MapValue())
+			m[key] = s.value(at+"."+key, m[key], f.MapValue())
 		}
 	case f.IsList():
 		list, ok := v.([]any)
@@ -206,29 +212,39 @@ func (s *shape) field(at string, v any, f protoreflect.FieldDescriptor) {
 			s.must(at, "a list: [...]")
 		}
 		for i, e := range list {
-			s.value(fmt.Sprintf("%s[%d]", at, i), e, f)
+			list[i] = s.value(fmt.Sprintf("%s[%d]", at, i), e, f)
 		}
 	default:
-		s.value(at, v, f)
+		return s.value(at, v, f)
 	}
+	return v
 }
 
-func (s *shape) value(at string, v any, f protoreflect.FieldDescriptor) {
+func (s *shape) value(at string, v any, f protoreflect.FieldDescriptor) any {
 	switch f.Kind() {
 	case protoreflect.MessageKind:
-		s.message(at, v, f.Message())
+		return s.message(at, v, f.Message())
 	case protoreflect.BoolKind:
 		if _, ok := v.(bool); !ok {
 			s.must(at, "true or false")
 		}
 	case protoreflect.EnumKind:
-		name, text := v.(string)
-		if values := f.Enum().Values(); text && values.ByName(protoreflect.Name(name)) == nil {
-			var names []string
-			for i := range values.Len() {
-				names = append(names, string(values.Get(i).Name()))
-			}
-			s.must(at, "one of "+strings.Join(names, ", "))
+		if name, text := v.(string); text {
+			return s.enum(at, name, f.Enum().Values())
 		}
 	}
+	return v
+}
+
+func (s *shape) enum(at, name string, values protoreflect.EnumValueDescriptors) string {
+	var names []string
+	for i := range values.Len() {
+		declared := string(values.Get(i).Name())
+		if strings.EqualFold(name, declared) {
+			return declared
+		}
+		names = append(names, declared)
+	}
+	s.must(at, "one of "+strings.Join(names, ", "))
+	return name
 }
