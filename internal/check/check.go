@@ -194,8 +194,12 @@ func newChecker(e *Envoy, o Options) *checker {
 func (c *checker) traffic() {
 	c.targets = map[string]bool{}
 	every := false
-	for _, g := range c.guards {
-		names, all := g.chain.targets()
+	for i := range c.guards {
+		g := &c.guards[i]
+		if c.quiet(g) {
+			continue
+		}
+		names, all := g.targets()
 		for _, n := range names {
 			c.targets[n] = true
 		}

@@ -24,7 +24,7 @@ import (
 // guarding is about Highwater's filters: whether they are everywhere, first, and told right.
 func (c *checker) guarding() {
 	if !slices.ContainsFunc(c.guards, func(g guarded) bool { return g.by() != nil }) {
-		if len(c.listening) > 0 {
+		if c.canBeGuarded() {
 			c.warn("no-guard", "", "there is no Highwater in this configuration: nothing is guarded", "what is printed below, or highwater check -write FILE")
 		}
 		return
@@ -56,8 +56,7 @@ func (c *checker) guarding() {
 func (c *checker) unguarded(g *guarded) {
 	switch {
 	case g.manager == nil && g.proxy == nil && g.other == "" || c.quiet(g):
-	case g.listener.quic:
-		c.tell("http3", g.listener.at, "HTTP/3 and other UDP are not guarded: Highwater sees none of it", "")
+	case g.listener.quic: // told elsewhere
 	case g.proxy != nil:
 		c.warn("unguarded-listener", g.at, "it passes raw TCP on and has no guard: what it holds is not counted, and it takes the memory of those that are guarded", "the network filter (root_id: connections), before the others")
 	default:

@@ -49,10 +49,10 @@ func (c *chain) holders() (all []holder) {
 				most.what, most.bytes = what, n
 			}
 		}
-		if !f.disabled {
+		if c.inUse(f) {
 			take(f.message)
 			if gathering[f.kind] {
-				most.what, most.bytes = "reads whole messages, up to the buffer limit", c.listener.buffer()
+				most.what, most.bytes = "it reads whole messages, up to the buffer limit", c.listener.buffer()
 			}
 		}
 		c.perRoute(f.name, func(_ string, a *anypb.Any) {
@@ -67,6 +67,17 @@ func (c *chain) holders() (all []holder) {
 		}
 	}
 	return all
+}
+
+// inUse says that a filter is not disabled, or that a route enables it.
+func (c *chain) inUse(f filter) bool {
+	used := !f.disabled
+	c.perRoute(f.name, func(_ string, a *anypb.Any) {
+		_, m := held(a)
+		fc, ok := m.(*routev3.FilterConfig)
+		used = used || !ok || !fc.GetDisabled()
+	})
+	return used
 }
 
 // holds is what a filter of that configuration holds of a body.
@@ -213,7 +224,7 @@ const defaultRatio = 100
 func (c *chain) decompressors() (all []inflating) {
 	for i, f := range c.http {
 		m, ok := f.message.(*decompressorv3.Decompressor)
-		if !ok || f.disabled {
+		if !ok || !c.inUse(f) {
 			continue
 		}
 		d := inflating{at: fmt.Sprintf("%s: http_filters[%d] %s", c.at, i, oneLine(f.name)), ratio: defaultRatio}
@@ -243,7 +254,7 @@ type compressing struct {
 func (c *chain) compressors() (all []compressing) {
 	for i, f := range c.http {
 		m, ok := f.message.(*compressorv3.Compressor)
-		if !ok || f.disabled {
+		if !ok || !c.inUse(f) {
 			continue
 		}
 		k := compressing{at: fmt.Sprintf("%s: http_filters[%d] %s", c.at, i, oneLine(f.name))}

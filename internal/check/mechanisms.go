@@ -24,6 +24,9 @@ const (
 func (c *checker) mechanisms() {
 	for i := range c.guards {
 		g := &c.guards[i]
+		if g.listener.quic {
+			c.tell("http3", g.listener.at, "HTTP/3 and other UDP are not counted here, and Highwater sees none of it", "")
+		}
 		if g.answers() || c.quiet(g) || g.listener.quic || g.manager == nil && g.proxy == nil && g.other == "" {
 			continue
 		}
@@ -173,7 +176,7 @@ func (c *checker) bodies(g *guarded) {
 		}
 	}
 	for i, f := range g.http {
-		if code := f.kind == "http.wasm" || f.kind == "http.dynamic_modules" || f.kind == "http.golang" || f.kind == "http.composite"; code && guardianOf(f, nil) == nil {
+		if code := f.kind == "http.wasm" || f.kind == "http.dynamic_modules" || f.kind == "http.golang" || f.kind == "http.composite"; code && guardianOf(f, nil) == nil && g.inUse(f) {
 			c.tell("others-code", fmt.Sprintf("%s: http_filters[%d] %s", g.at, i, oneLine(f.name)), "it runs code that nobody can look into here: it may hold bodies up to the buffer limit, and memory of its own that is in no reading", "")
 		}
 	}
@@ -254,7 +257,7 @@ func (c *checker) silence(g *guarded) {
 	if wait == 0 {
 		set = "listener_filters_timeout is 0s, which is for ever"
 	}
-	c.warn("silent-connections", l.at, fmt.Sprintf("%s: a connection that says nothing keeps %v in %s, before any filter chain, and so before Highwater, sees it", set, inspects, strings.Join(names, ", ")), "listener_filters_timeout: 5s")
+	c.warn("silent-connections", l.at, fmt.Sprintf("%s: a connection that says nothing keeps up to %v in %s, before any filter chain, and so before Highwater, sees it", set, inspects, strings.Join(names, ", ")), "listener_filters_timeout: 5s")
 }
 
 // raw is about listeners that pass on what is no HTTP.

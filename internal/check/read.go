@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
@@ -83,7 +84,8 @@ func Read(text []byte) (*Envoy, error) {
 		e.dump = true
 		for _, c := range configs {
 			m, _ := c.(map[string]any)
-			for key, part := range m {
+			for _, key := range sorted(m) {
+				part := m[key]
 				if list, ok := part.([]any); ok {
 					for _, entry := range list {
 						e.add(key, entry)
@@ -102,7 +104,8 @@ func Read(text []byte) (*Envoy, error) {
 // found says whether this is a configuration of Envoy at all.
 func (e *Envoy) found() error {
 	b := e.bootstrap
-	if len(e.listeners)+len(e.clusters)+len(e.routes)+len(e.wrong) == 0 && b.GetAdmin() == nil && b.GetDynamicResources() == nil &&
+	unread := slices.ContainsFunc(e.wrong, func(w wrong) bool { return !w.field })
+	if !e.dump && !unread && len(e.listeners)+len(e.clusters) == 0 && b.GetAdmin() == nil && b.GetDynamicResources() == nil &&
 		b.GetStaticResources() == nil && b.GetNode() == nil && b.GetOverloadManager() == nil {
 		return errors.New("it is no configuration of Envoy: neither static_resources, dynamic_resources nor admin is in it, nor configs, as in what /config_dump answers")
 	}

@@ -3,7 +3,6 @@ package check
 import (
 	"fmt"
 	"io"
-	"strings"
 	"text/tabwriter"
 )
 
@@ -83,12 +82,3 @@ func (r *Report) printWorst(w io.Writer) {
 
 // maxListeners is how many listeners are told one by one to people.
 const maxListeners = 20
-
-// Summary is a report in one line for each finding, without the figures and advice.
-func (r *Report) Summary() string {
-	var b strings.Builder
-	for _, f := range r.Findings {
-		fmt.Fprintf(&b, "%s %s %s\n", f.Severity, f.Name, strings.Join(f.Places, "; "))
-	}
-	return b.String()
-}

@@ -33,6 +33,8 @@ func (c *checker) verdict() {
 		if !c.dump {
 			c.Verdict += " Where listeners come by xDS, ask a running Envoy: highwater check -admin URL."
 		}
+	case traffic == 0 && slices.ContainsFunc(c.listening, func(l *listener) bool { return l.quic }):
+		c.Verdict = "The listeners with traffic speak UDP alone, HTTP/3 or others: none of it is counted here, and Highwater sees none of it."
 	case traffic == 0:
 		c.Verdict = "No listener sends anything to an upstream: there is nothing to guard."
 	case guardedOnes == traffic:

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	_ "github.com/cncf/xds/go/xds/type/v3" // TypedStruct
@@ -120,7 +121,8 @@ func Unwrap(v any) any {
 }
 
 // shape holds a tree against what a message looks like, and names the place of each mistake. It
-// changes what protojson does not take and Envoy does: names of enums in another case. And what is
+// changes what protojson does not take and Envoy does: names of enums in another case, one value for a
+// list of it, and a duration as an object. And what is
 // of a type that is not known becomes a TypedStruct that says which it is, and no more.
 type shape struct {
 	wrong  []string
@@ -138,10 +140,7 @@ func (s *shape) message(at string, v any, d protoreflect.MessageDescriptor) any 
 	case v == nil:
 		return v
 	case d.FullName() == "google.protobuf.Duration":
-		if _, ok := v.(string); !ok {
-			s.must(at, "a duration with its unit, such as 5s")
-		}
-		return v
+		return s.duration(at, v)
 	case d.FullName() == "google.protobuf.Any":
 		return s.any(at, v)
 	case d.ParentFile().Package() == "google.protobuf": // written as something else
@@ -167,6 +166,38 @@ func (s *shape) message(at string, v any, d protoreflect.MessageDescriptor) any 
 		}
 	}
 	return m
+}
+
+// duration takes one as text, and as Envoy does the two parts that it consists of.
+func (s *shape) duration(at string, v any) any {
+	switch v := v.(type) {
+	case string:
+		return v
+	case map[string]any:
+		seconds, nanos := part(v["seconds"]), part(v["nanos"])
+		for key := range v {
+			if key != "seconds" && key != "nanos" {
+				seconds = -1
+			}
+		}
+		if seconds >= 0 && nanos >= 0 && nanos < 1e9 {
+			return fmt.Sprintf("%d.%09ds", seconds, nanos)
+		}
+	}
+	s.must(at, "a duration with its unit, such as 5s")
+	return v
+}
+
+// part is a figure; less than 0 where it is none.
+func part(v any) int64 {
+	if v == nil {
+		return 0
+	}
+	n, err := strconv.ParseInt(fmt.Sprint(v), 10, 64)
+	if err != nil {
+		return -1
+	}
+	return n
 }
 
 // any looks into what an Any holds, where its type is known.
@@ -209,11 +240,12 @@ func (s *shape) field(at string, v any, f protoreflect.FieldDescriptor) any {
 	case f.IsList():
 		list, ok := v.([]any)
 		if !ok {
-			s.must(at, "a list: [...]")
+			list = []any{v} // Envoy takes one value for a list of it
 		}
 		for i, e := range list {
 			list[i] = s.value(fmt.Sprintf("%s[%d]", at, i), e, f)
 		}
+		return list
 	default:
 		return s.value(at, v, f)
 	}
