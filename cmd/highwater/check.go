@@ -1,11 +1,14 @@
 package main
 
 import (
+	"bufio"
+	"bytes"
 	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"os"
 
 	"sigs.k8s.io/yaml"
 
@@ -65,7 +68,7 @@ func check(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	if e.asked() {
 		return e.beside(file, stdin, stdout, stderr)
 	}
-	text, err := readArg(&file, stdin, envoyfile.MaxDump)
+	text, err := readArg(&file, stdin)
 	if err != nil {
 		fmt.Fprintln(stderr, "highwater check:", err)
 		return 2
@@ -77,13 +80,41 @@ func check(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	return checkOwn(file, text, stdout, stderr)
 }
 
-// readArg reads a file that was named, or standard input, which it names so.
-func readArg(file *string, stdin io.Reader, limit unit.Bytes) ([]byte, error) {
+// readArg reads a file that was named, or standard input, which it names so. What begins as JSON may
+// be what /config_dump answers, which is larger than anything that people write.
+func readArg(file *string, stdin io.Reader) ([]byte, error) {
 	if *file == "-" {
 		*file = "standard input"
-		return input.ReadFrom(stdin, *file, limit)
+		in := bufio.NewReader(stdin)
+		begin, err := in.Peek(1)
+		if err != nil && err != io.EOF {
+			return nil, err
+		}
+		return input.ReadFrom(in, *file, mostOf(begin))
 	}
-	return input.Read(*file, limit)
+	return input.Read(*file, mostOf(beginOf(*file)))
+}
+
+func mostOf(begin []byte) unit.Bytes {
+	if bytes.HasPrefix(bytes.TrimSpace(begin), []byte("{")) {
+		return envoyfile.MaxDump
+	}
+	return envoyfile.MaxBootstrap
+}
+
+// beginOf is how a regular file begins; of others nothing is taken away.
+func beginOf(path string) []byte {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return nil
+	}
+	begin := make([]byte, 64)
+	n, _ := io.ReadFull(f, begin)
+	return begin[:n]
 }
 
 // checkOwn is about Highwater's own configuration.

@@ -39,11 +39,12 @@ func (e *envoyCheck) beside(file string, stdin io.Reader, stdout, stderr io.Writ
 	var text []byte
 	if e.envoy != "" {
 		var err error
-		if text, err = readArg(&e.envoy, stdin, envoyfile.MaxDump); err != nil {
+		if text, err = readArg(&e.envoy, stdin); err != nil {
 			fmt.Fprintln(stderr, "highwater check: -envoy:", err)
 			return 2
 		}
 	}
+	e.envoy = "-envoy " + e.envoy
 	return e.run(text, stdout, stderr)
 }
 

@@ -178,16 +178,28 @@ func newChecker(e *Envoy, o Options) *checker {
 	for _, cl := range e.clusters {
 		c.of[cl.GetName()] = e.viewCluster(cl)
 	}
-	for _, l := range c.listening {
-		for i := range l.chains {
-			g := guarded{chain: &l.chains[i]}
-			g.requests, g.connections = e.guardians(g.chain, o.Server)
-			c.guards = append(c.guards, g)
-		}
+	if c.findGuards(processors{server: o.Server}); o.Server != nil && !c.hasProcessor() {
+		c.findGuards(processors{server: o.Server, all: true})
 	}
 	c.traffic()
 	c.limits = c.connectionLimits()
 	return c
+}
+
+func (c *checker) findGuards(whose processors) {
+	c.guards = nil
+	for _, l := range c.listening {
+		for i := range l.chains {
+			g := guarded{chain: &l.chains[i]}
+			g.requests, g.connections = g.guardians(whose)
+			c.guards = append(c.guards, g)
+		}
+	}
+}
+
+// hasProcessor says whether an ext_proc filter is that of `highwater serve`.
+func (c *checker) hasProcessor() bool {
+	return slices.ContainsFunc(c.guards, func(g guarded) bool { return g.requests != nil && g.requests.face == ExtProc })
 }
 
 // traffic finds the clusters that listeners send requests to.
@@ -297,7 +309,7 @@ func sorted[V any](m map[string]V) (keys []string) {
 
 // extProc looks at the ext_proc filters, by a package that knows no other face.
 func (c *checker) extProc() {
-	if len(c.withExtProc) == 0 || !slices.ContainsFunc(c.guards, func(g guarded) bool { return g.requests != nil && g.requests.face == ExtProc }) {
+	if len(c.withExtProc) == 0 || !c.hasProcessor() {
 		return
 	}
 	config := guard.Default()
@@ -313,6 +325,9 @@ func (c *checker) extProc() {
 		root["dynamic_resources"] = map[string]any{"cds_config": map[string]any{}}
 	}
 	for _, f := range envoyconfig.CheckTree(root, config).Findings {
+		if f.Name == "field" {
+			continue // told already, of what was read
+		}
 		what, write, _ := strings.Cut(f.What, "; ")
 		s := Warning
 		if f.Error {

@@ -43,16 +43,18 @@ type guardian struct {
 }
 
 // guardians finds Highwater's filters of a chain: of its HTTP filters, and of its network filters.
-func (e *Envoy) guardians(c *chain, server *guard.Config) (requests, connections *guardian) {
+func (c *chain) guardians(whose processors) (requests, connections *guardian) {
 	for i, f := range c.http {
-		if g := guardianOf(f, server); g != nil && (requests == nil || requests.off) {
+		g := guardianOf(f, whose)
+		c.http[i].ours = g != nil
+		if g != nil && (requests == nil || requests.off) {
 			g.at = fmt.Sprintf("%s: http_filters[%d] %s", c.at, i, oneLine(f.name))
 			g.name, g.index, g.chain, g.off = f.name, i, c, f.disabled
 			requests = g
 		}
 	}
 	for i, f := range c.network {
-		if g := guardianOf(f, server); g != nil && connections == nil {
+		if g := guardianOf(f, whose); g != nil && connections == nil {
 			g.at = fmt.Sprintf("%s: filters[%d] %s", c.at, i, oneLine(f.name))
 			g.name, g.index, g.chain = f.name, i, c
 			connections = g
@@ -61,8 +63,14 @@ func (e *Envoy) guardians(c *chain, server *guard.Config) (requests, connections
 	return requests, connections
 }
 
+// processors says which ext_proc filters are of `highwater serve`.
+type processors struct {
+	server *guard.Config // its configuration; nil = not known
+	all    bool          // none of them says so by a name, and so all are taken for its
+}
+
 // guardianOf says whether a filter is Highwater's, and how it is set.
-func guardianOf(f filter, server *guard.Config) *guardian {
+func guardianOf(f filter, whose processors) *guardian {
 	switch m := f.message.(type) {
 	case interface{ GetConfig() *wasmv3.PluginConfig }:
 		return pluginOf(f.name, m.GetConfig())
@@ -79,10 +87,10 @@ func guardianOf(f filter, server *guard.Config) *guardian {
 		g.config, g.err = configOf(m.GetFilterConfig())
 		return g
 	case *extprocv3.ExternalProcessor:
-		if !ours(f.name, m.GetGrpcService().GetEnvoyGrpc().GetClusterName(), m.GetGrpcService().GetGoogleGrpc().GetTargetUri()) {
+		if !whose.all && !ours(f.name, m.GetGrpcService().GetEnvoyGrpc().GetClusterName(), m.GetGrpcService().GetGoogleGrpc().GetTargetUri()) {
 			return nil
 		}
-		return &guardian{face: ExtProc, root: "requests", config: server, policy: wasmv3.FailurePolicy_FAIL_RELOAD}
+		return &guardian{face: ExtProc, root: "requests", config: whose.server, policy: wasmv3.FailurePolicy_FAIL_RELOAD}
 	}
 	return nil
 }

@@ -23,6 +23,9 @@ import (
 
 // guarding is about Highwater's filters: whether they are everywhere, first, and told right.
 func (c *checker) guarding() {
+	if c.options.Server != nil && !c.hasProcessor() {
+		c.fail("no-guard", "", "there is no ext_proc filter, and the configuration of highwater serve was given: nothing asks it", "an ext_proc filter, first of http_filters, as in examples/envoy-extproc.yaml")
+	}
 	if !slices.ContainsFunc(c.guards, func(g guarded) bool { return g.by() != nil }) {
 		if c.canBeGuarded() {
 			c.warn("no-guard", "", "there is no Highwater in this configuration: nothing is guarded", "what is printed below, or highwater check -write FILE")

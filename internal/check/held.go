@@ -39,7 +39,7 @@ type holder struct {
 // filter that is disabled counts where a route enables it.
 func (c *chain) holders() (all []holder) {
 	for i, f := range c.http {
-		if guardianOf(f, nil) != nil {
+		if f.ours {
 			continue
 		}
 		at := fmt.Sprintf("%s: http_filters[%d] %s", c.at, i, oneLine(f.name))

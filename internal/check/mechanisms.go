@@ -176,7 +176,7 @@ func (c *checker) bodies(g *guarded) {
 		}
 	}
 	for i, f := range g.http {
-		if code := f.kind == "http.wasm" || f.kind == "http.dynamic_modules" || f.kind == "http.golang" || f.kind == "http.composite"; code && guardianOf(f, nil) == nil && g.inUse(f) {
+		if code := f.kind == "http.wasm" || f.kind == "http.dynamic_modules" || f.kind == "http.golang" || f.kind == "http.composite"; code && !f.ours && g.inUse(f) {
 			c.tell("others-code", fmt.Sprintf("%s: http_filters[%d] %s", g.at, i, oneLine(f.name)), "it runs code that nobody can look into here: it may hold bodies up to the buffer limit, and memory of its own that is in no reading", "")
 		}
 	}

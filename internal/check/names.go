@@ -11,7 +11,7 @@ var all = []string{
 	"unnamed-routes", "use-remote-address", "normalize-path", "circuit-breakers",
 	"limit-over-container", "limit-under-base", "soft-memory-limit",
 	// the server beside Envoy
-	"server-unknown", "field", "message-timeout", "failure-mode", "observability-mode", "immediate-response", "processing-mode",
+	"server-unknown", "message-timeout", "failure-mode", "observability-mode", "immediate-response", "processing-mode",
 	"mode-override", "request-attributes", "forward-rules", "grpc-service", "server-http2", "server-breaker",
 	// memory
 	"holds-bodies", "others-code", "retries", "mirrors", "decompressor", "compressor", "headers", "silent-connections", "raw-tcp",

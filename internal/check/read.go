@@ -132,21 +132,32 @@ func (e *Envoy) stream(text []byte) error {
 		line := 1 + bytes.Count(text[:min(int(d.InputOffset()), len(text))], []byte{'\n'})
 		return fmt.Errorf("it is no answer of /config_dump, and too large for a bootstrap (%v): line %d: %s", MaxBootstrap, line, oneLine(err.Error()))
 	}
+	configs, others := false, 0
 	err := eachKey(d, func(key string) error {
 		if key != "configs" {
+			if others++; others > maxOthers {
+				return fmt.Errorf("%d keys and no configs", others)
+			}
 			return skip(d)
 		}
+		configs = true
 		return eachEntry(d, func() error {
 			return eachKey(d, func(key string) error {
 				return e.part(d, key)
 			})
 		})
 	})
+	if err == nil && !configs {
+		err = errors.New("there are no configs")
+	}
 	if err != nil {
 		return fail(err)
 	}
 	return nil
 }
+
+// maxOthers is how many keys may stand beside configs: Envoy writes none.
+const maxOthers = 16
 
 // part reads what stands behind a key of one of a dump's configs: a list of resources, or one.
 func (e *Envoy) part(d *json.Decoder, key string) error {

@@ -82,6 +82,7 @@ type filter struct {
 	kind     string        // of its type: http.buffer; the whole type where it is not Envoy's
 	message  proto.Message // nil = not known
 	disabled bool
+	ours     bool // it is Highwater's
 }
 
 func (l *listener) buffer() unit.Bytes {

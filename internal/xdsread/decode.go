@@ -49,23 +49,28 @@ func Decode(tree map[string]any, into proto.Message) (wrong []string, ok bool) {
 	tree = copyOf(tree).(map[string]any)
 	delete(tree, anyType)
 	s.message("", tree, into.ProtoReflect().Descriptor())
+	if s.broken || read(tree, into) == nil {
+		return s.wrong, !s.broken
+	}
+	// Each field alone: protojson stops at the first mistake, and does not say where it is.
+	proto.Reset(into)
 	for _, key := range slices.Sorted(maps.Keys(tree)) {
-		if s.broken {
-			break
-		}
-		// Each field alone: protojson stops at the first mistake, and does not say where it is.
-		text, err := json.Marshal(map[string]any{key: tree[key]})
-		if err == nil {
-			one := into.ProtoReflect().New().Interface()
-			err = protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(text, one)
-			proto.Merge(into, one)
-		}
-		if err != nil {
+		one := into.ProtoReflect().New().Interface()
+		if err := read(map[string]any{key: tree[key]}, one); err != nil {
 			s.wrong = append(s.wrong, key+": "+noise.ReplaceAllString(err.Error(), ""))
 			failed = true
 		}
+		proto.Merge(into, one)
 	}
 	return s.wrong, !s.broken && !failed
+}
+
+func read(tree map[string]any, into proto.Message) error {
+	text, err := json.Marshal(tree)
+	if err != nil {
+		return err
+	}
+	return protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(text, into)
 }
 
 // copyOf is a tree of its own, to be changed.
