@@ -80,8 +80,8 @@ func check(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	return checkOwn(file, text, stdout, stderr)
 }
 
-// readArg reads a file that was named, or standard input, which it names so. What begins as JSON may
-// be what /config_dump answers, which is larger than anything that people write.
+// readArg reads a file that was named, or standard input, which it names so. What begins as JSON
+// may be what /config_dump answers, which is larger than anything that people write.
 func readArg(file *string, stdin io.Reader) ([]byte, error) {
 	if *file == "-" {
 		*file = "standard input"

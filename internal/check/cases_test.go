@@ -133,8 +133,8 @@ func TestOneOfTwoListeners(t *testing.T) {
 	require.ErrorContains(t, err, "Highwater is in it already")
 }
 
-// Where all that may come fits into the container, Highwater is not worth it; where there is nothing
-// to guard, it says so.
+// Where all that may come fits into the container, Highwater is not worth it; where there is
+// nothing to guard, it says so.
 func TestVerdicts(t *testing.T) {
 	limited := parts{manager: "codec_type: HTTP1"}.text() + "layered_runtime: {layers: [{name: a, static_layer: {overload.global_downstream_max_connections: 20}}]}\n"
 	r := report(t, limited, Options{Container: 1024 * mib})

@@ -1,6 +1,6 @@
 // Package check reads Envoy's configuration and says three things of it: whether its memory can be
-// bounded and what keeps it from that, whether Highwater guards it and is told right what it guards,
-// and what to write.
+// bounded and what keeps it from that, whether Highwater guards it and is told right what it
+// guards, and what to write.
 //
 // It asks and changes nothing: Read takes text, Check makes a Report of data, and Write makes
 // another text. Each finding has a stable name, which docs/reference/check.md explains. What the

@@ -144,8 +144,8 @@ func values(m map[string]*corev3.DataSource) (all []*corev3.DataSource) {
 	return all
 }
 
-// lua reads scripts for calls that hold the body: body() waits for all of it, and a httpCall that is
-// answered lets it come meanwhile. Both hold up to the buffer limit.
+// lua reads scripts for calls that hold the body: body() waits for all of it, and a httpCall that
+// is answered lets it come meanwhile. Both hold up to the buffer limit.
 func lua(limit unit.Bytes, sources ...*corev3.DataSource) (string, unit.Bytes) {
 	for _, s := range sources {
 		code := s.GetInlineString() + string(s.GetInlineBytes())

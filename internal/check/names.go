@@ -1,22 +1,73 @@
 package check
 
-// all are the names of findings, in the order of docs/reference/check.md.
-var all = []string{
-	// what was read
-	"unreadable", "unknown-field", "skipped", "dynamic",
-	// Highwater's filters
-	"no-guard", "unguarded-listener", "no-network-filter", "no-http-filter", "root-id", "filter-disabled", "order",
-	"configuration", "failure-policy", "vm-id", "shared-keys", "buffers-low", "buffers-high",
-	"readings", "readings-elsewhere", "admin", "allow-paths",
-	"unnamed-routes", "use-remote-address", "normalize-path", "circuit-breakers",
-	"limit-over-container", "limit-under-base", "soft-memory-limit",
-	// the server beside Envoy
-	"server-unknown", "message-timeout", "failure-mode", "observability-mode", "immediate-response", "processing-mode",
-	"mode-override", "request-attributes", "forward-rules", "grpc-service", "server-http2", "server-breaker",
-	// memory
-	"holds-bodies", "others-code", "retries", "mirrors", "decompressor", "compressor", "headers", "silent-connections", "raw-tcp",
-	"http3", "http2-window", "http2-connection-window", "http2-streams", "http2-upstream-window", "listener-buffer", "cluster-buffer",
-	"send-buffer", "linger", "connections", "base", "fixed-heap",
-}
+// kind is a finding's name, and how bad it may be.
+type kind struct{ name, severities string }
 
-func names() []string { return all }
+// kinds are all findings, as docs/reference/check.md explains them.
+var kinds = []kind{
+	// what was read
+	{"unreadable", "error"},
+	{"unknown-field", "warning"},
+	{"skipped", "note"},
+	{"dynamic", "note"},
+	// whether highwater guards it
+	{"no-guard", "warning, error"},
+	{"unguarded-listener", "warning"},
+	{"no-network-filter", "warning"},
+	{"no-http-filter", "error"},
+	{"root-id", "error"},
+	{"filter-disabled", "error, warning"},
+	{"order", "warning"},
+	{"configuration", "error"},
+	{"failure-policy", "error"},
+	{"vm-id", "error"},
+	{"shared-keys", "error"},
+	{"buffers-low", "error"},
+	{"buffers-high", "warning"},
+	{"readings", "error, note"},
+	{"readings-elsewhere", "warning"},
+	{"admin", "error"},
+	{"allow-paths", "error"},
+	{"unnamed-routes", "warning"},
+	{"use-remote-address", "warning"},
+	{"normalize-path", "warning"},
+	{"circuit-breakers", "warning"},
+	{"limit-over-container", "error, warning"},
+	{"limit-under-base", "error, warning"},
+	{"soft-memory-limit", "warning"},
+	// the server beside envoy
+	{"server-unknown", "note"},
+	{"message-timeout", "error"},
+	{"failure-mode", "warning"},
+	{"observability-mode", "error"},
+	{"immediate-response", "error"},
+	{"processing-mode", "error, warning"},
+	{"mode-override", "warning"},
+	{"request-attributes", "warning"},
+	{"forward-rules", "warning, error"},
+	{"grpc-service", "error, warning"},
+	{"server-http2", "error"},
+	{"server-breaker", "warning"},
+	// what makes memory grow
+	{"holds-bodies", "warning, note"},
+	{"others-code", "note"},
+	{"retries", "warning, note"},
+	{"mirrors", "warning"},
+	{"decompressor", "warning, note"},
+	{"compressor", "warning, note"},
+	{"headers", "warning, note"},
+	{"silent-connections", "warning"},
+	{"raw-tcp", "warning, note"},
+	{"http3", "note"},
+	{"http2-window", "warning, note"},
+	{"http2-connection-window", "note"},
+	{"http2-streams", "warning, note"},
+	{"http2-upstream-window", "warning"},
+	{"listener-buffer", "warning, note"},
+	{"cluster-buffer", "warning, note"},
+	{"send-buffer", "warning"},
+	{"linger", "warning, note"},
+	{"connections", "note"},
+	{"base", "error, warning"},
+	{"fixed-heap", "error, warning"},
+}

@@ -261,8 +261,8 @@ func (c *checker) plan() plan {
 	return p
 }
 
-// plannedLimit is two thirds of the container; where that is not known, what is enough for most, and
-// twice the base at least.
+// plannedLimit is two thirds of the container; where that is not known, what is enough for most,
+// and twice the base at least.
 func (c *checker) plannedLimit() unit.Bytes {
 	if c.options.Container > 0 {
 		return max(twoThirds(c.options.Container), 32*unit.MiB)

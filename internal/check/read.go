@@ -53,9 +53,9 @@ type wrong struct {
 	field    bool // an unknown one: the rest could be read
 }
 
-// Read reads a bootstrap, YAML or JSON, or what /config_dump answers. Its error says why the text is
-// neither, with the line where there is one. What is wrong with one listener or one cluster does not
-// keep it from reading the others: that is a finding.
+// Read reads a bootstrap, YAML or JSON, or what /config_dump answers. Its error says why the text
+// is neither, with the line where there is one. What is wrong with one listener or one cluster does
+// not keep it from reading the others: that is a finding.
 func Read(text []byte) (*Envoy, error) {
 	e := &Envoy{
 		version: latest, bootstrap: &bootstrapv3.Bootstrap{}, routes: map[string]*routev3.RouteConfiguration{},

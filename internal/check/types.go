@@ -71,8 +71,8 @@ func words(text string) map[string]bool {
 	return all
 }
 
-// filterOf is the kind and the package of a filter's type, such as http.buffer; empty where it is no
-// filter of Envoy's.
+// filterOf is the kind and the package of a filter's type, such as http.buffer; empty where it is
+// no filter of Envoy's.
 func filterOf(typeName string) string {
 	rest, ok := strings.CutPrefix(typeName, extensions)
 	if !ok {

@@ -9,9 +9,9 @@ import (
 	yamlnode "go.yaml.in/yaml/v3"
 )
 
-// Write makes of a bootstrap a copy that has Highwater in observe mode: its filters on each listener
-// that sends to an upstream, and what they need. did says in words what was added. Order and
-// anchors stay as they are; of comments most stay, and some may be lost or stand elsewhere.
+// Write makes of a bootstrap a copy that has Highwater in observe mode: its filters on each
+// listener that sends to an upstream, and what they need. did says in words what was added. Order
+// and anchors stay as they are; of comments most stay, and some may be lost or stand elsewhere.
 func Write(text []byte, o Options) (out []byte, did []string, err error) {
 	e, err := Read(text)
 	switch {

@@ -8,7 +8,8 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// What is written guards each listener that sends to an upstream, and is right in the eyes of Check.
+// What is written guards each listener that sends to an upstream, and is right in the eyes of
+// Check.
 func TestWrite(t *testing.T) {
 	asJSON, err := yaml.YAMLToJSON([]byte(parts{}.text()))
 	require.NoError(t, err)

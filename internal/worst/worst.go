@@ -3,8 +3,8 @@
 // and nothing measured here. All sizes are bytes; a sum that is larger than any memory, or that
 // nothing bounds, is Unbounded.
 //
-// The model is that of Envoy's flow control. A buffer is filled up to its limit before whoever fills
-// it is told to stop, and each hop has its own:
+// The model is that of Envoy's flow control. A buffer is filled up to its limit before whoever
+// fills it is told to stop, and each hop has its own:
 //
 //	client -> [codec: D or W] -> [filters: D or W, or whole bodies] -> upstream
 //	client <- [codec: D or W] <- [upstream connection: U] <- upstream
@@ -23,8 +23,8 @@ import (
 // Unbounded is more than any memory.
 const Unbounded = unit.Bytes(math.MaxInt64)
 
-// NoLimit is how many connections, streams or requests are as good as none: 1<<31 - 1 is Envoy's own
-// word for it.
+// NoLimit is how many connections, streams or requests are as good as none: 1<<31 - 1 is Envoy's
+// own word for it.
 const NoLimit = 1<<31 - 1
 
 // Costs that are measured (docs/reference/configuration.md, costs).
@@ -215,8 +215,8 @@ func Gzip(windowBits, memoryLevel, chunk int64) unit.Bytes {
 	return power(windowBits+2) + power(memoryLevel+9) + unit.Bytes(chunk)
 }
 
-// Brotli is the ring buffer of a brotli compressor, which is the most of it: 1 << (1 + the larger of
-// window and block bits); below quality 4 a block has 14 bits (brotli's encode.c and quality.h).
+// Brotli is the ring buffer of a brotli compressor, which is the most of it: 1 << (1 + the larger
+// of window and block bits); below quality 4 a block has 14 bits (brotli's encode.c and quality.h).
 func Brotli(quality, windowBits, blockBits, chunk int64) unit.Bytes {
 	if quality < 4 {
 		blockBits = 14

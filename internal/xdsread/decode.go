@@ -126,8 +126,8 @@ func Unwrap(v any) any {
 }
 
 // shape holds a tree against what a message looks like, and names the place of each mistake. It
-// changes what protojson does not take and Envoy does: names of enums in another case, one value for a
-// list of it, and a duration as an object. And what is
+// changes what protojson does not take and Envoy does: names of enums in another case, one value
+// for a list of it, and a duration as an object. And what is
 // of a type that is not known becomes a TypedStruct that says which it is, and no more.
 type shape struct {
 	wrong  []string
