@@ -94,9 +94,13 @@ func (c *checker) pair(g *guarded) {
 			c.fail("root-id", f.g.at, fmt.Sprintf("root_id is %q: the plugin does not start", f.g.root), "root_id: "+f.root)
 		}
 	}
-	if g.requests == nil {
-		return
+	if g.requests != nil {
+		c.disabled(g)
 	}
+}
+
+// disabled tells where no request is judged although the filter is there.
+func (c *checker) disabled(g *guarded) {
 	if g.requests.off {
 		c.fail("filter-disabled", g.requests.at, "disabled: true: no request is judged but where a route enables it", "leave it out")
 	}
@@ -147,10 +151,15 @@ func (c *checker) plugins() {
 		}
 	}
 	if len(vms) > 1 {
-		for _, vm := range sorted(vms) {
-			for _, at := range vms[vm] {
-				c.fail("vm-id", at, fmt.Sprintf("the plugins are in %d virtual machines (vm_id %s): each has the whole budget for itself and knows nothing of the others", len(vms), strings.Join(ids, ", ")), "the same vm_id, code and vm_config.configuration in all of them")
-			}
+		c.machines(vms, strings.Join(ids, ", "))
+	}
+}
+
+// machines tells of plugins in several virtual machines.
+func (c *checker) machines(vms map[string][]string, ids string) {
+	for _, vm := range sorted(vms) {
+		for _, at := range vms[vm] {
+			c.fail("vm-id", at, fmt.Sprintf("the plugins are in %d virtual machines (vm_id %s): each has the whole budget for itself and knows nothing of the others", len(vms), ids), "the same vm_id, code and vm_config.configuration in all of them")
 		}
 	}
 }
@@ -213,35 +222,37 @@ func (c *checker) readings() {
 	asked := map[string]*guardian{}
 	for _, g := range c.guards {
 		for _, p := range []*guardian{g.requests, g.connections} {
-			if p != nil && p.face != ExtProc && p.config != nil {
-				if _, seen := asked[p.config.Memory.Cluster]; !seen {
-					asked[p.config.Memory.Cluster] = p
-				}
+			if p != nil && p.face != ExtProc && p.config != nil && asked[p.config.Memory.Cluster] == nil {
+				asked[p.config.Memory.Cluster] = p
 			}
 		}
 	}
-	admin := c.bootstrap.GetAdmin().GetAddress()
 	for _, name := range sorted(asked) {
 		p := asked[name]
-		if admin == nil {
+		if c.bootstrap.GetAdmin().GetAddress() == nil {
 			c.fail("admin", "", "Envoy has no admin interface: there are no readings", "admin: {address: {socket_address: {address: 127.0.0.1, port_value: 9901}}}")
 		}
 		if !c.allowed(p.config.Memory.Path) {
 			c.fail("allow-paths", "admin", fmt.Sprintf("allow_paths does not let %s through: there are no readings", p.config.Memory.Path), fmt.Sprintf("{exact: %s} in allow_paths", p.config.Memory.Path))
 		}
-		cl := c.of[name]
-		switch {
-		case cl == nil && !c.dump && c.bootstrap.GetDynamicResources().GetCdsConfig() != nil:
-			c.tell("readings", p.at, fmt.Sprintf("memory.cluster is %q, which is not in this file", oneLine(name)), "")
-		case cl == nil:
-			write := fmt.Sprintf("the cluster %q, as printed below", oneLine(name))
-			if other := c.adminCluster(); other != "" {
-				write = fmt.Sprintf("memory.cluster: %s, which is the admin interface", other)
-			}
-			c.fail("readings", p.at, fmt.Sprintf("memory.cluster is %q, and there is no such cluster: there are no readings", oneLine(name)), write)
-		case admin != nil && !c.pointsAt(cl, admin):
-			c.warn("readings-elsewhere", cl.at, fmt.Sprintf("it is where readings come from, and points elsewhere than the admin interface (%s): that is right only where highwater serve answers there", addressOf(admin)), "the address of admin")
+		c.readingsFrom(name, p)
+	}
+}
+
+// readingsFrom is about the cluster that readings come from.
+func (c *checker) readingsFrom(name string, p *guardian) {
+	admin, cl := c.bootstrap.GetAdmin().GetAddress(), c.of[name]
+	switch {
+	case cl == nil && !c.dump && c.bootstrap.GetDynamicResources().GetCdsConfig() != nil:
+		c.tell("readings", p.at, fmt.Sprintf("memory.cluster is %q, which is not in this file", oneLine(name)), "")
+	case cl == nil:
+		write := fmt.Sprintf("a cluster %q that is the admin interface, as in examples/envoy.yaml", oneLine(name))
+		if other := c.adminCluster(); other != "" {
+			write = fmt.Sprintf("memory.cluster: %s, which is the admin interface", other)
 		}
+		c.fail("readings", p.at, fmt.Sprintf("memory.cluster is %q, and there is no such cluster: there are no readings", oneLine(name)), write)
+	case admin != nil && !c.pointsAt(cl, admin):
+		c.warn("readings-elsewhere", cl.at, fmt.Sprintf("it is where readings come from, and points elsewhere than the admin interface (%s): that is right only where highwater serve answers there", addressOf(admin)), "the address of admin")
 	}
 }
 

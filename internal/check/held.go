@@ -104,10 +104,7 @@ func (c *chain) holds(m proto.Message) (what string, n unit.Bytes) {
 		n = unit.Bytes(m.GetRequest().GetMemoryBufferBytesLimit().GetValue())
 		return fmt.Sprintf("request.memory_buffer_bytes_limit is %v", n), max(n, limit)
 	case *lambdav3.Config:
-		if !m.GetPayloadPassthrough() {
-			return "it reads the whole body to make JSON of it", limit
-		}
-		return "it reads the whole body", limit
+		return "it reads the whole body, for there is no streaming to a function", limit
 	case *signingv3.AwsRequestSigning:
 		if !m.GetUseUnsignedPayload() {
 			return "it reads the whole body to sign it (use_unsigned_payload)", limit

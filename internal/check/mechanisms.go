@@ -163,6 +163,20 @@ func (c *checker) lingering(g *guarded) {
 
 // bodies is about what holds more of a request than the buffers.
 func (c *checker) bodies(g *guarded) {
+	c.holding(g)
+	for i, f := range g.http {
+		if !f.ours && g.inUse(f) && slices.Contains([]string{"http.wasm", "http.dynamic_modules", "http.golang", "http.composite"}, f.kind) {
+			c.tell("others-code", fmt.Sprintf("%s: http_filters[%d] %s", g.at, i, oneLine(f.name)), "it runs code that nobody can look into here: it may hold bodies up to the buffer limit, and memory of its own that is in no reading", "")
+		}
+	}
+	for _, k := range g.kept() {
+		c.copiesOf(g, k)
+	}
+	c.packing(g)
+}
+
+// holding tells of filters that hold bodies, where that is not compared with whole_request.
+func (c *checker) holding(g *guarded) {
 	for _, h := range g.holders() {
 		unknown := g.requests != nil && g.config() == nil && g.requests.err == nil // the server's
 		if g.requests != nil && !unknown {
@@ -175,14 +189,10 @@ func (c *checker) bodies(g *guarded) {
 			c.tell("holds-bodies", h.at, what, "")
 		}
 	}
-	for i, f := range g.http {
-		if code := f.kind == "http.wasm" || f.kind == "http.dynamic_modules" || f.kind == "http.golang" || f.kind == "http.composite"; code && !f.ours && g.inUse(f) {
-			c.tell("others-code", fmt.Sprintf("%s: http_filters[%d] %s", g.at, i, oneLine(f.name)), "it runs code that nobody can look into here: it may hold bodies up to the buffer limit, and memory of its own that is in no reading", "")
-		}
-	}
-	for _, k := range g.kept() {
-		c.copiesOf(g, k)
-	}
+}
+
+// packing tells of decompressors and compressors.
+func (c *checker) packing(g *guarded) {
 	for _, d := range g.decompressors() {
 		who, say := "an upstream's response", c.tell
 		if d.up {

@@ -236,29 +236,32 @@ func (c *checker) plan() plan {
 		}
 	}
 	for i := range c.guards {
-		g := &c.guards[i]
-		if !c.guardable(g) {
-			continue
+		if g := &c.guards[i]; c.guardable(g) {
+			p.chains = append(p.chains, c.planned(g, linger))
 		}
-		b := c.rightFor(g)
-		b.Linger = linger // the plugins share it
-		if linger == 0 {
-			b.Linger = guard.Default().Buffers.Linger
-		}
-		of := planned{at: g.at, http: g.manager != nil, buffers: buffersText(b)}
-		for n, l := range c.listening {
-			if l == g.listener {
-				of.listener = n
-			}
-		}
-		for n := range g.listener.chains {
-			if &g.listener.chains[n] == g.chain {
-				of.chain = n
-			}
-		}
-		p.chains = append(p.chains, of)
 	}
 	return p
+}
+
+// planned is where a chain is in the file, and what its plugins are told.
+func (c *checker) planned(g *guarded, linger unit.Duration) planned {
+	b := c.rightFor(g)
+	b.Linger = linger // the plugins share it
+	if linger == 0 {
+		b.Linger = guard.Default().Buffers.Linger
+	}
+	of := planned{at: g.at, http: g.manager != nil, buffers: buffersText(b)}
+	for n, l := range c.listening {
+		if l == g.listener {
+			of.listener = n
+		}
+	}
+	for n := range g.listener.chains {
+		if &g.listener.chains[n] == g.chain {
+			of.chain = n
+		}
+	}
+	return of
 }
 
 // plannedLimit is two thirds of the container; where that is not known, what is enough for most,

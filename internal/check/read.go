@@ -247,12 +247,7 @@ func (e *Envoy) add(key string, tree any) {
 	case "static_listeners":
 		e.listener(m["listener"])
 	case "dynamic_listeners":
-		for _, state := range []string{"active_state", "warming_state"} {
-			if s, ok := m[state].(map[string]any); ok {
-				e.listener(s["listener"])
-				break
-			}
-		}
+		e.dynamic(m)
 	case "static_route_configs", "dynamic_route_configs":
 		if r := (&routev3.RouteConfiguration{}); e.decode("route_config "+name(m["route_config"]), m["route_config"], r) {
 			e.routes[r.GetName()] = r
@@ -268,36 +263,51 @@ func (e *Envoy) add(key string, tree any) {
 	}
 }
 
+// dynamic takes a listener that came by xDS: as it is in force, or as it is to come into force.
+func (e *Envoy) dynamic(m map[string]any) {
+	for _, key := range []string{"active_state", "warming_state"} {
+		if state, ok := m[key].(map[string]any); ok {
+			e.listener(state["listener"])
+			return
+		}
+	}
+}
+
 // static takes a bootstrap, the listeners and clusters one by one.
 func (e *Envoy) static(root map[string]any) {
 	for _, key := range []string{"static_resources", "staticResources"} {
-		m, _ := root[key].(map[string]any)
-		listeners, _ := m["listeners"].([]any)
-		for _, l := range listeners {
-			e.listener(l)
-		}
-		clusters, _ := m["clusters"].([]any)
-		for _, c := range clusters {
-			e.cluster(c)
-		}
-		for key, v := range m {
-			switch _, isList := v.([]any); {
-			case !isList && v != nil && (key == "listeners" || key == "clusters"):
-				e.wrong = append(e.wrong, wrong{at: "static_resources", what: key + ": must be a list: [...]"})
-			case key != "listeners" && key != "clusters" && key != "secrets":
-				e.wrong = append(e.wrong, wrong{at: "static_resources", what: key + ": unknown field: it is misspelt, in the wrong place, or newer than this program", field: true})
-			}
-		}
-		if m != nil {
+		if m, ok := root[key].(map[string]any); ok {
 			e.bootstrap.StaticResources = &bootstrapv3.Bootstrap_StaticResources{}
+			e.resources(m)
+			delete(root, key)
 		}
-		delete(root, key)
 	}
 	b := &bootstrapv3.Bootstrap{}
 	e.decode("", root, b)
 	proto.Merge(e.bootstrap, b)
 	if v := b.GetNode().GetUserAgentBuildVersion().GetVersion(); v != nil {
 		e.version = Version{int(v.GetMajorNumber()), int(v.GetMinorNumber())}
+	}
+}
+
+// resources takes those of a bootstrap.
+func (e *Envoy) resources(m map[string]any) {
+	for _, key := range sorted(m) {
+		list, isList := m[key].([]any)
+		if !isList && m[key] != nil {
+			list = []any{m[key]} // Envoy takes one for a list of one
+		}
+		for _, entry := range list {
+			switch key {
+			case "listeners":
+				e.listener(entry)
+			case "clusters":
+				e.cluster(entry)
+			}
+		}
+		if key != "listeners" && key != "clusters" && key != "secrets" {
+			e.mistake(wrong{at: "static_resources", what: key + ": unknown field: it is misspelt, in the wrong place, or newer than this program", field: true})
+		}
 	}
 }
 

@@ -111,46 +111,51 @@ func lookUp(s *structpb.Struct, key string) *structpb.Value {
 func (c *checker) sizes() {
 	c.Listeners = []OfListener{}
 	for _, l := range c.listening {
-		of := OfListener{Name: oneLine(l.GetName()), Connections: c.limits[l.GetName()]}
-		var most, kernel unit.Bytes
-		traffic := false
-		for i := range c.guards {
-			g := &c.guards[i]
-			if g.listener != l {
-				continue
-			}
-			of.Guard = guardText(g, of.Guard)
-			if l.quic || g.manager == nil && g.proxy == nil && g.other == "" {
-				continue
-			}
-			traffic = true
-			conn := c.connection(g.chain)
-			switch {
-			case g.manager == nil:
-				of.TCP = larger(of.TCP, mostOf(conn.OverTCP()))
-			default:
-				if conn.HTTP1 {
-					of.HTTP1 = larger(of.HTTP1, mostOf(conn.OverHTTP1()))
-				}
-				if conn.HTTP2 {
-					of.HTTP2 = larger(of.HTTP2, mostOf(conn.OverHTTP2()))
-				}
-			}
-			most = max(most, conn.Most())
-			if l.GetInternalListener() == nil {
-				kernel = max(kernel, conn.Kernel())
-			}
-		}
-		if of.Kernel = mostOf(kernel); traffic {
-			of.All = -1
-			if of.Connections > 0 {
-				of.All = mostOf(worst.Times(of.Connections, worst.Sum(most, kernel)))
-			}
-		}
-		c.Listeners = append(c.Listeners, of)
+		c.Listeners = append(c.Listeners, c.sizeOf(l))
 	}
 	c.Base = worst.Base(len(c.clusters), slices.ContainsFunc(c.guards, func(g guarded) bool { return g.by() != nil && g.by().face != ExtProc }))
 	c.clusterSizes()
+}
+
+func (c *checker) sizeOf(l *listener) OfListener {
+	of := OfListener{Name: oneLine(l.GetName()), Connections: c.limits[l.GetName()]}
+	var most, kernel unit.Bytes
+	for i := range c.guards {
+		g := &c.guards[i]
+		if g.listener != l {
+			continue
+		}
+		of.Guard = guardText(g, of.Guard)
+		if l.quic || g.manager == nil && g.proxy == nil && g.other == "" {
+			continue
+		}
+		conn := c.connection(g.chain)
+		of.add(&conn)
+		most = max(most, conn.Most())
+		if l.GetInternalListener() == nil {
+			kernel = max(kernel, conn.Kernel())
+		}
+	}
+	if of.Kernel = mostOf(kernel); most > 0 {
+		of.All = -1
+		if of.Connections > 0 {
+			of.All = mostOf(worst.Times(of.Connections, worst.Sum(most, kernel)))
+		}
+	}
+	return of
+}
+
+// add counts the connections of a further chain.
+func (of *OfListener) add(conn *worst.Connection) {
+	if conn.HTTP1 {
+		of.HTTP1 = larger(of.HTTP1, mostOf(conn.OverHTTP1()))
+	}
+	if conn.HTTP2 {
+		of.HTTP2 = larger(of.HTTP2, mostOf(conn.OverHTTP2()))
+	}
+	if !conn.HTTP1 && !conn.HTTP2 {
+		of.TCP = larger(of.TCP, mostOf(conn.OverTCP()))
+	}
 }
 
 func larger(a, b Most) Most {

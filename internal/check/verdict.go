@@ -10,7 +10,42 @@ import (
 // verdict says in a few sentences whether the memory is bounded, and without a guard whether one is
 // worth it.
 func (c *checker) verdict() {
-	guardedOnes, traffic, all := 0, 0, Most(0)
+	guardedOnes, traffic, all := c.counted()
+	container := c.options.Container
+	fits := all >= 0 && container > 0 && unit.Bytes(all)+c.Base < container
+	switch {
+	case traffic == 0:
+		c.Verdict = c.nothing()
+	case guardedOnes == traffic:
+		c.Verdict = fmt.Sprintf("Highwater guards all of %d listener(s) with traffic.", traffic)
+		if n := c.count(Error); n > 0 {
+			c.Verdict += fmt.Sprintf(" %d error(s) below keep it from holding the limit.", n)
+		}
+	case guardedOnes > 0:
+		c.Verdict = fmt.Sprintf("Highwater guards %d of %d listeners with traffic: what the others take is not held back.", guardedOnes, traffic)
+	case fits:
+		c.Verdict = fmt.Sprintf("Bounded without a guard: all connections together can hold %s, which fits into the container. Highwater is not worth it here.", all)
+	default:
+		c.Verdict = c.worthIt(all, container)
+	}
+}
+
+// nothing is the verdict where no listener has traffic to speak of.
+func (c *checker) nothing() string {
+	switch {
+	case len(c.Listeners) == 0 && c.dump:
+		return "There is no listener in this configuration, so nothing can be said of its traffic."
+	case len(c.Listeners) == 0:
+		return "There is no listener in this configuration, so nothing can be said of its traffic. Where listeners come by xDS, ask a running Envoy: highwater check -admin URL."
+	case slices.ContainsFunc(c.listening, func(l *listener) bool { return l.quic }):
+		return "The listeners with traffic speak UDP alone, HTTP/3 or others: none of it is counted here, and Highwater sees none of it."
+	}
+	return "No listener sends anything to an upstream: there is nothing to guard."
+}
+
+// counted are how many listeners have traffic, how many of them a guard, and what all of them can
+// hold.
+func (c *checker) counted() (guardedOnes, traffic int, all Most) {
 	for i, l := range c.Listeners {
 		if l.All == 0 || c.isQuiet(c.listening[i]) {
 			continue
@@ -25,30 +60,7 @@ func (c *checker) verdict() {
 			all = sumMost(all, l.All)
 		}
 	}
-	container := c.options.Container
-	fits := all >= 0 && container > 0 && unit.Bytes(all)+c.Base < container
-	switch {
-	case len(c.Listeners) == 0:
-		c.Verdict = "There is no listener in this configuration, so nothing can be said of its traffic."
-		if !c.dump {
-			c.Verdict += " Where listeners come by xDS, ask a running Envoy: highwater check -admin URL."
-		}
-	case traffic == 0 && slices.ContainsFunc(c.listening, func(l *listener) bool { return l.quic }):
-		c.Verdict = "The listeners with traffic speak UDP alone, HTTP/3 or others: none of it is counted here, and Highwater sees none of it."
-	case traffic == 0:
-		c.Verdict = "No listener sends anything to an upstream: there is nothing to guard."
-	case guardedOnes == traffic:
-		c.Verdict = fmt.Sprintf("Highwater guards all of %d listener(s) with traffic.", traffic)
-		if n := c.count(Error); n > 0 {
-			c.Verdict += fmt.Sprintf(" %d error(s) below keep it from holding the limit.", n)
-		}
-	case guardedOnes > 0:
-		c.Verdict = fmt.Sprintf("Highwater guards %d of %d listeners with traffic: what the others take is not held back.", guardedOnes, traffic)
-	case fits:
-		c.Verdict = fmt.Sprintf("Bounded without a guard: all connections together can hold %s, which fits into the container. Highwater is not worth it here.", all)
-	default:
-		c.Verdict = c.worthIt(all, container)
-	}
+	return guardedOnes, traffic, all
 }
 
 // worthIt says what adding Highwater takes, and what it is for here.

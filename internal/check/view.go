@@ -141,6 +141,12 @@ func (e *Envoy) chain(l *listener, at string, fc *listenerv3.FilterChain) chain 
 		}
 		return c
 	}
+	e.manage(&c)
+	return c
+}
+
+// manage adds what is in the connection manager: HTTP filters and routes.
+func (e *Envoy) manage(c *chain) {
 	for _, f := range c.manager.GetHttpFilters() {
 		typed := f.GetTypedConfig()
 		if f.GetConfigDiscovery() != nil {
@@ -160,7 +166,6 @@ func (e *Envoy) chain(l *listener, at string, fc *listenerv3.FilterChain) chain 
 	if c.manager.GetScopedRoutes() != nil {
 		c.rds = "scoped routes"
 	}
-	return c
 }
 
 // kindOf is what a filter is: by its type, or by its name where nothing else is known.
