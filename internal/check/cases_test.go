@@ -130,7 +130,7 @@ func TestOneOfTwoListeners(t *testing.T) {
 	require.Equal(t, "warning unguarded-listener", short(r)[0])
 	require.Equal(t, []string{"listener egress"}, r.Findings[0].Places)
 	_, _, err := Write([]byte(text), Options{})
-	require.ErrorContains(t, err, "Highwater is in it already")
+	require.ErrorContains(t, err, "there is Highwater in it already")
 }
 
 // Where all that may come fits into the container, Highwater is not worth it; where there is

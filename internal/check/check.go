@@ -106,11 +106,12 @@ func (m Most) String() string {
 // Worst is the worst severity; empty where there is nothing but notes.
 func (r *Report) Worst() (worst Severity) {
 	for _, f := range r.Findings {
-		switch {
-		case f.Severity == Error:
+		switch f.Severity {
+		case Error:
 			return Error
-		case f.Severity == Warning:
+		case Warning:
 			worst = Warning
+		case Note:
 		}
 	}
 	return worst

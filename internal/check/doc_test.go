@@ -65,7 +65,7 @@ func madeBy(n ast.Node) string {
 	if !ok {
 		return ""
 	}
-	at := -1
+	var at int
 	switch f := call.Fun.(type) {
 	case *ast.SelectorExpr:
 		at = map[string]int{"fail": 0, "warn": 0, "tell": 0, "byGuard": 1}[f.Sel.Name]
@@ -73,13 +73,13 @@ func madeBy(n ast.Node) string {
 			return ""
 		}
 	case *ast.Ident:
-		if at = 0; f.Name != "say" {
+		if f.Name != "say" {
 			return ""
 		}
 	default:
 		return ""
 	}
-	if at < 0 || at >= len(call.Args) {
+	if at >= len(call.Args) {
 		return ""
 	}
 	text, ok := call.Args[at].(*ast.BasicLit)

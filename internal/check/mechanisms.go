@@ -170,7 +170,7 @@ func (c *checker) bodies(g *guarded) {
 		}
 	}
 	for _, k := range g.kept() {
-		c.copiesOf(g, k)
+		c.copiesOf(k)
 	}
 	c.packing(g)
 }
@@ -212,7 +212,7 @@ func (c *checker) packing(g *guarded) {
 	}
 }
 
-func (c *checker) copiesOf(g *guarded, k copies) {
+func (c *checker) copiesOf(k copies) {
 	const write = "a request_body_buffer_limit that is as low as the largest body that is worth to be sent twice"
 	if k.retries {
 		what := fmt.Sprintf("it retries, and keeps each request's body for that until the response begins, up to %v", k.limit)

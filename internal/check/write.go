@@ -28,7 +28,7 @@ func Write(text []byte, o Options) (out []byte, did []string, err error) {
 	c := newChecker(e, o)
 	for _, g := range c.guards {
 		if by := g.by(); by != nil {
-			return nil, nil, fmt.Errorf("Highwater is in it already (%s): copy its filters to the listeners that lack them, with the same vm_id and code", by.at)
+			return nil, nil, fmt.Errorf("there is Highwater in it already (%s): copy its filters to the listeners that lack them, with the same vm_id and code", by.at)
 		}
 	}
 	if !c.canBeGuarded() {

@@ -62,7 +62,7 @@ func TestWrite(t *testing.T) {
 				require.NotContains(t, f.Name, "buffers-", "it is told what Envoy is set to")
 			}
 			_, _, err = Write(out, Options{})
-			require.ErrorContains(t, err, "Highwater is in it already")
+			require.ErrorContains(t, err, "there is Highwater in it already")
 		})
 	}
 	for name, c := range map[string]struct{ text, want string }{

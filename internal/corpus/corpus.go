@@ -59,7 +59,7 @@ func (p Project) Fetch(ctx context.Context) (dir string, err error) {
 	if err != nil {
 		return "", err
 	}
-	defer os.RemoveAll(away)
+	defer func() { _ = os.RemoveAll(away) }()
 	ctx, cancel := context.WithTimeout(ctx, fetchWithin)
 	defer cancel()
 	download := exec.CommandContext(ctx, "go", "mod", "download", "-json", p.Module+"@"+p.Version)

@@ -9,8 +9,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// What Envoy takes is taken: enums in any case, one value for a list of it, durations in parts. Each
-// of them was tried on Envoy 1.40 (--mode validate).
+// What Envoy takes is taken: enums in any case, one value for a list of it, durations in parts.
+// Each of them was tried on Envoy 1.40 (--mode validate).
 func TestWhatEnvoyTakes(t *testing.T) {
 	c := &clusterv3.Cluster{}
 	tree := map[string]any{
