@@ -65,10 +65,10 @@ run: build envoy ## a real Envoy under a flood, with a live view; Ctrl-C or DURA
 .PHONY: test
 test: build build/highwater-trap.wasm envoy ## everything, real Envoy included
 	@echo "unit and property tests, with the race detector"
-	@go test -race $(TESTFLAGS) $$(go list ./internal/... ./extproc/... ./cmd/... ./bench/... | grep -v -e /internal/sim -e /internal/wasmhost)
-	@echo "the policy's random sequences, the compiled plugin without Envoy, and the model of Envoy (one goroutine each: nothing to race): some minutes"
+	@go test -race $(TESTFLAGS) $$(go list ./internal/... ./extproc/... ./cmd/... ./bench/... | grep -v -e /internal/sim -e /internal/wasmhost -e /internal/check)
+	@echo "the policy's random sequences, the compiled plugin without Envoy, the model of Envoy, and highwater check on other projects' configurations (one goroutine each: nothing to race): some minutes"
 	@go test $(TESTFLAGS) -run EstimateIsNeverBelow ./internal/guard
-	@go test $(TESTFLAGS) ./internal/wasmhost/... ./internal/sim
+	@go test $(TESTFLAGS) ./internal/wasmhost/... ./internal/sim ./internal/check
 	@echo "end-to-end tests on a real Envoy"
 	@HIGHWATER_E2E=1 go test -count=1 -timeout 25m $(TESTFLAGS) ./e2e/...
 	@echo "a part of them on Envoy $(OLDEST_ENVOY)"

@@ -1,15 +1,18 @@
 package main
 
 import (
+	"bufio"
+	"bytes"
 	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"os"
 
 	"sigs.k8s.io/yaml"
 
-	"github.com/highwater-envoy/highwater/internal/envoyconfig"
+	envoyfile "github.com/highwater-envoy/highwater/internal/check"
 	"github.com/highwater-envoy/highwater/internal/guard"
 	"github.com/highwater-envoy/highwater/internal/input"
 	"github.com/highwater-envoy/highwater/internal/unit"
@@ -18,48 +21,104 @@ import (
 // maxConfig is how much of a configuration is read, as much as guard.Parse takes.
 const maxConfig = unit.MiB
 
-const checkUsage = `highwater check [-envoy ENVOY.yaml] FILE
+const checkUsage = `highwater check [flags] FILE
 
-Validates the configuration of a plugin or of highwater serve (JSON or YAML; - reads standard input), and prints it with
-all defaults. With -envoy it holds Envoy's own configuration against that of highwater serve, and prints what is to change:
-errors, where requests fail or are not guarded, and warnings, where they are guarded less well than they could be.
+Of Highwater's own configuration, of a plugin or of highwater serve (JSON or YAML; - reads standard input): validates it, and
+prints it with all defaults.
 
-Of FILE 1MiB is read at most, and of ENVOY.yaml 8MiB; either must be one document, in which no key is set twice.
+Of Envoy's configuration: says whether its memory can be bounded and what keeps it from that, whether Highwater guards it and is
+told right what it guards, and what to write. FILE is a bootstrap, YAML or JSON, or what /config_dump has answered.
 
-Exit status: 0 fine, 1 FILE is wrong, 2 the call is wrong, or FILE can't be read or is too large.
-With -envoy: 0 nothing to change, 1 warnings alone, 2 errors, in either file or in the call.
+  -envoy ENVOY.yaml     Envoy's configuration, where FILE is that of highwater serve, to hold one against the other
+  -admin URL            ask a running Envoy, what came by xDS too; then FILE is that of highwater serve, or left out
+  -container 300MiB     the limit of Envoy's container
+  -envoy-version 1.38   whose defaults to judge by; else what the configuration says, else the latest that is known
+  -write COPY           write a copy of the bootstrap with Highwater in observe mode; it must not be there yet
+  -wasm PATH            where the plugin will be, for -write and what is printed (/etc/envoy/highwater.wasm)
+  -json                 print the report as JSON
+
+Of Highwater's configuration 1MiB is read at most, of a bootstrap 8MiB, of /config_dump 64MiB. Each must be one document, in
+which no key is set twice.
+
+Exit status: of Highwater's configuration 0 fine, 1 it is wrong; of Envoy's 0 nothing to change, 1 warnings, 2 errors.
+2 in any case where the call is wrong, or where something can't be read or is too large.
 `
 
 func check(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	flags := flag.NewFlagSet("highwater check", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	flags.Usage = func() { fmt.Fprint(stderr, checkUsage) }
-	envoy := flags.String("envoy", "", "")
+	var e envoyCheck
+	for name, to := range map[string]*string{
+		"envoy": &e.envoy, "admin": &e.admin, "container": &e.container, "envoy-version": &e.version, "write": &e.write, "wasm": &e.wasm,
+	} {
+		flags.StringVar(to, name, "", "")
+	}
+	flags.BoolVar(&e.asJSON, "json", false, "")
 	switch err := flags.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
 		return 0
 	case err != nil:
 		return 2
-	case flags.NArg() != 1:
+	case flags.NArg() > 1, flags.NArg() == 0 && e.admin == "", e.envoy != "" && e.admin != "":
 		flags.Usage()
 		return 2
 	}
 	file := flags.Arg(0)
-	var text []byte
-	var err error
-	if file == "-" {
-		file = "standard input"
-		text, err = input.ReadFrom(stdin, file, maxConfig)
-	} else {
-		text, err = input.Read(file, maxConfig)
+	if e.asked() {
+		return e.beside(file, stdin, stdout, stderr)
 	}
+	text, err := readArg(&file, stdin)
 	if err != nil {
 		fmt.Fprintln(stderr, "highwater check:", err)
 		return 2
 	}
-	if *envoy != "" {
-		return checkEnvoy(*envoy, file, text, stdout, stderr)
+	if aboutEnvoy(text) {
+		e.envoy = file
+		return e.run(text, stdout, stderr)
 	}
+	return checkOwn(file, text, stdout, stderr)
+}
+
+// readArg reads a file that was named, or standard input, which it names so. What begins as JSON
+// may be what /config_dump answers, which is larger than anything that people write.
+func readArg(file *string, stdin io.Reader) ([]byte, error) {
+	if *file == "-" {
+		*file = "standard input"
+		in := bufio.NewReader(stdin)
+		begin, err := in.Peek(1)
+		if err != nil && err != io.EOF {
+			return nil, err
+		}
+		return input.ReadFrom(in, *file, mostOf(begin))
+	}
+	return input.Read(*file, mostOf(beginOf(*file)))
+}
+
+func mostOf(begin []byte) unit.Bytes {
+	if bytes.HasPrefix(bytes.TrimSpace(begin), []byte("{")) {
+		return envoyfile.MaxDump
+	}
+	return envoyfile.MaxBootstrap
+}
+
+// beginOf is how a regular file begins; of others nothing is taken away.
+func beginOf(path string) []byte {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return nil
+	}
+	begin := make([]byte, 64)
+	n, _ := io.ReadFull(f, begin)
+	return begin[:n]
+}
+
+// checkOwn is about Highwater's own configuration.
+func checkOwn(file string, text []byte, stdout, stderr io.Writer) int {
 	parts, err := parseAny(text)
 	if err != nil {
 		fmt.Fprintf(stderr, "%s is wrong:\n%v\n", file, err)
@@ -94,42 +153,4 @@ func parseAny(text []byte) (parts []any, err error) {
 	}
 	config, err := parseServed(text)
 	return []any{config.guard, config.observer}, err
-}
-
-func checkEnvoy(envoy, file string, text []byte, stdout, stderr io.Writer) int {
-	config, err := parseServed(text)
-	if err != nil {
-		fmt.Fprintf(stderr, "%s is wrong:\n%v\n", file, err)
-		return 2
-	}
-	if text, err = input.Read(envoy, envoyconfig.MaxBootstrap); err != nil {
-		fmt.Fprintln(stderr, "highwater check: -envoy:", err)
-		return 2
-	}
-	report, err := envoyconfig.Check(text, config.guard)
-	if err != nil {
-		fmt.Fprintf(stderr, "highwater check: -envoy %s: %v\n", envoy, err)
-		return 2
-	}
-	for _, at := range report.Checked {
-		fmt.Fprintln(stdout, "checked:", at)
-	}
-	for _, at := range report.PassedOver {
-		fmt.Fprintln(stdout, "passed over:", at+": neither it nor its cluster is called highwater")
-	}
-	errs := 0
-	for _, f := range report.Findings {
-		fmt.Fprintln(stdout, f)
-		if f.Error {
-			errs++
-		}
-	}
-	fmt.Fprintf(stdout, "errors: %d, warnings: %d\n", errs, len(report.Findings)-errs)
-	switch {
-	case errs > 0:
-		return 2
-	case len(report.Findings) > 0:
-		return 1
-	}
-	return 0
 }

@@ -2,7 +2,11 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -29,7 +33,7 @@ func TestCheck(t *testing.T) {
 	require.Equal(t, 2, run([]string{"check"}, nil, &out, &errs))
 	require.Equal(t, 2, run([]string{"check", "-none", "-"}, nil, &out, &errs))
 	require.Equal(t, 0, run([]string{"check", "-h"}, nil, &out, &errs))
-	require.Contains(t, out.String(), "Exit status: 0 fine")
+	require.Contains(t, out.String(), "Exit status: of Highwater's configuration 0 fine")
 }
 
 // What is no configuration is refused by what it is, and takes no more memory than a large one.
@@ -86,7 +90,7 @@ func TestCheckOfAnything(t *testing.T) {
 		`{"budget": {"limit": "200MiB"}, "budget": {}}`:          "budget: is there twice",
 		`{"budget": {"limit": "200MiB", "x": 1}}`:                "budget.x: unknown key",
 		"budget: {limit: 200MiB}\nrelease: {}\n---\nrelease: {}": "it has another document from line 3 on",
-		strings.Repeat("x", 1<<20) + "x":                         "standard input is too large: no more than 1MiB is read",
+		strings.Repeat("x\n", 1<<22) + "x":                       "standard input is too large: no more than 8MiB is read",
 	} {
 		var out, errs bytes.Buffer
 		require.NotEqual(t, 0, run([]string{"check", "-"}, strings.NewReader(text), &out, &errs))
@@ -137,28 +141,32 @@ const (
 	envoyExample  = "../../examples/envoy-extproc.yaml"
 )
 
+// Envoy's configuration beside the server's: the report's own tests are in internal/check.
 func TestCheckEnvoy(t *testing.T) {
 	example, err := os.ReadFile(envoyExample)
 	require.NoError(t, err)
-	const at = "listener ingress: http_filters[0] highwater.requests"
+	const at = "\n    listener ingress: http_filters[0] highwater.requests\n"
 	for _, c := range []struct {
 		name     string
 		from, to string
 		code     int
 		want     []string
 	}{
-		{"clean", "", "", 0, []string{"checked: " + at + "\n", "errors: 0, warnings: 0\n"}},
-		{"a warning", "failure_mode_allow: true", "", 1, []string{"warning: " + at + ": failure_mode_allow: not true", "errors: 0, warnings: 1\n"}},
-		{"an error", "message_timeout: 5s", "", 2, []string{"error: " + at + ": message_timeout: not set", "errors: 1, warnings: 0\n"}},
-		{"both", "allow_mode_override: true", "request_header_mode: SKIP", 2, []string{"error: ", "warning: ", "errors: 1, warnings: 1\n"}},
-		{"another's", "  - name: ingress\n", "  - {name: other, http_filters: [{name: auth, typed_config: {\"@type\": a/envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor}}]}\n  - name: ingress\n", 0, []string{
-			"checked: " + at + "\n", "passed over: listener other: http_filters[0] auth: neither it nor its cluster is called highwater\n",
-		}},
+		{"clean", "", "", 0, []string{"ext_proc, enforce, limit 200MiB", "errors: 0, warnings: 0, notes: 1\n"}},
+		{"a warning", "failure_mode_allow: true", "", 1, []string{"warning failure-mode: failure_mode_allow: not true", at, "errors: 0, warnings: 1, notes: 1\n"}},
+		{"an error", "message_timeout: 5s", "", 2, []string{"error message-timeout: message_timeout: not set", at, "errors: 1, warnings: 0, notes: 1\n"}},
+		{"both", "allow_mode_override: true", "disable_immediate_response: true", 2, []string{"error ", "warning ", "errors: 1, warnings: 1, notes: 1\n"}},
+		{"nobody's by name", "highwater", "processor", 0, []string{"ext_proc, enforce, limit 200MiB"}},
+		{"no filter of its kind", "ext_proc.v3.ExternalProcessor", "oauth2.v3.OAuth2", 2, []string{"error no-guard: there is no ext_proc filter"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			require.Contains(t, string(example), c.from)
+			times := 1
+			if c.from == "highwater" {
+				times = -1
+			}
 			envoy := filepath.Join(t.TempDir(), "envoy.yaml")
-			require.NoError(t, os.WriteFile(envoy, []byte(strings.Replace(string(example), c.from, c.to, 1)), 0o600))
+			require.NoError(t, os.WriteFile(envoy, []byte(strings.Replace(string(example), c.from, c.to, times)), 0o600))
 			var out, errs bytes.Buffer
 			require.Equal(t, c.code, run([]string{"check", "-envoy", envoy, serverExample}, nil, &out, &errs), out.String())
 			require.Empty(t, errs.String())
@@ -179,5 +187,93 @@ func TestCheckEnvoy(t *testing.T) {
 		require.Equal(t, 2, run([]string{"check", "-envoy", c.envoy, c.file}, nil, &out, &errs), "%v", c)
 		require.Contains(t, errs.String(), c.want)
 		require.Empty(t, out.String())
+	}
+}
+
+// A bootstrap alone is known by what it has; it may come by standard input, and the report as JSON.
+func TestCheckBootstrap(t *testing.T) {
+	example, err := os.ReadFile("../../examples/envoy.yaml")
+	require.NoError(t, err)
+	for _, args := range [][]string{{"check", "../../examples/envoy.yaml"}, {"check", "-"}} {
+		var out, errs bytes.Buffer
+		require.Equal(t, 0, run(args, bytes.NewReader(example), &out, &errs), errs.String())
+		require.Contains(t, out.String(), "errors: 0, warnings: 0, notes: 0\n")
+	}
+	var out, errs bytes.Buffer
+	require.Equal(t, 2, run([]string{"check", "-json", "-container", "200MiB", "-"}, bytes.NewReader(example), &out, &errs), errs.String())
+	var report struct {
+		Findings []struct{ Name, Severity, What, Write string }
+		Verdict  string
+	}
+	require.NoError(t, json.Unmarshal(out.Bytes(), &report))
+	require.Equal(t, "limit-over-container", report.Findings[0].Name)
+	require.Equal(t, "error", report.Findings[0].Severity)
+	for _, args := range [][]string{{"-container", "much"}, {"-envoy-version", "2"}, {"-admin", "9901"}, {"-admin", "http://127.0.0.1:1"}, {"-admin", "http://a", "-envoy", "b"}} {
+		out.Reset()
+		errs.Reset()
+		require.Equal(t, 2, run(append(append([]string{"check"}, args...), "-"), bytes.NewReader(example), &out, &errs), args)
+		require.NotEmpty(t, errs.String())
+		require.Empty(t, out.String())
+	}
+}
+
+// A copy is written where there is none yet, as YAML or as JSON, and nothing is written over.
+func TestCheckWritesACopy(t *testing.T) {
+	dir := t.TempDir()
+	plain := filepath.Join(dir, "plain.yaml")
+	require.NoError(t, os.WriteFile(plain, []byte(`# mine
+admin: {address: {socket_address: {address: 127.0.0.1, port_value: 9901}}}
+static_resources:
+  listeners:
+  - name: a # the gateway
+    filter_chains: [{filters: [{name: m, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager,
+      http_filters: [{name: router}], route_config: {virtual_hosts: [{name: v, domains: ["*"], routes: [{match: {prefix: /}, route: {cluster: c}}]}]}}}]}]
+  clusters: [{name: c}]
+`), 0o600))
+	for _, name := range []string{"copy.yaml", "copy.json"} {
+		file := filepath.Join(dir, name)
+		var out, errs bytes.Buffer
+		require.Equal(t, 1, run([]string{"check", "-write", file, plain}, nil, &out, &errs), errs.String())
+		require.Equal(t, "wrote "+file+", with Highwater in observe mode (comments may be lost or stand elsewhere):\n"+
+			"  + listener a: highwater.requests\n  + listener a: highwater.connections\n  + cluster envoy_admin: Envoy's own admin interface, for readings\n", errs.String())
+		text, err := os.ReadFile(file)
+		require.NoError(t, err)
+		require.Equal(t, name == "copy.json", json.Valid(text))
+		out.Reset()
+		run([]string{"check", file}, nil, &out, &errs)
+		require.Contains(t, out.String(), "wasm, observe, limit 200MiB")
+		errs.Reset()
+		require.Equal(t, 2, run([]string{"check", "-write", file, plain}, nil, &out, &errs))
+		require.Contains(t, errs.String(), "is there already")
+		after, err := os.ReadFile(file)
+		require.NoError(t, err)
+		require.Equal(t, text, after)
+	}
+	text, err := os.ReadFile(filepath.Join(dir, "copy.yaml"))
+	require.NoError(t, err)
+	require.Contains(t, string(text), "# the gateway")
+}
+
+// A running Envoy is asked for what came by xDS and for endpoints too; what is no Envoy is told.
+func TestCheckAdmin(t *testing.T) {
+	asked := ""
+	answer := `{"configs": [{"bootstrap": {"admin": {"address": {"pipe": {"path": "/a"}}}}}, {"dynamic_listeners": [{"active_state": {"listener": {"name": "by-xds"}}}]}]}`
+	admin := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if asked = r.URL.String(); answer == "" {
+			http.Error(w, "no", http.StatusForbidden)
+			return
+		}
+		_, _ = io.WriteString(w, answer)
+	}))
+	defer admin.Close()
+	var out, errs bytes.Buffer
+	require.Equal(t, 0, run([]string{"check", "-admin", admin.URL}, nil, &out, &errs), errs.String())
+	require.Equal(t, "/config_dump?include_eds", asked)
+	require.Contains(t, out.String(), "by-xds")
+	for text, want := range map[string]string{"": "answers 403", "not found": "it must be an object", "{": "neither YAML nor JSON", `{"a": 1}`: "it is no configuration of Envoy"} {
+		answer = text
+		errs.Reset()
+		require.Equal(t, 2, run([]string{"check", "-admin", admin.URL}, nil, &out, &errs))
+		require.Contains(t, errs.String(), want)
 	}
 }

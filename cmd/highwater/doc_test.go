@@ -92,5 +92,5 @@ func TestCheckReference(t *testing.T) {
 	section := reference.Section(t, "../../docs/reference/command-line.md", "highwater check")
 	var printed bytes.Buffer
 	require.Zero(t, check([]string{"-h"}, nil, io.Discard, &printed))
-	require.Equal(t, flagsIn(printed.String(), `\[(-[a-z_-]+)`), flagsIn(section, "`(-[a-z_-]+)`"))
+	require.Equal(t, flagsIn(printed.String(), `(?m)^  (-[a-z_-]+)`), flagsIn(section, "(?m)^\\| `(-[a-z_-]+)`"))
 }

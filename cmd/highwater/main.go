@@ -15,7 +15,7 @@ import (
 const usage = `highwater: the memory guard for Envoy
 
   highwater check FILE           validate a configuration, of a plugin or of highwater serve, and print it with all
-                                 defaults; with -envoy ENVOY.yaml: do Envoy and the server go together? See help check
+                                 defaults; of an Envoy: can its memory be bounded, is it guarded? See help check
   highwater serve -config FILE   the guard beside Envoy, for its ext_proc filter: see highwater help serve
   highwater pprof SOURCE...      which requests hold the memory, now or at a peak: see highwater help pprof
   highwater heap [DUMP]          which classes of Envoy hold its heap, now or at its peak: see highwater help heap
@@ -24,7 +24,7 @@ const usage = `highwater: the memory guard for Envoy
   highwater help [SUBCOMMAND]    print this, or how a subcommand is called
 
 Exit status: 0 fine, 1 the configuration is wrong or a source has no profile, dump or memory, 2 the call is wrong;
-of check -envoy: 0 nothing to change, 1 warnings alone, 2 errors.
+of check of an Envoy: 0 nothing to change, 1 warnings alone, 2 errors.
 `
 
 func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }

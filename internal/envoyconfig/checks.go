@@ -31,21 +31,22 @@ type checker struct {
 	seen     map[string]bool // clusters that were checked
 }
 
-func (c *checker) fail(at, format string, args ...any) {
-	c.found(true, at, fmt.Sprintf(format, args...))
+func (c *checker) fail(name, at, format string, args ...any) {
+	c.found(Finding{Name: name, Error: true, At: at, What: fmt.Sprintf(format, args...)})
 }
 
-func (c *checker) warn(at, format string, args ...any) {
-	c.found(false, at, fmt.Sprintf(format, args...))
+func (c *checker) warn(name, at, format string, args ...any) {
+	c.found(Finding{Name: name, At: at, What: fmt.Sprintf(format, args...)})
 }
 
-func (c *checker) found(failed bool, at, text string) {
-	c.Findings = append(c.Findings, Finding{Error: failed, Text: oneLine(strings.TrimPrefix(at+": "+text, ": "))})
+func (c *checker) found(f Finding) {
+	f.At, f.What = oneLine(f.At), oneLine(f.What)
+	c.Findings = append(c.Findings, f)
 }
 
 func (c *checker) filter(f filter) {
 	for _, w := range f.wrong {
-		c.fail(f.at, "%s", w)
+		c.fail("field", f.at, "%s", w)
 	}
 	if f.config == nil {
 		return
@@ -54,15 +55,15 @@ func (c *checker) filter(f filter) {
 	c.modes(f.at, f.config)
 	for _, a := range attributes(&c.config) {
 		if !slices.Contains(f.config.GetRequestAttributes(), a.name) {
-			c.warn(f.at, "request_attributes: lacks %s: %s; add it", a.name, a.without)
+			c.warn("request-attributes", f.at, "request_attributes: lacks %s: %s; add it", a.name, a.without)
 		}
 	}
 	for _, bad := range badRegexes(f.config.GetForwardRules()) {
-		c.fail(f.at, "%s", bad)
+		c.fail("forward-rules", f.at, "%s", bad)
 	}
 	for _, h := range headers(&c.config) {
 		if ok, write := forwards(f.config.GetForwardRules(), h.name); !ok {
-			c.warn(f.at, "forward_rules: %s does not reach the server: %s; %s", h.name, h.without, write)
+			c.warn("forward-rules", f.at, "forward_rules: %s does not reach the server: %s; %s", h.name, h.without, write)
 		}
 	}
 	c.source(f)
@@ -82,7 +83,7 @@ func (c *checker) source(f filter) {
 	if list, _ := get(f.hcm, "original_ip_detection_extensions"); list != nil {
 		return
 	}
-	c.warn(f.at, "use_remote_address: not true in the HttpConnectionManager: fairness.by is source, and the source is what a client writes "+
+	c.warn("use-remote-address", f.at, "use_remote_address: not true in the HttpConnectionManager: fairness.by is source, and the source is what a client writes "+
 		"into X-Forwarded-For; write use_remote_address: true, and behind proxies that are trusted xff_num_trusted_hops: how many they are")
 }
 
@@ -98,12 +99,12 @@ func unanswered(p *filterv3.ExternalProcessor, status int) string {
 func (c *checker) answers(at string, p *filterv3.ExternalProcessor) {
 	if p.GetObservabilityMode() {
 		if c.config.Mode != guard.Observe {
-			c.fail(at, "observability_mode: true: Envoy ignores what the server answers, and nothing is enforced; leave it out, or set mode: observe in the server's configuration")
+			c.fail("observability-mode", at, "observability_mode: true: Envoy ignores what the server answers, and nothing is enforced; leave it out, or set mode: observe in the server's configuration")
 		}
 		return
 	}
 	if p.GetDisableImmediateResponse() && c.config.Mode != guard.Observe {
-		c.fail(at, "disable_immediate_response: true: Envoy ignores rejects and evictions; leave it out")
+		c.fail("immediate-response", at, "disable_immediate_response: true: Envoy ignores rejects and evictions; leave it out")
 	}
 	timeout, text := defaultMessageTimeout, "not set, and so 200ms"
 	if p.MessageTimeout != nil {
@@ -116,11 +117,11 @@ func (c *checker) answers(at string, p *filterv3.ExternalProcessor) {
 	}
 	timed := p.GetProcessingMode().GetRequestBodyMode() < filterv3.ProcessingMode_FULL_DUPLEX_STREAMED // else Envoy waits for as long as it takes
 	if timed && timeout <= wait {
-		c.fail(at, "message_timeout: %s, must be longer than throttle.timeout of the server (%v): requests that wait for longer %s; write message_timeout: %ds",
+		c.fail("message-timeout", at, "message_timeout: %s, must be longer than throttle.timeout of the server (%v): requests that wait for longer %s; write message_timeout: %ds",
 			text, wait, unanswered(p, 504), wait.Truncate(time.Second)/time.Second+2)
 	}
 	if !p.GetFailureModeAllow() {
-		c.warn(at, "failure_mode_allow: not true: while the server is down or restarts, requests are answered 500; write failure_mode_allow: true")
+		c.warn("failure-mode", at, "failure_mode_allow: not true: while the server is down or restarts, requests are answered 500; write failure_mode_allow: true")
 	}
 }
 
@@ -128,29 +129,29 @@ func (c *checker) answers(at string, p *filterv3.ExternalProcessor) {
 func (c *checker) modes(at string, p *filterv3.ExternalProcessor) {
 	m := p.GetProcessingMode()
 	if m.GetRequestHeaderMode() == filterv3.ProcessingMode_SKIP {
-		c.fail(at, "processing_mode.request_header_mode: SKIP: the server hears of no request, and nothing is guarded; write SEND")
+		c.fail("processing-mode", at, "processing_mode.request_header_mode: SKIP: the server hears of no request, and nothing is guarded; write SEND")
 	}
 	if m.GetResponseHeaderMode() == filterv3.ProcessingMode_SKIP {
-		c.warn(at, "processing_mode.response_header_mode: SKIP: the server hears of no response, and takes each for as large as buffers allow; write SEND")
+		c.warn("processing-mode", at, "processing_mode.response_header_mode: SKIP: the server hears of no response, and takes each for as large as buffers allow; write SEND")
 	}
 	bodies := [2]filterv3.ProcessingMode_BodySendMode{m.GetRequestBodyMode(), m.GetResponseBodyMode()}
 	for i, key := range []string{"request_body_mode", "response_body_mode"} {
 		if buffered(bodies[i]) {
-			c.warn(at, "processing_mode.%s: %v: Envoy holds whole bodies before they go on, more than the guard saves; write NONE", key, bodies[i])
+			c.warn("processing-mode", at, "processing_mode.%s: %v: Envoy holds whole bodies before they go on, more than the guard saves; write NONE", key, bodies[i])
 		}
 	}
 	// A body that is sent keeps the stream as long.
 	if kept := bodies[1] != filterv3.ProcessingMode_NONE && !buffered(bodies[1]); !kept && m.GetResponseTrailerMode() != filterv3.ProcessingMode_SEND {
-		c.warn(at, "processing_mode.response_trailer_mode: not SEND: Envoy ends the stream to the server behind the response's headers, so that downloads are not covered and cannot be evicted; write SEND")
+		c.warn("processing-mode", at, "processing_mode.response_trailer_mode: not SEND: Envoy ends the stream to the server behind the response's headers, so that downloads are not covered and cannot be evicted; write SEND")
 	}
 	asked := bodies[0] == filterv3.ProcessingMode_NONE && bodies[1] <= filterv3.ProcessingMode_STREAMED ||
 		bodies[1] == filterv3.ProcessingMode_NONE && bodies[0] <= filterv3.ProcessingMode_STREAMED
 	switch {
 	case !asked || p.GetObservabilityMode():
 	case !p.GetAllowModeOverride():
-		c.warn(at, "allow_mode_override: not true: what messages without a length bring is only forecast, and not counted; write allow_mode_override: true")
+		c.warn("mode-override", at, "allow_mode_override: not true: what messages without a length bring is only forecast, and not counted; write allow_mode_override: true")
 	case p.GetSendBodyWithoutWaitingForHeaderResponse():
-		c.warn(at, "send_body_without_waiting_for_header_response: true: Envoy ignores mode overrides, so that what messages without a length bring is only forecast; leave it out")
+		c.warn("mode-override", at, "send_body_without_waiting_for_header_response: true: Envoy ignores mode overrides, so that what messages without a length bring is only forecast; leave it out")
 	}
 }
 
@@ -166,7 +167,7 @@ func (c *checker) service(at string, p *filterv3.ExternalProcessor) {
 		return // it needs no cluster
 	case *corev3.GrpcService_EnvoyGrpc_:
 	default:
-		c.fail(at, "grpc_service: names no server, and the guard's speaks gRPC alone; %s", write)
+		c.fail("grpc-service", at, "grpc_service: names no server, and the guard's speaks gRPC alone; %s", write)
 		return
 	}
 	name := p.GetGrpcService().GetEnvoyGrpc().GetClusterName()
@@ -174,9 +175,9 @@ func (c *checker) service(at string, p *filterv3.ExternalProcessor) {
 	switch {
 	case c.seen[name]:
 	case !ok && c.cds:
-		c.warn(at, "grpc_service.envoy_grpc.cluster_name: %q is not in this file, and can't be checked: it must speak HTTP/2, with max_requests: %d in its circuit breaker", name, enoughRequests)
+		c.warn("grpc-service", at, "grpc_service.envoy_grpc.cluster_name: %q is not in this file, and can't be checked: it must speak HTTP/2, with max_requests: %d in its circuit breaker", name, enoughRequests)
 	case !ok:
-		c.fail(at, "grpc_service.envoy_grpc.cluster_name: there is no cluster %q, the server is never reached, and requests %s; %s", name, unanswered(p, 500), write)
+		c.fail("grpc-service", at, "grpc_service.envoy_grpc.cluster_name: there is no cluster %q, the server is never reached, and requests %s; %s", name, unanswered(p, 500), write)
 	default:
 		c.cluster("cluster "+name, tree, unanswered(p, 500))
 	}
@@ -189,11 +190,11 @@ func (c *checker) cluster(at string, tree any, unanswered string) {
 	auto, _ := get(tree, "typed_extension_protocol_options", extension, "auto_config")
 	old, _ := get(tree, "http2_protocol_options") // deprecated, and Envoy still takes it
 	if explicit == nil && auto == nil && old == nil {
-		c.fail(at, `typed_extension_protocol_options: not set to HTTP/2, which gRPC needs: the server is never reached, and requests %s; `+
+		c.fail("server-http2", at, `typed_extension_protocol_options: not set to HTTP/2, which gRPC needs: the server is never reached, and requests %s; `+
 			`write %s: {"@type": type.googleapis.com/%[2]s, explicit_http_config: {http2_protocol_options: {}}}`, unanswered, extension)
 	}
 	if requests := maxRequests(tree); requests < enoughRequests {
-		c.warn(at, "circuit_breakers.thresholds: max_requests is %v (1024 where none is set): each request in flight is one here too, and those above that %s; write max_requests: %d", requests, unanswered, enoughRequests)
+		c.warn("server-breaker", at, "circuit_breakers.thresholds: max_requests is %v (1024 where none is set): each request in flight is one here too, and those above that %s; write max_requests: %d", requests, unanswered, enoughRequests)
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/highwater-envoy/highwater/internal/guard"
 	"github.com/highwater-envoy/highwater/internal/input"
 	"github.com/highwater-envoy/highwater/internal/unit"
+	"github.com/highwater-envoy/highwater/internal/xdsread"
 )
 
 // Finding is one thing to change.
@@ -22,15 +23,17 @@ type Finding struct {
 	// Error: requests fail, or are not guarded, or Envoy refuses its configuration. Else they are
 	// guarded less well than they could be.
 	Error bool
-	// Text is one line: where it is, what is wrong with it, what follows, and what to write.
-	Text string
+	Name  string // of its kind, as docs/reference/check.md has it
+	At    string // where it is; empty = nowhere in particular
+	What  string // one line: what is wrong, what follows, and what to write
 }
 
 func (f Finding) String() string {
+	text := strings.TrimPrefix(f.At+": "+f.What, ": ")
 	if f.Error {
-		return "error: " + f.Text
+		return "error: " + text
 	}
-	return "warning: " + f.Text
+	return "warning: " + text
 }
 
 // Report is what a check has found.
@@ -47,11 +50,16 @@ func Check(text []byte, config guard.Config) (Report, error) {
 	if err != nil {
 		return Report{}, err
 	}
+	return CheckTree(root, config), nil
+}
+
+// CheckTree is Check of a bootstrap that is read already.
+func CheckTree(root map[string]any, config guard.Config) Report {
 	c := checker{config: config, clusters: clusters(root), seen: map[string]bool{}}
 	_, c.cds = get(root, "dynamic_resources", "cds_config")
 	found := filters(root)
 	if len(found) == 0 {
-		c.fail("", "there is no ext_proc filter (envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor): nothing is guarded; "+
+		c.fail("no-guard", "", "there is no ext_proc filter (envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor): nothing is guarded; "+
 			"add one, first of http_filters, as in examples/envoy-extproc.yaml. Listeners that come by xDS are not in this file")
 	}
 	named := slices.ContainsFunc(found, filter.named)
@@ -63,7 +71,7 @@ func Check(text []byte, config guard.Config) (Report, error) {
 		c.Checked = append(c.Checked, f.at)
 		c.filter(f)
 	}
-	return c.Report, nil
+	return c.Report
 }
 
 // MaxBootstrap is how much of a bootstrap is read: some 20,000 clusters. To read it takes up to
@@ -144,7 +152,7 @@ const kind = "envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor"
 // configuration.
 func filters(root any) (found []filter) {
 	walk(root, place{}, func(in place, m map[string]any) {
-		if typeOf(m) != kind {
+		if xdsread.TypeOf(m) != kind {
 			return
 		}
 		f := filter{at: oneLine(strings.Join(in.at, ": ")), name: in.name, config: &filterv3.ExternalProcessor{}, hcm: in.hcm}
@@ -152,18 +160,12 @@ func filters(root any) (found []filter) {
 			f.at = "ext_proc filter"
 		}
 		var ok bool
-		if f.wrong, ok = decode(m, f.config); !ok {
+		if f.wrong, ok = xdsread.Decode(m, f.config); !ok {
 			f.config = nil
 		}
 		found = append(found, f)
 	})
 	return found
-}
-
-// typeOf is what an Any holds; empty where it is none.
-func typeOf(m map[string]any) string {
-	url, _ := m[anyType].(string)
-	return url[strings.LastIndexByte(url, '/')+1:]
 }
 
 const managerKind = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
@@ -182,7 +184,7 @@ func walk(v any, in place, visit func(in place, m map[string]any)) {
 		return
 	}
 	visit(in, m)
-	if typeOf(m) == managerKind {
+	if xdsread.TypeOf(m) == managerKind {
 		in.hcm = m
 	}
 	for _, key := range slices.Sorted(maps.Keys(m)) {

@@ -239,7 +239,10 @@ func TestFindings(t *testing.T) {
 		{"unknown fields in a list", "- {exact: upgrade}", "- {exact: upgrade}\n                  - {exacts: upgrade}", nil, []string{
 			"error: forward_rules.allowed_headers.patterns[6].exacts: unknown field: it is misspelt, in the wrong place, or newer than this program",
 		}},
-		{"no list", attrs, "request_attributes: xds.route_name", nil, []string{"error: request_attributes: must be a list: [...]"}},
+		{"no list", attrs, "request_attributes: xds.route_name", nil, []string{ // Envoy takes one for a list of one
+			"warning: request_attributes: lacks request.protocol: every request is taken for HTTP/2, which can hold more; add it",
+			"warning: request_attributes: lacks connection.id: what waits on one HTTP/2 connection is not bounded, and may starve its other requests; add it",
+		}},
 		{"no object", "envoy_grpc: {cluster_name: highwater}", "envoy_grpc: highwater", nil, []string{"error: grpc_service.envoy_grpc: must be an object: {...}"}},
 		{"no bool", "failure_mode_allow: true", "failure_mode_allow: maybe", nil, []string{"error: failure_mode_allow: must be true or false"}},
 		{"no duration", "message_timeout: 5s", "message_timeout: 5", nil, []string{"error: message_timeout: must be a duration with its unit, such as 5s"}},
@@ -360,7 +363,7 @@ func TestNoFilter(t *testing.T) {
 		require.NoError(t, err)
 		require.Len(t, report.Findings, 1, text)
 		require.True(t, report.Findings[0].Error)
-		require.Contains(t, report.Findings[0].Text, "there is no ext_proc filter")
+		require.Contains(t, report.Findings[0].What, "there is no ext_proc filter")
 	}
 }
 
