@@ -277,6 +277,9 @@ func (g *Guard) requestCap(s *Stream) int64 {
 	if whole := int64(g.config.Buffers.WholeRequest); whole > 0 {
 		return whole
 	}
+	if c := s.capped(); c != nil && !s.isHTTP2() {
+		return c.Read + max(c.Own, int64(g.config.Buffers.Upstream))
+	}
 	return g.pauseCap(s)
 }
 
@@ -285,6 +288,9 @@ func (g *Guard) pauseCap(s *Stream) int64 {
 	b := &g.config.Buffers
 	if b.HTTP2Window > b.Downstream && s.isHTTP2() {
 		return 2 * int64(b.HTTP2Window)
+	}
+	if c := s.capped(); c != nil {
+		return c.Read
 	}
 	return 2 * int64(b.Downstream)
 }
@@ -296,13 +302,13 @@ func (g *Guard) responseCap(s *Stream) int64 {
 	if b.HTTP2Window > b.Downstream && s.isHTTP2() {
 		return int64(b.Upstream + b.HTTP2Window)
 	}
-	return int64(b.Upstream + b.Downstream)
+	return int64(b.Upstream) + g.downstream(s)
 }
 
 // mayHold is what Envoy may hold of a response of so many bytes, or of Unknown. Which protocol it
 // has is asked only where it matters.
 func (g *Guard) mayHold(s *Stream, length int64) int64 {
-	most := int64(g.config.Buffers.Upstream + g.config.Buffers.Downstream)
+	most := int64(g.config.Buffers.Upstream) + g.downstream(s)
 	if length == budget.Unknown || length > most {
 		return g.responseCap(s)
 	}

@@ -45,11 +45,10 @@ type Connection struct {
 	paused *Stream
 	window int64 // what paused HTTP/2 requests take of the connection's window
 	costs  int64 // and what they can leave unread
-	unread bool  // is in Worker.residual
 	spared bool  // mode observe: that would have been evicted
 	doomed bool  // and that it would have been closed at its first bytes
-	key    *key  // of the response that it is there for
 	source *key  // that it counts for; nil = connections are not told apart
+	Caps
 	ended
 	rawness
 	Waiting  int // requests of it in the queue
@@ -57,7 +56,14 @@ type Connection struct {
 	observed bool // mode observe: it is never closed
 	onTrial  bool // it has no room, and has to show that its request is small: see trials
 	use      idle.Use[Connection]
-	traced   // the response that ended
+	residue
+}
+
+// residue is the response that ended last, as long as it may be unread.
+type residue struct {
+	unread bool // is in Worker.residual
+	key    *key // of the response that it is there for
+	traced
 }
 
 // ended are the ticks in which something of a connection was.

@@ -149,14 +149,14 @@ func (s *Stream) begin(now Time, g *Guard, h Host, length int64) {
 	s.key.Refs++
 	kept := g.keptHeaders(s)
 	w.busy(now, s)
-	requestCap := 2 * int64(b.Downstream)
+	requestCap := 2 * g.downstream(s)
 	switch {
 	case length == 0:
 		requestCap = 0
 	case length == budget.Unknown || length > requestCap:
 		requestCap = g.requestCap(s)
 	}
-	w.account.Open(now, &s.Stream, s, &s.key.Value.Sum, int64(g.config.Costs.Stream), kept, requestCap, int64(b.Downstream+b.Upstream))
+	w.account.Open(now, &s.Stream, s, &s.key.Value.Sum, int64(g.config.Costs.Stream), kept, requestCap, int64(b.Upstream)+g.downstream(s))
 }
 
 // presume lets it go unjudged, with n bytes reserved for its response: live → presumed.
