@@ -41,6 +41,23 @@ build/highwater-trap.wasm: $(SOURCES)
 	@echo "building $@"
 	@GOOS=wasip1 GOARCH=wasm go build -tags trap -buildmode=c-shared -trimpath -ldflags '-s -w' -o $@ ./filter
 
+# The dynamic module. Its symbols of Envoy are found when Envoy loads it.
+MODULE_SOURCES = $(SOURCES) $(wildcard module/*.go module/*.c module/*.h)
+
+.PHONY: module
+module: build/libhighwater.so ## build/libhighwater.so, the guard as a dynamic module of Envoy (needs a C compiler)
+
+build/libhighwater.so: $(MODULE_SOURCES)
+	@mkdir -p build
+	@echo "building $@"
+	@CGO_ENABLED=1 go build -buildmode=c-shared -trimpath -ldflags '-s -w' -o $@ ./module
+
+# The same with faults in it, which only the tests load.
+build/libhighwater-trap.so: $(MODULE_SOURCES)
+	@mkdir -p build
+	@echo "building $@"
+	@CGO_ENABLED=1 go build -tags trap -buildmode=c-shared -trimpath -ldflags '-s -w' -o $@ ./module
+
 build/highwater.wasm.sha256: build/highwater.wasm
 	@cd build && sha256sum highwater.wasm > highwater.wasm.sha256
 

@@ -20,7 +20,7 @@ func (s *scene) lines(expression string) []string {
 
 // Whatever keeps readings away, the guard says once that it is blind, why, and what to change.
 func TestTheGuardSaysWhenItIsBlind(t *testing.T) {
-	forBothFaces(t, func(t *testing.T, b base) {
+	forEachFace(t, func(t *testing.T, b base) {
 		t.Helper()
 		blind := func(t *testing.T, s *scene, want ...string) {
 			t.Helper()

@@ -38,7 +38,7 @@ const (
 func TestMain(m *testing.M) {
 	_, err := envoybin.Find(context.Background())
 	if root, rootErr := envoybin.ModuleRoot(); err == nil && rootErr == nil {
-		for _, file := range []string{"highwater.wasm", "highwater-trap.wasm"} {
+		for _, file := range []string{"highwater.wasm", "highwater-trap.wasm", "libhighwater.so", "libhighwater-trap.so"} {
 			if _, statErr := os.Stat(filepath.Join(root, "build", file)); statErr != nil {
 				err = statErr
 			}
@@ -109,6 +109,9 @@ func start(t *testing.T, s setup) *scene {
 			case fake == nil:
 			case s.face == envoytest.ExtProc:
 				c.SetPluginConfig(func(cfg map[string]any) { section(cfg, "memory")["url"] = fake.URL })
+			case s.face == envoytest.Module: // it asks nobody unless it is told whom
+				c.AddCluster("memory", fake.Listener.Addr().String())
+				c.SetPluginConfig(func(cfg map[string]any) { section(cfg, "memory")["cluster"] = "memory" })
 			default:
 				c.SetEndpoint("envoy_admin", fake.Listener.Addr().String())
 			}
@@ -274,14 +277,24 @@ type base struct {
 	workers int
 }
 
-// forFaces runs a test where both faces do the same: the plugin, with one worker and with two, and
-// the ext_proc server.
+// forFaces runs a test where all faces do the same: the plugin, with one worker and with two, the
+// ext_proc server and the dynamic module.
 func forFaces(t *testing.T, test func(t *testing.T, b base)) {
 	t.Helper()
 	for _, workers := range []int{1, 2} {
 		side(t, fmt.Sprintf("%d workers", workers), base{envoytest.Filter, workers}, test)
 	}
 	side(t, "ext_proc", base{envoytest.ExtProc, 2}, test)
+	side(t, "module", base{envoytest.Module, 2}, test)
+}
+
+// forFilters is forFaces without the ext_proc server, which sees no connections.
+func forFilters(t *testing.T, test func(t *testing.T, b base)) {
+	t.Helper()
+	for _, workers := range []int{1, 2} {
+		side(t, fmt.Sprintf("%d workers", workers), base{envoytest.Filter, workers}, test)
+	}
+	side(t, "module", base{envoytest.Module, 2}, test)
 }
 
 // side runs a test on one of its sides, beside those on the others: most of the time each waits.
@@ -300,11 +313,12 @@ func (b base) start(t *testing.T, s setup) *scene {
 	return start(t, s)
 }
 
-// forBothFaces is forFaces with two workers alone.
-func forBothFaces(t *testing.T, test func(t *testing.T, b base)) {
+// forEachFace is forFaces with two workers alone.
+func forEachFace(t *testing.T, test func(t *testing.T, b base)) {
 	t.Helper()
 	side(t, "filter", base{envoytest.Filter, 2}, test)
 	side(t, "ext_proc", base{envoytest.ExtProc, 2}, test)
+	side(t, "module", base{envoytest.Module, 2}, test)
 }
 
 func section(cfg map[string]any, name string) map[string]any {
