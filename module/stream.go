@@ -190,7 +190,8 @@ func (s *stream) carryOut(v guard.Verdict) bool {
 	if v.Action == guard.Close {
 		return true // its connection is closed by the tick
 	}
-	s.readOn()
+	// Where Envoy has stopped to read it, that stays so: it closes the connection of a request that
+	// is not all there when it has been answered.
 	if v.Action == guard.Reset {
 		details := "highwater"
 		C.envoy_dynamic_module_callback_http_filter_reset_stream(s.c.envoy, C.HW_LOCAL_RESET, textOf(details))

@@ -283,26 +283,27 @@ func (g *Guard) requestCap(s *Stream) int64 {
 	return g.pauseCap(s)
 }
 
-// pauseCap is what a request can leave unread while it is paused.
+// pauseCap is what a request can leave unread while it is paused. Where its face stops to read an
+// HTTP/1 connection, that is what the last read has brought.
 func (g *Guard) pauseCap(s *Stream) int64 {
-	b := &g.config.Buffers
-	if b.HTTP2Window > b.Downstream && s.isHTTP2() {
-		return 2 * int64(b.HTTP2Window)
+	window, downstream := int64(g.config.Buffers.HTTP2Window), g.downstream(s)
+	if window > downstream && s.isHTTP2() {
+		return 2 * window
 	}
-	if c := s.capped(); c != nil {
-		return c.Read
+	if c := s.capped(); c != nil && !s.isHTTP2() {
+		return min(c.last, c.Read)
 	}
-	return 2 * int64(b.Downstream)
+	return 2 * downstream
 }
 
 // responseCap is the cluster's buffer limit and the larger of the listener's and, on HTTP/2, the
 // stream's window.
 func (g *Guard) responseCap(s *Stream) int64 {
-	b := &g.config.Buffers
-	if b.HTTP2Window > b.Downstream && s.isHTTP2() {
+	b, downstream := &g.config.Buffers, g.downstream(s)
+	if int64(b.HTTP2Window) > downstream && s.isHTTP2() {
 		return int64(b.Upstream + b.HTTP2Window)
 	}
-	return int64(b.Upstream) + g.downstream(s)
+	return int64(b.Upstream) + downstream
 }
 
 // mayHold is what Envoy may hold of a response of so many bytes, or of Unknown. Which protocol it

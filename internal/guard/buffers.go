@@ -8,8 +8,8 @@ import (
 // `buffers` tells what Envoy may hold.
 //
 // On HTTP/1 Envoy reads Read ahead of its filters, and they hold what the listener lets them, Own,
-// or the upstream's connection does. A paused request leaves what one read has brought, for its
-// face has Envoy stop reading. Of HTTP/2 a face can set the connection's part alone: what its
+// or the upstream's connection does. A paused or rejected request leaves what the last read has
+// brought, for its face has Envoy stop to read. Of HTTP/2 a face can set the connection's part alone: what its
 // streams may send ahead is in their windows.
 type Caps struct {
 	Read int64 // the connection's buffer limit; 0 = none is set
@@ -42,6 +42,12 @@ func (s *Stream) capped() *Connection {
 		return c
 	}
 	return nil
+}
+
+// waitsForLittle says that nothing is won where the request is turned away: its face has stopped to
+// read it, and all who wait hold next to nothing, all bytes together.
+func (s *Stream) waitsForLittle(all int64) bool {
+	return s.capped() != nil && all <= s.guard.worker.account.Room()/leftShare
 }
 
 // downstream is the buffer limit of the request's connection.

@@ -152,7 +152,7 @@ func (w *Worker) shed(now Time, a *Actions) bool {
 	excess = int64(float64(excess) * float64(w.come) / float64(all))
 	shed := false
 	for excess > 0 {
-		next := w.line.Last(rank, func(c *fairness.Waiter[Stream]) bool { return c.Value.come > 0 })
+		next := w.line.Last(rank, func(c *fairness.Waiter[Stream]) bool { return c.Value.come > 0 && !c.Value.waitsForLittle(all) })
 		if next == nil {
 			break
 		}
@@ -364,8 +364,10 @@ func (g *Guard) mustClose(now Time, s *Stream, cost int64, counted bool) bool {
 	if counted {
 		fresh = 0
 	}
-	return cost > w.account.Room()/leftShare-w.left.Bytes()-w.account.Others().Left ||
-		fresh > w.account.Share(limit)-w.account.Estimate(now)+s.Held(budget.Request)
+	if cost > w.account.Room()/leftShare-w.left.Bytes()-w.account.Others().Left {
+		return true
+	}
+	return s.capped() == nil && fresh > w.account.Share(limit)-w.account.Estimate(now)+s.Held(budget.Request)
 }
 
 func (w *Worker) count(reason Reason) { w.counts[CountRejected+int(reason)-1]++ }
