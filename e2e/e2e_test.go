@@ -82,6 +82,7 @@ type setup struct {
 	plugin   func(cfg map[string]any)
 	edit     func(c envoytest.Config)
 	wasm     string
+	module   string
 	upstream string
 	cgroup   string // in which Envoy runs, if not empty
 	log      string // Envoy's level, if not warning
@@ -103,7 +104,7 @@ func start(t *testing.T, s setup) *scene {
 		t.Cleanup(fake.Close)
 	}
 	sc.Envoy, err = envoytest.Start(t.Context(), envoytest.Options{
-		Face: s.face, Concurrency: s.workers, Upstream: s.upstream, Wasm: s.wasm, CgroupDir: s.cgroup, LogLevel: s.log,
+		Face: s.face, Concurrency: s.workers, Upstream: s.upstream, Wasm: s.wasm, Module: s.module, CgroupDir: s.cgroup, LogLevel: s.log,
 		Edit: func(c envoytest.Config) {
 			switch {
 			case fake == nil:
@@ -297,6 +298,13 @@ func forFilters(t *testing.T, test func(t *testing.T, b base)) {
 	side(t, "module", base{envoytest.Module, 2}, test)
 }
 
+// forPlugins is forFilters with so many workers alone.
+func forPlugins(t *testing.T, workers int, test func(t *testing.T, b base)) {
+	t.Helper()
+	side(t, "filter", base{envoytest.Filter, workers}, test)
+	side(t, "module", base{envoytest.Module, workers}, test)
+}
+
 // side runs a test on one of its sides, beside those on the others: most of the time each waits.
 func side(t *testing.T, name string, b base, test func(t *testing.T, b base)) {
 	t.Helper()
@@ -319,6 +327,14 @@ func forEachFace(t *testing.T, test func(t *testing.T, b base)) {
 	side(t, "filter", base{envoytest.Filter, 2}, test)
 	side(t, "ext_proc", base{envoytest.ExtProc, 2}, test)
 	side(t, "module", base{envoytest.Module, 2}, test)
+}
+
+// trapModule is the module that faults where a request asks for it.
+func trapModule(t *testing.T) string {
+	t.Helper()
+	root, err := envoytestRoot()
+	require.NoError(t, err)
+	return filepath.Join(root, "build", "libhighwater-trap.so")
 }
 
 func section(cfg map[string]any, name string) map[string]any {

@@ -76,6 +76,16 @@ func (c Config) Cluster(name string) map[string]any {
 	panic("no cluster " + name)
 }
 
+// AdminAddr is host:port of the admin interface.
+func (c Config) AdminAddr() (addr string) {
+	walk(c["admin"], func(m map[string]any) {
+		if host, ok := m["address"].(string); ok {
+			addr = net.JoinHostPort(host, fmt.Sprint(m["port_value"]))
+		}
+	})
+	return addr
+}
+
 // SetEndpoint points a cluster at host:port.
 func (c Config) SetEndpoint(cluster, addr string) {
 	host, text, err := net.SplitHostPort(addr)
