@@ -1,7 +1,6 @@
 // What the module uses of Envoy's dynamic module ABI, v0.2.0 (Envoy 1.40; the same in 1.39), in own
-// declarations: source/extensions/dynamic_modules/abi/abi.h of Envoy defines it. A callback is
-// bound when it is first called, so that one that an Envoy lacks would end the process then:
-// TestCallbacksAreThere holds the list against the oldest and the newest Envoy.
+// declarations: source/extensions/dynamic_modules/abi/abi.h of Envoy defines it. Callbacks are weak
+// symbols: one that an Envoy lacks is NULL, and hw_missing tells, before any is called.
 #pragma once
 
 #include <stdbool.h>
@@ -9,6 +8,7 @@
 #include <stdint.h>
 
 #define CB(name) envoy_dynamic_module_callback_##name
+#define HW_CALLBACK(type) extern __attribute__((weak)) type
 #define ON(name) envoy_dynamic_module_on_##name
 
 // Text of either side. Envoy's is valid until the hook returns.
@@ -47,67 +47,67 @@ enum {                                                      // attribute_id
 };
 
 // The process.
-extern void CB(log)(int level, hw_text text);
-extern uint32_t CB(get_concurrency)(void);
-extern bool CB(is_validation_mode)(void);
+HW_CALLBACK(void) CB(log)(int level, hw_text text);
+HW_CALLBACK(uint32_t) CB(get_concurrency)(void);
+HW_CALLBACK(bool) CB(is_validation_mode)(void);
 
 // An HTTP stream: f is its filter in Envoy.
-extern bool CB(http_get_header)(void *f, int type, hw_text key, hw_text *value, size_t index, size_t *n);
-extern bool CB(http_filter_get_attribute_string)(void *f, int id, hw_text *value);
-extern bool CB(http_filter_get_attribute_int)(void *f, int id, uint64_t *value);
-extern size_t CB(http_get_body_size)(void *f, int type);
-extern void CB(http_send_response)(void *f, uint32_t status, hw_header *h, size_t n, hw_text body, hw_text details);
-extern void CB(http_send_response_headers)(void *f, hw_header *h, size_t n, bool end);
-extern void CB(http_filter_reset_stream)(void *f, int reason, hw_text details);
-extern void CB(http_filter_continue_decoding)(void *f);
-extern uint32_t CB(http_filter_get_worker_index)(void *f);
-extern bool CB(http_set_filter_state_bytes)(void *f, hw_text key, hw_text value);
-extern uint64_t CB(http_get_buffer_limit)(void *f);
-extern void CB(http_set_buffer_limit)(void *f, uint64_t n);
-extern void *CB(http_filter_scheduler_new)(void *f);
-extern void CB(http_filter_scheduler_commit)(void *scheduler, uint64_t event);
-extern void CB(http_filter_scheduler_delete)(void *scheduler);
+HW_CALLBACK(bool) CB(http_get_header)(void *f, int type, hw_text key, hw_text *value, size_t index, size_t *n);
+HW_CALLBACK(bool) CB(http_filter_get_attribute_string)(void *f, int id, hw_text *value);
+HW_CALLBACK(bool) CB(http_filter_get_attribute_int)(void *f, int id, uint64_t *value);
+HW_CALLBACK(size_t) CB(http_get_body_size)(void *f, int type);
+HW_CALLBACK(void) CB(http_send_response)(void *f, uint32_t status, hw_header *h, size_t n, hw_text body, hw_text details);
+HW_CALLBACK(void) CB(http_send_response_headers)(void *f, hw_header *h, size_t n, bool end);
+HW_CALLBACK(void) CB(http_filter_reset_stream)(void *f, int reason, hw_text details);
+HW_CALLBACK(void) CB(http_filter_continue_decoding)(void *f);
+HW_CALLBACK(uint32_t) CB(http_filter_get_worker_index)(void *f);
+HW_CALLBACK(bool) CB(http_set_filter_state_bytes)(void *f, hw_text key, hw_text value);
+HW_CALLBACK(uint64_t) CB(http_get_buffer_limit)(void *f);
+HW_CALLBACK(void) CB(http_set_buffer_limit)(void *f, uint64_t n);
+HW_CALLBACK(void *) CB(http_filter_scheduler_new)(void *f);
+HW_CALLBACK(void) CB(http_filter_scheduler_commit)(void *scheduler, uint64_t event);
+HW_CALLBACK(void) CB(http_filter_scheduler_delete)(void *scheduler);
 
 // A configuration of the HTTP filter.
-extern void *CB(http_filter_config_scheduler_new)(void *c);
-extern void CB(http_filter_config_scheduler_commit)(void *scheduler, uint64_t event);
-extern void CB(http_filter_config_scheduler_delete)(void *scheduler);
-extern int CB(http_filter_config_http_callout)(void *c, uint64_t *id, hw_text cluster, hw_header *h, size_t n, hw_text body, uint64_t timeout_ms);
-extern int CB(http_filter_config_define_counter)(void *c, hw_text name, hw_text *labels, size_t n, size_t *id);
-extern int CB(http_filter_config_define_gauge)(void *c, hw_text name, hw_text *labels, size_t n, size_t *id);
-extern int CB(http_filter_config_define_histogram)(void *c, hw_text name, hw_text *labels, size_t n, size_t *id);
-extern int CB(http_filter_config_increment_counter)(void *c, size_t id, hw_text *labels, size_t n, uint64_t by);
-extern int CB(http_filter_config_set_gauge)(void *c, size_t id, hw_text *labels, size_t n, uint64_t value);
-extern int CB(http_filter_config_record_histogram_value)(void *c, size_t id, hw_text *labels, size_t n, uint64_t value);
+HW_CALLBACK(void *) CB(http_filter_config_scheduler_new)(void *c);
+HW_CALLBACK(void) CB(http_filter_config_scheduler_commit)(void *scheduler, uint64_t event);
+HW_CALLBACK(void) CB(http_filter_config_scheduler_delete)(void *scheduler);
+HW_CALLBACK(int) CB(http_filter_config_http_callout)(void *c, uint64_t *id, hw_text cluster, hw_header *h, size_t n, hw_text body, uint64_t timeout_ms);
+HW_CALLBACK(int) CB(http_filter_config_define_counter)(void *c, hw_text name, hw_text *labels, size_t n, size_t *id);
+HW_CALLBACK(int) CB(http_filter_config_define_gauge)(void *c, hw_text name, hw_text *labels, size_t n, size_t *id);
+HW_CALLBACK(int) CB(http_filter_config_define_histogram)(void *c, hw_text name, hw_text *labels, size_t n, size_t *id);
+HW_CALLBACK(int) CB(http_filter_config_increment_counter)(void *c, size_t id, hw_text *labels, size_t n, uint64_t by);
+HW_CALLBACK(int) CB(http_filter_config_set_gauge)(void *c, size_t id, hw_text *labels, size_t n, uint64_t value);
+HW_CALLBACK(int) CB(http_filter_config_record_histogram_value)(void *c, size_t id, hw_text *labels, size_t n, uint64_t value);
 
 // A connection: f is its network filter in Envoy.
-extern uint64_t CB(network_filter_get_connection_id)(void *f);
-extern uint32_t CB(network_filter_get_worker_index)(void *f);
-extern int CB(network_filter_get_connection_state)(void *f);
-extern bool CB(network_filter_is_ssl)(void *f);
-extern bool CB(network_filter_get_remote_address)(void *f, hw_text *address, uint32_t *port);
-extern bool CB(network_filter_get_local_address)(void *f, hw_text *address, uint32_t *port);
-extern bool CB(network_filter_get_attribute_string)(void *f, int id, hw_text *value);
-extern size_t CB(network_filter_get_read_buffer_chunks_size)(void *f);
-extern bool CB(network_filter_get_read_buffer_chunks)(void *f, hw_text *chunks);
-extern bool CB(network_filter_drain_read_buffer)(void *f, size_t n);
-extern bool CB(network_filter_drain_write_buffer)(void *f, size_t n);
-extern uint32_t CB(network_filter_get_buffer_limit)(void *f);
-extern void CB(network_filter_set_buffer_limits)(void *f, uint32_t n);
-extern int CB(network_filter_read_disable)(void *f, bool disable);
-extern void CB(network_filter_close)(void *f, int how);
-extern void *CB(network_filter_scheduler_new)(void *f);
-extern void CB(network_filter_scheduler_commit)(void *scheduler, uint64_t event);
-extern void CB(network_filter_scheduler_delete)(void *scheduler);
+HW_CALLBACK(uint64_t) CB(network_filter_get_connection_id)(void *f);
+HW_CALLBACK(uint32_t) CB(network_filter_get_worker_index)(void *f);
+HW_CALLBACK(int) CB(network_filter_get_connection_state)(void *f);
+HW_CALLBACK(bool) CB(network_filter_is_ssl)(void *f);
+HW_CALLBACK(bool) CB(network_filter_get_remote_address)(void *f, hw_text *address, uint32_t *port);
+HW_CALLBACK(bool) CB(network_filter_get_local_address)(void *f, hw_text *address, uint32_t *port);
+HW_CALLBACK(bool) CB(network_filter_get_attribute_string)(void *f, int id, hw_text *value);
+HW_CALLBACK(size_t) CB(network_filter_get_read_buffer_chunks_size)(void *f);
+HW_CALLBACK(bool) CB(network_filter_get_read_buffer_chunks)(void *f, hw_text *chunks);
+HW_CALLBACK(bool) CB(network_filter_drain_read_buffer)(void *f, size_t n);
+HW_CALLBACK(bool) CB(network_filter_drain_write_buffer)(void *f, size_t n);
+HW_CALLBACK(uint32_t) CB(network_filter_get_buffer_limit)(void *f);
+HW_CALLBACK(void) CB(network_filter_set_buffer_limits)(void *f, uint32_t n);
+HW_CALLBACK(int) CB(network_filter_read_disable)(void *f, bool disable);
+HW_CALLBACK(void) CB(network_filter_close)(void *f, int how);
+HW_CALLBACK(void *) CB(network_filter_scheduler_new)(void *f);
+HW_CALLBACK(void) CB(network_filter_scheduler_commit)(void *scheduler, uint64_t event);
+HW_CALLBACK(void) CB(network_filter_scheduler_delete)(void *scheduler);
 
 // A connection that has been accepted and has no filter chain yet: f is its listener filter.
-extern uint32_t CB(listener_filter_get_worker_index)(void *f);
-extern void CB(listener_filter_close_socket)(void *f, hw_text details);
+HW_CALLBACK(uint32_t) CB(listener_filter_get_worker_index)(void *f);
+HW_CALLBACK(void) CB(listener_filter_close_socket)(void *f, hw_text details);
 
 // The bootstrap extension.
-extern void CB(bootstrap_extension_config_signal_init_complete)(void *c);
-extern bool CB(bootstrap_extension_register_admin_handler)(void *c, hw_text prefix, hw_text help, bool removable, bool mutates);
-extern void CB(bootstrap_extension_admin_set_response)(void *c, hw_text body);
+HW_CALLBACK(void) CB(bootstrap_extension_config_signal_init_complete)(void *c);
+HW_CALLBACK(bool) CB(bootstrap_extension_register_admin_handler)(void *c, hw_text prefix, hw_text help, bool removable, bool mutates);
+HW_CALLBACK(void) CB(bootstrap_extension_admin_set_response)(void *c, hw_text body);
 
 // hw_stream is what C keeps of a stream of the HTTP filter. They are used again.
 typedef struct hw_stream {
@@ -116,6 +116,7 @@ typedef struct hw_stream {
 	uint32_t worker;
 	uint32_t slot; // of its part in Go, while it is open
 	bool open;     // Go is to be told of it
+	int64_t *free; // of its response so much may pass without Go, while it is open; in Go's memory, pinned
 	struct hw_stream *next;
 } hw_stream;
 
@@ -144,3 +145,6 @@ extern hw_reading hw_read(void);
 // hw_restore has filters hold as much of a stream as the listener lets them, where Envoy took the
 // lowered limit of its connection for it. A route that lets them hold more has said so before.
 extern void hw_restore(void *f, uint64_t own);
+
+// hw_missing is the name of a callback that this Envoy lacks; NULL = it has all.
+extern const char *hw_missing(void);

@@ -4,6 +4,7 @@ package main
 import "C"
 
 import (
+	"strconv"
 	"strings"
 	"unsafe"
 
@@ -219,10 +220,11 @@ func (c *connection) Source() string {
 // Place implements guard.Peer.
 func (c *connection) Place() string {
 	var address C.hw_text
-	if c.c == nil || !bool(C.envoy_dynamic_module_callback_network_filter_get_attribute_string(c.c.envoy, C.HW_DESTINATION_ADDRESS, &address)) {
+	var port C.uint32_t
+	if c.c == nil || !bool(C.envoy_dynamic_module_callback_network_filter_get_local_address(c.c.envoy, &address, &port)) {
 		return ""
 	}
-	return stringOf(address)
+	return stringOf(address) + ":" + strconv.Itoa(int(port))
 }
 
 // ParsedAsHTTP implements guard.Peer: Envoy's HTTP connection manager notes the protocol on the

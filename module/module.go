@@ -23,7 +23,7 @@
 package main
 
 // #cgo CFLAGS: -Wall -Wno-unused-function
-// #cgo LDFLAGS: -Wl,--unresolved-symbols=ignore-all -ldl
+// #cgo LDFLAGS: -ldl
 // #include "abi.h"
 import "C"
 
@@ -58,11 +58,16 @@ var module struct {
 	setup   setup
 	reader  reader
 	faults  atomic.Uint64 // that no worker has counted yet
+	unfit   error         // why this Envoy can't have us; nil = it can
 }
 
 //export hwInit
 func hwInit(workers C.uint32_t) {
 	defer survive()
+	if name := C.hw_missing(); name != nil {
+		module.unfit = fmt.Errorf("this Envoy lacks %s of the ABI of dynamic modules: the module needs Envoy 1.39 or newer", C.GoString(name))
+		return
+	}
 	// One more for the clock, and one for the collector.
 	runtime.GOMAXPROCS(int(workers) + 2)
 	debug.SetGCPercent(50) // what lives is small
@@ -176,6 +181,9 @@ func hwConfigNew(envoy unsafe.Pointer, at C.int, text *C.char, n C.size_t) (id C
 }
 
 func newPlugin(at kind, envoy unsafe.Pointer, text []byte) (*plugin, error) {
+	if module.unfit != nil {
+		return nil, module.unfit
+	}
 	if len(module.workers) == 0 {
 		return nil, fmt.Errorf("the module has no workers: it could not start")
 	}

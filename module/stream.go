@@ -24,6 +24,14 @@ type stream struct {
 	key     uint64      // Envoy's id of that
 	paused  bool        // Envoy has stopped to read its connection
 	replied bool        // it has its answer
+	pinned  runtime.Pinner
+	allowed *C.int64_t // of its response so much may pass without us
+}
+
+// pin has C count what needs no booking. The stream is used again for as long as the process lives.
+func (s *stream) pin() {
+	s.pinned.Pin(s)
+	s.allowed = (*C.int64_t)(unsafe.Pointer(s.Allowance()))
 }
 
 // streamOf returns the stream that the guard's is part of.
@@ -67,7 +75,10 @@ func (w *worker) openStream(c *C.hw_stream, p *plugin, id uint64, t budget.Time)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	place, s := w.mu.streams.take()
-	c.slot, c.open = C.uint32_t(place), true
+	if s.allowed == nil {
+		s.pin()
+	}
+	c.slot, c.open, c.free = C.uint32_t(place), true, s.allowed
 	s.c, s.worker, s.plugin, s.guard, s.key = c, w, p, p.guards[w.index], id // the guard's part is ready to be used again
 	s.arrived, s.known, s.paused, s.replied = w.mu.arrived, w.mu.byID[id], false, false
 	w.begin(&s.node, c.envoy, true)
@@ -124,7 +135,7 @@ func (w *worker) body(c *C.hw_stream, d budget.Direction, n int64, end bool) (s 
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	s = w.mu.streams.all[c.slot]
-	if d == budget.Response && (!end || s.EndsUnbooked()) && s.PassesUnbooked(n) { // most chunks
+	if d == budget.Response && end && s.EndsUnbooked() && s.PassesUnbooked(n) {
 		return s, v
 	}
 	t := now()
