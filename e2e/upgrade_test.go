@@ -125,8 +125,8 @@ func TestWebSocket(t *testing.T) {
 		}
 		s.quiet()
 
-		// Its request is expected to bring what others brought: it waits as an upload does, also when
-		// what was still coming has lapsed.
+		// Its request is expected to bring what others brought: it waits as an upload does, also
+		// when what was still coming has lapsed.
 		s.reading(full + 4*mib)
 		dialled := make(chan *websocket.Conn)
 		go func() {
@@ -143,8 +143,8 @@ func TestWebSocket(t *testing.T) {
 		defer other.Close()
 		echo(other)
 
-		// What was reserved for it has lapsed when it has been idle, and what it sends then must have
-		// room.
+		// What was reserved for it has lapsed when it has been idle, and what it sends then must
+		// have room.
 		s.gauge("highwater_coming_bytes", 0)
 		s.reading(210 * mib)
 		require.NoError(t, other.SetReadDeadline(time.Now().Add(20*time.Second)))

@@ -1,7 +1,7 @@
 // Command request measures what a request costs Envoy in CPU with no filter, an empty Wasm module,
 // an SDK plugin with empty callbacks, and Highwater as a plugin and as a dynamic module, the last
-// three with and without the network filter; then what moving bytes and doing nothing costs, memory per worker, the start, and what a
-// connection and a stream hold.
+// three with and without the network filter. Then it measures what moving bytes and doing nothing
+// costs, memory per worker, the start, and what a connection and a stream hold.
 //
 //	go run ./bench/request -rounds 20 -turn 400ms
 //

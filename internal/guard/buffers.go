@@ -9,8 +9,8 @@ import (
 //
 // On HTTP/1 Envoy reads Read ahead of its filters, and they hold what the listener lets them, Own,
 // or the upstream's connection does. A paused or rejected request leaves what the last read has
-// brought, for its face has Envoy stop to read. Of HTTP/2 a face can set the connection's part alone: what its
-// streams may send ahead is in their windows.
+// brought, for its face has Envoy stop to read. Of HTTP/2 a face can set the connection's part
+// alone: what its streams may send ahead is in their windows.
 type Caps struct {
 	Read int64 // the connection's buffer limit; 0 = none is set
 	Own  int64 // that of its listener, which each request's own is restored to
