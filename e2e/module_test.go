@@ -1,10 +1,13 @@
 package e2e
 
 import (
+	"io"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/google/pprof/profile"
 	"github.com/stretchr/testify/require"
 
 	"github.com/highwater-envoy/highwater/internal/envoytest"
@@ -65,7 +68,38 @@ func TestTheModuleReadsTheAllocator(t *testing.T) {
 	}, 10*time.Second, 300*time.Millisecond)
 }
 
-// What the module can't say by its kind of filter is refused at the start, with its reason.
+// Envoy's own admin interface answers who holds the memory.
+func TestTheModuleAnswersOnTheAdminInterface(t *testing.T) {
+	s := start(t, setup{face: envoytest.Module, workers: 2})
+	get := func(path string) (status int, body string) {
+		t.Helper()
+		res, err := http.Get(s.AdminURL() + path)
+		require.NoError(t, err)
+		defer res.Body.Close()
+		text, err := io.ReadAll(res.Body)
+		require.NoError(t, err)
+		return res.StatusCode, string(text)
+	}
+	res := do(t, client(t, false), "POST", s.url("/upload?delay=0s"), zeros(16*mib-1), 16*mib-1)
+	require.Equal(t, 200, res.StatusCode)
+	status, body := get("/highwater/status")
+	require.Equal(t, 200, status)
+	require.Contains(t, body, `"face":"module"`)
+	require.Eventually(t, func() bool {
+		status, body = get("/highwater/peaks")
+		return status == 200 && strings.Contains(body, `"upload"`)
+	}, 10*time.Second, 50*time.Millisecond, "%d %s", status, body)
+	status, body = get("/highwater/pprof?peak=highest")
+	require.Equal(t, 200, status)
+	p, err := profile.ParseData([]byte(body))
+	require.NoError(t, err)
+	require.NotEmpty(t, p.Sample)
+	status, body = get("/highwater/pprof")
+	require.Equal(t, 400, status)
+	require.Contains(t, body, "debug.path")
+}
+
+// A configuration that is wrong stops the start, with its reason.
 func TestWrongConfigurationOfTheModule(t *testing.T) {
 	for name, c := range map[string]struct {
 		text string

@@ -307,3 +307,36 @@ void ON(listener_filter_destroy)(accepted *a) {
 void ON(listener_filter_scheduled)(void *f, accepted *a, uint64_t event) {}
 void ON(listener_filter_config_scheduled)(void *c, void *config, uint64_t event) {}
 void ON(listener_filter_http_callout_done)(void) {}
+
+// The bootstrap extension: pages of Envoy's own admin interface, which match their path exactly.
+
+const void *ON(bootstrap_extension_config_new)(void *c, hw_text name, hw_text config) {
+	CB(bootstrap_extension_config_signal_init_complete)(c);
+	static const hw_text pages[] = {TEXT("/highwater/status"), TEXT("/highwater/peaks"), TEXT("/highwater/pprof")};
+	for (size_t i = 0; i < sizeof pages / sizeof *pages; i++) {
+		if (!CB(bootstrap_extension_register_admin_handler)(c, pages[i], TEXT("the memory guard (highwater)"), true, false)) {
+			return NULL;
+		}
+	}
+	return c;
+}
+
+uint32_t ON(bootstrap_extension_admin_request)(void *c, void *config, hw_text method, hw_text path, hw_text body) {
+	return hwAdmin(c, method, path);
+}
+
+void ON(bootstrap_extension_config_destroy)(void *config) {}
+const void *ON(bootstrap_extension_new)(void *config, void *e) { return e; }
+void ON(bootstrap_extension_destroy)(void *x) {}
+void ON(bootstrap_extension_shutdown)(void *e, void *x, void (*done)(void *), void *of) { done(of); }
+void ON(bootstrap_extension_server_initialized)(void *e, void *x) {}
+void ON(bootstrap_extension_worker_thread_initialized)(void *e, void *x) {}
+void ON(bootstrap_extension_drain_started)(void *e, void *x) {}
+void ON(bootstrap_extension_config_scheduled)(void *c, void *config, uint64_t event) {}
+void ON(bootstrap_extension_http_callout_done)(void) {}
+void ON(bootstrap_extension_timer_fired)(void *c, void *config, void *timer) {}
+void ON(bootstrap_extension_file_changed)(void *c, void *config, hw_text path, uint32_t event) {}
+void ON(bootstrap_extension_cluster_add_or_update)(void *c, void *config, hw_text name) {}
+void ON(bootstrap_extension_cluster_removal)(void *c, void *config, hw_text name) {}
+void ON(bootstrap_extension_listener_add_or_update)(void *c, void *config, hw_text name) {}
+void ON(bootstrap_extension_listener_removal)(void *c, void *config, hw_text name) {}

@@ -4,8 +4,10 @@ package main
 import "C"
 
 import (
+	"runtime"
 	"slices"
 	"time"
+	"unsafe"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/guard"
@@ -98,4 +100,28 @@ func (w *worker) ask(method, question string) peak.Answer {
 		Current:  p.Current,
 	}
 	return source.Ask(method, question)
+}
+
+// adminBase is where Envoy's admin interface has our pages: see hooks.c.
+const adminBase = "/highwater"
+
+// hwAdmin answers on Envoy's admin interface, on its main thread. That can't wait until all workers
+// have frozen their samples, so that what is asked for as of now is answered below debug.path alone.
+//
+//export hwAdmin
+func hwAdmin(config unsafe.Pointer, method, path C.hw_text) (status C.uint32_t) {
+	status = 500
+	defer survive()
+	question, below := peak.Below(adminBase, stringOf(path))
+	if !below || len(module.workers) == 0 {
+		return 404
+	}
+	a := peak.Answer{Status: 400, Body: []byte("ask for pprof?peak=highest, latest or a number of peaks; as of now it is told below debug.path alone\n")}
+	if !peak.WantsCurrent(question) {
+		a = module.workers[0].ask(stringOf(method), question)
+	}
+	body := string(a.Body)
+	C.envoy_dynamic_module_callback_bootstrap_extension_admin_set_response(config, textOf(body))
+	runtime.KeepAlive(body)
+	return C.uint32_t(a.Status)
 }

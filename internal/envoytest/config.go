@@ -129,7 +129,7 @@ func (c Config) plugins(visit func(plugin map[string]any)) {
 	})
 }
 
-// modules visits what configures each filter of the dynamic module.
+// modules visits what configures each filter of the dynamic module, and its bootstrap extension.
 func (c Config) modules(visit func(filter map[string]any)) {
 	walk(map[string]any(c), func(m map[string]any) {
 		if _, ok := m["dynamic_module_config"].(map[string]any); ok {
@@ -141,7 +141,11 @@ func (c Config) modules(visit func(filter map[string]any)) {
 // configurations visits what has the guard's own configuration, with the key under which that is.
 func (c Config) configurations(visit func(of map[string]any, key string)) {
 	c.plugins(func(plugin map[string]any) { visit(plugin, "configuration") })
-	c.modules(func(filter map[string]any) { visit(filter, "filter_config") })
+	c.modules(func(filter map[string]any) {
+		if _, ok := filter["filter_config"]; ok {
+			visit(filter, "filter_config")
+		}
+	})
 }
 
 // SetPluginConfig edits the configuration of every Highwater plugin, or of the server.
@@ -230,6 +234,7 @@ func (c Config) without(key string, drop func(entry map[string]any) bool) {
 // RemoveGuard takes both Highwater filters out, or the one of ext_proc with its server.
 func (c Config) RemoveGuard() {
 	delete(c, serverKey)
+	delete(c, "bootstrap_extensions")
 	c.RemoveNetworkFilter()
 	c.RemoveListenerFilter()
 	c.without("http_filters", func(e map[string]any) bool { return e["name"] == "highwater.requests" })
