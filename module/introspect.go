@@ -106,7 +106,7 @@ func (w *worker) ask(method, question string) peak.Answer {
 const adminBase = "/highwater"
 
 // hwAdmin answers on Envoy's admin interface, on its main thread. That can't wait until all workers
-// have frozen their samples, so that what is asked for as of now is answered below debug.path alone.
+// have frozen their samples, so that what is asked for as of now is told below debug.path alone.
 //
 //export hwAdmin
 func hwAdmin(config unsafe.Pointer, method, path C.hw_text) (status C.uint32_t) {

@@ -24,7 +24,7 @@ func TestBufferLimitsGoByHowFullMemoryIs(t *testing.T) {
 	w := p.workers[0]
 	p.settle(40 * mib)
 	require.Equal(t, int64(readCalm), w.BufferLimit(mib))
-	require.Equal(t, int64(32*kib), w.BufferLimit(32*kib), "never more than the listener's own")
+	require.Equal(t, int64(32<<10), w.BufferLimit(32<<10), "never more than the listener's own")
 	require.Equal(t, int64(readCalm), w.BufferLimit(0), "a listener without a limit")
 	p.settle(w.Account().Share(0.85))
 	require.Equal(t, budget.Soft, w.Account().Table().Level)
