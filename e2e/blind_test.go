@@ -20,7 +20,7 @@ func (s *scene) lines(expression string) []string {
 
 // Whatever keeps readings away, the guard says once that it is blind, why, and what to change.
 func TestTheGuardSaysWhenItIsBlind(t *testing.T) {
-	forBothFaces(t, func(t *testing.T, b base) {
+	forEachFace(t, func(t *testing.T, b base) {
 		t.Helper()
 		blind := func(t *testing.T, s *scene, want ...string) {
 			t.Helper()
@@ -35,7 +35,19 @@ func TestTheGuardSaysWhenItIsBlind(t *testing.T) {
 			}
 			require.Equal(t, 200, do(t, client(t, false), "GET", s.url("/small"), nil, 0).StatusCode)
 		}
-		plugin := b.face == envoytest.Filter
+		plugin := b.face != envoytest.ExtProc
+		asks := func(cfg map[string]any) { // the module asks nobody unless it is told whom
+			if b.face == envoytest.Module {
+				section(cfg, "memory")["cluster"] = "envoy_admin"
+			}
+		}
+		admin := func(c envoytest.Config, addr string) {
+			if b.face == envoytest.Module {
+				c.AddCluster("envoy_admin", addr)
+			} else if plugin {
+				c.SetEndpoint("envoy_admin", addr)
+			}
+		}
 		t.Run("wrong port", func(t *testing.T) {
 			t.Parallel()
 			l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -43,13 +55,9 @@ func TestTheGuardSaysWhenItIsBlind(t *testing.T) {
 			addr := l.Addr().String()
 			require.NoError(t, l.Close())
 			s := b.start(t, setup{
-				edit: func(c envoytest.Config) {
-					if plugin {
-						c.SetEndpoint("envoy_admin", addr)
-					}
-				},
+				edit: func(c envoytest.Config) { admin(c, addr) },
 				plugin: func(cfg map[string]any) {
-					if !plugin {
+					if asks(cfg); !plugin {
 						section(cfg, "memory")["url"] = "http://" + addr
 					}
 				},
@@ -64,9 +72,9 @@ func TestTheGuardSaysWhenItIsBlind(t *testing.T) {
 			l, err = net.Listen("tcp", addr)
 			require.NoError(t, err)
 			s.memory.inUse.Store(50 * mib)
-			admin := &httptest.Server{Listener: l, Config: &http.Server{Handler: s.memory}}
-			admin.Start()
-			defer admin.Close()
+			there := &httptest.Server{Listener: l, Config: &http.Server{Handler: s.memory}}
+			there.Start()
+			defer there.Close()
 			s.gauge("highwater_blind", 0)
 			s.gauge("highwater_in_use_bytes", 50*mib)
 			require.Len(t, s.lines("readings of Envoy's memory are back after"), 1)
@@ -74,7 +82,10 @@ func TestTheGuardSaysWhenItIsBlind(t *testing.T) {
 		})
 		t.Run("allow_paths", func(t *testing.T) {
 			t.Parallel()
-			s := b.start(t, setup{edit: func(c envoytest.Config) {
+			s := b.start(t, setup{plugin: asks, edit: func(c envoytest.Config) {
+				if b.face == envoytest.Module {
+					admin(c, c.AdminAddr())
+				}
 				var paths []any
 				for _, path := range []string{"/ready", "/server_info", "/stats", "/listeners"} {
 					paths = append(paths, map[string]any{"prefix": path})

@@ -76,9 +76,9 @@ func closed(t *testing.T, c net.Conn, d time.Duration) bool {
 
 // One source takes all that it gets: the last eighth is for others.
 func TestConnectionsOfASource(t *testing.T) {
-	forWorkers(t, func(t *testing.T, workers int) {
+	forFilters(t, func(t *testing.T, b base) {
 		const limit = 160
-		s := start(t, setup{workers: workers, fake: 40 * mib, plugin: func(cfg map[string]any) {
+		s := b.start(t, setup{fake: 40 * mib, plugin: func(cfg map[string]any) {
 			limited(limit)(cfg)
 			section(cfg, "fairness")["by"] = "source"
 		}})
@@ -93,10 +93,10 @@ func TestConnectionsOfASource(t *testing.T) {
 			return open
 		}
 		greedy := come(2, 2*limit)
-		require.LessOrEqual(t, len(greedy), limit-limit/8+workers)
+		require.LessOrEqual(t, len(greedy), limit-limit/8+b.workers)
 		require.Greater(t, len(greedy), limit*3/4)
 		others := len(come(3, limit/16)) + len(come(4, limit/16))
-		require.GreaterOrEqual(t, others, limit/8-2*workers, "of an eighth, less what a worker may have leased and does not use")
+		require.GreaterOrEqual(t, others, limit/8-2*b.workers, "of an eighth, less what a worker may have leased and does not use")
 		for _, v := range greedy {
 			require.NoError(t, v.get(), "it is not cut")
 		}
@@ -262,8 +262,8 @@ func tcpProxy(c envoytest.Config) {
 // From soft on, connections without a request are closed; those with one stay, be it a response
 // that goes on, a WebSocket that is silent, or raw TCP.
 func TestIdleConnections(t *testing.T) {
-	forWorkers(t, func(t *testing.T, workers int) {
-		s := start(t, setup{workers: workers, fake: 40 * mib, upstream: sorts(t), plugin: func(cfg map[string]any) {
+	forFilters(t, func(t *testing.T, b base) {
+		s := b.start(t, setup{fake: 40 * mib, upstream: sorts(t), plugin: func(cfg map[string]any) {
 			// Soft and not hard: a second without a request, which the test's own clients don't
 			// miss.
 			section(cfg, "budget")["soft"], section(cfg, "budget")["resume"] = "50%", "45%"

@@ -38,7 +38,7 @@ const (
 func TestMain(m *testing.M) {
 	_, err := envoybin.Find(context.Background())
 	if root, rootErr := envoybin.ModuleRoot(); err == nil && rootErr == nil {
-		for _, file := range []string{"highwater.wasm", "highwater-trap.wasm"} {
+		for _, file := range []string{"highwater.wasm", "highwater-trap.wasm", "libhighwater.so", "libhighwater-trap.so"} {
 			if _, statErr := os.Stat(filepath.Join(root, "build", file)); statErr != nil {
 				err = statErr
 			}
@@ -82,6 +82,7 @@ type setup struct {
 	plugin   func(cfg map[string]any)
 	edit     func(c envoytest.Config)
 	wasm     string
+	module   string
 	upstream string
 	cgroup   string // in which Envoy runs, if not empty
 	log      string // Envoy's level, if not warning
@@ -103,12 +104,15 @@ func start(t *testing.T, s setup) *scene {
 		t.Cleanup(fake.Close)
 	}
 	sc.Envoy, err = envoytest.Start(t.Context(), envoytest.Options{
-		Face: s.face, Concurrency: s.workers, Upstream: s.upstream, Wasm: s.wasm, CgroupDir: s.cgroup, LogLevel: s.log,
+		Face: s.face, Concurrency: s.workers, Upstream: s.upstream, Wasm: s.wasm, Module: s.module, CgroupDir: s.cgroup, LogLevel: s.log,
 		Edit: func(c envoytest.Config) {
 			switch {
 			case fake == nil:
 			case s.face == envoytest.ExtProc:
 				c.SetPluginConfig(func(cfg map[string]any) { section(cfg, "memory")["url"] = fake.URL })
+			case s.face == envoytest.Module: // it asks nobody unless it is told whom
+				c.AddCluster("memory", fake.Listener.Addr().String())
+				c.SetPluginConfig(func(cfg map[string]any) { section(cfg, "memory")["cluster"] = "memory" })
 			default:
 				c.SetEndpoint("envoy_admin", fake.Listener.Addr().String())
 			}
@@ -274,14 +278,31 @@ type base struct {
 	workers int
 }
 
-// forFaces runs a test where both faces do the same: the plugin, with one worker and with two, and
-// the ext_proc server.
+// forFaces runs a test where all faces do the same: the plugin, with one worker and with two, the
+// ext_proc server and the dynamic module.
 func forFaces(t *testing.T, test func(t *testing.T, b base)) {
 	t.Helper()
 	for _, workers := range []int{1, 2} {
 		side(t, fmt.Sprintf("%d workers", workers), base{envoytest.Filter, workers}, test)
 	}
 	side(t, "ext_proc", base{envoytest.ExtProc, 2}, test)
+	side(t, "module", base{envoytest.Module, 2}, test)
+}
+
+// forFilters is forFaces without the ext_proc server, which sees no connections.
+func forFilters(t *testing.T, test func(t *testing.T, b base)) {
+	t.Helper()
+	for _, workers := range []int{1, 2} {
+		side(t, fmt.Sprintf("%d workers", workers), base{envoytest.Filter, workers}, test)
+	}
+	side(t, "module", base{envoytest.Module, 2}, test)
+}
+
+// forPlugins is forFilters with so many workers alone.
+func forPlugins(t *testing.T, workers int, test func(t *testing.T, b base)) {
+	t.Helper()
+	side(t, "filter", base{envoytest.Filter, workers}, test)
+	side(t, "module", base{envoytest.Module, workers}, test)
 }
 
 // side runs a test on one of its sides, beside those on the others: most of the time each waits.
@@ -300,11 +321,20 @@ func (b base) start(t *testing.T, s setup) *scene {
 	return start(t, s)
 }
 
-// forBothFaces is forFaces with two workers alone.
-func forBothFaces(t *testing.T, test func(t *testing.T, b base)) {
+// forEachFace is forFaces with two workers alone.
+func forEachFace(t *testing.T, test func(t *testing.T, b base)) {
 	t.Helper()
 	side(t, "filter", base{envoytest.Filter, 2}, test)
 	side(t, "ext_proc", base{envoytest.ExtProc, 2}, test)
+	side(t, "module", base{envoytest.Module, 2}, test)
+}
+
+// trapModule is the module that faults where a request asks for it.
+func trapModule(t *testing.T) string {
+	t.Helper()
+	root, err := envoytestRoot()
+	require.NoError(t, err)
+	return filepath.Join(root, "build", "libhighwater-trap.so")
 }
 
 func section(cfg map[string]any, name string) map[string]any {

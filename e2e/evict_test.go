@@ -264,7 +264,7 @@ func (s *scene) stall(c *http.Client, path string) {
 // Whatever two requests of one connection, or of two, are ended in one tick, in whatever phase each
 // is: Envoy survives, and both are gone.
 func TestEveryPairEndsInOneTick(t *testing.T) {
-	forBothFaces(t, func(t *testing.T, b base) {
+	forEachFace(t, func(t *testing.T, b base) {
 		s := b.start(t, setup{fake: 40 * mib, plugin: func(cfg map[string]any) {
 			section(cfg, "throttle")["timeout"] = "2s"     // on a busy machine it takes a while until it is seen to wait
 			cfg["fairness"] = map[string]any{"by": "none"} // else a route that has little does not wait

@@ -30,7 +30,7 @@ func exempting(rules ...map[string]any) func(cfg map[string]any) {
 // What a path exempts is small, and no other path is taken for it. The upstream knows none of these
 // paths, and answers 404.
 func TestExemptPaths(t *testing.T) {
-	forBothFaces(t, func(t *testing.T, b base) {
+	forEachFace(t, func(t *testing.T, b base) {
 		s := b.start(t, setup{fake: 40 * mib, plugin: exempting(map[string]any{"path_prefix": "/healthz"})})
 		s.reading(overfull)
 		const refused = 503
@@ -72,7 +72,7 @@ func TestExemptPaths(t *testing.T) {
 
 // Where it is the operator's own routing that exempts, the size does not matter.
 func TestExemptRoutes(t *testing.T) {
-	forBothFaces(t, func(t *testing.T, b base) {
+	forEachFace(t, func(t *testing.T, b base) {
 		s := b.start(t, setup{fake: 40 * mib, plugin: exempting(map[string]any{"route": "upload"}, map[string]any{"cluster": "nobody"})})
 		s.reading(overfull)
 		c := client(t, false)

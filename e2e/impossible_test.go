@@ -32,7 +32,7 @@ func withClusters(n int) func(c envoytest.Config) {
 
 // An Envoy that holds more than the limit before there is any traffic says so once, and serves.
 func TestAnImpossibleBudget(t *testing.T) {
-	forBothFaces(t, func(t *testing.T, b base) {
+	forEachFace(t, func(t *testing.T, b base) {
 		t.Helper()
 		s := b.start(t, setup{edit: withClusters(2000), plugin: func(cfg map[string]any) {
 			section(cfg, "budget")["limit"] = "80MiB"

@@ -59,10 +59,10 @@ func withRaw(t *testing.T, c envoytest.Config, upstream string) {
 // buffers are counted, no new ones are let in where those have no room, and over the limit they are
 // closed. One that says little stays, and so do requests.
 func TestRawTCP(t *testing.T) {
-	forWorkers(t, func(t *testing.T, workers int) {
+	forFilters(t, func(t *testing.T, b base) {
 		t.Helper()
 		upstream := rawUpstream(t)
-		s := start(t, setup{workers: workers, fake: 40 * mib, edit: func(c envoytest.Config) { withRaw(t, c, upstream) }})
+		s := b.start(t, setup{fake: 40 * mib, edit: func(c envoytest.Config) { withRaw(t, c, upstream) }})
 		connect := func(first string) net.Conn {
 			t.Helper()
 			c, err := net.DialTimeout("tcp", s.Addr("second"), 20*time.Second)

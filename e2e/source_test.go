@@ -15,7 +15,7 @@ import (
 
 // By source, a client is whoever X-Forwarded-For says, unless Envoy has use_remote_address.
 func TestTheSourceIsForwarded(t *testing.T) {
-	forBothFaces(t, func(t *testing.T, b base) {
+	forEachFace(t, func(t *testing.T, b base) {
 		for _, c := range []struct {
 			name string
 			hcm  map[string]any

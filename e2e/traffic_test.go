@@ -63,7 +63,7 @@ func TestHealthyTrafficIsNotTouched(t *testing.T) {
 }
 
 func TestGRPC(t *testing.T) {
-	forBothFaces(t, func(t *testing.T, b base) {
+	forEachFace(t, func(t *testing.T, b base) {
 		listener, err := net.Listen("tcp", "127.0.0.1:0")
 		require.NoError(t, err)
 		server := grpc.NewServer()
@@ -331,7 +331,7 @@ func TestUploadsWithoutRoomAreClosedAtTheirFirstBytes(t *testing.T) {
 }
 
 func TestExpectContinueIsRejectedCleanly(t *testing.T) {
-	forBothFaces(t, func(t *testing.T, b base) {
+	forEachFace(t, func(t *testing.T, b base) {
 		s := b.start(t, setup{fake: 40 * mib, plugin: func(cfg map[string]any) { section(cfg, "throttle")["timeout"] = "100ms" }})
 		s.reading(full)
 		c := s.dial(upload("content-length: 16777216\r\nexpect: 100-continue"))
@@ -350,7 +350,7 @@ func TestExpectContinueIsRejectedCleanly(t *testing.T) {
 }
 
 func TestUpstreamResets(t *testing.T) {
-	forBothFaces(t, func(t *testing.T, b base) {
+	forEachFace(t, func(t *testing.T, b base) {
 		upstream, err := net.Listen("tcp", "127.0.0.1:0")
 		require.NoError(t, err)
 		defer upstream.Close()
@@ -388,7 +388,7 @@ func TestUpstreamResets(t *testing.T) {
 }
 
 func TestTrailersEndBodies(t *testing.T) {
-	forBothFaces(t, func(t *testing.T, b base) {
+	forEachFace(t, func(t *testing.T, b base) {
 		s := b.start(t, setup{fake: 40 * mib, edit: func(c envoytest.Config) {
 			c.SetConnectionManager(func(hcm map[string]any) {
 				hcm["http_protocol_options"] = map[string]any{"enable_trailers": true}
@@ -406,7 +406,7 @@ func TestTrailersEndBodies(t *testing.T) {
 }
 
 func TestObserve(t *testing.T) {
-	forBothFaces(t, func(t *testing.T, b base) {
+	forEachFace(t, func(t *testing.T, b base) {
 		s := b.start(t, setup{fake: 40 * mib, plugin: func(cfg map[string]any) { cfg["mode"] = "observe" }})
 		s.reading(205 * mib)
 		c := client(t, false)
@@ -422,7 +422,7 @@ func TestObserve(t *testing.T) {
 }
 
 func TestWithoutAReading(t *testing.T) {
-	forBothFaces(t, func(t *testing.T, b base) {
+	forEachFace(t, func(t *testing.T, b base) {
 		stop := make(chan struct{})
 		t.Cleanup(func() { close(stop) })
 		for name, broken := range map[string]func(http.ResponseWriter, *http.Request){
@@ -636,8 +636,8 @@ func TestWithoutTheNetworkFilter(t *testing.T) {
 
 // Slow readers, with and without a length, are served to the end and leave nothing behind.
 func TestSlowReaders(t *testing.T) {
-	forWorkers(t, func(t *testing.T, workers int) {
-		s := start(t, setup{workers: workers})
+	forFilters(t, func(t *testing.T, b base) {
+		s := b.start(t, setup{})
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 		defer cancel()
 		var loads sync.WaitGroup

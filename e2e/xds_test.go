@@ -11,8 +11,11 @@ import (
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/file/v3" // the example's, to be read into types
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/buffer/v3"
+	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/dynamic_modules/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/wasm/v3"
+	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/dynamic_modules/v3"
+	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/dynamic_modules/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/wasm/v3"
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -103,50 +106,53 @@ func (p *controlPlane) set(plugin func(cfg map[string]any)) {
 // wrong: nobody who waits or uploads is lost by it, the budget holds, and what is wrong is refused
 // with its reason.
 func TestXDSInAFlood(t *testing.T) {
-	p := newControlPlane(t)
-	s := start(t, setup{edit: p.edit})
-	flood := &load.Uploads{Addr: s.addr, Count: 60, Size: 4 * mib, Path: "/upload?delay=500ms", Drain: 20 * time.Second}
-	ctx, stop := context.WithCancel(t.Context())
-	defer stop()
-	flooded := make(chan struct{})
-	go func() {
-		defer close(flooded)
-		flood.Run(ctx)
-	}()
-	served := func(n int64) {
+	forPlugins(t, 2, func(t *testing.T, b base) {
 		t.Helper()
-		require.Eventually(t, func() bool { return flood.Snapshot().Served >= n }, 20*time.Second, 10*time.Millisecond)
-	}
-	served(30)
-	p.set(func(cfg map[string]any) {
-		section(cfg, "budget")["limit"] = "120MiB"
-		section(cfg, "throttle")["timeout"] = "20s"
-	})
-	s.gauge("highwater_limit_bytes", 120*mib)
-	s.waiting(1)
-	served(flood.Snapshot().Served + 60)
+		p := newControlPlane(t)
+		s := b.start(t, setup{edit: p.edit})
+		flood := &load.Uploads{Addr: s.addr, Count: 60, Size: 4 * mib, Path: "/upload?delay=500ms", Drain: 20 * time.Second}
+		ctx, stop := context.WithCancel(t.Context())
+		defer stop()
+		flooded := make(chan struct{})
+		go func() {
+			defer close(flooded)
+			flood.Run(ctx)
+		}()
+		served := func(n int64) {
+			t.Helper()
+			require.Eventually(t, func() bool { return flood.Snapshot().Served >= n }, 20*time.Second, 10*time.Millisecond)
+		}
+		served(30)
+		p.set(func(cfg map[string]any) {
+			section(cfg, "budget")["limit"] = "120MiB"
+			section(cfg, "throttle")["timeout"] = "20s"
+		})
+		s.gauge("highwater_limit_bytes", 120*mib)
+		s.waiting(1)
+		served(flood.Snapshot().Served + 60)
 
-	p.set(func(cfg map[string]any) { section(cfg, "budget")["resume"] = "90%" })
-	require.Eventually(t, func() bool { return p.refused.Load() != "" }, 20*time.Second, 10*time.Millisecond)
-	require.Eventually(t, func() bool {
-		return s.LogMatches(`budget\.resume: 90% must be above 0% and below budget\.soft \(80%\)`)
-	}, 20*time.Second, 10*time.Millisecond, "%v", p.refused.Load())
-	s.gauge("highwater_limit_bytes", 120*mib)
-	served(flood.Snapshot().Served + 60)
+		p.set(func(cfg map[string]any) { section(cfg, "budget")["resume"] = "90%" })
+		require.Eventually(t, func() bool { return p.refused.Load() != "" }, 20*time.Second, 10*time.Millisecond)
+		require.Eventually(t, func() bool {
+			return s.LogMatches(`budget\.resume: 90% must be above 0% and below budget\.soft \(80%\)`)
+		}, 20*time.Second, 10*time.Millisecond, "%v", p.refused.Load())
+		s.gauge("highwater_limit_bytes", 120*mib)
+		served(flood.Snapshot().Served + 60)
 
-	p.set(func(cfg map[string]any) {
-		delete(section(cfg, "budget"), "resume")
-		section(cfg, "budget")["limit"] = "180MiB"
-		cfg["mode"] = "observe"
+		p.set(func(cfg map[string]any) {
+			delete(section(cfg, "budget"), "resume")
+			section(cfg, "budget")["limit"] = "180MiB"
+			cfg["mode"] = "observe"
+		})
+		s.gauge("highwater_limit_bytes", 180*mib)
+		served(flood.Snapshot().Served + 60)
+		stop()
+		<-flooded
+		stats, err := s.Stats(t.Context(), "highwater_closed")
+		require.NoError(t, err)
+		all := flood.Snapshot()
+		require.Zero(t, all.Cut+all.Errors, "%+v", all)
+		require.LessOrEqual(t, float64(all.Closed), stats["wasmcustom.highwater_closed_connections_total"], "none but by the guard: %+v", all)
+		s.drained()
 	})
-	s.gauge("highwater_limit_bytes", 180*mib)
-	served(flood.Snapshot().Served + 60)
-	stop()
-	<-flooded
-	stats, err := s.Stats(t.Context(), "highwater_closed")
-	require.NoError(t, err)
-	all := flood.Snapshot()
-	require.Zero(t, all.Cut+all.Errors, "%+v", all)
-	require.LessOrEqual(t, float64(all.Closed), stats["wasmcustom.highwater_closed_connections_total"], "none but by the guard: %+v", all)
-	s.drained()
 }

@@ -64,7 +64,7 @@ func command(args []string, stdout, stderr io.Writer) int {
 	wasm := flags.String("wasm", "", "the compiled filter (default: what `make build` makes)")
 	group := flags.String("cgroup", "", "run Envoy in a memory cgroup of this size, such as 300MiB (root)")
 	file := flags.String("json", "", "write every run's figures to this file")
-	check := flags.Bool("check", false, "exit 1 if highwater or extproc misses a threshold (needs -guard none,highwater,extproc)")
+	check := flags.Bool("check", false, "exit 1 if a face of highwater misses a threshold (needs -guard none,highwater,extproc,module)")
 	list := flags.Bool("list", false, "list the floods and exit")
 	if err := flags.Parse(args); err != nil {
 		return 2
@@ -95,10 +95,10 @@ func command(args []string, stdout, stderr io.Writer) int {
 	var use []string
 	for guard := range strings.SplitSeq(*guards, ",") {
 		switch guard = strings.TrimSpace(guard); guard {
-		case none, overload, highwater, extproc:
+		case none, overload, highwater, extproc, module:
 			use = append(use, guard)
 		default:
-			return fail(fmt.Errorf("-guard %q: write none, overload, highwater or extproc", guard))
+			return fail(fmt.Errorf("-guard %q: write none, overload, highwater, extproc or module", guard))
 		}
 	}
 

@@ -23,10 +23,14 @@ const (
 	overload  = "overload"
 	highwater = "highwater" // the plugin
 	extproc   = "extproc"   // the ext_proc server
+	module    = "module"    // the dynamic module
 )
 
+// faces are Highwater's among them.
+var faces = map[string]envoytest.Face{highwater: envoytest.Filter, extproc: envoytest.ExtProc, module: envoytest.Module}
+
 // ours says that a guard is one of Highwater's faces.
-func ours(guard string) bool { return guard == highwater || guard == extproc }
+func ours(guard string) bool { _, ok := faces[guard]; return ok }
 
 // options are the flags that every run shares.
 type options struct {
@@ -115,12 +119,8 @@ func run(ctx context.Context, f flood, guard string, o options) (*result, error)
 	}
 	defer os.RemoveAll(dir)
 	log := filepath.Join(dir, "quiet.log")
-	face := envoytest.Filter
-	if guard == extproc {
-		face = envoytest.ExtProc
-	}
 	envoy, err := envoytest.Start(ctx, envoytest.Options{
-		Face: face,
+		Face: faces[guard],
 		Edit: func(c envoytest.Config) {
 			badRoute = apart.Route(c, "all", "small", "/small", upstream.Addr())
 			if f.quiet != nil {

@@ -1,7 +1,7 @@
 // Command request measures what a request costs Envoy in CPU with no filter, an empty Wasm module,
-// an SDK plugin with empty callbacks, and Highwater, the last two with and without the network
-// filter; then what moving bytes and doing nothing costs, memory per worker, the start, and what a
-// connection and a stream hold.
+// an SDK plugin with empty callbacks, and Highwater as a plugin and as a dynamic module, the last
+// three with and without the network filter. Then it measures what moving bytes and doing nothing
+// costs, memory per worker, the start, and what a connection and a stream hold.
 //
 //	go run ./bench/request -rounds 20 -turn 400ms
 //
@@ -40,6 +40,7 @@ const (
 type variant struct {
 	name  string
 	wasm  string // file; empty = build/highwater.wasm
+	face  envoytest.Face
 	edit  func(c envoytest.Config)
 	sdk   int // the SDK's empty plugin in the same filters, by index: what it is compared with
 	envoy *envoytest.Envoy
@@ -180,6 +181,11 @@ func variants(ctx context.Context, dir string) ([]*variant, error) {
 		{name: "SDK, empty, both filters", wasm: sdk, edit: both, sdk: 3},
 		{name: "Highwater, HTTP filter", edit: requestsOnly, sdk: 2},
 		{name: "Highwater, both filters", edit: both, sdk: 3},
+		{name: "Highwater module: HTTP filter", face: envoytest.Module, edit: func(c envoytest.Config) {
+			c.RemoveNetworkFilter()
+			c.RemoveListenerFilter()
+		}, sdk: 2},
+		{name: "Highwater module: all filters", face: envoytest.Module, edit: both, sdk: 3},
 	}, nil
 }
 
@@ -236,7 +242,7 @@ func (v *variant) run(ctx context.Context, upstream string, workers int) (err er
 			l["connection_balance_config"] = map[string]any{"exact_balance": map[string]any{}}
 		}
 	}
-	v.envoy, err = envoytest.Start(ctx, envoytest.Options{Edit: edit, Wasm: v.wasm, Upstream: upstream, Concurrency: workers})
+	v.envoy, err = envoytest.Start(ctx, envoytest.Options{Face: v.face, Edit: edit, Wasm: v.wasm, Upstream: upstream, Concurrency: workers})
 	if err != nil {
 		return fmt.Errorf("%s: %w", v.name, err)
 	}

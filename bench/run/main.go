@@ -57,7 +57,7 @@ func command(args []string, stdout *os.File, stderr io.Writer) int {
 	flags.SetOutput(stderr)
 	duration := flags.Duration("duration", 0, "how long; 0 = until Ctrl-C")
 	guard := flags.String("guard", "on", "on, or off: the same load without Highwater")
-	face := flags.String("face", "filter", "filter, or extproc: the guard as a server beside Envoy")
+	face := flags.String("face", "filter", "filter; extproc: the guard as a server beside Envoy; module: as a dynamic module")
 	wasm := flags.String("wasm", "", "the compiled filter (default: what `make build` makes)")
 	var save shots
 	flags.StringVar(&save.view, "save-view", "", "write the fullest view as an SVG to this file")
@@ -69,9 +69,9 @@ func command(args []string, stdout *os.File, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "run: -guard %q: write on or off\n", *guard)
 		return 2
 	}
-	faces := map[string]envoytest.Face{"filter": envoytest.Filter, "extproc": envoytest.ExtProc}
+	faces := map[string]envoytest.Face{"filter": envoytest.Filter, "extproc": envoytest.ExtProc, "module": envoytest.Module}
 	if _, ok := faces[*face]; !ok {
-		fmt.Fprintf(stderr, "run: -face %q: write filter or extproc\n", *face)
+		fmt.Fprintf(stderr, "run: -face %q: write filter, extproc or module\n", *face)
 		return 2
 	}
 	if save != (shots{}) && (*guard != "on" || faces[*face] != envoytest.Filter) {
@@ -126,6 +126,8 @@ func demo(ctx context.Context, out *os.File, duration time.Duration, guarded boo
 		with = "without the guard"
 	case face == envoytest.ExtProc:
 		with = "with the ext_proc server beside it"
+	case face == envoytest.Module:
+		with = "with the dynamic module"
 	}
 	say("starting Envoy %s %s ...", version, with)
 	var limit unit.Bytes

@@ -169,3 +169,7 @@ func (s *Stream) PassesUnbooked(n int64) bool {
 	s.allowed.left -= n
 	return true
 }
+
+// Allowance is what PassesUnbooked takes from, bytes: for a face that counts where no Go runs. It
+// may take n from it where there is as much.
+func (s *Stream) Allowance() *int64 { return &s.allowed.left }

@@ -76,6 +76,16 @@ func (c Config) Cluster(name string) map[string]any {
 	panic("no cluster " + name)
 }
 
+// AdminAddr is host:port of the admin interface.
+func (c Config) AdminAddr() (addr string) {
+	walk(c["admin"], func(m map[string]any) {
+		if host, ok := m["address"].(string); ok {
+			addr = net.JoinHostPort(host, fmt.Sprint(m["port_value"]))
+		}
+	})
+	return addr
+}
+
 // SetEndpoint points a cluster at host:port.
 func (c Config) SetEndpoint(cluster, addr string) {
 	host, text, err := net.SplitHostPort(addr)
@@ -87,6 +97,18 @@ func (c Config) SetEndpoint(cluster, addr string) {
 		panic(err)
 	}
 	setEndpoint(c.Cluster(cluster), host, port)
+}
+
+// AddCluster adds one of HTTP/1, at host:port.
+func (c Config) AddCluster(name, addr string) {
+	resources := c["static_resources"].(map[string]any)
+	resources["clusters"] = append(resources["clusters"].([]any), map[string]any{
+		"name": name, "type": "STATIC", "connect_timeout": "5s",
+		"load_assignment": map[string]any{"cluster_name": name, "endpoints": []any{map[string]any{"lb_endpoints": []any{
+			map[string]any{"endpoint": map[string]any{"address": map[string]any{"socket_address": map[string]any{"address": "127.0.0.1", "port_value": 1}}}},
+		}}}},
+	})
+	c.SetEndpoint(name, addr)
 }
 
 // setEndpoint points every endpoint of a cluster at host:port.
@@ -107,13 +129,32 @@ func (c Config) plugins(visit func(plugin map[string]any)) {
 	})
 }
 
+// modules visits what configures each filter of the dynamic module, and its bootstrap extension.
+func (c Config) modules(visit func(filter map[string]any)) {
+	walk(map[string]any(c), func(m map[string]any) {
+		if _, ok := m["dynamic_module_config"].(map[string]any); ok {
+			visit(m)
+		}
+	})
+}
+
+// configurations visits what has the guard's own configuration, with the key under which that is.
+func (c Config) configurations(visit func(of map[string]any, key string)) {
+	c.plugins(func(plugin map[string]any) { visit(plugin, "configuration") })
+	c.modules(func(filter map[string]any) {
+		if _, ok := filter["filter_config"]; ok {
+			visit(filter, "filter_config")
+		}
+	})
+}
+
 // SetPluginConfig edits the configuration of every Highwater plugin, or of the server.
 func (c Config) SetPluginConfig(edit func(cfg map[string]any)) {
 	if m := c.server(); m != nil {
 		edit(m)
 	}
-	c.plugins(func(plugin map[string]any) {
-		value := plugin["configuration"].(map[string]any)
+	c.configurations(func(plugin map[string]any, key string) {
+		value := plugin[key].(map[string]any)
 		cfg := map[string]any{}
 		if err := json.Unmarshal([]byte(value["value"].(string)), &cfg); err != nil {
 			panic(err)
@@ -123,19 +164,19 @@ func (c Config) SetPluginConfig(edit func(cfg map[string]any)) {
 		if err != nil {
 			panic(err)
 		}
-		plugin["configuration"] = map[string]any{"@type": value["@type"], "value": string(text)}
+		plugin[key] = map[string]any{"@type": value["@type"], "value": string(text)}
 	})
 }
 
 // SetWholePluginConfig replaces what Envoy hands to every Highwater plugin: a StringValue of a
 // string, else the value itself.
 func (c Config) SetWholePluginConfig(v any) {
-	c.plugins(func(plugin map[string]any) {
+	c.configurations(func(plugin map[string]any, key string) {
 		if text, ok := v.(string); ok {
-			plugin["configuration"] = map[string]any{"@type": "type.googleapis.com/google.protobuf.StringValue", "value": text}
+			plugin[key] = map[string]any{"@type": "type.googleapis.com/google.protobuf.StringValue", "value": text}
 			return
 		}
-		plugin["configuration"] = v
+		plugin[key] = v
 	})
 }
 
@@ -156,6 +197,13 @@ func (c Config) SetVMID(rootID, vmID string) {
 			vm["vm_id"] = vmID
 			plugin["vm_config"] = vm
 		}
+	})
+}
+
+// setModule sets the file of the dynamic module.
+func (c Config) setModule(file string) {
+	c.modules(func(filter map[string]any) {
+		filter["dynamic_module_config"].(map[string]any)["module"] = map[string]any{"local": map[string]any{"filename": file}}
 	})
 }
 
@@ -186,13 +234,20 @@ func (c Config) without(key string, drop func(entry map[string]any) bool) {
 // RemoveGuard takes both Highwater filters out, or the one of ext_proc with its server.
 func (c Config) RemoveGuard() {
 	delete(c, serverKey)
+	delete(c, "bootstrap_extensions")
 	c.RemoveNetworkFilter()
+	c.RemoveListenerFilter()
 	c.without("http_filters", func(e map[string]any) bool { return e["name"] == "highwater.requests" })
 }
 
 // RemoveNetworkFilter takes the filter that counts connections out.
 func (c Config) RemoveNetworkFilter() {
 	c.without("filters", func(e map[string]any) bool { return e["name"] == "highwater.connections" })
+}
+
+// RemoveListenerFilter takes the filter that refuses connections as they are accepted out.
+func (c Config) RemoveListenerFilter() {
+	c.without("listener_filters", func(e map[string]any) bool { return e["name"] == "highwater.accepts" })
 }
 
 // SetBuffers sets the buffer limits of all listeners and clusters, in bytes.

@@ -37,6 +37,7 @@ type Face string
 const (
 	Filter  Face = ""        // as a plugin
 	ExtProc Face = "extproc" // as an ext_proc server beside it
+	Module  Face = "module"  // as a dynamic module
 )
 
 // Options say which Envoy to start. The zero value starts the shipped example.
@@ -45,6 +46,7 @@ type Options struct {
 	Config      []byte         // YAML; default: the face's in examples
 	Edit        func(c Config) // edits it before the start
 	Wasm        string         // the plugin; default: build/highwater.wasm of this module
+	Module      string         // the dynamic module; default: build/libhighwater.so
 	Concurrency int            // workers; default 2
 	Upstream    string         // host:port in place of the example's upstream
 	CgroupDir   string         // if set, Envoy runs in this memory cgroup
@@ -97,8 +99,11 @@ func Start(ctx context.Context, o Options) (*Envoy, error) {
 	if o.Wasm == "" {
 		o.Wasm = filepath.Join(root, "build", "highwater.wasm")
 	}
+	if o.Module == "" {
+		o.Module = filepath.Join(root, "build", "libhighwater.so")
+	}
 	if o.Config == nil {
-		file := map[Face]string{Filter: "envoy.yaml", ExtProc: "envoy-extproc.yaml"}[o.Face]
+		file := map[Face]string{Filter: "envoy.yaml", ExtProc: "envoy-extproc.yaml", Module: "envoy-module.yaml"}[o.Face]
 		if o.Config, err = os.ReadFile(filepath.Join(root, "examples", file)); err != nil {
 			return nil, err
 		}
@@ -208,6 +213,7 @@ func (e *Envoy) configure(ctx context.Context, o Options) (file string, err erro
 		return "", err
 	}
 	c.setWasm(o.Wasm)
+	c.setModule(o.Module)
 	c["admin"] = map[string]any{"address": map[string]any{"socket_address": map[string]any{"address": "127.0.0.1", "port_value": adminPort}}}
 	for _, l := range c.Listeners() {
 		walk(l["address"], func(m map[string]any) {

@@ -417,3 +417,42 @@ func (w *Worker) burdens(now Time, p Peer, n, from int64) bool {
 	}
 	return n >= from && len(w.closing) > 0 && w.account.Ask(now, n, budget.Full) == budget.Denied && p.Uploads()
 }
+
+// How much a connection may read ahead, by how full memory is. A limit that is lowered later frees
+// nothing of what is there, so that it goes down before memory is full.
+const (
+	readCalm  = 64 << 10 // case stock-upload
+	readShort = 16 << 10 // from soft on
+)
+
+// BufferLimit is the limit that a face is to give a new connection, bytes: never more than the
+// listener's own. That is 0 where a listener has none.
+func (w *Worker) BufferLimit(own int64) int64 {
+	limit := int64(readCalm)
+	if w.account.Table().Level >= budget.Soft {
+		limit = readShort
+	}
+	if own > 0 {
+		limit = min(limit, own)
+	}
+	return limit
+}
+
+// acceptedShare: connections that were accepted and have no filter chain yet may hold an eighth of
+// what traffic can have. Envoy's tls_inspector keeps up to 64 KiB of one that says nothing to it.
+const (
+	acceptedShare = 8
+	acceptedCost  = 16 << 10
+)
+
+// Accepts says whether a connection that was accepted may have a filter chain: it would be refused
+// there where it has no room. So many of this worker have none yet.
+func (g *Guard) Accepts(now Time, pending int) bool {
+	w, cost := g.worker, int64(g.config.Costs.Connection)
+	workers := int64(max(len(w.account.Table().Entries), 1))
+	if (w.fits(now, cost) || w.tries(cost)) && int64(pending)*acceptedCost*workers <= w.account.Room()/acceptedShare {
+		return true
+	}
+	w.counts[metric.CountRefused]++
+	return g.config.Mode == config.Observe
+}

@@ -315,25 +315,3 @@ func (w *Worker) Keys() []KeyUse {
 // othersShare: of the line, and of connections, a key that has more than its share leaves 1/8 to
 // the others.
 const othersShare = 8 // scenario connections_of_a_source
-
-// candidates calls do with each that can be evicted.
-func (w *Worker) candidates(do func(k *key, c candidate)) {
-	w.account.Owners(func(owner any) {
-		// What has ended is out of reach: Envoy ignores a local reply then, and the rest stays with
-		// the connection.
-		if s, ok := owner.(*Stream); ok && s.admitted() && s.exempt == judged && !s.spared && s.Likely() > 0 && !s.Ended(budget.Response) && !mayBeIdle(s) {
-			do(s.key, candidate{stream: s, likely: s.Likely()})
-		}
-	})
-	for _, c := range w.residual {
-		if c.Left() > 0 && !c.spared {
-			do(c.key, candidate{connection: c, likely: c.Left(), shared: c.use.Requests() > 0})
-		}
-	}
-}
-
-// weigh finds what one stream of each key likely holds at most.
-func (w *Worker) weigh() {
-	w.eachKey(func(k *key) { k.Value.most = 0 })
-	w.candidates(func(k *key, c candidate) { k.Value.most = max(k.Value.most, c.likely) })
-}

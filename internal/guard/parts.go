@@ -198,6 +198,18 @@ type ended struct {
 	cut     uint64 // itself
 }
 
+// Caps are what a face has set itself on a connection, bytes. A face that can't sets none, and then
+// `buffers` tells what Envoy may hold.
+//
+// On HTTP/1 Envoy reads Read ahead of its filters, and they hold what the listener lets them, Own,
+// or the upstream's connection does. A paused or rejected request leaves what the last read has
+// brought, for its face has Envoy stop to read. Of HTTP/2 a face can set the connection's part
+// alone: what its streams may send ahead is in their windows.
+type Caps struct {
+	Read int64 // the connection's buffer limit; 0 = none is set
+	Own  int64 // that of its listener, which each request's own is restored to
+}
+
 // tracer is a worker's sample of its requests. Who is in it is decided when the worker looks: when
 // a mark is made or somebody wants to see it, and each traceEvery meanwhile, so that the labels of
 // those that stay are there by then. A stream that is short or small costs nothing, not even a

@@ -135,7 +135,7 @@ func (w *Worker) shed(now Time, a *Actions) bool {
 	excess = int64(float64(excess) * float64(w.come) / float64(all))
 	shed := false
 	for excess > 0 {
-		next := w.line.Last(rank, func(c *fairness.Waiter[Stream]) bool { return c.Value.come > 0 })
+		next := w.line.Last(rank, func(c *fairness.Waiter[Stream]) bool { return c.Value.come > 0 && !c.Value.waitsForLittle(all) })
 		if next == nil {
 			break
 		}
@@ -145,6 +145,12 @@ func (w *Worker) shed(now Time, a *Actions) bool {
 		shed = true
 	}
 	return shed
+}
+
+// waitsForLittle says that nothing is won where the request is rejected: its face has stopped to
+// read it, and all who wait hold next to nothing, all bytes together.
+func (s *Stream) waitsForLittle(all int64) bool {
+	return s.capped() != nil && all <= s.guard.worker.account.Room()/leftShare
 }
 
 // Resume takes the next who fits out of the queue, and tells what it has waited; nil = there is

@@ -141,14 +141,15 @@ func (w *Worker) speaks(now Time, c *Connection) {
 
 // carry opens the stream of a connection that is raw, or comes to where they are.
 func (g *Guard) carry(now Time, c *Connection, p Peer) {
-	w, a, b := g.worker, g.worker.account, &g.config.Buffers
+	w, a := g.worker, g.worker.account
 	r := &raw{of: c, peer: p, place: c.place, teaches: now + rawFirst}
 	s := &r.Stream
 	s.guard, s.host, s.state, s.length, s.key, s.keyed, s.asked, s.connection = g, r, live, budget.Unknown, g.rawKey(now, r.place, p), true, true, c
 	s.opened, s.waiter.Value = now, s
 	s.key.Refs++
 	// What its existence costs: its connection to the upstream is as large as its own.
-	a.Open(now, &s.Stream, s, &s.key.Value.Sum, int64(g.config.Costs.Connection), 0, 2*int64(b.Downstream), int64(b.Downstream+b.Upstream))
+	requestCap, responseCap := g.rawCaps(c)
+	a.Open(now, &s.Stream, s, &s.key.Value.Sum, int64(g.config.Costs.Connection), 0, requestCap, responseCap)
 	c.carries, r.at = r, len(w.raws.open)
 	w.raws.open = append(w.raws.open, r)
 	if c.price > int64(w.budget.Small) {
@@ -383,3 +384,12 @@ func (r *raw) Describe(string) reservoir.Labels {
 
 // Visibility implements Host.
 func (r *raw) Visibility(budget.Direction) budget.Visibility { return budget.Counted }
+
+// rawCaps are what Envoy may hold of a raw connection, by direction.
+func (g *Guard) rawCaps(c *Connection) (request, response int64) {
+	b := &g.config.Buffers
+	if c.Read > 0 {
+		return c.Read + int64(b.Upstream), c.Read + int64(b.Upstream)
+	}
+	return 2 * int64(b.Downstream), int64(b.Downstream + b.Upstream)
+}

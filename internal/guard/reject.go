@@ -72,8 +72,10 @@ func (g *Guard) mustClose(now Time, s *Stream, cost int64, counted bool) bool {
 	if counted {
 		fresh = 0
 	}
-	return cost > w.account.Room()/leftShare-w.left.Bytes()-w.account.Others().Left ||
-		fresh > w.account.Share(limit)-w.account.Estimate(now)+s.Held(budget.Request)
+	if cost > w.account.Room()/leftShare-w.left.Bytes()-w.account.Others().Left {
+		return true
+	}
+	return s.capped() == nil && fresh > w.account.Share(limit)-w.account.Estimate(now)+s.Held(budget.Request)
 }
 
 // close has the connections of those closed that get no answer. What may not be closed now is for

@@ -427,11 +427,10 @@ type Connection struct {
 	paused *Stream
 	window int64 // what paused HTTP/2 requests take of the connection's window
 	costs  int64 // and what they can leave unread
-	unread bool  // is in Worker.residual
 	spared bool  // mode observe: that would have been evicted
 	doomed bool  // and that it would have been closed at its first bytes
-	key    *key  // of the response that it is there for
 	source *key  // that it counts for; nil = connections are not told apart
+	Caps
 	ended
 	rawness
 	Waiting  int // requests of it in the queue
@@ -439,7 +438,14 @@ type Connection struct {
 	observed bool // mode observe: it is never closed
 	onTrial  bool // it has no room, and has to show that its request is small: see trials
 	use      idle.Use[Connection]
-	traced   // the response that ended
+	residue
+}
+
+// residue is the response that ended last, as long as it may be unread.
+type residue struct {
+	unread bool // is in Worker.residual
+	key    *key // of the response that it is there for
+	traced
 }
 
 // raws are a worker's raw connections, and what is known of where they come to.
@@ -467,12 +473,6 @@ type raw struct {
 	place   *place
 	teaches Time // when what it has come to is to be learnt next
 	at      int  // its place in raws.open
-}
-
-// mayBeIdle says that a stream is that of a connection on which next to nothing has passed.
-func mayBeIdle(s *Stream) bool {
-	r, ok := s.host.(*raw)
-	return ok && r.of.kind == unsettled
 }
 
 // rawness is what a connection has for being raw, or perhaps so.

@@ -45,14 +45,14 @@ func (s *Stream) begin(now Time, g *Guard, h Host, length int64) {
 	s.key.Refs++
 	kept := g.keptHeaders(s)
 	w.busy(now, s)
-	requestCap := 2 * int64(b.Downstream)
+	requestCap := 2 * g.downstream(s)
 	switch {
 	case length == 0:
 		requestCap = 0
 	case length == budget.Unknown || length > requestCap:
 		requestCap = g.requestCap(s)
 	}
-	w.account.Open(now, &s.Stream, s, &s.key.Value.Sum, int64(g.config.Costs.Stream), kept, requestCap, int64(b.Downstream+b.Upstream))
+	w.account.Open(now, &s.Stream, s, &s.key.Value.Sum, int64(g.config.Costs.Stream), kept, requestCap, int64(b.Upstream)+g.downstream(s))
 }
 
 // presume lets it go unjudged, with n bytes reserved for its response: live → presumed.
@@ -316,6 +316,22 @@ func (g *Guard) keptHeaders(s *Stream) int64 {
 	return headersKept * min(n, budget.Unlimited/headersKept)
 }
 
+// capped is the request's connection where its face has set caps on it; nil = it has not.
+func (s *Stream) capped() *Connection {
+	if c := s.host.Arrived(); c != nil && c.Read > 0 {
+		return c
+	}
+	return nil
+}
+
+// downstream is the buffer limit of the request's connection.
+func (g *Guard) downstream(s *Stream) int64 {
+	if c := s.capped(); c != nil {
+		return c.Read
+	}
+	return int64(g.config.Buffers.Downstream)
+}
+
 // requestCap is what Envoy may hold of a request: on HTTP/1 twice the listener's buffer limit, on
 // HTTP/2 twice the larger of that and the stream's window, behind a buffering filter the whole of
 // it instead.
@@ -323,16 +339,23 @@ func (g *Guard) requestCap(s *Stream) int64 {
 	if whole := int64(g.config.Buffers.WholeRequest); whole > 0 {
 		return whole
 	}
+	if c := s.capped(); c != nil && !s.isHTTP2() {
+		return c.Read + max(c.Own, int64(g.config.Buffers.Upstream))
+	}
 	return g.pauseCap(s)
 }
 
-// pauseCap is what a request can leave unread while it is paused.
+// pauseCap is what a request can leave unread while it is paused. Where its face stops to read an
+// HTTP/1 connection, that is what the last read has brought.
 func (g *Guard) pauseCap(s *Stream) int64 {
-	b := &g.config.Buffers
-	if b.HTTP2Window > b.Downstream && s.isHTTP2() {
-		return 2 * int64(b.HTTP2Window)
+	window, downstream := int64(g.config.Buffers.HTTP2Window), g.downstream(s)
+	if window > downstream && s.isHTTP2() {
+		return 2 * window
 	}
-	return 2 * int64(b.Downstream)
+	if c := s.capped(); c != nil && !s.isHTTP2() {
+		return min(c.last, c.Read)
+	}
+	return 2 * downstream
 }
 
 // cost is what the request leaves unread while it is paused, or when it is rejected unfinished: it
@@ -363,17 +386,17 @@ func (g *Guard) windowOf(s *Stream) int64 {
 // responseCap is the cluster's buffer limit and the larger of the listener's and, on HTTP/2, the
 // stream's window.
 func (g *Guard) responseCap(s *Stream) int64 {
-	b := &g.config.Buffers
-	if b.HTTP2Window > b.Downstream && s.isHTTP2() {
+	b, downstream := &g.config.Buffers, g.downstream(s)
+	if int64(b.HTTP2Window) > downstream && s.isHTTP2() {
 		return int64(b.Upstream + b.HTTP2Window)
 	}
-	return int64(b.Upstream + b.Downstream)
+	return int64(b.Upstream) + downstream
 }
 
 // mayHold is what Envoy may hold of a response of so many bytes, or of Unknown. Which protocol it
 // has is asked only where it matters.
 func (g *Guard) mayHold(s *Stream, length int64) int64 {
-	most := int64(g.config.Buffers.Upstream + g.config.Buffers.Downstream)
+	most := int64(g.config.Buffers.Upstream) + g.downstream(s)
 	if length == budget.Unknown || length > most {
 		return g.responseCap(s)
 	}

@@ -1,0 +1,9 @@
+//go:build !trap
+
+package main
+
+func trapRequest(*stream) {}
+
+func trapTick() {}
+
+func trapClock() {}
