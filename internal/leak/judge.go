@@ -19,6 +19,8 @@ type bar struct {
 	// What fills slows down. Of three parts of the window the last one grows at least by the share
 	// keeps of the one that grows most, and the second half by the share half of the whole.
 	keeps, half float64
+	// own are the shares of time's variance, and of its square's, that the loads must leave.
+	own [timeColumns]float64
 }
 
 // answer is what judge says.
@@ -32,8 +34,9 @@ const (
 	unsure
 )
 
-// leastOwn are the shares of time's variance, and of its curve's, that the loads must leave.
-var leastOwn = [timeColumns]float64{0.02, 0.05}
+// hardlyFalls: a series with such a tau is a trend whatever its rest is like. Of a line that is
+// nearly perfect the rest is a slow bend, which counts as if a few points told all.
+const hardlyFalls = 0.95
 
 // thirds of a window are compared: fewer parts do not see what fills, and more are mostly noise.
 const thirds = 3
@@ -44,7 +47,7 @@ const thirds = 3
 func (j *judge) grows(t, y []float64, loads [][]float64, b bar) (answer, float64) {
 	n := len(y)
 	rest, own := j.explain.explain(t, y, loads)
-	if own[0] < leastOwn[0] || own[1] < leastOwn[1] {
+	if own[0] < b.own[0] || own[1] < b.own[1] {
 		return unsure, 0
 	}
 	all := j.trend.theilSen(t, rest)
@@ -62,7 +65,7 @@ func (j *judge) grows(t, y []float64, loads [][]float64, b bar) (answer, float64
 		return no, 0
 	}
 	step := (t[n-1] - t[0]) / float64(n-1)
-	if j.trend.mannKendall(rest, all.slope*step, n/3, true) <= b.z {
+	if z, tau := j.trend.mannKendall(rest, all.slope*step, n/3, true); z <= b.z && tau < hardlyFalls {
 		return no, 0
 	}
 	return yes, second.slope

@@ -45,7 +45,7 @@ const (
 
 // ofLeak is what a window has to show beside its least slope; go run ./bench/days says what comes
 // of it. 3: one in 700 by chance, three times in a row.
-var ofLeak = bar{z: 3, keeps: 0.5, half: 0.7}
+var ofLeak = bar{z: 3, keeps: 0.5, half: 0.7, own: [timeColumns]float64{0.02, 0.05}}
 
 // keepsOn is the share of the slope before that the next one in a row has at least.
 const keepsOn = 0.9

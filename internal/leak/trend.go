@@ -77,8 +77,8 @@ func (w *Trend) ties(y []float64) (sum float64) {
 // variance grows by the factor that the ranks' autocorrelation gives, over as many lags as are
 // told. Only lags that are significant at 95 % count. A factor below 1, where neighbours repel each
 // other, counts as 1 if careful: the test never becomes surer than without the correction. perStep
-// is the slope that is taken out before the ranks.
-func (w *Trend) mannKendall(y []float64, perStep float64, lags int, careful bool) (z float64) {
+// is the slope that is taken out before the ranks. tau is S as a share of what it can be.
+func (w *Trend) mannKendall(y []float64, perStep float64, lags int, careful bool) (z, tau float64) {
 	var s float64
 	for i := range y {
 		for j := range i {
@@ -97,9 +97,9 @@ func (w *Trend) mannKendall(y []float64, perStep float64, lags int, careful bool
 		factor = max(factor, 1)
 	}
 	if variance *= factor; variance <= 0 || s == 0 {
-		return 0
+		return 0, 0
 	}
-	return (s - math.Copysign(1, s)) / math.Sqrt(variance)
+	return (s - math.Copysign(1, s)) / math.Sqrt(variance), 2 * s / (n * (n - 1))
 }
 
 func (w *Trend) hamedRao(y []float64, perStep float64, lags int) float64 {

@@ -75,7 +75,7 @@ const (
 	maxSizes     = 4096      // of an answer that is TCMalloc's there are 90 or so
 )
 
-var 	errNotClasses = errors.New("not TCMalloc's text of size classes: only Envoy's release builds, which have google's TCMalloc, tell of them")
+var errNotClasses = errors.New("not TCMalloc's text of size classes: only Envoy's release builds, which have google's TCMalloc, tell of them")
 
 // classLine reads class 19 [ 896 bytes ] : 27 objs; ...; 20 live pages; spans: 0 ret / 20 req = 0.
 func classLine(line []byte) (r row, is bool) {
