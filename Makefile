@@ -65,10 +65,10 @@ run: build envoy ## a real Envoy under a flood, with a live view; Ctrl-C or DURA
 .PHONY: test
 test: build build/highwater-trap.wasm envoy ## everything, real Envoy included
 	@echo "unit and property tests, with the race detector"
-	@go test -race $(TESTFLAGS) $$(go list ./internal/... ./extproc/... ./cmd/... ./bench/... | grep -v -e /internal/sim -e /internal/wasmhost)
-	@echo "the policy's random sequences, the compiled plugin without Envoy, and the model of Envoy (one goroutine each: nothing to race): some minutes"
+	@go test -race $(TESTFLAGS) $$(go list ./internal/... ./extproc/... ./cmd/... ./bench/... | grep -v -e /internal/sim -e /internal/wasmhost -e /internal/leak/days)
+	@echo "the policy's random sequences, the compiled plugin without Envoy, and the model of Envoy (one goroutine each: nothing to race), simulated days: some minutes"
 	@go test $(TESTFLAGS) -run EstimateIsNeverBelow ./internal/guard
-	@go test $(TESTFLAGS) ./internal/wasmhost/... ./internal/sim
+	@go test $(TESTFLAGS) ./internal/wasmhost/... ./internal/sim ./internal/leak/days
 	@echo "end-to-end tests on a real Envoy"
 	@HIGHWATER_E2E=1 go test -count=1 -timeout 25m $(TESTFLAGS) ./e2e/...
 	@echo "a part of them on Envoy $(OLDEST_ENVOY)"
@@ -76,8 +76,8 @@ test: build build/highwater-trap.wasm envoy ## everything, real Envoy included
 		HIGHWATER_E2E=1 go test -count=1 -timeout 5m $(TESTFLAGS) -run '$(OLDEST_TESTS)' ./e2e
 
 .PHONY: test-oom
-test-oom: build envoy ## a real OOM kill, and none with the guard; needs root and a memory cgroup
-	@HIGHWATER_E2E=1 go test -count=1 -timeout 10m -tags oom -run OOM -v ./e2e/...
+test-oom: build envoy ## a real OOM kill, and none with the guard, evidence of it, and what watching costs; needs root and a memory cgroup
+	@HIGHWATER_E2E=1 go test -count=1 -timeout 10m -tags oom -run 'OOM|WatchingCosts' -v ./e2e/...
 
 .PHONY: lint
 lint: ## golangci-lint at the pinned version, for this machine and for wasm

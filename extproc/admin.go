@@ -79,8 +79,8 @@ func (s *Server) explain(ctx context.Context, question string) (a peak.Answer) {
 	return a
 }
 
-// Profile is the profile of requests as of now, with current, or of a peak: latest or highest. False:
-// there was no such peak yet.
+// Profile is the profile of requests as of now, with current, or of a peak: latest or highest.
+// False: there was no such peak yet.
 func (s *Server) Profile(ctx context.Context, which string) (data []byte, is bool) {
 	a := s.explain(ctx, "pprof?peak="+which)
 	return a.Body, a.Status == http.StatusOK

@@ -5,11 +5,12 @@ import (
 	"slices"
 )
 
-// explainer takes out of a series what load explains: a robust regression on the loads and on time
-// and its square together, of which what the loads have goes and what time has stays: without the
-// square a load that falls would take from a cache that fills its bend, and leave a line. A load that has nothing to
-// say, or whose price would be negative, is left out: more connections never take less memory, and
-// one that fell while memory grew must not explain the growth.
+// explainer takes out of a series what load explains: a robust regression on the loads, on time and
+// on its square together, of which what the loads have goes and what time has stays. Without the
+// square a load that falls would take its bend from a cache that fills, and leave a line.
+//
+// A load that has nothing to say, or whose price would be negative, is left out: more connections
+// never take less memory, and one that fell while memory grew must not explain the growth.
 //
 // It keeps memory between calls; the zero value is ready.
 type explainer struct {

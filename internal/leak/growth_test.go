@@ -40,7 +40,7 @@ func (m *minutes) sample(each float64) Sample {
 	return s
 }
 
-// 2 MB a minute are told within five minutes, with the class and how many a request, and only these.
+// 2 MB a minute are told within five minutes, with the class, and only these.
 func TestGrowth(t *testing.T) {
 	for _, swings := range []bool{false, true} {
 		told := 0

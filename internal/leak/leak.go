@@ -67,7 +67,7 @@ func Default() Settings {
 		Ladder: []Rung{
 			{60 * time.Minute, 10 * time.Minute, 0.5 * mib, 3},
 			{120 * time.Minute, 60 * time.Minute, 0.15 * mib, 3},
-			{360 * time.Minute, 30 * time.Minute, 0.05 * mib, 3},
+			{360 * time.Minute, 35 * time.Minute, 0.05 * mib, 3},
 			{720 * time.Minute, 120 * time.Minute, 0.03 * mib, 3},
 		},
 	}

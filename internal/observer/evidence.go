@@ -20,7 +20,7 @@ type Evidence struct {
 }
 
 const (
-	lookForEvidence = 50 * time.Millisecond
+	lookForEvidence = 100 * time.Millisecond
 	// A directory that can't be written is tried again after so long.
 	tidyAgain = 30 * time.Second
 )

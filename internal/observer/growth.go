@@ -29,8 +29,8 @@ var classesOf func(text []byte) ([]leak.Class, error) = parseClasses
 const (
 	tcmallocPath = "/memory/tcmalloc"
 	maxTcmalloc  = 8 << 20 // bytes; it is 330 kB
-	// growthShare: Envoy's main thread is to spend 1/20 of its time on this at most; with the default
-	// interval it spends 1/500.
+	// growthShare: Envoy's main thread is to spend 1/20 of its time on this at most. With the
+	// default interval it spends 1/500.
 	growthShare = 20
 	growthMost  = 10 * time.Minute
 )
@@ -60,7 +60,7 @@ func (o *Observer) pollGrowth(ctx context.Context) {
 	settings.Every, settings.Window = interval, time.Duration(o.options.Leak.Window)
 	detector := leak.New(settings)
 	begin := time.Now()
-	next := begin
+	next := begin.Add(time.Second) // there is a reading by then
 	for {
 		if !sleep(ctx, max(time.Until(next), o.growth.rests(time.Now()))) {
 			return

@@ -36,7 +36,8 @@ type Options struct {
 	// Told says that somebody calls Ask all the time, and tells of failures himself: then the log
 	// has nothing of readings that fail.
 	Told bool
-	// Requests are the profiles of requests that go into evidence, the one of now first; nil = none.
+	// Requests are the profiles of requests that go into evidence, the one of now first; nil =
+	// none.
 	Requests func(ctx context.Context) ([]evidence.Profile, error)
 }
 
