@@ -19,6 +19,7 @@ import (
 
 	"github.com/google/pprof/profile"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/highwater-envoy/highwater/internal/envoytest"
 	"github.com/highwater-envoy/highwater/internal/evidence"
@@ -182,7 +183,7 @@ func (b taken) read(t *testing.T) {
 		require.Contains(t, page, s)
 	}
 	first := page[strings.Index(page, "requests by what tells them apart"):]
-	require.Less(t, strings.Index(first, "upload"), 400, fmt.Sprintf("the flood is on top: %s", first[:600]))
+	require.Less(t, strings.Index(first, "upload"), 400, "the flood is on top: %s", first[:600])
 }
 
 // A heap dump takes Envoy less than half of the room that must be left for it.
@@ -228,4 +229,54 @@ func TestOOMHeapDumpCost(t *testing.T) {
 		t.Logf("%s at %d MiB in use: %d KiB more resident, %v, %d bytes", path, before.InUse()/mib, most>>10, time.Since(began).Round(time.Millisecond), size)
 		require.Less(t, most, int64(8*mib), path)
 	}
+}
+
+// A full disk is a partial bundle or none, and one line; once there is room, there is a bundle.
+func TestOOMEvidenceFullDisk(t *testing.T) {
+	disk := t.TempDir()
+	require.NoError(t, unix.Mount("tmpfs", disk, "tmpfs", 0, "size=256k"))
+	t.Cleanup(func() { require.NoError(t, unix.Unmount(disk, unix.MNT_DETACH)) })
+	s := start(t, setup{workers: 1, edit: func(c envoytest.Config) { c.RemoveGuard() }})
+	take := func(k *evidence.Keeper, at time.Time) (evidence.Manifest, error) {
+		_, m, err := k.Take(t.Context(), at, evidence.Verdict, evidence.Source{
+			Root: os.DirFS("/"), PID: s.PID(), Room: -1,
+			Admin: func(ctx context.Context, path string, to io.Writer) error {
+				res, err := http.Get(s.AdminURL() + path)
+				if err != nil {
+					return err
+				}
+				defer res.Body.Close()
+				_, err = io.Copy(to, res.Body)
+				return err
+			},
+		})
+		return m, err
+	}
+	c := evidence.Default()
+	c.Directory = filepath.Join(disk, "evidence")
+	m, err := take(evidence.NewKeeper(c), time.Now())
+	require.NoError(t, err, "what is small fits")
+	full := 0
+	for _, f := range m.Files {
+		if strings.Contains(f.Error, "no space left on device") {
+			full++
+		}
+	}
+	t.Logf("%+v", m.Files)
+	require.Positive(t, full)
+	require.Less(t, full, len(m.Files)/2)
+
+	rest := filepath.Join(disk, "rest")
+	f, err := os.Create(rest)
+	require.NoError(t, err)
+	_, err = io.Copy(f, zeroReader{})
+	require.ErrorIs(t, err, unix.ENOSPC)
+	require.NoError(t, f.Close())
+	_, err = take(evidence.NewKeeper(c), time.Now().Add(time.Second))
+	require.ErrorContains(t, err, "no space left on device")
+	require.ErrorContains(t, err, "evidence.directory: ")
+	require.Len(t, bundles(t, c.Directory), 1, "nothing is left of it")
+	require.NoError(t, os.Remove(rest))
+	_, err = take(evidence.NewKeeper(c), time.Now().Add(2*time.Second))
+	require.NoError(t, err)
 }

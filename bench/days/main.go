@@ -35,7 +35,7 @@ func main() {
 		if c.byLoad {
 			name += " in the mean, following the load"
 		}
-		print(name, c.within, run(count, c.perMinute, c.byLoad), *show)
+		report(name, c.within, run(count, c.perMinute, c.byLoad), *show)
 	}
 	fmt.Fprintf(os.Stderr, "%v\n", time.Since(began).Round(time.Second))
 }
@@ -54,7 +54,7 @@ func run(n int, perMinute float64, byLoad bool) []days.Told {
 	return told
 }
 
-func print(name string, within time.Duration, told []days.Told, show bool) {
+func report(name string, within time.Duration, told []days.Told, show bool) {
 	var after []time.Duration
 	windows := map[time.Duration]int{}
 	predicted, inTime := 0, 0

@@ -87,7 +87,7 @@ func (b *bundle) collect(ctx context.Context, s Source) {
 	b.write("index.html", maxText, func(w io.Writer) error { return page(w, b, s, top) })
 }
 
-var errNoAdmin = errors.New("Envoy's admin interface is not known")
+var errNoAdmin = errors.New("the admin interface is not known")
 
 func (b *bundle) admin(ctx context.Context, s Source, name, path string, within time.Duration, most int64) {
 	b.write(name, most, func(w io.Writer) error {

@@ -23,7 +23,6 @@ type growth struct {
 
 	t    []float64
 	load [][]float64
-	rate []float64
 }
 
 const (
@@ -142,10 +141,12 @@ func (g *growth) look(j *judge) {
 		if !rises(g.t, series, b.least) {
 			continue
 		}
-		is, objects := j.grows(g.t, series, g.load, b)
-		if is != yes {
+		if is, _ := j.grows(g.t, series, g.load, b); is != yes {
 			continue
 		}
+		// By how many more there are, of the same minutes as requests: a slope without what load
+		// explains is too small where each request leaks.
+		objects := (series[n-1] - series[0]) / (g.t[n-1] - g.t[0])
 		bytes := objects * float64(size)
 		found.PerMinute += bytes
 		if bytes > worst {

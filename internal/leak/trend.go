@@ -72,7 +72,7 @@ func (w *Trend) ties(y []float64) (sum float64) {
 	return sum
 }
 
-// mannKendall is the standardized S of Mann and Kendall for points at equal distances, with the
+// mannKendall is the standardised S of Mann and Kendall for points at equal distances, with the
 // correction of Hamed and Rao (1998, J. Hydrol. 204) for what a point says of the next ones: the
 // variance grows by the factor that the ranks' autocorrelation gives, over as many lags as are
 // told. Only lags that are significant at 95 % count. A factor below 1, where neighbours repel each

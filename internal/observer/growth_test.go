@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -41,11 +42,11 @@ func TestLoad(t *testing.T) {
 
 // What is not TCMalloc's text is one error, and nothing in it makes classes without end.
 func TestNotClasses(t *testing.T) {
-	many := ""
+	var many strings.Builder
 	for i := range 2 * maxSizes {
-		many += fmt.Sprintf("class 1 [ %d bytes ] : 0 objs; 0 live pages; spans: 0 ret / 1 req = 0\n", i+1)
+		fmt.Fprintf(&many, "class 1 [ %d bytes ] : 0 objs; 0 live pages; spans: 0 ret / 1 req = 0\n", i+1)
 	}
-	for _, text := range []string{"", "{}", "class 1 [ 8 bytes ] : 5 objs; 99999999999999 live pages; spans: 0 ret / 1 req", many} {
+	for _, text := range []string{"", "{}", "class 1 [ 8 bytes ] : 5 objs; 99999999999999 live pages; spans: 0 ret / 1 req", many.String()} {
 		_, err := parseClasses([]byte(text))
 		require.ErrorIs(t, err, errNotClasses)
 	}
