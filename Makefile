@@ -104,10 +104,10 @@ run: build envoy $(if $(filter module,$(FACE)),module) ## a real Envoy under a f
 .PHONY: test
 test: build module build/highwater-trap.wasm build/libhighwater-trap.so envoy ## everything, real Envoy included
 	@echo "unit and property tests, with the race detector"
-	@go test -race $(TESTFLAGS) $$(go list ./internal/... ./extproc/... ./cmd/... ./bench/... | grep -v -e /internal/sim -e /internal/wasmhost -e /internal/check)
-	@echo "the policy's random sequences, the compiled plugin without Envoy, the model of Envoy, and highwater check on other projects' configurations (one goroutine each: nothing to race): some minutes"
+	@go test -race $(TESTFLAGS) $$(go list ./internal/... ./extproc/... ./cmd/... ./bench/... | grep -v -e /internal/sim -e /internal/wasmhost -e /internal/check -e /internal/leak/days)
+	@echo "the policy's random sequences, the compiled plugin without Envoy, the model of Envoy, simulated days, and highwater check on other projects' configurations (one goroutine each: nothing to race): some minutes"
 	@go test $(TESTFLAGS) -run EstimateIsNeverBelow ./internal/guard
-	@go test $(TESTFLAGS) ./internal/wasmhost/... ./internal/sim ./internal/check
+	@go test $(TESTFLAGS) ./internal/wasmhost/... ./internal/sim ./internal/check ./internal/leak/days
 	@echo "end-to-end tests on a real Envoy"
 	@HIGHWATER_E2E=1 go test -count=1 -timeout 25m $(TESTFLAGS) ./e2e/...
 	@echo "a part of them on Envoy $(OLDEST_ENVOY)"
@@ -118,8 +118,8 @@ test: build module build/highwater-trap.wasm build/libhighwater-trap.so envoy ##
 		HIGHWATER_E2E=1 go test -count=1 -timeout 5m $(TESTFLAGS) -run '$(MODULE_TESTS)' ./e2e
 
 .PHONY: test-oom
-test-oom: build envoy ## a real OOM kill, and none with the guard; needs root and a memory cgroup
-	@HIGHWATER_E2E=1 go test -count=1 -timeout 10m -tags oom -run OOM -v ./e2e/...
+test-oom: build envoy ## a real OOM kill, and none with the guard, evidence of it, and what watching costs; needs root and a memory cgroup
+	@HIGHWATER_E2E=1 go test -count=1 -timeout 10m -tags oom -run 'OOM|WatchingCosts' -v ./e2e/...
 
 .PHONY: lint
 lint: ## golangci-lint at the pinned version, for this machine and for wasm

@@ -23,14 +23,14 @@ import (
 )
 
 // companion runs `highwater serve` for readings alone, at an address of its HTTP, and returns what
-// it logs.
-func companion(t *testing.T, address, config string) *strings.Builder {
+// it logs, and its process.
+func companion(t *testing.T, address, config string) (log *strings.Builder, pid int) {
 	t.Helper()
 	root, err := envoybin.ModuleRoot()
 	require.NoError(t, err)
 	file := filepath.Join(t.TempDir(), "highwater.yaml")
 	require.NoError(t, os.WriteFile(file, []byte(config), 0o600))
-	log := &strings.Builder{}
+	log = &strings.Builder{}
 	c := exec.Command(filepath.Join(root, "build", "highwater"), "serve", "-config", file, "-grpc", "127.0.0.1:0", "-http", address)
 	c.Stderr = log
 	require.NoError(t, c.Start())
@@ -41,7 +41,7 @@ func companion(t *testing.T, address, config string) *strings.Builder {
 			t.Log(log.String())
 		}
 	})
-	return log
+	return log, c.Process.Pid
 }
 
 // A filter takes its readings from the companion, and 300 others ask there as fast as they can:

@@ -79,6 +79,13 @@ func (s *Server) explain(ctx context.Context, question string) (a peak.Answer) {
 	return a
 }
 
+// Profile is the profile of requests as of now, with current, or of a peak: latest or highest.
+// False: there was no such peak yet.
+func (s *Server) Profile(ctx context.Context, which string) (data []byte, is bool) {
+	a := s.explain(ctx, "pprof?peak="+which)
+	return a.Body, a.Status == http.StatusOK
+}
+
 // lookTimeout is how long a tick is waited for. There is none when the server is ending: then what
 // there is does.
 const lookTimeout = 2 * time.Second

@@ -26,6 +26,7 @@ import (
 
 	"github.com/highwater-envoy/highwater/extproc"
 	"github.com/highwater-envoy/highwater/internal/adminhttp"
+	"github.com/highwater-envoy/highwater/internal/evidence"
 	"github.com/highwater-envoy/highwater/internal/guard"
 	"github.com/highwater-envoy/highwater/internal/input"
 	"github.com/highwater-envoy/highwater/internal/observer"
@@ -303,7 +304,22 @@ func (a *app) newObserver(c served, server *atomic.Pointer[extproc.Server]) (*ob
 			}
 			return 0
 		},
+		Requests: func(ctx context.Context) ([]evidence.Profile, error) { return requests(ctx, server.Load()) },
 	})
+}
+
+// requests are the profiles of a server's requests that go into evidence. A server that guards nothing has
+// none to show, and says so.
+func requests(ctx context.Context, s *extproc.Server) (list []evidence.Profile, err error) {
+	if s == nil {
+		return nil, errors.New("the server is starting")
+	}
+	for _, which := range []string{"current", "highest"} {
+		if data, is := s.Profile(ctx, which); is {
+			list = append(list, evidence.Profile{Name: which, Data: data})
+		}
+	}
+	return list, nil
 }
 
 // start lets an observer run in place of the one before; nil = none.

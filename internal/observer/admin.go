@@ -83,6 +83,23 @@ func (a *admin) asked(at time.Time, took time.Duration, err error) {
 // what may help.
 func (a *admin) get(ctx context.Context, path string, most int64) ([]byte, error) {
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(c httptrace.GotConnInfo) { a.at = c.Conn.RemoteAddr() }})
+	from, err := a.open(ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	defer from.Close()
+	body, err := io.ReadAll(io.LimitReader(from, most+1))
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("the answer of %s%s broke off: %w", a.base, path, explain(err))
+	case int64(len(body)) > most:
+		return nil, fmt.Errorf("the answer of %s%s has more than %d bytes", a.base, path, most)
+	}
+	return body, nil
+}
+
+// open asks, and returns the body of an answer that is 200.
+func (a *admin) open(ctx context.Context, path string) (io.ReadCloser, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, a.base+path, nil)
 	if err != nil {
 		return nil, err
@@ -92,8 +109,8 @@ func (a *admin) get(ctx context.Context, path string, most int64) ([]byte, error
 	if err != nil {
 		return nil, explain(err)
 	}
-	defer res.Body.Close()
 	if res.StatusCode != http.StatusOK {
+		res.Body.Close()
 		hint := ""
 		if res.StatusCode == http.StatusForbidden {
 			hint = " (with admin.allow_paths, the path must be among them)"
@@ -102,14 +119,7 @@ func (a *admin) get(ctx context.Context, path string, most int64) ([]byte, error
 		f.Err = fmt.Errorf("%s%s answers %s, not 200%s", a.base, path, res.Status, hint)
 		return nil, f
 	}
-	body, err := io.ReadAll(io.LimitReader(res.Body, most+1))
-	switch {
-	case err != nil:
-		return nil, fmt.Errorf("the answer of %s%s broke off: %w", a.base, path, explain(err))
-	case int64(len(body)) > most:
-		return nil, fmt.Errorf("the answer of %s%s has more than %d bytes", a.base, path, most)
-	}
-	return body, nil
+	return res.Body, nil
 }
 
 // maxError is how much of an error is kept: who answers in Envoy's place can have much of what it

@@ -6,13 +6,17 @@ import (
 	"path"
 	"time"
 
+	"github.com/highwater-envoy/highwater/internal/evidence"
+	"github.com/highwater-envoy/highwater/internal/leak"
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
 
 // Config is the observer's part of the server's configuration.
 type Config struct {
-	Release Release `json:"release"`
-	Envoy   Envoy   `json:"envoy"`
+	Release  Release         `json:"release"`
+	Envoy    Envoy           `json:"envoy"`
+	Leak     Leak            `json:"leak"`
+	Evidence evidence.Config `json:"evidence"`
 }
 
 // Release says when free pages are given back, and by which files Envoy's overload manager is
@@ -45,7 +49,12 @@ type Envoy struct {
 
 // Default is the configuration with every key that has a default.
 func Default() Config {
-	return Config{Release: Release{Threshold: 0.85, Interval: unit.Duration(30 * time.Second), Keep: 32 * unit.MiB}}
+	watch := leak.Default()
+	return Config{
+		Release:  Release{Threshold: 0.85, Interval: unit.Duration(30 * time.Second), Keep: 32 * unit.MiB},
+		Leak:     Leak{Interval: unit.Duration(watch.Every), Window: unit.Duration(watch.Window)},
+		Evidence: evidence.Default(),
+	}
 }
 
 // Validate returns all that is wrong with the configuration, joined; each error begins with the
@@ -74,5 +83,9 @@ func (c *Config) Validate() error {
 	e := &c.Envoy
 	check(e.PID >= 0 && e.PID <= 1<<22, "envoy.pid: %d must be from 0 (found by itself) to %d", e.PID, 1<<22)
 	check(e.Cgroup == "" || path.IsAbs(e.Cgroup), "envoy.cgroup: %q must be an absolute path, such as /sys/fs/cgroup/envoy", e.Cgroup)
+	l := &c.Leak
+	check(l.Interval == 0 || l.Interval >= unit.Duration(time.Second) && l.Interval <= unit.Duration(time.Minute), "leak.interval: %v must be 0 (no verdicts) or from 1s to 1m", l.Interval)
+	check(l.Window >= 20*l.Interval && l.Window <= unit.Duration(time.Hour), "leak.window: %v must be at least 20 x leak.interval, for a trend takes that many samples, and at most 1h", l.Window)
+	errs = append(errs, c.Evidence.Validate())
 	return errors.Join(errs...)
 }

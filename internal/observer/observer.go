@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/highwater-envoy/highwater/internal/evidence"
 	"github.com/highwater-envoy/highwater/internal/guard"
 	"github.com/highwater-envoy/highwater/internal/memory"
 )
@@ -36,6 +37,9 @@ type Options struct {
 	// Told says that somebody calls Ask all the time, and tells of failures himself: then the log
 	// has nothing of readings that fail.
 	Told bool
+	// Requests are the profiles of requests that go into evidence, the one of now first; nil =
+	// none.
+	Requests func(ctx context.Context) ([]evidence.Profile, error)
 }
 
 // ErrStopped is the answer to Ask after the end of Run.
@@ -47,6 +51,8 @@ type Observer struct {
 	log     *slog.Logger
 	admin   *admin
 	stats   *admin // with a pace of its own
+	growth  *admin // the same
+	kept    *admin // the same
 	target  target
 	wake    chan struct{}
 
@@ -68,6 +74,8 @@ type Observer struct {
 		pressure float64
 		pulse    bool
 		releaser releaser
+		verdicts verdicts
+		evidence Evidence
 	}
 }
 
@@ -98,10 +106,17 @@ func New(o Options) (*Observer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("memory.url: %w", err)
 	}
+	// Connections of its own, so that no reading waits for a heap dump's.
+	aside, _, err := newClient(o.URL)
+	if err != nil {
+		return nil, fmt.Errorf("memory.url: %w", err)
+	}
 	w := &Observer{
 		options: o, log: o.Log, wake: make(chan struct{}, 1),
 		admin:  &admin{client: client, base: base, least: o.Interval, longest: time.Second},
 		stats:  &admin{client: client, base: base, longest: 30 * time.Second},
+		growth: &admin{client: aside, base: base, longest: time.Minute},
+		kept:   &admin{client: aside, base: base},
 		target: target{root: o.Root, config: o.Envoy},
 	}
 	w.mu.next = newRound()
@@ -118,6 +133,8 @@ func (o *Observer) Run(ctx context.Context) {
 	loops.Go(func() { o.poll(ctx) })
 	loops.Go(func() { o.pollBuffers(ctx) })
 	loops.Go(func() { o.act(ctx) })
+	loops.Go(func() { o.pollGrowth(ctx) })
+	loops.Go(func() { o.keepEvidence(ctx) })
 	loops.Wait()
 	o.mu.Lock()
 	o.mu.stopped = true
@@ -125,6 +142,7 @@ func (o *Observer) Run(ctx context.Context) {
 	o.mu.Unlock()
 	last.end(nil, memory.Reading{}, ErrStopped)
 	o.admin.client.CloseIdleConnections()
+	o.growth.client.CloseIdleConnections()
 }
 
 // round is one question for memory, and all who wait for its answer. Whoever comes while a question

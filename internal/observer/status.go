@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/highwater-envoy/highwater/internal/cgroup"
+	"github.com/highwater-envoy/highwater/internal/leak"
 	"github.com/highwater-envoy/highwater/internal/memory"
 	"github.com/highwater-envoy/highwater/internal/metric"
 )
@@ -20,12 +21,15 @@ const (
 	FaultCgroup                // nor its container
 	FaultPressure              // a file of Envoy's injected_resource monitors can't be written
 	FaultPulse
+	FaultGrowth   // Envoy does not tell its size classes, or its load
+	FaultEvidence // evidence can't be kept
 	numFaults
 )
 
-// String returns memory, buffers, process, cgroup, pressure_file or pulse_file.
+// String returns memory, buffers, process, cgroup, pressure_file, pulse_file, growth
+// or evidence.
 func (f Fault) String() string {
-	return [...]string{"memory", "buffers", "process", "cgroup", "pressure_file", "pulse_file"}[f]
+	return [...]string{"memory", "buffers", "process", "cgroup", "pressure_file", "pulse_file", "growth", "evidence"}[f]
 }
 
 // without says what is done meanwhile.
@@ -36,6 +40,8 @@ var without = [numFaults]string{
 	FaultCgroup:   "the container's limit is not known, or no more; the last one known stays in force",
 	FaultPressure: "Envoy does not get to know of the pressure, and keeps what it read last; tried again each second",
 	FaultPulse:    "free pages are not given back on demand; tried again each second",
+	FaultGrowth:   "growth is told later or not at all: Envoy's size classes or its load are not known; they are asked for again",
+	FaultEvidence: "no evidence is kept; it is tried again when there is reason to",
 }
 
 // fault is the state of one of them.
@@ -90,6 +96,11 @@ type Status struct {
 	Pulse       bool              `json:"pulse"`
 	Pulses      uint64            `json:"pulses"`
 	Released    int64             `json:"released"` // mapped pages that went during pulses, in all
+	Growing     leak.Growth       `json:"growing"`  // what load does not explain
+	Leak        leak.Leak         `json:"leak"`
+	Growths     uint64            `json:"growths"` // times that the one began, and
+	Leaks       uint64            `json:"leaks"`   // the other
+	Evidence    Evidence          `json:"evidence"`
 	Failures    map[string]uint64 `json:"failures"` // counted, by Fault
 	Failing     map[string]string `json:"failing"`  // what is failing now, and why
 }
@@ -102,6 +113,7 @@ func (o *Observer) Status() Status {
 	s := Status{
 		Reading: m.reading, Took: m.took, PID: m.figures.pid, Resident: m.figures.resident, Cgroup: m.figures.dir, Container: m.figures.container,
 		Buffered: m.buffered, Nears: m.near.times, Pressure: m.pressure, Pulse: m.pulse, Pulses: m.releaser.pulses, Released: m.releaser.released,
+		Growing: m.verdicts.growth, Leak: m.verdicts.leak, Growths: m.verdicts.growths, Leaks: m.verdicts.leaks, Evidence: m.evidence,
 		Failures: map[string]uint64{}, Failing: map[string]string{},
 	}
 	if !m.asked.IsZero() {
@@ -167,6 +179,13 @@ func (s Status) Figures() []Figure {
 	add("highwater_pressure_ratio", metric.Gauge, s.Pressure, "what release.pressure_file tells Envoy")
 	add("highwater_release_pulses_total", metric.Counter, float64(s.Pulses), "times that free pages were to be given back")
 	add("highwater_released_bytes_total", metric.Counter, float64(s.Released), "pages of the heap that went during these")
+	add("highwater_unexplained_growth_bytes_per_second", metric.Gauge, s.Growing.PerMinute/60, "by which Envoy's live objects grow though its load does not; 0: they do not")
+	add("highwater_unexplained_growth_total", metric.Counter, float64(s.Growths), "times that this began")
+	add("highwater_leak_bytes_per_second", metric.Gauge, s.Leak.PerMinute/60, "that Envoy leaks, over an hour at least; 0: no leak is seen")
+	add("highwater_leaks_total", metric.Counter, float64(s.Leaks), "times that a leak was told")
+	add("highwater_evidence_bundles", metric.Gauge, float64(s.Evidence.Bundles), "bundles of evidence in evidence.directory")
+	add("highwater_evidence_bytes", metric.Gauge, float64(s.Evidence.Bytes), "what they take on the disk")
+	add("highwater_evidence_taken_total", metric.Counter, float64(s.Evidence.Taken), "bundles that were taken")
 	for f := range numFaults {
 		add(fmt.Sprintf("highwater_observer_failures_total.what.%s", f), metric.Counter, float64(s.Failures[f.String()]), "tries of the observer that failed")
 	}

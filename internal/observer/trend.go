@@ -73,6 +73,29 @@ func (t *trend) growth() float64 {
 	return slope
 }
 
+// recent is by how much memory has grown over the last second, bytes per second; 0 where it has not
+// by more than minGrowth. In a flood there is no time for a line of ten seconds.
+func (t *trend) recent() float64 {
+	if t.n < 2 {
+		return 0
+	}
+	last := t.points[(t.next+trendPoints-1)%trendPoints]
+	p := last
+	for i := 1; i < t.n; i++ {
+		if p = t.points[(t.next+trendPoints-1-i)%trendPoints]; last.at.Sub(p.at) >= time.Second {
+			break
+		}
+	}
+	over := last.at.Sub(p.at)
+	if over < recentLeast || last.bytes-p.bytes < minGrowth {
+		return 0
+	}
+	return float64(last.bytes-p.bytes) / over.Seconds()
+}
+
+// recentLeast is how much of a second has to be seen.
+const recentLeast = 400 * time.Millisecond
+
 // minGrowth over the window is none to speak of: an idle Envoy breathes by that much.
 const minGrowth = 1 << 20
 
