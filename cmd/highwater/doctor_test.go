@@ -21,7 +21,7 @@ func doctorOf(t *testing.T, args ...string) (code int, stdout, stderr string) {
 }
 
 // evidence is a directory with what /memory says and nothing else.
-func evidence(t *testing.T) string {
+func savedEvidence(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "memory.json"),
@@ -30,7 +30,7 @@ func evidence(t *testing.T) string {
 }
 
 func TestDoctorOfADirectory(t *testing.T) {
-	dir := evidence(t)
+	dir := savedEvidence(t)
 	page := filepath.Join(dir, "page.html")
 	code, text, errs := doctorOf(t, "-dir", dir, "-html", page)
 	require.Zero(t, code, errs)
@@ -64,7 +64,7 @@ func TestDoctorSaysWhatIsWrong(t *testing.T) {
 		"no such file":                   {1, []string{"-dir", filepath.Join(empty, "none")}},
 		"must be the address of Envoy's": {1, []string{"-admin", "127.0.0.1:9901"}},
 		"nothing can be read of an":      {1, []string{"-admin", "http://127.0.0.1:1"}},
-		"-html:":                         {1, []string{"-dir", evidence(t), "-html", filepath.Join(empty, "none", "x.html")}},
+		"-html:":                         {1, []string{"-dir", savedEvidence(t), "-html", filepath.Join(empty, "none", "x.html")}},
 	} {
 		code, _, errs := doctorOf(t, c.args...)
 		require.Equal(t, c.code, code, want)

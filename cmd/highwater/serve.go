@@ -308,8 +308,8 @@ func (a *app) newObserver(c served, server *atomic.Pointer[extproc.Server]) (*ob
 	})
 }
 
-// requests are the profiles of a server's requests that go into evidence. A server that guards nothing has
-// none to show, and says so.
+// requests are the profiles that go into evidence: of those in flight, and at the highest peak. A
+// server that guards nothing has none to show, and says so.
 func requests(ctx context.Context, s *extproc.Server) (list []evidence.Profile, err error) {
 	if s == nil {
 		return nil, errors.New("the server is starting")
