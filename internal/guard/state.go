@@ -199,8 +199,8 @@ type futile struct {
 type letIn uint8
 
 const (
-	inFloor letIn = 1 << iota // it stays in the small sum
-	alone
+	inFloor letIn = 1 << iota // it stays in the small sum; TestFutile
+	alone                     // one that is larger than the floor finds no way in else; TestFutileLargerThanTheFloor
 )
 
 func (l letIn) is(way letIn) bool { return l&way != 0 }
