@@ -13,7 +13,7 @@ func (a *Account) Expect(now Time, s *Stream, d Direction, length, n, credit int
 	if d == Response {
 		a.bookOne(now, s) // bytes may come before its headers do
 	}
-	m.expected, m.length, m.moved, m.begun = true, length, now, now
+	m.expected, m.awaited, m.length, m.moved, m.begun = true, false, length, now, now
 	m.credit = credit
 	a.unreserve(s, m, m.coming) // a forecast, until now
 	a.reserve(s, m, n)

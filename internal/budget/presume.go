@@ -56,11 +56,11 @@ func (s *Stream) EndsUnbooked() bool {
 	return s.Presumed()
 }
 
-// Anticipate reserves n bytes for a response whose headers have not come, or n more than it is
-// entitled to. The room has been asked for.
+// Anticipate reserves n bytes, or none, for a response whose headers have not come, or n more than
+// it is entitled to. The room has been asked for.
 func (a *Account) Anticipate(now Time, s *Stream, n int64) {
 	m := &s.dir[Response]
-	m.moved = now
+	m.moved, m.awaited = now, !m.expected
 	a.revoke(s) // the first that passes tells how much there is
 	a.reserve(s, m, n)
 	s.settle(a, now)

@@ -92,8 +92,8 @@ func (s *Stream) uncount(a *Account) {
 	s.sum.Small -= s.adds.small
 }
 
-// Lapse is a message without a length that has come to rest: what was reserved for it does not
-// come.
+// Lapse is a message without a length that has come to rest, or a response that was anticipated and
+// has not begun: what was reserved for it does not come.
 type Lapse struct {
 	Owner     any // of its stream
 	Direction Direction
@@ -101,14 +101,17 @@ type Lapse struct {
 
 // rests notes that a message has come to rest, once.
 func (l *streams) rests(s *Stream, d Direction) {
-	if m := &s.dir[d]; s.Lengthless(d) && !m.told {
-		m.told = true
-		l.lapsed = append(l.lapsed, Lapse{s.owner, d})
+	m := &s.dir[d]
+	if !m.awaited && (!s.Lengthless(d) || m.told) {
+		return
 	}
+	m.told, m.awaited = m.expected, false
+	l.lapsed = append(l.lapsed, Lapse{s.owner, d})
 }
 
-// Lapses are the messages that have come to rest in the last Tick, each once in its life. What they
-// have brought is what the next of their key will. It is valid until the next Tick.
+// Lapses are the messages that have come to rest in the last Tick, each once in its life, and once
+// before it has begun. What those that have begun have brought is what the next of their key will.
+// It is valid until the next Tick.
 func (a *Account) Lapses() []Lapse { return a.streams.lapsed }
 
 // lapse takes back what is reserved and does not come.
@@ -129,7 +132,7 @@ func (s *Stream) lapseResponse(a *Account, now Time) {
 	case m.unseen():
 		late = unseenLapse
 	}
-	if m.coming > 0 && now-m.moved >= late {
+	if (m.coming > 0 || m.awaited) && now-m.moved >= late {
 		a.unreserve(s, m, m.coming)
 		m.lapsed = true
 		a.revoke(s)

@@ -55,6 +55,10 @@ func (w *Worker) learn(now Time, k *key, d budget.Direction, n int64) {
 func (w *Worker) learnLapses(now Time) {
 	for _, l := range w.account.Lapses() {
 		s := l.Owner.(*Stream)
+		if !s.Expected(l.Direction) { // its upstream is slow: it is no burst
+			w.proven(s)
+			continue
+		}
 		if _, tcp := s.host.(*raw); !tcp && s.admitted() {
 			w.learn(now, s.key, l.Direction, s.Held(l.Direction))
 		}

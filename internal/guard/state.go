@@ -120,7 +120,7 @@ type Worker struct {
 
 	queue
 	rejects
-	proofs           // of requests whose responses nothing is known of
+	probing   int64  // what the responses of probes may hold and is not reserved
 	futile    futile // large requests while shedding is futile
 	back      retryafter.Desk
 	leftovers // of ended requests
@@ -214,12 +214,6 @@ func (f *futile) leaves(now Time, l letIn) {
 	if l.is(alone) {
 		f.taken = false
 	}
-}
-
-// proofs are a worker's requests that are unproven.
-type proofs struct {
-	cold    []*Stream // and some that were answered since
-	probing int64     // what the responses of probes may hold and is not reserved
 }
 
 // leftovers is what ended responses may still hold, because their clients have not read it yet.
