@@ -88,12 +88,10 @@ func (w *Worker) countHeavy() {
 	})
 }
 
-const (
-	// sharesEvery is how often what keys have is exchanged from soft on.
-	sharesEvery = 20 * time.Millisecond // scenario connections_of_a_source
-	// What a worker has published is of no use any more after so long.
-	sharesFor = time.Second
-)
+// sharesEvery is how often what keys have is exchanged from soft on. What another worker published
+// before that counts until its next tick, half a second later at most: who does not tick is dropped
+// from the table.
+const sharesEvery = 20 * time.Millisecond // scenario connections_of_a_source
 
 // What a key wants of the room, and of the floor.
 func ofRoom(t *fairness.Total) int64  { return t.Use + t.Waits }
@@ -156,7 +154,7 @@ func (w *Worker) exchangeShares(now Time) {
 		case err != nil:
 			w.HostError()
 		case len(published) > 0:
-			x.Add(published, now-sharesFor, now+budget.Ahead, e.ID < w.account.ID())
+			x.Add(published, now+budget.Ahead, e.ID < w.account.ID())
 		}
 	}
 	x.Merge()
