@@ -99,7 +99,7 @@ func ofFloor(t *fairness.Total) int64 { return t.Small }
 
 const (
 	// A key counts as one that has large requests for so long after its last.
-	largeFor = 10 * time.Second
+	largeFor = 10 * time.Second // TestAKeyAloneHasAll
 	// Those who were rejected come back: what they want is halved each rejectedHalf, for it may be
 	// the same that wants it again. Where only those that wait counted, whoever was let in filled
 	// memory up to the limit; no room was left to wait in, nobody seemed to want more than he had,

@@ -49,7 +49,7 @@ const (
 	// One that came before its price was known is refused within so long. Later it is none of a
 	// burst.
 	rawLate  = 2 * time.Second // TestABurstOfRawConnectionsIsRefusedAtItsFirstBytes
-	heldGain = 8               // as of a forecast's mean
+	heldGain = 8               // as of a forecast's mean; TestTheNextRawConnectionHasAPrice
 )
 
 // Carry counts n bytes of a connection that is raw, or perhaps so: ask SpeaksHTTP first. Where it

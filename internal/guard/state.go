@@ -268,10 +268,10 @@ type Decision struct {
 
 // How long it is from one tick to the next.
 const (
-	FastTick = 2 * time.Millisecond   // while somebody waits or is to be closed: one is resumed per tick
-	Tick     = 25 * time.Millisecond  // else
-	CalmTick = 50 * time.Millisecond  // where this one has no request: the one who polls, as long as no reading is due before
-	SlowTick = 500 * time.Millisecond // and where this one has had none for calmAfter: the others
+	FastTick = 2 * time.Millisecond   // while somebody waits or is to be closed: one is resumed per tick; TestHiddenBurstIsKnown
+	Tick     = 25 * time.Millisecond  // else; TestWithoutReadingsTheGuardIsBlind
+	CalmTick = 50 * time.Millisecond  // where this one has no request: the one who polls, as long as no reading is due before; TestAnIdleWorkerTicksSeldom
+	SlowTick = 500 * time.Millisecond // and where this one has had none for calmAfter: the others; TestAnIdleWorkerStaysInTheTable
 )
 
 // keyring is the keys of a worker, and what follows from all of them.

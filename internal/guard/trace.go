@@ -12,10 +12,10 @@ import (
 )
 
 const (
-	traceEvery = 500 * time.Millisecond
+	traceEvery = 500 * time.Millisecond // TestLabelsAreThereWhenTheMarkIsMade
 	// A mark or a wish that is older is none of a worker that has just begun, or hangs.
 	freezeWithin = time.Second // TestALateWorkerFreezesNothing
-	maxNames     = 512
+	maxNames     = 512         // TestTextsOfLabelsAreBounded
 )
 
 // holding is what a stream, or what one left, holds, bytes.
