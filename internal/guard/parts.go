@@ -208,7 +208,6 @@ type tracer struct {
 	looked   budget.Time // and the last wish to see the sample as of now
 	count    reservoir.Count
 	snapshot reservoir.Snapshot
-	encoder  reservoir.Encoder
 	buf      []byte
 	names    map[string]string
 }

@@ -264,7 +264,7 @@ const lookSlot = 0
 func (w *Worker) keep(slot int, episode, epoch int64) {
 	x := &w.tracer
 	x.snapshot.Episode, x.snapshot.Epoch = episode, epoch
-	x.buf = x.encoder.Append(x.buf[:0], &x.snapshot)
+	x.buf = x.snapshot.Append(x.buf[:0])
 	if w.account.Store().Keep(w.account.ID(), slot, x.buf) != nil {
 		w.HostError()
 	}
