@@ -179,12 +179,12 @@ func TestALapseIsToldOnce(t *testing.T) {
 }
 
 // What is expected of a response before its headers waits for an upstream that takes a second.
-func TestAnAnticipatedResponseWaitsForItsUpstream(t *testing.T) {
+func TestAResponseThatIsReservedForWaitsForItsUpstream(t *testing.T) {
 	b := open(t, 1)
 	a := b.accounts[0]
 	s := b.stream(a)
 	a.Enlarge(b.now, s)
-	a.Anticipate(b.now, s, 4*mib)
+	a.Reserve(b.now, s, Response, 4*mib)
 	b.tick(time.Second)
 	require.Equal(t, 4*mib, a.Own().Coming)
 	b.tick(time.Second)

@@ -13,8 +13,8 @@ var lapseAfter = [...][3]Time{
 }
 
 const (
-	// A response that was anticipated at its request's headers: the upstream may take its time.
-	beginsWithin = 2 * time.Second // TestAnAnticipatedResponseWaitsForItsUpstream
+	// A response that has room since its request's headers: the upstream may take its time.
+	beginsWithin = 2 * time.Second // TestAResponseThatIsReservedForWaitsForItsUpstream
 	// From trickleAfter on, a request's coming is bounded by what it has lately shown to bring.
 	trickleAfter = 500 * time.Millisecond // TestATricklersReservationIsClamped
 	trickleFloor = 64 << 10               // TestATricklersReservationIsClamped
@@ -96,8 +96,8 @@ func (s *Stream) uncount(a *Account) {
 	s.sum.Small -= s.adds.small
 }
 
-// Lapse is a message without a length that has come to rest, or a response that was anticipated and
-// has not begun: what was reserved for it does not come.
+// Lapse is a message without a length that has come to rest, or a response for which room was
+// reserved and that has not begun: what was reserved does not come.
 type Lapse struct {
 	Owner     any // of its stream
 	Direction Direction

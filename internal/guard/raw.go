@@ -158,7 +158,7 @@ func (g *Guard) carry(now Time, c *Connection, p Peer) {
 	request := min(int64(r.place.held*float64(r.place.forecasts[budget.Request].Known())), c.price)
 	a.Expect(now, &s.Stream, budget.Request, budget.Unknown, request, 0)
 	if c.price > request {
-		a.Anticipate(now, &s.Stream, c.price-request)
+		a.Reserve(now, &s.Stream, budget.Response, c.price-request)
 	}
 	a.Cover(now)
 }

@@ -74,7 +74,7 @@ func (g *Guard) expect(now Time, s *Stream, length int64, promised bool) Verdict
 		// So much may be there already, behind the headers: it stays reserved until it has passed,
 		// or does not come.
 		a.Ask(now, left, budget.Forced)
-		a.Anticipate(now, &s.Stream, left)
+		a.Reserve(now, &s.Stream, budget.Response, left)
 	}
 	a.Cover(now)
 	return Verdict{}
