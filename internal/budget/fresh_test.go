@@ -2,6 +2,7 @@ package budget
 
 import (
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -239,4 +240,43 @@ func TestWhatATurnedAwayRequestSentIsUsedAgain(t *testing.T) {
 			require.Zero(t, a.Own().Fresh)
 		}
 	}
+}
+
+// What fresh promises by itself: a reading takes out what was added before a mark that is older
+// than it, and nothing else, whatever was given back.
+func TestFreshIsWhatNoReadingHas(t *testing.T) {
+	var f fresh
+	now, sequence := time.Hour, uint64(0)
+	reading := func(asked Time) int64 {
+		sequence++
+		in, _ := f.notice(now, sequence, asked)
+		return in
+	}
+	f.mark(now)
+	require.Equal(t, int64(100), f.add(100))
+	now += 20 * ms
+	require.Zero(t, reading(now), "no mark says that it had passed when the reading was asked for: that makes one")
+	f.add(10)
+	now += 20 * ms
+	require.Equal(t, int64(100), reading(now))
+	require.Equal(t, int64(10), f.kept)
+
+	gen := f.gen
+	f.add(50)
+	f.giveBack(gen, 30)
+	require.Equal(t, int64(60), f.kept, "it may be in a cache of the allocator")
+	require.Equal(t, int64(10), f.add(40), "which gives it out again")
+	f.giveBack(gen-1, 30)
+	require.Equal(t, int64(40), f.add(40), "of an older generation a reading tells")
+	f.waits(5)
+	f.free(now, 7)
+	require.Zero(t, reading(now-ms), "it was asked for before")
+	require.Equal(t, int64(7), f.freed)
+	now += ms
+	reading(now)
+	require.Zero(t, f.freed, "the reading knows of it")
+	require.Equal(t, int64(5), f.stays)
+	now += ms
+	reading(now)
+	require.Zero(t, f.stays)
 }

@@ -382,3 +382,21 @@ func admits(a *Account) map[Claim]int64 {
 	}
 	return all
 }
+
+// A lease by itself: what is spent is in a reading, and is granted to nobody a second time; between
+// two exchanges nothing makes it larger than what is needed.
+func TestALeaseOnlyShrinks(t *testing.T) {
+	l := lease{total: 100, admits: rooms{underSoft: 60, underHard: 80, underLimit: 100}}
+	require.Equal(t, int64(60), l.left(Shared))
+	require.Equal(t, int64(80), l.left(Large))
+	require.Equal(t, int64(100), l.left(Full))
+	require.Equal(t, int64(100), l.left(Forced))
+	l.spend(30)
+	require.Equal(t, lease{total: 70, admits: rooms{30, 50, 70}}, l)
+	l.tighten(rooms{40, 40, 40})
+	require.Equal(t, lease{total: 70, admits: rooms{30, 40, 40}}, l, "it may hold what it may admit no more")
+	l.shrink(10, 15)
+	require.Equal(t, lease{total: 25, admits: rooms{25, 25, 25}}, l)
+	l.shrink(40, 0)
+	require.Equal(t, lease{total: 40, admits: rooms{25, 25, 25}}, l, "what is there can't be refused")
+}
