@@ -151,12 +151,12 @@ func (a *Account) Estimate(now Time) int64 { return a.estimate(a.Stale(now)) }
 // passes stays, what is made of it may come later, such as a copy of a body for ext_authz: there
 // what is fresh is counted for longer.
 func (a *Account) Mark(now Time) {
-	if now-a.fresh.marks[a.fresh.last].at < markEvery || !a.shared.table.Drains() {
+	if !a.fresh.mayMark(now) || !a.shared.table.Drains() {
 		return
 	}
 	_ = a.Refresh(now) // without it, a little later
 	a.notice(now)
-	if now-a.fresh.marks[a.fresh.last].at >= markEvery {
+	if a.fresh.mayMark(now) {
 		a.fresh.mark(now)
 	}
 }
@@ -180,8 +180,7 @@ func (a *Account) Foreseen() int64 {
 // Free notes that n bytes go that are in a reading or have passed since: until the next reading,
 // Measured knows of it by this alone.
 func (a *Account) Free(now Time, n int64) {
-	a.fresh.freed += n
-	a.fresh.freedAt = now
+	a.fresh.free(now, n)
 }
 
 func (a *Account) estimate(stale bool) int64 {

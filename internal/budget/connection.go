@@ -26,9 +26,7 @@ func (a *Account) OpenConnection(c *Connection, costs int64) {
 func (a *Account) RaiseConnection(c *Connection, cost int64) {
 	if cost > c.cost.bytes {
 		a.addFresh(cost - c.cost.bytes)
-		if c.cost.gen == a.fresh.gen {
-			c.cost.bytes = cost
-		}
+		c.cost.bytes = cost // where its first cost is in a reading, nothing of it is taken back
 	}
 }
 

@@ -113,3 +113,26 @@ func TestATableOfAnotherVersionIsBegunAnew(t *testing.T) {
 	b.readings(1, 40*mib)
 	require.Equal(t, 40*mib, b.stored().Reading)
 }
+
+// Who finds that others were first a few times tries on: nobody is held back for it.
+func TestOthersMayBeFirstAFewTimes(t *testing.T) {
+	store := &slow{first: 5}
+	a, err := NewAccount(store, limits())
+	require.NoError(t, err)
+	require.Equal(t, Granted, a.Ask(time.Hour, mib, Forced))
+	require.Zero(t, a.Contention)
+}
+
+// slow is a store on which others are first so many times.
+type slow struct {
+	Memory
+	first int
+}
+
+func (s *slow) Swap(value []byte, version uint32) error {
+	if s.first > 0 {
+		s.first--
+		return ErrConflict
+	}
+	return s.Memory.Swap(value, version)
+}

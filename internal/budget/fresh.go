@@ -50,6 +50,18 @@ func (f *fresh) add(n int64) int64 {
 	return n
 }
 
+// waits notes that n bytes of what was added are of those who wait.
+func (f *fresh) waits(n int64) {
+	f.paused += n
+	f.stays += n
+}
+
+// free notes that n bytes go that are in a reading or were added since.
+func (f *fresh) free(now Time, n int64) {
+	f.freed += n
+	f.freedAt = now
+}
+
 // giveBack keeps what is gone for the next, within its generation. Until a reading tells, it stays
 // counted, for the allocator's caches may hold it.
 func (f *fresh) giveBack(gen uint32, n int64) {
@@ -57,6 +69,9 @@ func (f *fresh) giveBack(gen uint32, n int64) {
 		f.reusable += n
 	}
 }
+
+// mayMark says that the last mark is long enough ago.
+func (f *fresh) mayMark(now Time) bool { return now-f.marks[f.last].at >= markEvery }
 
 // mark ends a generation.
 func (f *fresh) mark(now Time) {

@@ -2,6 +2,7 @@ package budget
 
 import (
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -120,7 +121,6 @@ func TestCostIsUsedAgainWhileFresh(t *testing.T) {
 		a.OpenConnection(c2, 29*kib)
 		a.RaiseConnection(c2, 60*kib)
 		require.Equal(t, want.again, a.Own().Fresh, "after %d generations", generations)
-		require.Equal(t, want.again, a.fresh.kept)
 		a.Close(b.now, s2)
 		a.CloseConnection(c2)
 		a.Close(b.now, s)
@@ -144,7 +144,19 @@ func TestARaisedConnectionIsNeverTakenBackTwice(t *testing.T) {
 			a.RaiseConnection(c, 60*kib)
 			b.readings(after, 40*mib)
 			a.CloseConnection(c)
-			require.GreaterOrEqual(t, min(a.fresh.kept, a.fresh.reusable, a.Own().Fresh), int64(0))
+			// What is given back is used again: what was added since the last reading, and no more.
+			again := 60 * kib
+			switch {
+			case after > 0:
+				again = 0
+			case before > 0:
+				again = 31 * kib
+			}
+			was, next := a.Own().Fresh, &Connection{}
+			a.OpenConnection(next, 100*kib)
+			require.GreaterOrEqual(t, a.Own().Fresh, was+100*kib-again, "%d readings before, %d after", before, after)
+			require.LessOrEqual(t, a.Own().Fresh, was+100*kib)
+			a.CloseConnection(next)
 			b.readings(3, 40*mib)
 			require.Zero(t, a.Own().Fresh)
 		}
@@ -195,7 +207,8 @@ func TestWhatATurnedAwayRequestSentIsUsedAgain(t *testing.T) {
 			a.Drop(s)
 		},
 		"with its connection, opened since": func(a *Account, s *Stream, c *Connection) {
-			*c = Connection{cost: cost{gen: a.fresh.gen}}
+			a.CloseConnection(c)
+			a.OpenConnection(c, 0)
 			a.Linger(s, c)
 			a.CloseConnection(c)
 		},
@@ -227,4 +240,43 @@ func TestWhatATurnedAwayRequestSentIsUsedAgain(t *testing.T) {
 			require.Zero(t, a.Own().Fresh)
 		}
 	}
+}
+
+// What fresh promises by itself: a reading takes out what was added before a mark that is older
+// than it, and nothing else, whatever was given back.
+func TestFreshIsWhatNoReadingHas(t *testing.T) {
+	var f fresh
+	now, sequence := time.Hour, uint64(0)
+	reading := func(asked Time) int64 {
+		sequence++
+		in, _ := f.notice(now, sequence, asked)
+		return in
+	}
+	f.mark(now)
+	require.Equal(t, int64(100), f.add(100))
+	now += 20 * ms
+	require.Zero(t, reading(now), "no mark says that it had passed when the reading was asked for: that makes one")
+	f.add(10)
+	now += 20 * ms
+	require.Equal(t, int64(100), reading(now))
+	require.Equal(t, int64(10), f.kept)
+
+	gen := f.gen
+	f.add(50)
+	f.giveBack(gen, 30)
+	require.Equal(t, int64(60), f.kept, "it may be in a cache of the allocator")
+	require.Equal(t, int64(10), f.add(40), "which gives it out again")
+	f.giveBack(gen-1, 30)
+	require.Equal(t, int64(40), f.add(40), "of an older generation a reading tells")
+	f.waits(5)
+	f.free(now, 7)
+	require.Zero(t, reading(now-ms), "it was asked for before")
+	require.Equal(t, int64(7), f.freed)
+	now += ms
+	reading(now)
+	require.Zero(t, f.freed, "the reading knows of it")
+	require.Equal(t, int64(5), f.stays)
+	now += ms
+	reading(now)
+	require.Zero(t, f.stays)
 }

@@ -34,12 +34,12 @@ func TestWhatWasNotPublishedIsNotLent(t *testing.T) {
 		_, _, err = a.Observe(now, now, 40*mib)
 		require.NoError(t, err)
 	}
-	lease, under := a.Own().Lease, a.lease.admits
+	lease, under := a.Own().Lease, admits(a)
 	store.conflict = true
 	require.Equal(t, Busy, a.Ask(now, 20*mib, Large))
 	require.Equal(t, Busy, a.Ask(now, 20*mib, Large), "and not granted from a lease that nobody knows")
 	require.Equal(t, lease, a.Own().Lease)
-	require.Equal(t, under, a.lease.admits)
+	require.Equal(t, under, admits(a))
 }
 
 // Several workers admit at once, each with its own account: what they were granted is never more

@@ -33,6 +33,8 @@ func (b *books) entry(a *Account) Entry {
 
 // Most requests make no exchange: the lease has room for them.
 func TestSlackOfALease(t *testing.T) {
+	noSmall := limits()
+	noSmall.Small = 0
 	for name, c := range map[string]struct {
 		workers int
 		reading int64 // of 200 MiB, the base too, so that T(hard) = reading + 0.9 × the rest
@@ -65,7 +67,7 @@ func TestSlackOfALease(t *testing.T) {
 			b.tick(25 * ms)
 			for _, other := range b.accounts[1:] {
 				other.SetWaiting(0, 0, 0, 0)
-				other.limits.Small = 0
+				other.SetLimits(noSmall)
 			}
 			b.tick(25 * ms)
 			b.tick(25 * ms)
@@ -140,7 +142,7 @@ func TestTheLeaseFallsWithARotation(t *testing.T) {
 	s, out := b.take(a, 20*mib, Large)
 	require.Equal(t, Granted, out)
 	a.Pass(b.now, s, Request, 20*mib)
-	lease, under := a.Own().Lease, a.lease.admits
+	lease, under := a.Own().Lease, admits(a)
 	require.GreaterOrEqual(t, lease, 20*mib)
 	b.readings(1, 60*mib)
 	require.Equal(t, 20*mib, a.Own().Fresh)
@@ -156,8 +158,8 @@ func TestTheLeaseFallsWithARotation(t *testing.T) {
 	require.NoError(t, err)
 	require.Zero(t, a.Own().Fresh)
 	require.LessOrEqual(t, a.Own().Lease, lease-20*mib)
-	for i := range under {
-		require.LessOrEqual(t, a.lease.admits[i], under[i]-20*mib)
+	for c, n := range admits(a) {
+		require.LessOrEqual(t, n, under[c]-20*mib)
 	}
 }
 
@@ -370,4 +372,31 @@ func TestAGrantIsPublishedBeforeItIsReserved(t *testing.T) {
 	b.readings(3, 230*mib)
 	require.Equal(t, Granted, a.Ask(b.now, 40*kib, Floor))
 	require.Equal(t, 40*kib, b.entry(a).Small, "else two workers have the floor at once")
+}
+
+// admits is how much the worker may come to hold, by claim, without asking the table.
+func admits(a *Account) map[Claim]int64 {
+	all := map[Claim]int64{}
+	for _, c := range []Claim{Shared, Large, Full} {
+		all[c] = a.lease.left(c)
+	}
+	return all
+}
+
+// A lease by itself: what is spent is in a reading, and is granted to nobody a second time; between
+// two exchanges nothing makes it larger than what is needed.
+func TestALeaseOnlyShrinks(t *testing.T) {
+	l := lease{total: 100, admits: rooms{underSoft: 60, underHard: 80, underLimit: 100}}
+	require.Equal(t, int64(60), l.left(Shared))
+	require.Equal(t, int64(80), l.left(Large))
+	require.Equal(t, int64(100), l.left(Full))
+	require.Equal(t, int64(100), l.left(Forced))
+	l.spend(30)
+	require.Equal(t, lease{total: 70, admits: rooms{30, 50, 70}}, l)
+	l.tighten(rooms{40, 40, 40})
+	require.Equal(t, lease{total: 70, admits: rooms{30, 40, 40}}, l, "it may hold what it may admit no more")
+	l.shrink(10, 15)
+	require.Equal(t, lease{total: 25, admits: rooms{25, 25, 25}}, l)
+	l.shrink(40, 0)
+	require.Equal(t, lease{total: 40, admits: rooms{25, 25, 25}}, l, "what is there can't be refused")
 }

@@ -109,7 +109,7 @@ func TestImpossibleSizesCountAsNone(t *testing.T) {
 		})
 		require.NoError(t, a.Refresh(b.now))
 		require.True(t, a.Stale(b.now), "there is no reading")
-		require.Equal(t, Table{Asked: min(0, b.now-2*staleAfter), Begun: b.now, Entries: a.shared.table.Entries}, a.shared.table)
+		require.Equal(t, Table{Asked: min(0, b.now-2*staleAfter), Begun: b.now, Entries: a.Table().Entries}, *a.Table())
 	}
 	for name, edit := range map[string]func(e *Entry){
 		"lease":    func(e *Entry) { e.Lease = math.MaxInt64 },

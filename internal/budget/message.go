@@ -37,6 +37,7 @@ type message struct {
 	ended      bool
 	lapsed     bool // something of the reservation was taken back
 	told       bool // and the owner was told, where it had no length: see Account.Lapses
+	awaited    bool // something was reserved before its headers, be it no bytes, and has not lapsed
 	visibility Visibility
 }
 

@@ -13,7 +13,7 @@ func (a *Account) Expect(now Time, s *Stream, d Direction, length, n, credit int
 	if d == Response {
 		a.bookOne(now, s) // bytes may come before its headers do
 	}
-	m.expected, m.length, m.moved, m.begun = true, length, now, now
+	m.expected, m.awaited, m.length, m.moved, m.begun = true, false, length, now, now
 	m.credit = credit
 	a.unreserve(s, m, m.coming) // a forecast, until now
 	a.reserve(s, m, n)
@@ -24,10 +24,16 @@ func (a *Account) Expect(now Time, s *Stream, d Direction, length, n, credit int
 	}
 }
 
-// Reserve adds to what is coming: a message has passed its forecast, and is entitled to twice of
-// what it has passed. The room has been asked for.
+// Reserve adds n bytes to what is coming, or none. Where a message has passed its forecast, it is
+// entitled to twice of what it has passed. Before anything has passed it is entitled to no more
+// than before, and the first that passes of a response tells how much there is. The room has been
+// asked for.
 func (a *Account) Reserve(now Time, s *Stream, d Direction, n int64) {
 	m := &s.dir[d]
+	if m.seen == 0 && d == Response {
+		m.moved, m.awaited = now, !m.expected
+		a.revoke(s)
+	}
 	a.reserve(s, m, n)
 	m.reserved = max(m.reserved, min(2*m.seen, m.cap))
 	s.settle(a, now)

@@ -19,9 +19,7 @@ func (a *Account) Foretell(s *Stream, length, most int64) {
 	if length != Unknown {
 		most = min(most, length)
 	}
-	more := max(m.coming-most, 0)
-	a.unreserve(s, m, more)
-	a.own.Presumed.Bytes -= more
+	a.own.Presumed.Bytes -= a.narrow(s, m, most)
 }
 
 // Doubt ends that a stream is presumed: it is as it was when it was opened, and told of what has
@@ -56,23 +54,19 @@ func (s *Stream) EndsUnbooked() bool {
 	return s.Presumed()
 }
 
-// Anticipate reserves n bytes for a response whose headers have not come, or n more than it is
-// entitled to. The room has been asked for.
-func (a *Account) Anticipate(now Time, s *Stream, n int64) {
-	m := &s.dir[Response]
-	m.moved = now
-	a.revoke(s) // the first that passes tells how much there is
-	a.reserve(s, m, n)
-	s.settle(a, now)
-}
-
-// Trim takes back what was anticipated of a response beyond what it is entitled to.
+// Trim takes back what was reserved of a response beyond what it is entitled to.
 func (a *Account) Trim(now Time, s *Stream) {
 	m := &s.dir[Response]
 	a.bookOne(now, s)
-	if more := m.coming - max(m.reserved-m.seen, 0); more > 0 {
-		a.unreserve(s, m, more)
+	if a.narrow(s, m, max(m.reserved-m.seen, 0)) > 0 {
 		a.grant(s)
 		s.settle(a, now)
 	}
+}
+
+// narrow takes back what is reserved beyond n bytes, and says how much that is.
+func (a *Account) narrow(s *Stream, m *message, n int64) (back int64) {
+	back = max(m.coming-n, 0)
+	a.unreserve(s, m, back)
+	return back
 }

@@ -125,8 +125,8 @@ type mix struct {
 }
 
 const (
-	mixHalf      = 10 * time.Minute
-	shadowsLeave = 4 // at most 1/4 of what they have held at once; TestShadowsAreNotInReadings
+	mixHalf      = 10 * time.Minute // scenario shadows
+	shadowsLeave = 4                // at most 1/4 of what they have held at once; TestShadowsAreNotInReadings
 )
 
 func (m *mix) shadowed(now Time, all *Entry) (share float64) {

@@ -2,15 +2,19 @@ package budget
 
 import "time"
 
+// lapseAfter is how long what is reserved for a message is waited for, by its direction and by what
+// is told of it: an upload's sender may pause, an upstream that has sent its headers hardly ever
+// does (TestComingLapses). Of a message whose bytes nobody tells, what was reserved is in a reading
+// after a second, or does not come (TestHiddenMessages): with the times of the others an Envoy that
+// is told nothing but headers reached less than half of its throughput.
+var lapseAfter = [...][3]Time{
+	Request:  {Counted: 2 * time.Second, Announced: time.Second, Silent: time.Second},
+	Response: {Counted: 300 * time.Millisecond, Announced: time.Second, Silent: time.Second},
+}
+
 const (
-	// What was announced and does not come is not waited for: an upload's sender may pause, an
-	// upstream that has sent its headers hardly ever does.
-	requestLapse  = 2 * time.Second        // TestComingLapses
-	responseLapse = 300 * time.Millisecond // TestComingLapses
-	// Of a message whose bytes nobody tells, what was reserved is in a reading by then, or does not
-	// come: with the times above an Envoy that is told nothing but headers reached less than half
-	// of its throughput.
-	unseenLapse = time.Second // TestHiddenMessages
+	// A response that has room since its request's headers: the upstream may take its time.
+	beginsWithin = 2 * time.Second // TestAResponseThatIsReservedForWaitsForItsUpstream
 	// From trickleAfter on, a request's coming is bounded by what it has lately shown to bring.
 	trickleAfter = 500 * time.Millisecond // TestATricklersReservationIsClamped
 	trickleFloor = 64 << 10               // TestATricklersReservationIsClamped
@@ -92,8 +96,8 @@ func (s *Stream) uncount(a *Account) {
 	s.sum.Small -= s.adds.small
 }
 
-// Lapse is a message without a length that has come to rest: what was reserved for it does not
-// come.
+// Lapse is a message without a length that has come to rest, or a response for which room was
+// reserved and that has not begun: what was reserved does not come.
 type Lapse struct {
 	Owner     any // of its stream
 	Direction Direction
@@ -101,14 +105,17 @@ type Lapse struct {
 
 // rests notes that a message has come to rest, once.
 func (l *streams) rests(s *Stream, d Direction) {
-	if m := &s.dir[d]; s.Lengthless(d) && !m.told {
-		m.told = true
-		l.lapsed = append(l.lapsed, Lapse{s.owner, d})
+	m := &s.dir[d]
+	if !m.awaited && (!s.Lengthless(d) || m.told) {
+		return
 	}
+	m.told, m.awaited = m.expected, false
+	l.lapsed = append(l.lapsed, Lapse{s.owner, d})
 }
 
-// Lapses are the messages that have come to rest in the last Tick, each once in its life. What they
-// have brought is what the next of their key will. It is valid until the next Tick.
+// Lapses are the messages that have come to rest in the last Tick, each once in its life, and once
+// before it has begun. What those that have begun have brought is what the next of their key will.
+// It is valid until the next Tick.
 func (a *Account) Lapses() []Lapse { return a.streams.lapsed }
 
 // lapse takes back what is reserved and does not come.
@@ -122,14 +129,11 @@ func (s *Stream) lapse(a *Account, now Time) {
 
 func (s *Stream) lapseResponse(a *Account, now Time) {
 	m := &s.dir[Response]
-	late := responseLapse
-	switch {
-	case !m.expected:
-		late = requestLapse // anticipated at the request's headers: the upstream may take its time
-	case m.unseen():
-		late = unseenLapse
+	late := lapseAfter[Response][m.visibility]
+	if !m.expected {
+		late = beginsWithin
 	}
-	if m.coming > 0 && now-m.moved >= late {
+	if (m.coming > 0 || m.awaited) && now-m.moved >= late {
 		a.unreserve(s, m, m.coming)
 		m.lapsed = true
 		a.revoke(s)
@@ -143,17 +147,14 @@ func (s *Stream) lapseRequest(a *Account, now Time) {
 		return
 	}
 	switch idle := now - m.moved; {
-	case m.unseen():
-		if idle >= unseenLapse {
-			a.unreserve(s, m, m.coming)
-			m.lapsed = true
-			m.seen = max(m.length, m.reserved) // so that it does not seem to be missing as long as its upstream works
-		}
-	case idle >= requestLapse, m.length == Unknown && idle >= trickleAfter:
+	case idle >= lapseAfter[Request][m.visibility], m.length == Unknown && idle >= trickleAfter:
 		a.unreserve(s, m, m.coming)
 		m.lapsed = true
 		a.streams.rests(s, Request)
-	case now-m.begun >= trickleAfter:
+		if m.unseen() {
+			m.seen = max(m.length, m.reserved) // so that it does not seem to be missing as long as its upstream works
+		}
+	case !m.unseen() && now-m.begun >= trickleAfter:
 		m.roll(now)
 		// Neither who announces and never sends nor who trickles may lock the others out.
 		if most := 2*(m.burst[0]+m.burst[1]) + trickleFloor; m.coming > most {

@@ -89,7 +89,7 @@ func (a *Account) exchange(now Time, change func() (store bool)) error {
 }
 
 // maxTries is how often an exchange is tried where others are first.
-const maxTries = 8
+const maxTries = 8 // TestOthersMayBeFirstAFewTimes, TestContentionAndFailuresAreBusy
 
 // entry writes the worker's own entry into the loaded table. What a claim adds to it is up to the
 // caller. Inlined in each exchange it would make the .wasm larger by 3 kB, as would published.

@@ -120,8 +120,7 @@ func (a *Account) notice(now Time) {
 // addPaused is addFresh of what comes for those who wait.
 func (a *Account) addPaused(n int64) {
 	a.addFresh(n)
-	a.fresh.paused += n
-	a.fresh.stays += n
+	a.fresh.waits(n)
 }
 
 // addFresh counts n more bytes that have passed.

@@ -67,7 +67,7 @@ type sample struct {
 }
 
 const (
-	surpriseReadings = 8
+	surpriseReadings = 8                // TestSurprise
 	surpriseHalf     = 30 * time.Second // TestSurprise
 	// staleAfter: without a reading for so long there is none.
 	staleAfter = time.Second // TestEstimateWithoutAReading

@@ -28,16 +28,16 @@ type Coverage struct {
 }
 
 // EnoughMissed is how many bodies that were asked for have to be missed for the filter to be
-// believed to send none: TestOverridesThatAreIgnored.
-const EnoughMissed = 32
+// believed to send none.
+const EnoughMissed = 32 // TestCoverageOfBodies
 
 // EnoughSilent is how many requests in a row have to end without their responses for the filter to
-// be believed to skip these: TestResponsesThatAreNotTold.
-const EnoughSilent = 16
+// be believed to skip these.
+const EnoughSilent = 16 // TestCoverageOfResponses, TestResponsesThatAreNotTold
 
 // giveUpWithin: while any response was told so recently, one that was not is of a client that gave
-// up, and says nothing of the filter: TestCoverageOfResponses.
-const giveUpWithin = 2 * time.Second
+// up, and says nothing of the filter.
+const giveUpWithin = 2 * time.Second // TestCoverageOfResponses
 
 // BodyCame notes that a body has come that was asked for.
 func (c *Coverage) BodyCame() { c.bodyCame.Store(true) }

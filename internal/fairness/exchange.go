@@ -20,12 +20,12 @@ type Exchange struct {
 func (x *Exchange) Begin(own []Total) { x.All, x.Before = append(x.All[:0], own...), x.Before[:0] }
 
 // Add takes the totals of another worker, which it has published. They are as of a time of its, at
-// least since and at most until; low says that its id is lower.
-func (x *Exchange) Add(published []byte, since, until time.Duration, low bool) {
+// most until; low says that its id is lower.
+func (x *Exchange) Add(published []byte, until time.Duration, low bool) {
 	n := len(x.All)
 	totals, at, err := DecodeTotals(published, x.All)
-	if err != nil || at < since || at > until {
-		x.All = totals[:n] // of another version of us, or of a time that is over, or of none that there was
+	if err != nil || at > until {
+		x.All = totals[:n] // of another version of us, or of a time that has not been
 		return
 	}
 	x.All = totals

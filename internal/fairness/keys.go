@@ -11,17 +11,17 @@ import (
 )
 
 // MaxKeys is how many keys are told apart. What comes beyond is one key more: the other.
-const MaxKeys = 64
+const MaxKeys = 64 // TestAMillionNamesTakeNoMoreThan64Places
 
 // MaxNamed is for how many named keys a place is kept, whoever else comes. The rest is always there
 // for the others.
-const MaxNamed = 48
+const MaxNamed = 48 // TestNamedKeysFindAPlace
 
 // MaxName is how many bytes of a name are looked at: the rest of a longer one does not count.
 const MaxName = 256
 
 // reuseAfter is how long a key that has nothing any more keeps its place.
-const reuseAfter = time.Second
+const reuseAfter = time.Second // TestAPlaceIsFreeASecondAfterItsLastUse
 
 // Name is what a key is called: by what requests are told apart, and which of those it is.
 type Name struct{ By, Value string }

@@ -65,7 +65,7 @@ type ring[T any] struct {
 }
 
 // passAfter is how long a large head waits before smaller ones may pass it.
-const passAfter = 250 * time.Millisecond
+const passAfter = 250 * time.Millisecond // TestSmallerPassAStuckHead
 
 // Len is how many wait.
 func (l *Line[T]) Len() int { return l.n }

@@ -61,7 +61,7 @@ func (h *History) Large(now time.Duration) bool {
 }
 
 // largestHalf: what the largest response says of the next is halved each so often.
-const largestHalf = 10 * time.Second
+const largestHalf = 10 * time.Second // scenario learning
 
 // LargestAt is how large a response of the key may be, for what has been seen recently, bytes.
 func (h *History) LargestAt(now time.Duration) int64 {

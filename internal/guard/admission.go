@@ -116,13 +116,13 @@ func (g *Guard) admit(now Time, s *Stream, credit int64) Verdict {
 	w, a := g.worker, g.worker.account
 	w.counts[metric.CountAdmitted]++
 	if s.expects.Cold() > 0 {
-		w.admitCold(now, s)
+		w.admitCold(s)
 	}
 	if s.total() > int64(w.budget.Small) && !s.letIn.is(inFloor) {
 		a.Enlarge(now, &s.Stream)
 	}
-	if s.expects.Bytes > 0 {
-		a.Anticipate(now, &s.Stream, s.expects.Bytes)
+	if s.expects.Bytes+s.unknown+s.probing > 0 {
+		a.Reserve(now, &s.Stream, budget.Response, s.expects.Bytes) // a probe with none
 	}
 	if s.length != 0 {
 		a.Expect(now, &s.Stream, budget.Request, s.length, s.wants-credit, credit)
@@ -189,7 +189,7 @@ func (g *Guard) doubt(now Time, s *Stream) {
 		if s.expects = g.predict(now, s, budget.Counted); s.expects.Bytes > 0 {
 			w.noteLarge(now, s.key)
 			a.Enlarge(now, &s.Stream)
-			a.Anticipate(now, &s.Stream, s.expects.Bytes)
+			a.Reserve(now, &s.Stream, budget.Response, s.expects.Bytes)
 		}
 		return
 	}

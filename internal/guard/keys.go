@@ -55,6 +55,10 @@ func (w *Worker) learn(now Time, k *key, d budget.Direction, n int64) {
 func (w *Worker) learnLapses(now Time) {
 	for _, l := range w.account.Lapses() {
 		s := l.Owner.(*Stream)
+		if !s.Expected(l.Direction) { // its upstream is slow: it is no burst
+			w.proven(s)
+			continue
+		}
 		if _, tcp := s.host.(*raw); !tcp && s.admitted() {
 			w.learn(now, s.key, l.Direction, s.Held(l.Direction))
 		}
@@ -84,12 +88,10 @@ func (w *Worker) countHeavy() {
 	})
 }
 
-const (
-	// sharesEvery is how often what keys have is exchanged from soft on.
-	sharesEvery = 20 * time.Millisecond // scenario connections_of_a_source
-	// What a worker has published is of no use any more after so long.
-	sharesFor = time.Second
-)
+// sharesEvery is how often what keys have is exchanged from soft on. What another worker published
+// before that counts until its next tick, half a second later at most: who does not tick is dropped
+// from the table.
+const sharesEvery = 20 * time.Millisecond // scenario connections_of_a_source
 
 // What a key wants of the room, and of the floor.
 func ofRoom(t *fairness.Total) int64  { return t.Use + t.Waits }
@@ -97,7 +99,7 @@ func ofFloor(t *fairness.Total) int64 { return t.Small }
 
 const (
 	// A key counts as one that has large requests for so long after its last.
-	largeFor = 10 * time.Second
+	largeFor = 10 * time.Second // TestAKeyAloneHasAll
 	// Those who were rejected come back: what they want is halved each rejectedHalf, for it may be
 	// the same that wants it again. Where only those that wait counted, whoever was let in filled
 	// memory up to the limit; no room was left to wait in, nobody seemed to want more than he had,
@@ -152,7 +154,7 @@ func (w *Worker) exchangeShares(now Time) {
 		case err != nil:
 			w.HostError()
 		case len(published) > 0:
-			x.Add(published, now-sharesFor, now+budget.Ahead, e.ID < w.account.ID())
+			x.Add(published, now+budget.Ahead, e.ID < w.account.ID())
 		}
 	}
 	x.Merge()

@@ -74,6 +74,16 @@ func TestAKeyAloneHasAll(t *testing.T) {
 	p.settle(40 * mib)
 	admitted, _ = p.noisy(0)
 	require.InDelta(t, 31, len(admitted), 1, "T(soft) is 168 MiB: 128 for uploads of 4 MiB, less what they cost")
+
+	p = newProcess(t, 1, nil)
+	p.settle(40 * mib)
+	r, v := p.from(0, "quiet", mib)
+	require.Equal(t, verdict.Admit, v.Action)
+	p.guards[0].Close(p.now, &r.Stream)
+	p.now += 12 * time.Second
+	p.settle(40 * mib)
+	admitted, _ = p.noisy(0)
+	require.InDelta(t, 35, len(admitted), 1, "the other has had none for so long that nothing is left to it")
 }
 
 // A crowd of small ones may have all of the floor; then the others still have a quarter of it.

@@ -1,12 +1,15 @@
 package guard
 
 import (
+	"slices"
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/require"
+
+	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/memory"
 	"github.com/highwater-envoy/highwater/internal/verdict"
-	"github.com/stretchr/testify/require"
 )
 
 // Ticks cost most where nothing happens: a worker without requests makes few, and the one who polls
@@ -49,4 +52,31 @@ func TestAnIdleWorkerTicksSeldom(t *testing.T) {
 	p.workers[1].Wake(p.now)
 	p.settle(181 * mib)
 	require.Equal(t, []time.Duration{Tick, Tick}, run(25*ms), "memory is short")
+}
+
+// A worker that has nothing to do and ticks as seldom as it is told is not taken for one that is
+// gone, and costs two ticks a second.
+func TestAnIdleWorkerStaysInTheTable(t *testing.T) {
+	p := newProcess(t, 2, nil)
+	p.settle(40 * mib)
+	r, _ := p.open(1, 0)
+	p.guards[1].Close(p.now, &r.Stream)
+	p.now += 2 * time.Second
+	p.settle(40 * mib)
+	due, ticks := p.now, 0
+	for until := p.now + 12*time.Second; p.now < until; p.now += CalmTick {
+		if a := p.workers[0].Tick(p.now); a.Ask {
+			p.workers[0].Observe(p.now, memory.Reading{InUse: 40 * mib, Allocated: 40 * mib}, nil)
+		}
+		if p.now >= due {
+			due = p.now + p.workers[1].Tick(p.now).Next
+			if until-p.now < 10*time.Second {
+				ticks++
+			}
+		}
+		require.True(t, slices.ContainsFunc(p.workers[0].Account().Table().Entries, func(e budget.Entry) bool {
+			return e.ID == p.workers[1].Account().ID()
+		}))
+	}
+	require.InDelta(t, 20, ticks, 2)
 }

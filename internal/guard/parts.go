@@ -162,17 +162,16 @@ type probes struct {
 }
 
 // unproven is what a cold request's response may hold and is in one of two sums, until its headers
-// have come or coldFor is over. A probe goes without what it expects being reserved: few are enough
-// for many, because each is over when its response's headers have come. And what went when nothing
-// was known of its key tells that more of those are no news.
+// have come or, as any reservation for them, it lapses. A probe goes without what it expects being
+// reserved: few are enough for many, because each is over when its response's headers have come.
+// And what went when nothing was known of its key tells that more of those are no news.
 //
 // The two are not one sum: what went unknown would count as probes, of which a key with large
 // responses has one at a time (scenario hidden_bodies), and requests that are exempt would take the
 // places of probes (TestHiddenExempt).
 type unproven struct {
-	probing int64       // in the worker's and its key's sum of what probes may hold
-	unknown int64       // in its key's sum of what may be held of those that went when nothing was known
-	sent    budget.Time // when it was admitted
+	probing int64 // in the worker's and its key's sum of what probes may hold
+	unknown int64 // in its key's sum of what may be held of those that went when nothing was known
 }
 
 // meanwhile is what has come of a shadow's response. Where the shadow stands in the queue, it is
@@ -221,7 +220,6 @@ type tracer struct {
 	looked   budget.Time // and the last wish to see the sample as of now
 	count    reservoir.Count
 	snapshot reservoir.Snapshot
-	encoder  reservoir.Encoder
 	buf      []byte
 	names    map[string]string
 }

@@ -49,7 +49,7 @@ const (
 	// One that came before its price was known is refused within so long. Later it is none of a
 	// burst.
 	rawLate  = 2 * time.Second // TestABurstOfRawConnectionsIsRefusedAtItsFirstBytes
-	heldGain = 8               // as of a forecast's mean
+	heldGain = 8               // as of a forecast's mean; TestTheNextRawConnectionHasAPrice
 )
 
 // Carry counts n bytes of a connection that is raw, or perhaps so: ask SpeaksHTTP first. Where it
@@ -159,7 +159,7 @@ func (g *Guard) carry(now Time, c *Connection, p Peer) {
 	request := min(int64(r.place.held*float64(r.place.forecasts[budget.Request].Known())), c.price)
 	a.Expect(now, &s.Stream, budget.Request, budget.Unknown, request, 0)
 	if c.price > request {
-		a.Anticipate(now, &s.Stream, c.price-request)
+		a.Reserve(now, &s.Stream, budget.Response, c.price-request)
 	}
 	a.Cover(now)
 }

@@ -2,8 +2,6 @@ package guard
 
 import (
 	"math"
-	"slices"
-	"time"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/forecast"
@@ -76,7 +74,7 @@ func (g *Guard) expect(now Time, s *Stream, length int64, promised bool) Verdict
 		// So much may be there already, behind the headers: it stays reserved until it has passed,
 		// or does not come.
 		a.Ask(now, left, budget.Forced)
-		a.Anticipate(now, &s.Stream, left)
+		a.Reserve(now, &s.Stream, budget.Response, left)
 	}
 	a.Cover(now)
 	return Verdict{}
@@ -256,10 +254,8 @@ func (g *Guard) predictHeld(now Time, s *Stream, told budget.Visibility) (p fore
 	return p
 }
 
-const (
-	probeShare = 4               // probes may bring 1/4 of what traffic can have, all together; TestHiddenProbesAreBounded
-	coldFor    = 2 * time.Second // as long as what is reserved for a response that does not come; TestHiddenProbesOfASlowUpstream
-)
+// probeShare: probes may bring 1/4 of what traffic can have, all together.
+const probeShare = 4 // TestHiddenProbesAreBounded
 
 // mayProbe says whether a cold request may go to its upstream without room for what may come of it.
 // Of a key with small responses and large ones nobody can tell which this is. While large ones fill
@@ -302,26 +298,12 @@ func (w *Worker) unprobe(s *Stream) {
 }
 
 // admitCold notes that a cold request goes to its upstream.
-func (w *Worker) admitCold(now Time, s *Stream) {
+func (w *Worker) admitCold(s *Stream) {
 	cold := s.expects.Cold()
 	if k := &s.key.Value; !k.Responses.Learned() {
 		s.unknown = cold
 		k.unknown += cold
 	}
-	if s.unknown+s.probing > 0 {
-		s.sent = now
-		w.cold = append(w.cold, s)
-	}
-}
-
-// forgetCold takes those whose upstream is slow for proven: they are no burst.
-func (w *Worker) forgetCold(now Time) {
-	w.cold = slices.DeleteFunc(w.cold, func(s *Stream) bool {
-		if now-s.sent >= coldFor {
-			w.proven(s)
-		}
-		return s.unknown+s.probing == 0
-	})
 }
 
 // expectShadow notes the headers of a shadow's response.

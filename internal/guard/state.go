@@ -120,7 +120,7 @@ type Worker struct {
 
 	queue
 	rejects
-	proofs           // of requests whose responses nothing is known of
+	probing   int64  // what the responses of probes may hold and is not reserved
 	futile    futile // large requests while shedding is futile
 	back      retryafter.Desk
 	leftovers // of ended requests
@@ -199,8 +199,8 @@ type futile struct {
 type letIn uint8
 
 const (
-	inFloor letIn = 1 << iota // it stays in the small sum
-	alone
+	inFloor letIn = 1 << iota // it stays in the small sum; TestFutile
+	alone                     // one that is larger than the floor finds no way in else; TestFutileLargerThanTheFloor
 )
 
 func (l letIn) is(way letIn) bool { return l&way != 0 }
@@ -214,12 +214,6 @@ func (f *futile) leaves(now Time, l letIn) {
 	if l.is(alone) {
 		f.taken = false
 	}
-}
-
-// proofs are a worker's requests that are unproven.
-type proofs struct {
-	cold    []*Stream // and some that were answered since
-	probing int64     // what the responses of probes may hold and is not reserved
 }
 
 // leftovers is what ended responses may still hold, because their clients have not read it yet.
@@ -274,10 +268,10 @@ type Decision struct {
 
 // How long it is from one tick to the next.
 const (
-	FastTick = 2 * time.Millisecond   // while somebody waits or is to be closed: one is resumed per tick
-	Tick     = 25 * time.Millisecond  // else
-	CalmTick = 50 * time.Millisecond  // where this one has no request: the one who polls, as long as no reading is due before
-	SlowTick = 500 * time.Millisecond // and where this one has had none for calmAfter: the others
+	FastTick = 2 * time.Millisecond   // while somebody waits or is to be closed: one is resumed per tick; TestHiddenBurstIsKnown
+	Tick     = 25 * time.Millisecond  // else; TestWithoutReadingsTheGuardIsBlind
+	CalmTick = 50 * time.Millisecond  // where this one has no request: the one who polls, as long as no reading is due before; TestAnIdleWorkerTicksSeldom
+	SlowTick = 500 * time.Millisecond // and where this one has had none for calmAfter: the others; TestAnIdleWorkerStaysInTheTable
 )
 
 // keyring is the keys of a worker, and what follows from all of them.

@@ -295,7 +295,7 @@ func (s *Stream) finish(now Time) {
 // Envoy keeps a request's headers for as long as it lives, and more than once: as they came, in the
 // map, and as they were sent. 56 kB of them held 167 KiB (case headers-60k).
 const (
-	headersFrom = 4 << 10 // less is in costs.stream
+	headersFrom = 4 << 10 // less is in costs.stream; TestLargeHeadersAreKept
 	headersKept = 3       // TestLargeHeadersAreKept
 )
 

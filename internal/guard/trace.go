@@ -12,10 +12,10 @@ import (
 )
 
 const (
-	traceEvery = 500 * time.Millisecond
+	traceEvery = 500 * time.Millisecond // TestLabelsAreThereWhenTheMarkIsMade
 	// A mark or a wish that is older is none of a worker that has just begun, or hangs.
 	freezeWithin = time.Second // TestALateWorkerFreezesNothing
-	maxNames     = 512
+	maxNames     = 512         // TestTextsOfLabelsAreBounded
 )
 
 // holding is what a stream, or what one left, holds, bytes.
@@ -264,7 +264,7 @@ const lookSlot = 0
 func (w *Worker) keep(slot int, episode, epoch int64) {
 	x := &w.tracer
 	x.snapshot.Episode, x.snapshot.Epoch = episode, epoch
-	x.buf = x.encoder.Append(x.buf[:0], &x.snapshot)
+	x.buf = x.snapshot.Append(x.buf[:0])
 	if w.account.Store().Keep(w.account.ID(), slot, x.buf) != nil {
 		w.HostError()
 	}

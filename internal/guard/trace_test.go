@@ -325,3 +325,42 @@ func TestALateWorkerFreezesNothing(t *testing.T) {
 	p.workers[1].Tick(p.now)
 	require.Len(t, p.workers[1].Peaks()[0].Snapshots, 1)
 }
+
+// Labels are asked for while memory is high, and not all at once when a mark is made: that would be
+// thousands of calls of the host in one tick. Who comes and goes between two looks costs none.
+func TestLabelsAreThereWhenTheMarkIsMade(t *testing.T) {
+	p := newProcess(t, 1, nil)
+	p.settle(20 * mib)
+	p.uploading(0, "first", 4*mib)
+	p.settle(70 * mib)
+	for range 24 {
+		p.read(70 * mib)
+	}
+	marks := len(p.workers[0].Peaks())
+	stays := p.uploading(0, "stays", 4*mib)
+	before := stays.hostCalls
+	for range 12 {
+		p.read(71 * mib)
+		brief := p.uploading(0, "brief", 4*mib)
+		calls := brief.hostCalls
+		p.read(71 * mib)
+		if stays.hostCalls == before { // no look came between
+			require.Equal(t, calls, brief.hostCalls)
+		}
+		p.guards[0].Close(p.now, &brief.Stream)
+	}
+	require.Equal(t, before+1, stays.hostCalls, "its labels are known")
+	p.read(120 * mib)
+	require.GreaterOrEqual(t, len(p.workers[0].Peaks()), marks)
+	require.Equal(t, before+1, stays.hostCalls, "the mark asks for none")
+	require.Contains(t, held(p.workers[0].Peaks()[0], route), "stays")
+}
+
+// However many names clients make up, a worker keeps a bounded number of their texts.
+func TestTextsOfLabelsAreBounded(t *testing.T) {
+	var x tracer
+	for i := range 10 * maxNames {
+		x.once(fmt.Sprint(i))
+	}
+	require.LessOrEqual(t, len(x.names), maxNames)
+}

@@ -81,7 +81,6 @@ func (w *Worker) pass(now Time) {
 	w.left.Expire(now)
 	w.leaving.Expire(now)
 	w.settle(now)
-	w.forgetCold(now)
 	w.learnRaws(now)
 	w.uncredit(now)
 	w.back.Admitted.Pass(now, w.line.Len() > 0 || w.account.Others().Queue.Waiting > 0)

@@ -23,7 +23,7 @@ const (
 	// lateTicks: a worker whose ticks come late is behind with what it reads too.
 	lateTicks = 10 // TestIdleConnectionsAreClosed
 	// VerifyEvery: of so many requests one is asked for its connection.
-	VerifyEvery = 256
+	VerifyEvery = 256 // TestSomeAreVerified
 )
 
 // Use is what is known of the requests on one connection. T is what holds it, which List hands

@@ -10,7 +10,7 @@ package linger
 
 import "time"
 
-const buckets = 16
+const buckets = 16 // TestAFloodIsOneSumEachFifteenth
 
 // Sum is what lingers. The zero value is ready.
 type Sum struct {

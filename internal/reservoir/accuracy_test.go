@@ -66,7 +66,6 @@ func play(t *testing.T, seed uint64) (t0 truth, snapshots []Snapshot) {
 	for i := range scale {
 		scale[i] = 1 + random.Int64N(8) // and larger requests
 	}
-	var e Encoder
 	var buf []byte
 	for worker := range testWorkers {
 		var count Count
@@ -96,7 +95,7 @@ func play(t *testing.T, seed uint64) (t0 truth, snapshots []Snapshot) {
 			}
 		}
 		require.LessOrEqual(t, len(snapshot.Samples), testCapacity)
-		buf = e.Append(buf[:0], &snapshot)
+		buf = snapshot.Append(buf[:0])
 		decoded, err := Decode(buf)
 		require.NoError(t, err)
 		snapshots = append(snapshots, decoded)

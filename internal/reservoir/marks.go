@@ -10,7 +10,7 @@ type Rules struct {
 }
 
 // rearm: an episode ends when use falls below this share of its mark.
-const rearm = .7
+const rearm = .7 // TestMarks
 
 // Marks are the high-water marks of a process. Each episode, from a rise of memory until it has
 // fallen again, has a slot for its highest. The zero value is a process without any.

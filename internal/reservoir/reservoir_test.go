@@ -156,10 +156,9 @@ func snapshot(n int, label func(i int) string) Snapshot {
 }
 
 func TestSnapshotRoundTrip(t *testing.T) {
-	var e Encoder
 	for _, n := range []int{0, 1, 512} {
 		want := snapshot(n, func(i int) string { return fmt.Sprint(i % 10) })
-		buf := e.Append([]byte("before"), &want)
+		buf := want.Append([]byte("before"))
 		got, err := Decode(buf[len("before"):])
 		require.NoError(t, err)
 		if n == 0 {
@@ -176,8 +175,7 @@ func TestSnapshotRoundTrip(t *testing.T) {
 // What is too large is thinned: to the sample that a larger gap would have taken.
 func TestSnapshotIsThinned(t *testing.T) {
 	s := snapshot(2000, func(i int) string { return fmt.Sprint(i) + strings.Repeat("x", MaxLabel-4) })
-	var e Encoder
-	buf := e.Append(nil, &s)
+	buf := s.Append(nil)
 	require.LessOrEqual(t, len(buf), MaxSnapshot)
 	got, err := Decode(buf)
 	require.NoError(t, err)
@@ -197,8 +195,7 @@ func TestLabelsAreCut(t *testing.T) {
 // Every prefix of a snapshot, and one with anything behind it, is refused, with nothing in it.
 func TestDecodeRefuses(t *testing.T) {
 	s := snapshot(20, func(i int) string { return fmt.Sprint(i) })
-	var e Encoder
-	buf := e.Append(nil, &s)
+	buf := s.Append(nil)
 	for n := range buf {
 		got, err := Decode(buf[:n])
 		require.ErrorIs(t, err, ErrSnapshot)
@@ -215,11 +212,10 @@ func TestDecodeRefuses(t *testing.T) {
 
 // What no process can hold is not added up with what others do.
 func TestDecodeRefusesWhatCannotBe(t *testing.T) {
-	var e Encoder
 	decode := func(edit func(s *Snapshot)) error {
 		s := snapshot(2, func(i int) string { return fmt.Sprint(i) })
 		edit(&s)
-		_, err := Decode(e.Append(nil, &s))
+		_, err := Decode(s.Append(nil))
 		return err
 	}
 	for name, edit := range map[string]func(s *Snapshot, v int64){
@@ -254,10 +250,9 @@ func TestDecodeRefusesWhatCannotBe(t *testing.T) {
 }
 
 func FuzzDecode(f *testing.F) {
-	var e Encoder
 	for _, n := range []int{0, 1, 5} {
 		s := snapshot(n, func(i int) string { return fmt.Sprint(i) })
-		f.Add(e.Append(nil, &s))
+		f.Add(s.Append(nil))
 	}
 	f.Add([]byte("HWP1"))
 	f.Fuzz(func(t *testing.T, value []byte) {
@@ -270,7 +265,7 @@ func FuzzDecode(f *testing.F) {
 				t.Fatalf("sample %d has weight %v", i, w)
 			}
 		}
-		again, err := Decode(e.Append(nil, &s))
+		again, err := Decode(s.Append(nil))
 		if err != nil || len(again.Samples) > len(s.Samples) {
 			t.Fatalf("what was decoded does not decode again: %v", err)
 		}
@@ -278,11 +273,10 @@ func FuzzDecode(f *testing.F) {
 }
 
 func BenchmarkAppend(b *testing.B) {
-	var e Encoder
 	s := snapshot(512, func(i int) string { return fmt.Sprint(i % 100) })
 	var buf []byte
 	b.ReportAllocs()
 	for b.Loop() {
-		buf = e.Append(buf[:0], &s)
+		buf = s.Append(buf[:0])
 	}
 }

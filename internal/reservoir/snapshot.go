@@ -143,17 +143,12 @@ func size(r *wire.Reader) int64 {
 	return v
 }
 
-// Encoder encodes snapshots. The zero value is ready; to use it again saves its memory.
-type Encoder struct {
-	strings map[string]uint64
-}
-
 // Append encodes the snapshot behind buf, in MaxSnapshot bytes at most: where it is larger, its gap
 // is doubled, and those that no longer reach it go, until it is not.
-func (e *Encoder) Append(buf []byte, s *Snapshot) []byte {
+func (s *Snapshot) Append(buf []byte) []byte {
 	begin := len(buf)
 	for {
-		buf = e.append(buf[:begin], s)
+		buf = s.append(buf[:begin])
 		if len(buf)-begin <= MaxSnapshot {
 			return buf
 		}
@@ -161,25 +156,20 @@ func (e *Encoder) Append(buf []byte, s *Snapshot) []byte {
 	}
 }
 
-const keepStrings = 256
-
 // append writes the head, the texts that occur, each once, and the samples, which name texts by
 // number.
-func (e *Encoder) append(buf []byte, s *Snapshot) []byte {
-	if e.strings == nil || len(e.strings) > keepStrings {
-		e.strings = map[string]uint64{} // one that was large once is not kept
-	}
-	clear(e.strings)
+func (s *Snapshot) append(buf []byte) []byte {
+	texts := map[string]uint64{}
 	buf = s.appendHead(wire.AppendUint32(buf, snapshotMagic))
 	buf = wire.AppendShort(buf, uint64(len(s.Samples)))
 	for i := range s.Samples {
 		x := &s.Samples[i]
 		for _, text := range x.Labels.all() {
-			n, ok := e.strings[*text]
+			n, ok := texts[*text]
 			if !ok {
 				// The first time it follows here: so the decoder needs one pass too.
-				n = uint64(len(e.strings))
-				e.strings[*text] = n
+				n = uint64(len(texts))
+				texts[*text] = n
 				buf = wire.AppendText(wire.AppendShort(buf, n), *text)
 				continue
 			}
