@@ -10,10 +10,11 @@
 //	host.go        what is asked of Envoy about a request; hostcalls.go past the SDK
 //	tell.go        what is logged; introspect.go the debug endpoints
 //
-// A panic traps the virtual machine. The requests on it are lost, uploads too, and its paused ones
-// hang until Envoy's own timeouts (TestTrapUnderLoad). The other workers stop counting them after
-// two seconds (budget's deadAfter). With failure_policy FAIL_RELOAD the next request starts a new
-// machine. trap_test_build.go makes such traps, in test builds alone.
+// A panic that survive (host.go) can't recover traps the virtual machine. The requests on it are
+// lost, uploads too, and its paused ones hang until Envoy's own timeouts (TestTrapUnderLoad). The
+// other workers stop counting them after two seconds (Table.drop in budget, deadAfter). With
+// failure_policy FAIL_RELOAD the next request starts a new machine. trap_test_build.go makes such
+// traps, in test builds alone.
 package main
 
 import (

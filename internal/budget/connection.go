@@ -30,7 +30,7 @@ func (a *Account) RaiseConnection(c *Connection, cost int64) {
 	}
 }
 
-// CloseConnection takes it away again.
+// CloseConnection ends that: its cost is given back.
 func (a *Account) CloseConnection(c *Connection) {
 	a.own.Connections.Open--
 	a.fresh.giveBack(c.cost.gen, c.cost.bytes)

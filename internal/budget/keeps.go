@@ -53,7 +53,8 @@ func (k *keeps) observe(now Time, t *Table, passed, waits int64) {
 // upstream does not read. In between nothing is known.
 func (t *Table) Drains() bool { return t.Keeps > 0 && t.Keeps <= drains }
 
-// Stays is told of at Drains.
+// Stays says that what passes has lately stayed: most likely the upstream does not read. Where
+// nothing was learned (Keeps is 0) both are false.
 func (t *Table) Stays() bool { return t.Keeps > drains }
 
 // keeps is what stays of what passes: all of it, where nothing is known.

@@ -9,7 +9,7 @@ type Level uint8
 const (
 	Normal Level = iota
 	Soft         // from here on fairness begins
-	Hard         // no large request is admitted
+	Hard         // large requests are admitted of keys alone that have less than their share, and while shedding is futile
 	Over         // the reading itself is above the limit
 )
 

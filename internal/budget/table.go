@@ -14,13 +14,13 @@ type Time = time.Duration
 // Table is what the workers of one process know of each other: the last reading of the allocator,
 // and one entry per worker. It is one value in shared storage and changes by compare-and-swap only.
 type Table struct {
-	Reading    int64  // bytes in use by the process, without what shadows hold (see Account.Observe); what counts only when Sequence > 0
+	Reading    int64  // bytes in use by the process, without what shadows hold (see readings.withoutShadows); what counts only when Sequence > 0
 	Asked      Time   // when the reading was asked for: all that had passed by then is in it
 	Sequence   uint64 // counts readings; 0 = none yet
 	Low        int64  // the lowest reading of the last 10 s, bytes
-	Base       int64  // what the process holds without traffic, bytes: see Trend
+	Base       int64  // what the process holds without traffic, bytes: see trend.base
 	Keeps      int64  // of what passes, so much was in use when the next readings came, thousandths; 0 = not known: see keeps.go
-	Surprise   int64  // what came and no filter saw, the decaying maximum, bytes: see Trend
+	Surprise   int64  // what came and no filter saw, the decaying maximum, bytes: see trend.judge
 	Level      Level
 	Futile     bool // shedding frees nothing: see level.go
 	Impossible bool // the limit can't be held: Base is more than nearly all of it
@@ -225,7 +225,7 @@ func (t *Table) entry(id uint32) *Entry {
 }
 
 // sum adds up the entries but one (0 leaves nobody out: ids begin at 1); its Lease is what an
-// estimate must count (see Entry.counts), its ConnectionLease what a limit must, its WaitingSince
+// estimate must count (see Entry.counts), its Connections.Lease what a limit must, its Queue.Since
 // the earliest.
 func (t *Table) sum(without uint32) Entry {
 	var s Entry

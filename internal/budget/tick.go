@@ -99,7 +99,7 @@ func (a *Account) due(now Time, polls bool) bool {
 	return was != a.Own() || now-s.written.Beat >= beatEvery || s.writtenAfter != a.fresh.noticed
 }
 
-// notice takes out of fresh what is in the table's reading. Only Tick and Observe do this:
+// notice takes out of fresh what is in the table's reading. Only Tick, Observe and Mark do this:
 // elsewhere now may be as old as the last tick, and the rotation would seem to lie before bytes
 // that passed before it.
 func (a *Account) notice(now Time) {

@@ -202,7 +202,8 @@ func (g *Guard) doubt(now Time, s *Stream) {
 	}
 }
 
-// futile lets large requests in while traffic is not what fills the memory: into the floor, and one
+// letInFutile lets large requests in while shedding is futile, since traffic is not what fills the
+// memory (budget/level.go says when): into the floor, and one
 // at a time beside.
 func (w *Worker) letInFutile(now Time, s *Stream, n int64) bool {
 	// What it left, unread in the codec, must be in the reading first: else one after the other

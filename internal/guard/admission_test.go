@@ -78,7 +78,7 @@ func TestTooLargeIsRejectedAtOnce(t *testing.T) {
 	require.Equal(t, verdict.Admit, v.Action)
 }
 
-// What Envoy may hold of a message, by its own settings: ENVOY-FACTS measured each.
+// What Envoy may hold of a message, by its own settings: docs/envoy-facts.md has each.
 func TestCaps(t *testing.T) {
 	const down, up, window = 256 * kib, 512 * kib, 4 * mib
 	for _, c := range []struct {

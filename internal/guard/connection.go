@@ -50,7 +50,7 @@ func (w *Worker) Data(now Time, c *Connection, n int64) (refused bool) {
 	return false
 }
 
-// CloseConnection takes it away again.
+// CloseConnection ends a connection: its cost, its place in its source's count, its trial.
 func (w *Worker) CloseConnection(now Time, c *Connection) {
 	c.IsClosed = true
 	w.endTrial(c)
@@ -171,7 +171,7 @@ func (w *Worker) busy(now Time, s *Stream) {
 	}
 }
 
-// unbusy takes it away again.
+// unbusy ends that: from here on the connection may be idle.
 func (w *Worker) unbusy(now Time, s *Stream) {
 	c := s.busyOn
 	if c == nil {
@@ -260,7 +260,7 @@ func (w *Worker) settle(now Time) {
 	w.residual = kept
 }
 
-// end and claimCut keep the rules by which Envoy survives (ENVOY-FACTS: it crashes otherwise): in
+// end and claimCut keep the rules by which Envoy survives (docs/envoy-facts.md has the crashes): in
 // one call of the host, a stream is ended once, and who closes a connection has done nothing else
 // to it. Whatever a tick ends goes through one of them. A stream that was ended is no longer live,
 // and a connection that was closed is gone.

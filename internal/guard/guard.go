@@ -24,15 +24,17 @@
 //
 //	state.go       all that has an identity: Guard, Worker, Stream, Connection, keys; and its states
 //	parts.go       the values that they are made of
-//	worker.go      what a tick does in which order, when the next is due; readings, being blind
+//	worker.go      what a tick does in which order, when the next is due; asks for readings (who:
+//	               budget/tick.go; how often: polling), being blind
 //	guard.go       a configuration is put in force
 //	admission.go   a request is opened and judged; who is exempt; large ones while it is futile
 //	queue.go       it waits, is resumed, or finds no place to wait
-//	reject.go      it is rejected: with an answer and Retry-After, or by closing its connection;
-//	               what is booked for what it leaves unread
+//	reject.go      it is rejected: with an answer and Retry-After, or by closing its connection
 //	response.go    what its response will come to: at the request (predict), and at its headers
 //	               (forecastResponse); probes, and when growth ends a stream (grow)
-//	stream.go      the transitions of its states, what Envoy may hold of it, shadows (mode observe)
+//	stream.go      the transitions of its states: what each books, for one in the queue (joinLine),
+//	               for what a rejected one leaves unread (rejectUnread), and when that ends; what
+//	               Envoy may hold of it; shadows (mode observe)
 //	connection.go  connections: which are admitted, be it on trial; which are closed as idle; which
 //	               ones a tick may close (claimCut)
 //	evict.go       memory is over the limit: who is evicted, or cut
@@ -149,8 +151,6 @@ func (w *Worker) Use(c *config.Config) (changed string) {
 
 // Memory says where readings come from.
 func (w *Worker) Memory() config.Memory { return w.memory }
-
-// What both faces read and answer alike, in terms of HTTP.
 
 // keepPlaces has the keys that the guards' weights name keep their places, whatever names clients
 // make up.

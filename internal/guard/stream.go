@@ -403,17 +403,6 @@ func (g *Guard) mayHold(s *Stream, length int64) int64 {
 	return most
 }
 
-// Shadows are how mode observe counts what mode enforce would have done. Who would have had to wait
-// stands in the queue, and who would have been rejected is gone, but in the books alone: Envoy lets
-// them go. What they hold all the same is in every reading, and would reject others that mode
-// enforce lets in. So it is summed up apart, and taken out of the readings in proportion to what
-// all traffic likely holds (budget.Account.Shade). It is a model, and not the truth: nobody knows
-// what a client that was rejected would have done.
-//
-// There are shadows only where no verdict is carried out in the whole process. Where another
-// listener is in mode enforce, what this one lets go is memory that the other one's requests can't
-// have: then it is counted as what it is, and every request that is let go as admitted.
-
 // SetEnforcing says whether verdicts are carried out on any listener of the process.
 func (w *Worker) SetEnforcing(enforcing bool) {
 	w.enforcing = enforcing
@@ -424,6 +413,19 @@ func (w *Worker) SetEnforcing(enforcing bool) {
 func (w *Worker) Enforcing() bool { return w.enforcing }
 
 // shade makes a shadow of a stream that was judged, where there are any.
+//
+// Shadows are how mode observe counts what mode enforce would have done. Who would have had to wait
+// stands in the queue, and who would have been rejected is gone, but in the books alone: Envoy lets
+// them go. What they hold all the same is in every reading, and would reject others that mode
+// enforce lets in. So it is summed up apart (budget.Account.Shade), and taken out of the readings
+// in proportion to what all traffic likely holds (budget's withoutShadows). It is a model, and not
+// the truth: nobody knows what a client that was rejected would have done.
+//
+// There are shadows only where no verdict is carried out in the whole process. Where another
+// listener is in mode enforce, what this one lets go is memory that the other one's requests can't
+// have: then it is counted as what it is, and every request that is let go as admitted.
+//
+// Verdicts are counted as in mode enforce (Worker.count).
 func (g *Guard) shade(now Time, s *Stream) {
 	if !g.shadows() {
 		return
