@@ -112,9 +112,9 @@ func TestEstimateWithoutAReading(t *testing.T) {
 		l := limits()
 		l.OnStale = on
 		a.SetLimits(l)
-		require.Equal(t, want, a.Ask(b.now, 180*mib, Large), "%d", on)
+		require.Equal(t, want, a.Ask(b.now, 180*mib, UpToHard), "%d", on)
 	}
 	a.SetLimits(limits())
-	require.Equal(t, Granted, a.Ask(b.now, 90*mib, Large))
-	require.Equal(t, Denied, a.Ask(b.now, 200*mib, Large))
+	require.Equal(t, Granted, a.Ask(b.now, 90*mib, UpToHard))
+	require.Equal(t, Denied, a.Ask(b.now, 200*mib, UpToHard))
 }

@@ -4,14 +4,14 @@ package budget
 type Claim uint8
 
 const (
-	// Shared may have what lies under soft: large requests of a key that has more than its share.
-	Shared Claim = iota
-	// Large may have what lies under hard, and only what was leased there.
-	Large
-	// Full may have all up to the limit: growth, small requests, and a key that has less than its
-	// share.
-	Full
-	// Floor is Full and, where that has no room, what is kept for small streams.
+	// UpToSoft may have what lies under soft: large requests of a key that has more than its share.
+	UpToSoft Claim = iota
+	// UpToHard may have what lies under hard, and only what was leased there.
+	UpToHard
+	// UpToLimit may have all up to the limit: growth, small requests, and a key that has less than
+	// its share.
+	UpToLimit
+	// Floor is UpToLimit and, where that has no room, what is kept for small streams.
 	Floor
 	// Forced can't be refused. It raises the account's entry whatever the room.
 	Forced
@@ -37,7 +37,7 @@ const (
 // and the lease, and nothing else: on Granted the caller reserves or adds the bytes.
 func (a *Account) Ask(now Time, n int64, c Claim) Outcome {
 	if a.joined && !a.Stale(now) {
-		if c <= Large && a.crowded() {
+		if c <= UpToHard && a.crowded() {
 			_ = a.Refresh(now) // a newer reading, or what others could not refuse, may have taken what the lease promised
 		}
 		if a.own.need() <= a.lease.left(c)-n {

@@ -31,7 +31,7 @@ func TestEachWorkerHasTheContainersLimit(t *testing.T) {
 	b.read(b.now, 40*mib)
 	for _, a := range b.accounts {
 		require.EqualValues(t, Unlimited, a.Limits().Limit)
-		require.Equal(t, Granted, a.Ask(b.now, 1<<40, Large), "until it is known everything is admitted")
+		require.Equal(t, Granted, a.Ask(b.now, 1<<40, UpToHard), "until it is known everything is admitted")
 	}
 	require.Equal(t, Normal, b.accounts[1].Table().Level)
 	for _, container := range []int64{250 * mib, 125 * mib, 500 * mib} {
@@ -45,8 +45,8 @@ func TestEachWorkerHasTheContainersLimit(t *testing.T) {
 			require.Equal(t, limit, a.Limits().Limit)
 			require.Equal(t, limit/20, a.Floor())
 			require.Equal(t, limit, a.Share(1))
-			require.Equal(t, Denied, a.Ask(b.now, a.Share(.9)-a.Estimate(b.now)+1, Large))
-			require.Equal(t, Granted, a.Ask(b.now, a.Share(.9)-a.Estimate(b.now), Large))
+			require.Equal(t, Denied, a.Ask(b.now, a.Share(.9)-a.Estimate(b.now)+1, UpToHard))
+			require.Equal(t, Granted, a.Ask(b.now, a.Share(.9)-a.Estimate(b.now), UpToHard))
 		}
 	}
 	// A companion that loses sight of the container tells of none.
@@ -74,7 +74,7 @@ func TestTheContainerShrinks(t *testing.T) {
 	b.contained(150*mib, 125*mib)
 	b.tick(25 * ms)
 	require.Equal(t, Over, b.accounts[1].Table().Level)
-	require.Equal(t, Denied, b.accounts[1].Ask(b.now, mib, Full))
+	require.Equal(t, Denied, b.accounts[1].Ask(b.now, mib, UpToLimit))
 }
 
 // A limit that is a size minds no container.

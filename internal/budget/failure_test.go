@@ -51,7 +51,7 @@ func TestContentionAndFailuresAreBusy(t *testing.T) {
 			a, err := NewAccount(f, limits())
 			require.NoError(t, err)
 			now := time.Hour
-			for _, c := range []Claim{Large, Full, Floor, Forced} {
+			for _, c := range []Claim{UpToHard, UpToLimit, Floor, Forced} {
 				a, err := NewAccount(f, limits())
 				require.NoError(t, err)
 				f.swaps = 0
@@ -95,7 +95,7 @@ func TestContentionAndFailuresAreBusy(t *testing.T) {
 			require.True(t, polls)
 			_, _, err = a.Observe(now, now, 40*mib)
 			require.NoError(t, err)
-			require.Equal(t, Granted, a.Ask(now, mib, Large))
+			require.Equal(t, Granted, a.Ask(now, mib, UpToHard))
 		})
 	}
 	_, err := NewAccount(&fails{id: broken}, limits())

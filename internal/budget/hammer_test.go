@@ -36,8 +36,8 @@ func TestWhatWasNotPublishedIsNotLent(t *testing.T) {
 	}
 	lease, under := a.Own().Lease, admits(a)
 	store.conflict = true
-	require.Equal(t, Busy, a.Ask(now, 20*mib, Large))
-	require.Equal(t, Busy, a.Ask(now, 20*mib, Large), "and not granted from a lease that nobody knows")
+	require.Equal(t, Busy, a.Ask(now, 20*mib, UpToHard))
+	require.Equal(t, Busy, a.Ask(now, 20*mib, UpToHard), "and not granted from a lease that nobody knows")
 	require.Equal(t, lease, a.Own().Lease)
 	require.Equal(t, under, admits(a))
 }
@@ -69,7 +69,7 @@ func TestHammer(t *testing.T) {
 				for i := range streams {
 					n := (1 + int64(i+w+round)%37) * 10 * kib
 					// Busy is no grant here: a large request waits then.
-					if a.Ask(now, n, Large) == Granted {
+					if a.Ask(now, n, UpToHard) == Granted {
 						a.Open(now, &streams[i], nil, new(Sum), 0, 0, 1<<40, 1<<40)
 						a.Expect(now, &streams[i], Request, n, n, 0)
 						granted[w] += n
@@ -103,7 +103,7 @@ func TestAReadingThatGrowsTakesTheLeaseBack(t *testing.T) {
 		b.join()
 		b.readings(3, 40*mib)
 		a := b.accounts[0]
-		_, out := b.take(a, mib, Large)
+		_, out := b.take(a, mib, UpToHard)
 		require.Equal(t, Granted, out)
 		require.Greater(t, a.Own().Lease, 3*mib)
 		b.now += 24 * ms
@@ -113,11 +113,11 @@ func TestAReadingThatGrowsTakesTheLeaseBack(t *testing.T) {
 	}
 	t.Run("in the worker that brings it", func(t *testing.T) {
 		b := grown(t, 0)
-		require.Equal(t, Denied, b.accounts[0].Ask(b.now, mib, Large))
+		require.Equal(t, Denied, b.accounts[0].Ask(b.now, mib, UpToHard))
 	})
 	t.Run("in one that meets it when it asks", func(t *testing.T) {
 		b := grown(t, 1)
-		require.Equal(t, Denied, b.accounts[0].Ask(b.now, 8*mib, Large))
-		require.Equal(t, Denied, b.accounts[0].Ask(b.now, mib, Large))
+		require.Equal(t, Denied, b.accounts[0].Ask(b.now, 8*mib, UpToHard))
+		require.Equal(t, Denied, b.accounts[0].Ask(b.now, mib, UpToHard))
 	})
 }

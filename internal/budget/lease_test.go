@@ -72,13 +72,13 @@ func TestSlackOfALease(t *testing.T) {
 			b.tick(25 * ms)
 			b.tick(25 * ms)
 			a := b.accounts[0]
-			_, out := b.take(a, mib, Large)
+			_, out := b.take(a, mib, UpToHard)
 			require.Equal(t, Granted, out)
 			require.InDelta(t, c.want, a.Own().Lease-mib, 2)
 			require.Equal(t, a.Own().Lease, b.entry(a).Lease, "and all know it")
 
 			before := a.Exchanges
-			_, out = b.take(a, c.want/2, Large)
+			_, out = b.take(a, c.want/2, UpToHard)
 			require.Equal(t, Granted, out)
 			require.Equal(t, before, a.Exchanges, "no exchange: the lease has it")
 		})
@@ -91,7 +91,7 @@ func TestAnIdleWorkerKeepsLittleSlack(t *testing.T) {
 	b.join()
 	b.readings(2, 40*mib)
 	a := b.accounts[0]
-	s, out := b.take(a, 8*mib, Large)
+	s, out := b.take(a, 8*mib, UpToHard)
 	require.Equal(t, Granted, out)
 	require.Equal(t, 8*mib+200*mib/64, a.Own().Lease)
 	a.Close(b.now, s)
@@ -111,7 +111,7 @@ func TestNoSlackWhileAnyoneWaits(t *testing.T) {
 	b.join()
 	b.readings(2, 40*mib)
 	a, far := b.accounts[0], b.accounts[1]
-	_, out := b.take(a, mib, Large)
+	_, out := b.take(a, mib, UpToHard)
 	require.Equal(t, Granted, out)
 	require.Greater(t, a.Own().Lease, mib)
 	far.SetWaiting(1, 64*kib, 64*kib, b.now)
@@ -121,13 +121,13 @@ func TestNoSlackWhileAnyoneWaits(t *testing.T) {
 	require.Zero(t, far.Own().Lease)
 	require.Equal(t, int64(1), a.Others().Queue.Waiting)
 	require.Equal(t, 64*kib, a.Others().Queue.Held)
-	_, out = b.take(a, mib, Full)
+	_, out = b.take(a, mib, UpToLimit)
 	require.Equal(t, Granted, out)
 	require.Equal(t, 2*mib, a.Own().Lease, "nor does an exchange give any")
 	far.SetWaiting(0, 0, 0, 0)
 	b.tick(25 * ms)
 	b.tick(25 * ms)
-	_, out = b.take(a, mib, Large)
+	_, out = b.take(a, mib, UpToHard)
 	require.Equal(t, Granted, out)
 	require.Greater(t, a.Own().Lease, 3*mib)
 }
@@ -139,7 +139,7 @@ func TestTheLeaseFallsWithARotation(t *testing.T) {
 	b.join()
 	b.readings(2, 40*mib)
 	a := b.accounts[0]
-	s, out := b.take(a, 20*mib, Large)
+	s, out := b.take(a, 20*mib, UpToHard)
 	require.Equal(t, Granted, out)
 	a.Pass(b.now, s, Request, 20*mib)
 	lease, under := a.Own().Lease, admits(a)
@@ -173,7 +173,7 @@ func TestWhatIsGrantedStaysUnderHardThroughRotations(t *testing.T) {
 	var streams []*Stream
 	for range 80 {
 		for i, a := range b.accounts {
-			if s, out := b.take(a, mib*int64(1+i), Large); out == Granted {
+			if s, out := b.take(a, mib*int64(1+i), UpToHard); out == Granted {
 				a.Pass(b.now, s, Request, mib*int64(1+i))
 				held += mib * int64(1+i)
 				streams = append(streams, s)
@@ -194,15 +194,15 @@ func TestALargeRequestSpendsOnlyWhatLiesUnderHard(t *testing.T) {
 	a := b.accounts[0]
 	b.readings(3, 40*mib)
 	// T(hard) is 184 MiB, so that 144 are for the large.
-	_, out := b.take(a, 143*mib, Large)
+	_, out := b.take(a, 143*mib, UpToHard)
 	require.Equal(t, Granted, out)
-	_, out = b.take(a, 10*mib, Full)
+	_, out = b.take(a, 10*mib, UpToLimit)
 	require.Equal(t, Granted, out, "growth and small ones may have all up to the limit")
 	before := a.Exchanges
-	require.Equal(t, Denied, a.Ask(b.now, kib, Large), "though the lease may cover it")
+	require.Equal(t, Denied, a.Ask(b.now, kib, UpToHard), "though the lease may cover it")
 	require.Greater(t, a.Exchanges, before)
-	require.Equal(t, Granted, a.Ask(b.now, 7*mib, Full))
-	require.Equal(t, Denied, a.Ask(b.now, 7*mib+kib, Full))
+	require.Equal(t, Granted, a.Ask(b.now, 7*mib, UpToLimit))
+	require.Equal(t, Denied, a.Ask(b.now, 7*mib+kib, UpToLimit))
 }
 
 // What is there can't be refused: it raises the entry whatever the room, and is no room for
@@ -212,16 +212,16 @@ func TestForcedRaises(t *testing.T) {
 	b.join()
 	b.readings(3, 40*mib)
 	a, other := b.accounts[0], b.accounts[1]
-	require.Equal(t, Granted, other.Ask(b.now, 0, Large))
+	require.Equal(t, Granted, other.Ask(b.now, 0, UpToHard))
 
 	s := b.stream(a)
 	a.Pass(b.now, s, Response, 170*mib)
 	a.Cover(b.now)
 	require.GreaterOrEqual(t, b.entry(a).Lease, 170*mib)
 	require.Equal(t, 170*mib, b.entry(a).Fresh)
-	require.Equal(t, Denied, other.Ask(b.now, mib, Large), "others count it")
-	require.Equal(t, Denied, other.Ask(b.now, mib, Full))
-	for _, c := range []Claim{Large, Full} {
+	require.Equal(t, Denied, other.Ask(b.now, mib, UpToHard), "others count it")
+	require.Equal(t, Denied, other.Ask(b.now, mib, UpToLimit))
+	for _, c := range []Claim{UpToHard, UpToLimit} {
 		require.Equal(t, Denied, a.Ask(b.now, kib, c), "the raise has a little more than needed, so that not each chunk asks; but not for these")
 	}
 	before := a.Exchanges
@@ -239,12 +239,12 @@ func TestAStaleLeaseAdmitsNoneWhereMemoryIsShort(t *testing.T) {
 	b.readings(3, 40*mib)
 	b.readings(3, 130*mib)
 	a, other := b.accounts[0], b.accounts[1]
-	_, out := b.take(a, kib, Large)
+	_, out := b.take(a, kib, UpToHard)
 	require.Equal(t, Granted, out)
 	require.Greater(t, a.Own().Lease, 2*mib, "there is slack")
 	other.Pass(b.now, b.stream(other), Response, 60*mib)
 	other.Cover(b.now)
-	require.Equal(t, Denied, a.Ask(b.now, mib, Large))
+	require.Equal(t, Denied, a.Ask(b.now, mib, UpToHard))
 }
 
 // Others count what a worker was promised, or more where it could not be refused.
@@ -281,7 +281,7 @@ func TestTheFloorIsSharedByAllWorkers(t *testing.T) {
 		granted++
 	}
 	require.Equal(t, int(10*mib/(40*kib)), granted)
-	require.Equal(t, Denied, b.accounts[0].Ask(b.now, 40*kib, Full))
+	require.Equal(t, Denied, b.accounts[0].Ask(b.now, 40*kib, UpToLimit))
 	require.Equal(t, Granted, b.accounts[0].Ask(b.now, 0, Floor), "who brings nothing is let in")
 }
 
@@ -292,18 +292,18 @@ func TestADeadWorkerIsDropped(t *testing.T) {
 	b.join()
 	b.readings(3, 40*mib)
 	dead, a := b.accounts[1], b.accounts[0]
-	_, out := b.take(dead, 140*mib, Large)
+	_, out := b.take(dead, 140*mib, UpToHard)
 	require.Equal(t, Granted, out)
-	require.Equal(t, Denied, a.Ask(b.now, 8*mib, Large))
+	require.Equal(t, Denied, a.Ask(b.now, 8*mib, UpToHard))
 	b.accounts = b.accounts[:1]
 	at := b.now
 	for b.now < at+1950*ms {
 		b.readings(1, 40*mib)
-		require.Equal(t, Denied, a.Ask(b.now, 8*mib, Large))
+		require.Equal(t, Denied, a.Ask(b.now, 8*mib, UpToHard))
 	}
 	b.readings(4, 40*mib)
 	require.Len(t, b.stored().Entries, 1)
-	require.Equal(t, Granted, a.Ask(b.now, 8*mib, Large))
+	require.Equal(t, Granted, a.Ask(b.now, 8*mib, UpToHard))
 
 	// It was only slow: it is back with its next beat.
 	b.accounts = append(b.accounts, dead)
@@ -361,7 +361,7 @@ func TestAGrantIsPublishedBeforeItIsReserved(t *testing.T) {
 	b.join()
 	b.readings(3, 40*mib)
 	a := b.accounts[0]
-	require.Equal(t, Granted, a.Ask(b.now, 8*mib, Large))
+	require.Equal(t, Granted, a.Ask(b.now, 8*mib, UpToHard))
 	require.Equal(t, 8*mib, b.entry(a).Coming)
 	require.GreaterOrEqual(t, b.entry(a).Lease, 8*mib)
 	require.Zero(t, b.entry(a).Small)
@@ -377,7 +377,7 @@ func TestAGrantIsPublishedBeforeItIsReserved(t *testing.T) {
 // admits is how much the worker may come to hold, by claim, without asking the table.
 func admits(a *Account) map[Claim]int64 {
 	all := map[Claim]int64{}
-	for _, c := range []Claim{Shared, Large, Full} {
+	for _, c := range []Claim{UpToSoft, UpToHard, UpToLimit} {
 		all[c] = a.lease.left(c)
 	}
 	return all
@@ -387,9 +387,9 @@ func admits(a *Account) map[Claim]int64 {
 // two exchanges nothing makes it larger than what is needed.
 func TestALeaseOnlyShrinks(t *testing.T) {
 	l := lease{total: 100, admits: rooms{underSoft: 60, underHard: 80, underLimit: 100}}
-	require.Equal(t, int64(60), l.left(Shared))
-	require.Equal(t, int64(80), l.left(Large))
-	require.Equal(t, int64(100), l.left(Full))
+	require.Equal(t, int64(60), l.left(UpToSoft))
+	require.Equal(t, int64(80), l.left(UpToHard))
+	require.Equal(t, int64(100), l.left(UpToLimit))
 	require.Equal(t, int64(100), l.left(Forced))
 	l.spend(30)
 	require.Equal(t, lease{total: 70, admits: rooms{30, 50, 70}}, l)

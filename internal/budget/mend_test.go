@@ -31,7 +31,7 @@ func TestAReadingFromTheFutureIsNone(t *testing.T) {
 			require.NoError(t, a.Refresh(b.now))
 			require.True(t, a.Stale(b.now))
 			require.Equal(t, 20*mib, a.Estimate(b.now), "as without a reading")
-			require.Equal(t, Granted, a.Ask(b.now, 100*mib, Large))
+			require.Equal(t, Granted, a.Ask(b.now, 100*mib, UpToHard))
 			b.read(b.now, 40*mib)
 			for _, a := range b.accounts {
 				require.False(t, a.Stale(b.now))

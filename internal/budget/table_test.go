@@ -150,7 +150,7 @@ func FuzzDecode(f *testing.F) {
 			t.Fatal(err)
 		}
 		now := time.Hour
-		a.Ask(now, mib, Large)
+		a.Ask(now, mib, UpToHard)
 		a.Ask(now, mib, Floor)
 		a.Ask(now, mib, Forced)
 		// And when those of whom it tells are dead, it goes by its own readings alone.

@@ -25,14 +25,14 @@ func (g *Guard) Open(now Time, s *Stream, h Host, length int64) Verdict {
 	}
 	g.foresee(now, s, told)
 	w.traceOpen(s)
-	if s.exempt != judged {
+	if s.exempt != notExempt {
 		w.account.Ask(now, s.asks(), budget.Forced)
 		return g.admit(now, s, 0)
 	}
 	if s.expects.Cold() > 0 && w.mayProbe(now, s) {
 		w.probe(now, s)
 	}
-	if g.shadows() && s.takeDoomed() {
+	if g.observesAlone() && s.takeDoomed() {
 		s.reject(now)
 		return Verdict{Action: verdict.Pass}
 	}
@@ -40,7 +40,7 @@ func (g *Guard) Open(now Time, s *Stream, h Host, length int64) Verdict {
 	switch {
 	case v.Action == verdict.Admit:
 		return g.admit(now, s, 0)
-	case g.shadows():
+	case g.observesAlone():
 		return Verdict{Action: verdict.Pass}
 	}
 	return v
@@ -72,7 +72,7 @@ func (g *Guard) foresee(now Time, s *Stream, told budget.Visibility) {
 func (g *Guard) judge(now Time, s *Stream) Verdict {
 	w := g.worker
 	if w.limits.OnStale == budget.StaleReject && w.account.Stale(now) {
-		return g.turnAway(now, s, verdict.NoReading)
+		return g.rejectFor(now, s, verdict.NoReading)
 	}
 	if s.total() <= int64(w.budget.Small) {
 		if w.claimSmall(now, s.key, s.wants) != budget.Denied {
@@ -83,7 +83,7 @@ func (g *Guard) judge(now Time, s *Stream) Verdict {
 	cold := s.expects.Cold() > 0 && s.wants <= int64(w.budget.Small) // it waits among the small ones: it may be one
 	if most, known := w.mostAlone(now); known && s.total() > most {
 		if s.length != budget.Unknown && s.wants > most {
-			return g.turnAway(now, s, verdict.TooLarge)
+			return g.rejectFor(now, s, verdict.TooLarge)
 		}
 		// It is a forecast: what others have brought is no reason to tell this one that it can
 		// never fit.
@@ -108,7 +108,7 @@ func (w *Worker) mostAlone(now Time) (most int64, known bool) {
 // have more.
 func (w *Worker) standsBehind(s *Stream) bool {
 	return (w.line.Len() > 0 || w.account.Others().Queue.Waiting > 0) &&
-		(w.largeClaim(s.key, s.total()) != budget.Full || s.key.Value.queue.Len() > 0)
+		(w.largeClaim(s.key, s.total()) != budget.UpToLimit || s.key.Value.queue.Len() > 0)
 }
 
 // admit reserves what the request wants.
@@ -147,11 +147,11 @@ func (g *Guard) admit(now Time, s *Stream, credit int64) Verdict {
 func (g *Guard) admitPresumed(now Time, s *Stream) bool {
 	w, a, b := g.worker, g.worker.account, &g.config.Buffers
 	n := int64(b.Upstream + max(b.Downstream, b.HTTP2Window))
-	if w.judged != w.ticks {
-		w.judged = w.ticks
+	if w.judgedTick != w.ticks {
+		w.judgedTick = w.ticks
 		return false
 	}
-	if !a.Calm(now) || w.warm() || a.Ask(now, n, budget.Full) != budget.Granted {
+	if !a.Calm(now) || w.warm() || a.Ask(now, n, budget.UpToLimit) != budget.Granted {
 		return false
 	}
 	if g.header != "" {
@@ -232,11 +232,11 @@ func (g *Guard) exempts(h Host, length int64) exemption {
 	case len(x.routes) > 0 && slices.Contains(x.routes, h.Route()), len(x.clusters) > 0 && slices.Contains(x.clusters, h.Cluster()):
 		return always
 	case len(x.paths) == 0, length > int64(g.worker.budget.Small):
-		return judged
+		return notExempt
 	case length == budget.Unknown && h.Visibility(budget.Request) != budget.Counted: // when it has brought more than small, nobody would know
-		return judged
+		return notExempt
 	case config.AnyPrefix(x.paths, h.Path()):
 		return whileSmall
 	}
-	return judged
+	return notExempt
 }

@@ -90,7 +90,7 @@ func (g *Guard) OpenConnection(now Time, c *Connection, p Peer) (admitted bool) 
 		w.sources++
 	}
 	c.observed = g.config.Mode == config.Observe
-	if !g.lets() && !g.mayExempt(burden) { // whose requests are never rejected is not known at their first bytes
+	if !g.observesBeside() && !g.mayExempt(burden) { // whose requests are never rejected is not known at their first bytes
 		c.silent, c.from = p, burden
 		if !g.mayExempt(modest) {
 			c.from = modest
@@ -127,7 +127,7 @@ func (w *Worker) fits(now Time, cost int64) bool {
 	t := w.account.Table()
 	open := w.account.Own().Connections.Open + w.account.Others().Connections.Open
 	return t.Level < budget.Hard || t.Futile || w.account.Stale(now) || !w.measuresSoft(now) ||
-		(open+1)*cost <= w.account.Floor() || w.account.Ask(now, cost, budget.Full) != budget.Denied
+		(open+1)*cost <= w.account.Floor() || w.account.Ask(now, cost, budget.UpToLimit) != budget.Denied
 }
 
 // countConnections learns how many connections the other workers have, and, where the last are
@@ -367,7 +367,7 @@ func (w *Worker) fails(now Time, c *Connection, n int64) bool {
 		w.endTrial(c)
 		return false
 	}
-	if c.from == 0 || c.since+n <= c.from || w.account.Ask(now, n, budget.Full) != budget.Denied {
+	if c.from == 0 || c.since+n <= c.from || w.account.Ask(now, n, budget.UpToLimit) != budget.Denied {
 		return false
 	}
 	w.endTrial(c)
@@ -415,7 +415,7 @@ func (w *Worker) burdens(now Time, p Peer, n, from int64) bool {
 	if len(w.closing) < manyClosing {
 		from = burden
 	}
-	return n >= from && len(w.closing) > 0 && w.account.Ask(now, n, budget.Full) == budget.Denied && p.Uploads()
+	return n >= from && len(w.closing) > 0 && w.account.Ask(now, n, budget.UpToLimit) == budget.Denied && p.Uploads()
 }
 
 // How much a connection may read ahead, by how full memory is. A limit that is lowered later frees

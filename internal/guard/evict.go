@@ -104,7 +104,7 @@ func (w *Worker) evictStream(now Time, a *Actions, s *Stream) bool {
 	if begun {
 		w.counts[metric.CountRejectedResponses]++
 	}
-	if s.guard.lets() {
+	if s.guard.observesBeside() {
 		s.spared = true
 		return true
 	}
@@ -138,7 +138,7 @@ func (w *Worker) evictLeft(a *Actions, c *Connection) bool {
 
 // evictRaw has a raw connection closed, once.
 func (w *Worker) evictRaw(a *Actions, r *raw) bool {
-	if r.guard.governs() {
+	if r.guard.enforcesTCP() {
 		if !w.claimCut(r.of) {
 			return false
 		}
@@ -154,7 +154,7 @@ func (w *Worker) candidates(do func(k *key, c candidate)) {
 	w.account.Owners(func(owner any) {
 		// What has ended is out of reach: Envoy ignores a local reply then, and the rest stays with
 		// the connection.
-		if s, ok := owner.(*Stream); ok && s.admitted() && s.exempt == judged && !s.spared && s.Likely() > 0 && !s.Ended(budget.Response) && !mayBeIdle(s) {
+		if s, ok := owner.(*Stream); ok && s.admitted() && s.exempt == notExempt && !s.spared && s.Likely() > 0 && !s.Ended(budget.Response) && !mayBeIdle(s) {
 			do(s.key, candidate{stream: s, likely: s.Likely()})
 		}
 	})

@@ -237,11 +237,11 @@ func (w *Worker) largeClaim(k *key, n int64) budget.Claim {
 	v := &k.Value
 	switch {
 	case !w.shares.Contended:
-		return budget.Large
+		return budget.UpToHard
 	case n <= v.Share-v.Others-v.use():
-		return budget.Full
+		return budget.UpToLimit
 	}
-	return budget.Shared
+	return budget.UpToSoft
 }
 
 // claim asks for room for a large request. A key that has less than its share may have what lies
@@ -251,7 +251,7 @@ func (w *Worker) largeClaim(k *key, n int64) budget.Claim {
 func (w *Worker) claim(now Time, k *key, n int64) budget.Outcome {
 	claim := w.largeClaim(k, n)
 	out := w.account.Ask(now, n, claim)
-	if v := &k.Value; out == budget.Denied && claim == budget.Full && n <= v.Reserve-v.Others-v.use() {
+	if v := &k.Value; out == budget.Denied && claim == budget.UpToLimit && n <= v.Reserve-v.Others-v.use() {
 		out = w.account.Ask(now, n, budget.Forced)
 	}
 	return out
@@ -272,7 +272,7 @@ func (w *Worker) claimSmall(now Time, k *key, n int64) budget.Outcome {
 
 // greedy says that a key has its share, or more, while others want theirs.
 func (w *Worker) greedy(k *key) bool {
-	return w.largeClaim(k, 1) == budget.Shared
+	return w.largeClaim(k, 1) == budget.UpToSoft
 }
 
 // rank is how much the key of one who waits has, of its weight: who has least is served first.

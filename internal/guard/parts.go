@@ -118,11 +118,11 @@ func exemptionsOf(rules []config.Exempt) (x exemptions) {
 type pace struct {
 	_ [0]func() // no two are compared: the function that could would only take room in the .wasm
 
-	ticks  uint64      // those that did not rest
-	rested bool        // the last tick was none
-	active budget.Time // when there was last something to do
-	judged uint64      // the tick since which one was judged that could be presumed
-	Sleeps bool        // the next tick comes late: Wake it, where a connection or a request begins or bytes come
+	ticks      uint64      // those that did not rest
+	rested     bool        // the last tick was none
+	active     budget.Time // when there was last something to do
+	judgedTick uint64      // the tick since which one was judged that could be presumed
+	Sleeps     bool        // the next tick comes late: Wake it, where a connection or a request begins or bytes come
 }
 
 // Wake says that there is work again, where Sleeps is true: the next tick is due after Tick at the

@@ -17,10 +17,10 @@ import (
 // presumed opens n requests without a body on a route after one that is judged.
 func (p *process) presumed(route string, n int) (all []*request) {
 	p.t.Helper()
-	judged, v := p.from(0, route, 0)
+	notExempt, v := p.from(0, route, 0)
 	require.Equal(p.t, verdict.Admit, v.Action)
-	require.False(p.t, judged.Presumed(), "of those between two ticks the first is judged")
-	p.guards[0].Close(p.now, &judged.Stream)
+	require.False(p.t, notExempt.Presumed(), "of those between two ticks the first is judged")
+	p.guards[0].Close(p.now, &notExempt.Stream)
 	for range n {
 		r, v := p.from(0, route, 0)
 		require.Equal(p.t, verdict.Admit, v.Action)
@@ -131,10 +131,10 @@ func TestPresumedRequestsAreDoubtedWhenMemoryIsCalmNoMore(t *testing.T) {
 		p.from(0, "upload", 12*mib)
 	}
 	require.False(t, w.Account().Calm(p.now))
-	judged, v := p.from(0, "download", 0)
+	notExempt, v := p.from(0, "download", 0)
 	require.Equal(t, verdict.Admit, v.Action)
-	require.False(t, judged.Presumed())
-	g.Close(p.now, &judged.Stream)
+	require.False(t, notExempt.Presumed())
+	g.Close(p.now, &notExempt.Stream)
 	require.EqualValues(t, 5, w.Account().Own().Presumed.Streams)
 
 	p.now += 25 * ms
@@ -358,10 +358,10 @@ func TestEveryOtherTickPassesWhileAllArePresumed(t *testing.T) {
 		return n
 	}
 	require.Equal(t, 5, ticks())
-	judged, _ := p.from(0, "any", 0)
-	require.False(t, judged.Presumed())
+	notExempt, _ := p.from(0, "any", 0)
+	require.False(t, notExempt.Presumed())
 	require.Equal(t, 10, ticks())
-	g.Close(p.now, &judged.Stream)
+	g.Close(p.now, &notExempt.Stream)
 	require.Equal(t, 5, ticks())
 	for asks := false; !asks; asks = w.Tick(p.now).Ask {
 		p.now += 25 * ms

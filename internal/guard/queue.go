@@ -12,7 +12,7 @@ import (
 // has no room for it.
 func (g *Guard) wait(now Time, s *Stream, small bool) Verdict {
 	w := g.worker
-	if g.lets() {
+	if g.observesBeside() {
 		w.counts[metric.CountThrottled]++
 		w.account.Ask(now, s.asks(), budget.Forced)
 		return Verdict{Action: verdict.Admit}
@@ -22,7 +22,7 @@ func (g *Guard) wait(now Time, s *Stream, small bool) Verdict {
 	s.conn()
 	window := g.windowOf(s)
 	if !g.claimPlace(now, s, small, cost, window) {
-		return g.turnAway(now, s, verdict.QueueFull)
+		return g.rejectFor(now, s, verdict.QueueFull)
 	}
 	w.counts[metric.CountThrottled]++
 	s.joinLine(now, small, cost, window)
@@ -34,14 +34,14 @@ func (g *Guard) wait(now Time, s *Stream, small bool) Verdict {
 // its share leaves something of the queue, and of what lies under the limit, to the others.
 func (g *Guard) claimPlace(now Time, s *Stream, small bool, cost, window int64) bool {
 	w, others := g.worker, g.worker.account.Others()
-	queue, held, claim := int64(w.throttle.Queue), w.account.Room()/heldShare, budget.Full
+	queue, held, claim := int64(w.throttle.Queue), w.account.Room()/heldShare, budget.UpToLimit
 	if w.greedy(s.key) {
-		queue, held, claim = queue-queue/othersShare, held-held/othersShare, budget.Large
+		queue, held, claim = queue-queue/othersShare, held-held/othersShare, budget.UpToHard
 	}
 	switch {
 	case w.throttle.Timeout == 0,
 		int64(w.line.Len())+others.Queue.Waiting >= queue,
-		!small && cost > 0 && w.largeClaim(s.key, s.total()) != budget.Full && w.drawEarlyReject(now), // to wait costs a GET nothing
+		!small && cost > 0 && w.largeClaim(s.key, s.total()) != budget.UpToLimit && w.drawEarlyReject(now), // to wait costs a GET nothing
 		window > 0 && window > int64(g.config.Buffers.HTTP2ConnectionWindow)/2-s.connection.window,
 		cost+s.Kept() > 0 && !w.bears(now, s, cost, held, claim):
 		return false
@@ -124,7 +124,7 @@ func (w *Worker) serve(now Time, a *Actions) {
 	w.publish()
 }
 
-// shed turns those away who wait and came last, where what they have sent has no room any more, by
+// shed rejects those who wait and came last, where what they have sent has no room any more, by
 // what was measured. It says whether there were any.
 func (w *Worker) shed(now Time, a *Actions) bool {
 	if w.come == 0 || w.account.Stale(now) {
@@ -206,7 +206,7 @@ func (w *Worker) claimRest(now Time, s *Stream, n int64) bool {
 		return w.claimSmall(now, s.key, rest) != budget.Denied // what is awaited is not in the floor
 	}
 	rest = max(rest-s.Awaited(), 0)
-	if rest == 0 && s.Awaited() == 0 && w.account.Table().Drains() && w.account.Ask(now, 0, budget.Full) != budget.Denied {
+	if rest == 0 && s.Awaited() == 0 && w.account.Table().Drains() && w.account.Ask(now, 0, budget.UpToLimit) != budget.Denied {
 		return true // all that it can hold has come: to let it go on frees memory
 	}
 	switch w.claim(now, s.key, rest) {

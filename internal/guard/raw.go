@@ -115,7 +115,7 @@ func (g *Guard) find(now Time, c *Connection, p Peer) (refused bool) {
 	}
 	if now-c.came < rawLate && !g.admitRaw(now, c, p) {
 		w.counts[metric.CountRefused]++
-		if g.governs() {
+		if g.enforcesTCP() {
 			c.ends = true
 			w.raws.late = append(w.raws.late, c)
 			return true

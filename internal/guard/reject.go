@@ -9,13 +9,13 @@ import (
 	"github.com/highwater-envoy/highwater/internal/verdict"
 )
 
-// turnAway rejects a request, in the queue or not, or one that grew. A reject costs memory too:
+// rejectFor rejects a request, in the queue or not, or one that grew. A reject costs memory too:
 // until its connection is closed, which takes Envoy's delayed_close_timeout, what an unfinished
 // HTTP/1 request has sent lies unread. Where that has no room there is no answer, and the
 // connection is closed instead.
-func (g *Guard) turnAway(now Time, s *Stream, reason verdict.Reason) Verdict {
+func (g *Guard) rejectFor(now Time, s *Stream, reason verdict.Reason) Verdict {
 	w := g.worker
-	if g.lets() && !s.Shadow() { // a shadow has been let go, and is to leave the queue
+	if g.observesBeside() && !s.Shadow() { // a shadow has been let go, and is to leave the queue
 		w.count(reason)
 		w.account.Ask(now, s.asks(), budget.Forced)
 		return Verdict{Action: verdict.Admit}
@@ -72,7 +72,7 @@ func (g *Guard) mustClose(now Time, s *Stream, cost int64, counted bool) bool {
 	if counted {
 		fresh = 0
 	}
-	if cost > w.account.Room()/leftShare-w.left.Bytes()-w.account.Others().Left {
+	if cost > w.account.Room()/leftShare-w.rejectedUnread.Bytes()-w.account.Others().Left {
 		return true
 	}
 	return s.capped() == nil && fresh > w.account.Share(limit)-w.account.Estimate(now)+s.Held(budget.Request)
@@ -95,10 +95,10 @@ func (w *Worker) close(a *Actions) {
 	w.closing = kept
 }
 
-// dismiss turns one away who waits.
+// dismiss rejects one who waits.
 func (w *Worker) dismiss(now Time, a *Actions, c *fairness.Waiter[Stream], reason verdict.Reason) {
 	s, waited := c.Value, unit.Duration(now-c.Since)
-	v := s.guard.turnAway(now, s, reason)
+	v := s.guard.rejectFor(now, s, reason)
 	if s.Shadow() {
 		return
 	}
@@ -140,7 +140,7 @@ func (g *Guard) rejectResponse(now Time, s *Stream, n int64) Verdict {
 func (g *Guard) outgrown(now Time, s *Stream, d budget.Direction) Verdict {
 	w := g.worker
 	if d == budget.Request {
-		if v := g.turnAway(now, s, verdict.Growth); !s.Shadow() {
+		if v := g.rejectFor(now, s, verdict.Growth); !s.Shadow() {
 			return v
 		}
 		return Verdict{Action: verdict.Pass}
@@ -150,7 +150,7 @@ func (g *Guard) outgrown(now Time, s *Stream, d budget.Direction) Verdict {
 	}
 	w.count(verdict.Growth)
 	w.counts[metric.CountRejectedResponses]++
-	if g.lets() {
+	if g.observesBeside() {
 		return Verdict{}
 	}
 	if shadow := s.reject(now); shadow {

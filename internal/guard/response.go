@@ -64,7 +64,7 @@ func (g *Guard) expect(now Time, s *Stream, length int64, promised bool) Verdict
 	if more > 0 && a.Ask(now, more, claim) == budget.Denied && !w.letInFutile(now, s, more) {
 		w.count(verdict.ResponseSize)
 		w.counts[metric.CountRejectedResponses]++
-		if !g.lets() {
+		if !g.observesBeside() {
 			return g.rejectResponse(now, s, n)
 		}
 		a.Ask(now, more, budget.Forced)
@@ -124,10 +124,10 @@ func (g *Guard) enlargeResponse(now Time, s *Stream) budget.Claim {
 	w.noteLarge(now, g.keyOf(now, s))
 	w.account.Enlarge(now, &s.Stream)
 	s.endSmallExemption()
-	if s.exempt != judged {
+	if s.exempt != notExempt {
 		return budget.Forced
 	}
-	return max(w.largeClaim(s.key, 0), budget.Large)
+	return max(w.largeClaim(s.key, 0), budget.UpToHard)
 }
 
 // Grow counts n more body bytes of a message, and judges it if it has outgrown what was reserved
@@ -162,12 +162,12 @@ func (g *Guard) grow(now Time, s *Stream, d budget.Direction, n int64, promised 
 	if beyond == 0 && !s.Beyond(d) && !lost {
 		return v
 	}
-	free := promised || s.exempt != judged
+	free := promised || s.exempt != notExempt
 	switch {
 	case s.Beyond(d):
 		v = g.extend(now, s, d, beyond, free)
 	case free:
-	case (lost || d == budget.Request && s.Lapsed(d)) && a.Ask(now, 0, budget.Full) == budget.Denied && w.outgrows(now):
+	case (lost || d == budget.Request && s.Lapsed(d)) && a.Ask(now, 0, budget.UpToLimit) == budget.Denied && w.outgrows(now):
 		v = g.outgrown(now, s, d)
 	}
 	a.Cover(now)
@@ -193,7 +193,7 @@ func (g *Guard) extend(now Time, s *Stream, d budget.Direction, beyond int64, fr
 		w.learn(now, g.keyOf(now, s), d, min(2*s.Seen(d), s.Cap(d)))
 	}
 	switch {
-	case free, more == 0 && beyond == 0, a.Ask(now, more, budget.Full) != budget.Denied, !w.outgrows(now):
+	case free, more == 0 && beyond == 0, a.Ask(now, more, budget.UpToLimit) != budget.Denied, !w.outgrows(now):
 		a.Reserve(now, &s.Stream, d, more)
 	case beyond > 0: // else all that has passed was reserved
 		return g.outgrown(now, s, d)
@@ -325,7 +325,7 @@ func (g *Guard) supposes(now Time, s *Stream, length int64) int64 {
 func (s *Stream) endSmallExemption() (ended bool) {
 	ended = s.exempt == whileSmall
 	if ended {
-		s.exempt = judged
+		s.exempt = notExempt
 	}
 	return ended
 }

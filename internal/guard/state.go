@@ -63,15 +63,15 @@ type Host interface {
 // Verdict is what a request is told: see package verdict.
 type Verdict = verdict.Verdict
 
-// lets says that this guard observes beside one that enforces. Its verdicts are counted alone, and
-// requests that it would have rejected count as admitted.
-func (g *Guard) lets() bool { return g.config.Mode == config.Observe && g.worker.enforcing }
+// observesBeside says that this guard observes beside one that enforces. Its verdicts are counted
+// alone, and requests that it would have rejected count as admitted.
+func (g *Guard) observesBeside() bool { return g.config.Mode == config.Observe && g.worker.enforcing }
 
-// shadows says that this guard's verdicts are carried out in the books alone.
-func (g *Guard) shadows() bool { return g.config.Mode == config.Observe && !g.worker.enforcing }
+// observesAlone says that this guard's verdicts are carried out in the books alone.
+func (g *Guard) observesAlone() bool { return g.config.Mode == config.Observe && !g.worker.enforcing }
 
-// governs says whether raw connections are refused and closed, and not counted alone.
-func (g *Guard) governs() bool {
+// enforcesTCP says whether raw connections are refused and closed, and not counted alone.
+func (g *Guard) enforcesTCP() bool {
 	return g.config.Mode == config.Enforce && g.config.TCP == config.Enforce
 }
 
@@ -86,7 +86,7 @@ func (g *Guard) mayExempt(n int64) bool {
 type exemption uint8
 
 const (
-	judged     exemption = iota // it is not
+	notExempt  exemption = iota // it is not
 	whileSmall                  // by its path, which the client says: up to budget.small each way
 	always                      // by the operator's own routing: the size does not matter
 )
@@ -146,7 +146,7 @@ func (w *Worker) count(reason verdict.Reason) { w.counts[metric.CountRejected+in
 func (w *Worker) publish() {
 	w.account.SetWaiting(int64(w.line.Len()), w.held, w.come, w.line.Since())
 	w.account.SetRate(w.line.Bytes(), w.back.Admitted.PerSecond())
-	w.account.SetLeft(w.left.Bytes())
+	w.account.SetLeft(w.rejectedUnread.Bytes())
 	w.account.SetLeaving(w.leaving.Bytes())
 }
 
@@ -183,8 +183,8 @@ type queue struct {
 
 // rejects is what is left of those that a worker rejected.
 type rejects struct {
-	closing []*Stream  // their connections are to be closed
-	left    linger.Sum // what the others left unread, until their connections are closed
+	closing        []*Stream  // their connections are to be closed
+	rejectedUnread linger.Sum // what the others left unread, until their connections are closed
 }
 
 // futile is what lets large requests in while shedding is futile: as many as the floor has room

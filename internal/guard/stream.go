@@ -143,7 +143,7 @@ func (s *Stream) rejectUnread(now Time, cost int64, counted bool) {
 	g, w := s.guard, s.guard.worker
 	s.pauseCost = cost
 	if !s.Ended(budget.Request) && !s.isHTTP2() {
-		w.left.Add(now, Time(g.config.Buffers.Linger), cost)
+		w.rejectedUnread.Add(now, Time(g.config.Buffers.Linger), cost)
 	}
 	shadow := s.reject(now)
 	if !counted {
@@ -427,7 +427,7 @@ func (w *Worker) Enforcing() bool { return w.enforcing }
 //
 // Verdicts are counted as in mode enforce (Worker.count).
 func (g *Guard) shade(now Time, s *Stream) {
-	if !g.shadows() {
+	if !g.observesAlone() {
 		return
 	}
 	w := g.worker

@@ -54,8 +54,8 @@ func (c *Connection) holds() holding {
 	return holding{response: c.Unread(), likely: c.Left(), phase: reservoir.Downloading}
 }
 
-// mark holds a reading against the high-water marks.
-func (w *Worker) mark(now Time, t *budget.Table) {
+// noteHighWater holds a reading against the high-water marks.
+func (w *Worker) noteHighWater(now Time, t *budget.Table) {
 	if w.trace.Capacity == 0 {
 		return
 	}

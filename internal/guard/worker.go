@@ -23,7 +23,7 @@ func NewWorker(store budget.Store, random func() float64) (*Worker, error) {
 	}
 	w := &Worker{account: account, random: random}
 	w.limits, w.keys = account.Limits(), fairness.NewKeys[keyed]()
-	account.Watch(w.mark)
+	account.Watch(w.noteHighWater)
 	w.idle.Init()
 	return w, nil
 }
@@ -54,8 +54,8 @@ func (w *Worker) Tick(now Time) *Actions {
 		return a
 	}
 	w.ticks++
-	w.pass(now)
-	w.meet(now)
+	w.expire(now)
+	w.exchange(now)
 	w.doubtPresumed(now)
 	w.sample(now)
 	w.share(now)
@@ -76,9 +76,9 @@ func (a *Actions) empty() *Actions {
 	return a
 }
 
-// pass lets pass what does so by itself.
-func (w *Worker) pass(now Time) {
-	w.left.Expire(now)
+// expire drops what time alone ends: bytes that lingered, unread responses, credit.
+func (w *Worker) expire(now Time) {
+	w.rejectedUnread.Expire(now)
 	w.leaving.Expire(now)
 	w.settle(now)
 	w.learnRaws(now)
@@ -86,8 +86,8 @@ func (w *Worker) pass(now Time) {
 	w.back.Admitted.Pass(now, w.line.Len() > 0 || w.account.Others().Queue.Waiting > 0)
 }
 
-// meet tells the others what this worker has, and learns what they have.
-func (w *Worker) meet(now Time) {
+// exchange tells the others what this worker has, and learns what they have.
+func (w *Worker) exchange(now Time) {
 	w.publish()
 	polls, err := w.account.Tick(now)
 	if err != nil {
@@ -135,7 +135,7 @@ func (w *Worker) plan(now Time, a *Actions) {
 // works says that there is something on this worker that has to be watched.
 func (w *Worker) works() bool {
 	own := w.account.Own()
-	return own.Streams > 0 || own.Fresh > 0 || len(w.residual) > 0 || w.left.Bytes() > 0 || w.leaving.Bytes() > 0 || w.account.Table().Level > budget.Normal
+	return own.Streams > 0 || own.Fresh > 0 || len(w.residual) > 0 || w.rejectedUnread.Bytes() > 0 || w.leaving.Bytes() > 0 || w.account.Table().Level > budget.Normal
 }
 
 // due is how long it is to the next tick.
@@ -207,14 +207,14 @@ func (w *Worker) schedule(now Time) bool {
 func (w *Worker) pollFigures(now Time) polling.Figures {
 	t := w.account.Table()
 	all := t.Sum()
-	judged := all.Streams - all.Presumed.Streams
+	notExempt := all.Streams - all.Presumed.Streams
 	return polling.Figures{
 		Urgent:   all.Queue.Waiting > 0 || t.Sequence == 0 || t.Level >= budget.Hard,
 		Fresh:    all.Fresh,
 		Coming:   all.Coming - all.Presumed.Bytes,
 		Limit:    w.limits.Limit,
 		Free:     max(w.account.Share(w.limits.Hard)-t.Reading, 0),
-		Presumed: all.Presumed.Streams > 0 && judged <= int64(len(t.Entries)) && w.account.Calm(now),
+		Presumed: all.Presumed.Streams > 0 && notExempt <= int64(len(t.Entries)) && w.account.Calm(now),
 		Short:    Time(w.memory.Interval),
 		Long:     Time(w.memory.IdleInterval),
 	}

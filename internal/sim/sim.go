@@ -8,8 +8,8 @@
 // keeps), never the guard's configuration: so a guard whose formulas leave something out is found
 // out.
 //
-// What it models is what docs/envoy-facts.md and the floods of bench/ show to matter: reads of up to
-// a buffer limit, after which a full buffer stops reading; HTTP/2 windows that let a client send
+// It models what docs/envoy-facts.md and the floods of bench/ show to matter: reads of up to a
+// buffer limit, after which a full buffer stops reading; HTTP/2 windows that let a client send
 // although it is paused; a buffering filter; kernels that take what the other side has not read;
 // responses that end unread; connections that linger after a reject; freed memory that the
 // allocator keeps; a reading that is late. What it does not: headers of any size, TLS records,
