@@ -231,7 +231,7 @@ func (w *Worker) leave(now Time, c *Connection, n int64, k *key) {
 	if c.key != nil {
 		c.key.Refs--
 	}
-	c.key, c.spared = k, false
+	c.key, c.evictedOnce = k, false
 	k.Refs++
 	if !c.unread {
 		c.unread = true
@@ -271,9 +271,10 @@ func (w *Worker) end(c *Connection) {
 }
 
 // claimCut says whether the connection may be closed in this tick, and if so notes that it will be.
-// Those of rejected requests are (Actions.Close), evicted and raw ones (Cut), and idle ones with
-// those that were on trial for too long (Idle). What OpenConnection and Data refuse does not come
-// here: nothing has begun on such a connection, and the face closes it at once.
+// Every close by a tick asks here first, and is then listed in Actions.Close (connections of
+// rejected requests), Cut (evicted, and raw ones) or Idle (idle, or on trial for too long). What
+// OpenConnection or Data refuses the face closes at once. Where Data refused one with a waiting
+// request (refuseWaiting) it is in closing too, and IsClosed keeps it from being closed twice.
 func (w *Worker) claimCut(c *Connection) bool {
 	if c.IsClosed || c.endedIn == w.ticks || c.cut == w.ticks {
 		return false

@@ -105,7 +105,7 @@ func (w *Worker) evictStream(now Time, a *Actions, s *Stream) bool {
 		w.counts[metric.CountRejectedResponses]++
 	}
 	if s.guard.observesBeside() {
-		s.spared = true
+		s.evictedOnce = true
 		return true
 	}
 	if shadow := s.reject(now); shadow {
@@ -126,7 +126,7 @@ func (w *Worker) evictStream(now Time, a *Actions, s *Stream) bool {
 
 func (w *Worker) evictLeft(a *Actions, c *Connection) bool {
 	if c.observed {
-		c.spared = true
+		c.evictedOnce = true
 		return true
 	}
 	if !w.claimCut(c) {
@@ -145,7 +145,7 @@ func (w *Worker) evictRaw(a *Actions, r *raw) bool {
 		r.of.ends = true
 		a.Cut = append(a.Cut, r.of)
 	}
-	r.spared = true
+	r.evictedOnce = true
 	return true
 }
 
@@ -154,12 +154,12 @@ func (w *Worker) candidates(do func(k *key, c candidate)) {
 	w.account.Owners(func(owner any) {
 		// What has ended is out of reach: Envoy ignores a local reply then, and the rest stays with
 		// the connection.
-		if s, ok := owner.(*Stream); ok && s.admitted() && s.exempt == notExempt && !s.spared && s.Likely() > 0 && !s.Ended(budget.Response) && !mayBeIdle(s) {
+		if s, ok := owner.(*Stream); ok && s.admitted() && s.exempt == notExempt && !s.evictedOnce && s.Likely() > 0 && !s.Ended(budget.Response) && !mayBeIdle(s) {
 			do(s.key, candidate{stream: s, likely: s.Likely()})
 		}
 	})
 	for _, c := range w.residual {
-		if c.Left() > 0 && !c.spared {
+		if c.Left() > 0 && !c.evictedOnce {
 			do(c.key, candidate{connection: c, likely: c.Left(), shared: c.use.Requests() > 0})
 		}
 	}

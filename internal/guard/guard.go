@@ -42,6 +42,11 @@
 //	raw.go         raw TCP: what a connection holds that no HTTP filter sees, and which are refused
 //	trace.go       samples at high-water marks
 //
+// Mode observe has no file of its own: observesAlone and observesBeside (state.go) are asked where
+// a verdict would be carried out, and shade (stream.go) says how it is counted. Faults are the
+// faces': filter/main.go says what a trap of the plugin loses, and budget/table.go (drop) when the
+// other workers forget what it had.
+//
 // Leaves know nothing of a worker: config, verdict, events and metric (what is told), memory (a
 // reading), forecast, fairness, idle, linger (what rejected requests leave unread, and until when),
 // polling, retryafter, coverage (what a filter tells), httptext.

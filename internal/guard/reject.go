@@ -26,23 +26,23 @@ func (g *Guard) rejectFor(now Time, s *Stream, reason verdict.Reason) Verdict {
 	if reason == verdict.QueueFull || reason == verdict.Timeout {
 		s.key.Value.rejected += s.total()
 	}
-	counted := false // what it leaves unread
+	alreadyFresh := false // what it may leave unread was booked as fresh while it waited
 	if s.state == queued {
-		counted = s.Awaited() == 0
+		alreadyFresh = s.Awaited() == 0
 		s.leaveLine()
-		if !counted {
+		if !alreadyFresh {
 			w.account.Unpause(&s.Stream)
 		}
 	}
 	cost := g.cost(s)
-	if g.mustClose(now, s, cost, counted) {
+	if g.mustClose(now, s, cost, alreadyFresh) {
 		w.counts[metric.CountClosedConnections]++
 		w.count(verdict.Closed) // in place of the reason: each is counted once
-		s.rejectClosing(now, cost, counted)
+		s.rejectClosing(now, cost, alreadyFresh)
 		return Verdict{Action: verdict.Close, Reason: reason}
 	}
 	w.count(reason)
-	s.rejectUnread(now, cost, counted)
+	s.rejectUnread(now, cost, alreadyFresh)
 	v := Verdict{Action: verdict.Answer, Reason: reason}
 	if reason != verdict.TooLarge {
 		v.RetryAfter = g.retryAfter(now, max(s.wants, s.Held(budget.Request)))
@@ -56,7 +56,7 @@ const leftShare = 8 // TestLeftoversOfAllWorkers
 // mustClose says that what a rejected request leaves unread has no room until its client has read
 // an answer: its connection is to be closed instead, which it can be where there is a network
 // filter.
-func (g *Guard) mustClose(now Time, s *Stream, cost int64, counted bool) bool {
+func (g *Guard) mustClose(now Time, s *Stream, cost int64, alreadyFresh bool) bool {
 	w := g.worker
 	if s.Ended(budget.Request) || s.isHTTP2() {
 		return false
@@ -69,7 +69,7 @@ func (g *Guard) mustClose(now Time, s *Stream, cost int64, counted bool) bool {
 		limit = w.limits.Hard // as for its place in the queue: the rest is for the others
 	}
 	fresh := cost
-	if counted {
+	if alreadyFresh {
 		fresh = 0
 	}
 	if cost > w.account.Room()/leftShare-w.rejectedUnread.Bytes()-w.account.Others().Left {

@@ -356,14 +356,14 @@ type Stream struct {
 	expects    forecast.Prediction // and what its response will
 	unproven
 	pause
-	meanwhile meanwhile // where it is a shadow
-	state     state
-	exempt    exemption
-	letIn     letIn
-	http2     bool
-	asked     bool // http2 is known
-	keyed     bool // key is known
-	spared    bool // mode observe beside one that enforces: it would have been evicted, and stays
+	meanwhile   meanwhile // where it is a shadow
+	state       state
+	exempt      exemption
+	letIn       letIn
+	http2       bool
+	asked       bool // http2 is known
+	keyed       bool // key is known
+	evictedOnce bool // it is no candidate any more: it was evicted, or would have been in mode enforce
 	traced
 }
 
@@ -417,13 +417,13 @@ type Connection struct {
 	budget.Connection
 	Context uint32 // the network filter's context, by which it can be closed; 0 = there is no network filter
 	arrivals
-	silent Peer // whose it is, while nothing has come that might be refused
-	paused *Stream
-	window int64 // what paused HTTP/2 requests take of the connection's window
-	costs  int64 // and what they can leave unread
-	spared bool  // mode observe: that would have been evicted
-	doomed bool  // and that it would have been closed at its first bytes
-	source *key  // that it counts for; nil = connections are not told apart
+	silent      Peer // whose it is, while nothing has come that might be refused
+	paused      *Stream
+	window      int64 // what paused HTTP/2 requests take of the connection's window
+	costs       int64 // and what they can leave unread
+	evictedOnce bool  // what is left there was evicted, or would have been in mode enforce
+	doomed      bool  // and that it would have been closed at its first bytes
+	source      *key  // that it counts for; nil = connections are not told apart
 	Caps
 	ended
 	rawness

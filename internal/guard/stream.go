@@ -139,14 +139,14 @@ func (s *Stream) reject(now Time) (shadow bool) {
 
 // rejectUnread has it answered, though so much of it may lie unread until its client has read the
 // answer: live → rejected.
-func (s *Stream) rejectUnread(now Time, cost int64, counted bool) {
+func (s *Stream) rejectUnread(now Time, cost int64, alreadyFresh bool) {
 	g, w := s.guard, s.guard.worker
 	s.pauseCost = cost
 	if !s.Ended(budget.Request) && !s.isHTTP2() {
 		w.rejectedUnread.Add(now, Time(g.config.Buffers.Linger), cost)
 	}
 	shadow := s.reject(now)
-	if !counted {
+	if !alreadyFresh {
 		w.account.Pause(now, &s.Stream, cost, cost)
 	}
 	if !shadow {
@@ -158,13 +158,13 @@ func (s *Stream) rejectUnread(now Time, cost int64, counted bool) {
 
 // rejectClosing has its connection closed, where so much of it may lie unread until then:
 // live → closing.
-func (s *Stream) rejectClosing(now Time, cost int64, counted bool) {
+func (s *Stream) rejectClosing(now Time, cost int64, alreadyFresh bool) {
 	w, c := s.guard.worker, s.connection
 	s.state, s.pauseCost = closing, cost
 	c.paused, c.arrived = s, c.last
 	w.closing = append(w.closing, s)
 	s.guard.shade(now, s)
-	if !counted {
+	if !alreadyFresh {
 		w.account.Pause(now, &s.Stream, cost, c.arrived)
 	}
 	w.publish()

@@ -177,7 +177,8 @@ func (w *Worker) Status(now Time, add func(name string, value int64)) {
 	}
 }
 
-// ask asks for a reading, if it is time to, and picks what is to be logged.
+// ask asks for a reading, if it is time to, and picks what is to be logged. One worker asks for all
+// (budget/tick.go, refreshAll says which); how often package polling says.
 func (w *Worker) ask(now Time, a *Actions) {
 	if a.Polls = w.polls; w.polls {
 		a.Ask, a.Event = w.schedule(now), w.tellBlind(now)
