@@ -33,6 +33,7 @@ func TestWrongConfigurationStopsTheStart(t *testing.T) {
 		"root_id": {func(c envoytest.Config) { c.SetRootID("requests", "request") }, []string{`root_id: "request" must be requests .* or connections`}},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel() // each is Envoy starting, and no load
 			e, err := envoytest.Start(t.Context(), envoytest.Options{Edit: c.edit, Concurrency: 1})
 			if err == nil {
 				require.NoError(t, e.Stop())
