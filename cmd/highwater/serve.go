@@ -188,7 +188,7 @@ func serveUntil(ctx context.Context, o settings, hangup <-chan os.Signal, log *s
 		defer httpListener.Close()
 	}
 
-	a.report = &reporter{server: a.server}
+	a.report = &reporter{server: a.server, observed: func() observer.Status { return a.watching().Status() }}
 	a.report.follow(config.guard.Memory.URL, config.observer.Envoy.PID)
 	mux.Handle("GET /report", adminhttp.Share(a.report))
 
