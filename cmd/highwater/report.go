@@ -27,6 +27,7 @@ type reporter struct {
 
 	mu struct {
 		sync.Mutex
+		judged  bool   // the observer gives verdicts on growth
 		address string // of Envoy's admin interface
 		pid     int    // of Envoy; 0 = it is looked for
 		live    *gather.Live
@@ -38,9 +39,11 @@ type reporter struct {
 }
 
 // follow has another Envoy examined from now on. The history begins again.
-func (r *reporter) follow(address string, pid int) {
+func (r *reporter) follow(config served) {
+	address, pid := config.guard.Memory.URL, config.observer.Envoy.PID
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.mu.judged = config.observer.Leak.Interval > 0
 	if r.mu.live != nil && r.mu.address == address && r.mu.pid == pid {
 		return
 	}
@@ -95,7 +98,7 @@ func (r *reporter) page() *doctor.Page {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	in := doctor.Input{Now: r.mu.now, First: r.mu.first, Base: r.mu.base}
-	if observed := r.observed(); r.mu.first != nil {
+	if observed := r.observed(); r.mu.first != nil && r.mu.judged {
 		in.Growth = &doctor.Growth{Over: r.mu.now.Time.Sub(r.mu.first.Time), Growing: observed.Growing, Leak: observed.Leak}
 	}
 	for _, k := range status.Keys {

@@ -15,6 +15,9 @@ type Growth struct {
 	Leak    leak.Leak     `json:"leak"`
 }
 
+// growthOver is how far leak's verdict on growth looks back.
+const growthOver = 5 * time.Minute
+
 // grows tells growth, and what went on for long enough to be called a leak.
 func grows(p *patient) {
 	g := p.in.Growth
@@ -25,7 +28,7 @@ func grows(p *patient) {
 		p.find(Leaks, int64(l.PerMinute*l.Window.Minutes()), "Envoy leaks memory: "+l.String()+".")
 	}
 	if v := g.Growing; v.Found() {
-		p.find(Grows, int64(v.PerMinute*g.Over.Minutes()), "Memory grows, and load does not explain it: "+v.String()+".")
+		p.find(Grows, int64(v.PerMinute*min(g.Over, growthOver).Minutes()), "Memory grows, and load does not explain it: "+v.String()+".")
 	}
 	if a := p.now.Allocator; a != nil && !a.Counted {
 		p.report.Missing = append(p.report.Missing, "growth that load does not explain: this allocator does not tell its size classes")

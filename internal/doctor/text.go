@@ -37,7 +37,7 @@ func (r *Report) WriteText(w io.Writer) {
 	if len(r.Advice) == 0 && r.Map.Resident > 0 {
 		p.line("\nNothing is to be changed, as far as this can be seen.")
 	}
-	p.list("More", len(r.More), func(i int) string { return r.More[i] })
+	p.more(r)
 	p.list("Not known", len(r.Missing), func(i int) string { return r.Missing[i] })
 }
 
@@ -167,6 +167,16 @@ func (p *printer) heaps(r *Report) {
 		var text strings.Builder
 		_ = r.Heaps[i].Write(&text, heapLines)
 		p.line("\nWho holds the %s", strings.TrimRight(text.String(), "\n"))
+	}
+}
+
+// more prints commands as they are typed, in one line each.
+func (p *printer) more(r *Report) {
+	if len(r.More) > 0 {
+		p.line("\nMore")
+	}
+	for _, command := range r.More {
+		p.line("  %s", command)
 	}
 }
 
