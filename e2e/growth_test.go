@@ -134,6 +134,13 @@ func TestGrowthIsTold(t *testing.T) {
 				require.Equal(t, int64(896), x.Growing.Size)
 				require.Contains(t, x.Growing.String(), "896-byte objects, about one a request")
 				require.Less(t, took, within)
+				res, err := http.Get("http://" + address + "/report")
+				require.NoError(t, err)
+				defer res.Body.Close()
+				page, err := io.ReadAll(res.Body)
+				require.NoError(t, err)
+				require.Contains(t, string(page), "Memory grows, and load does not explain it: ")
+				require.Contains(t, string(page), "896-byte objects, about one a request")
 			}
 		})
 	}

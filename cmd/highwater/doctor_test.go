@@ -130,8 +130,8 @@ func bundleOf(t *testing.T) string {
 	return dir
 }
 
-// A bundle of serve's opens with nothing missing: each text is what doctor reads, and its heap dumps
-// have their classes where a binary is at hand.
+// A bundle of serve's opens with nothing missing: each text is what doctor reads, and its heap
+// dumps have their classes where a binary is at hand.
 func TestDoctorOfABundle(t *testing.T) {
 	t.Setenv("XDG_CACHE_HOME", t.TempDir())
 	dir, envoy := bundleOf(t), inDir(t, map[string][]byte{"envoy": small.Bytes()})["envoy"]

@@ -77,8 +77,8 @@ type Report struct {
 	Notes Notes `json:"notes"`
 }
 
-// Spans are objects that are larger than any class: their size, rounded up to pages, to how many are
-// in use.
+// Spans are objects that are larger than any class: their size, rounded up to pages, to how many
+// are in use.
 type Spans map[int64]int64
 
 // Estimate is a figure that may not be known.
@@ -185,8 +185,8 @@ func (r *Report) Largest(n int) []Class {
 	return slices.DeleteFunc(list, func(c Class) bool { return c.Live == 0 })
 }
 
-// Live is how many objects of each size are in use, those of Spans included; nil where the text does
-// not tell, as gperftools' and /memory, or breaks off before that.
+// Live is how many objects of each size are in use, those of Spans included; nil where the text
+// does not tell, as gperftools' and /memory, or breaks off before that.
 func (r *Report) Live() map[int64]int64 {
 	if !r.Counted {
 		return nil

@@ -168,7 +168,8 @@ func parseServerInfo(text []byte, e *doctor.Envoy) error {
 	return nil
 }
 
-// versionOf is the number in 9e5580933739775e8bce696a57a2e1bc99368f23/1.40.0/Clean/RELEASE/BoringSSL.
+// versionOf is the number in
+// 9e5580933739775e8bce696a57a2e1bc99368f23/1.40.0/Clean/RELEASE/BoringSSL.
 func versionOf(text string) string {
 	if parts := strings.Split(text, "/"); len(parts) > 1 {
 		return brief(parts[1])

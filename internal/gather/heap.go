@@ -60,8 +60,8 @@ const (
 	PeakHeapDump = "peak_heap_dump.pb.gz"
 )
 
-// Heaps reads the heap dumps of a directory, by the binary that the source names. What can't be read
-// is said in missing.
+// Heaps reads the heap dumps of a directory, by the binary that the source names. What can't be
+// read is said in missing.
 func Heaps(ctx context.Context, dir fs.FS, report *allocator.Report, source heapdump.Source) (list []heapdump.Summary, missing []string) {
 	m, _ := readManifest(dir)
 	for _, name := range []string{HeapDump, PeakHeapDump} {

@@ -39,8 +39,9 @@ type Source struct {
 	Get func(ctx context.Context, path string, most int64) ([]byte, error)
 	// Peak asks for the dump of when the heap was largest, in place of now.
 	Peak bool
-	// Sizes says what the dump is corrected by. It is asked once the dump is there, so that both are
-	// of the same moment; nil = the dump is not corrected. Neither is that of a peak, of which nobody knows them.
+	// Sizes says what the dump is corrected by. It is asked once the dump is there, so that both
+	// are of the same moment; nil = the dump is not corrected. Neither is that of a peak, of which
+	// nobody knows them.
 	Sizes func(ctx context.Context) ([]Size, error)
 
 	Binary string // Envoy's file; empty = PID's, or else the one that the dump names

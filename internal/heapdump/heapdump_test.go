@@ -242,8 +242,8 @@ func cpuProfile() *profile.Profile {
 	return p
 }
 
-// Where nobody can tell the exact sizes, there is a profile, and a note. They are asked for once the
-// dump is there.
+// Where nobody can tell the exact sizes, there is a profile, and a note. They are asked for once
+// the dump is there.
 func TestReadWithoutSizes(t *testing.T) {
 	binary := save(t, envoy)
 	var asked []string

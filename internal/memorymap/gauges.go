@@ -20,8 +20,8 @@ const (
 )
 
 // StatsPath is what Envoy is asked for: the gauges that memory goes with, a few counters, and the
-// versions of its configuration, of those that were ever used. Envoy's main thread answers, so that the names are few and the format
-// is the cheap one.
+// versions of its configuration, of those that were ever used. Envoy's main thread answers, so that
+// the names are few and the format is the cheap one.
 var StatsPath = "/stats?format=json&usedonly&filter=" + url.QueryEscape(`(`+strings.Join([]string{
 	`downstream_(cx|rq|pre_cx)_active`, `downstream_cx_ssl_active`, `upstream_(cx|rq|rq_pending)_active`, `_cx_[rt]x_bytes_buffered`, `pending_send_bytes`,
 	`cluster_manager\.active_clusters`, `total_listeners_active`, `wasm\..*\.active`, `upstream_rq_retry`, `upstream_rq_retry_overflow`, `\.compressed`,
@@ -57,8 +57,8 @@ type Gauges struct {
 	Compressed int64 `json:"compressed"`  // responses that compressors have compressed
 	GuardLimit int64 `json:"guard_limit"` // the budget of Highwater's plugin, bytes; 0 = it does not run
 
-	// Finished are the downstream requests that have ended. Config is another number where clusters,
-	// listeners or routes have changed.
+	// Finished are the downstream requests that have ended. Config is another number where
+	// clusters, listeners or routes have changed.
 	Finished int64  `json:"finished"`
 	Config   uint64 `json:"config"`
 
@@ -124,8 +124,8 @@ func (g *Gauges) decode(d *json.Decoder) error {
 	return nil
 }
 
-// configEnds are the ends of what counts changes of the configuration. Endpoints come and go all the
-// time, and are none.
+// configEnds are the ends of what counts changes of the configuration. Endpoints come and go all
+// the time, and are none.
 var configEnds = []string{
 	".version", "cluster_added", "cluster_modified", "cluster_removed", "listener_added", "listener_modified", "listener_removed",
 }

@@ -31,7 +31,7 @@ func classesOf(text []byte) ([]leak.Class, error) {
 		return nil, err
 	}
 	if !report.Counted {
-		return nil, errors.New("Envoy's allocator does not tell its size classes: only release builds, which have google's TCMalloc, do")
+		return nil, errors.New("the allocator does not tell its size classes: only release builds of Envoy, which have google's TCMalloc, do")
 	}
 	var list []leak.Class
 	for size, n := range report.Live() {
