@@ -150,7 +150,6 @@ var sums = []struct {
 	{".total_listeners_active", func(g *Gauges) *int64 { return &g.Listeners }},
 	{".upstream_rq_retry", func(g *Gauges) *int64 { return &g.Retries }},
 	{".upstream_rq_retry_overflow", func(g *Gauges) *int64 { return &g.Retries }},
-	{".downstream_rq_completed", func(g *Gauges) *int64 { return &g.Finished }},
 	{".compressed", func(g *Gauges) *int64 { return &g.Compressed }},
 }
 
@@ -177,6 +176,8 @@ func (g *Gauges) sumOf(name string) *int64 {
 		return &g.WasmVMs
 	case strings.HasPrefix(name, "listener.") && strings.HasSuffix(name, ".downstream_cx_active"):
 		return &g.Connections
+	case strings.HasPrefix(name, "http.") && strings.HasSuffix(name, ".downstream_rq_completed"):
+		return &g.Finished // each listener counts the same requests again
 	}
 	for _, s := range sums {
 		if strings.HasSuffix(name, s.end) {

@@ -181,7 +181,8 @@ func TestStats(t *testing.T) {
 	require.Equal(t, map[string]int64{"http.ingress.downstream_rq_active": 7, "listener.0.0.0.0_80.downstream_cx_active": 5}, g.Active)
 	of := func(version, completed string) *Gauges {
 		g, err := ParseStats([]byte(`{"stats":[{"name":"cluster_manager.cds.version","value":` + version + `},{"name":"listener_manager.listener_added","value":2},` +
-			`{"name":"http.a.downstream_rq_completed","value":` + completed + `},{"name":"http.admin.downstream_rq_completed","value":9}]}`))
+			`{"name":"http.a.downstream_rq_completed","value":` + completed + `},{"name":"http.admin.downstream_rq_completed","value":9},` +
+			`{"name":"listener.0.0.0.0_80.http.a.downstream_rq_completed","value":12}]}`))
 		require.NoError(t, err)
 		return g
 	}
