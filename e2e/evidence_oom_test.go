@@ -21,6 +21,8 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/highwater-envoy/highwater/internal/doctor"
+	"github.com/highwater-envoy/highwater/internal/envoybin"
 	"github.com/highwater-envoy/highwater/internal/envoytest"
 	"github.com/highwater-envoy/highwater/internal/evidence"
 	"github.com/highwater-envoy/highwater/internal/load"
@@ -77,6 +79,7 @@ func TestOOMEvidence(t *testing.T) {
 		if b.complete() && b.written.Before(died) {
 			whole = append(whole, b.name)
 			b.read(t)
+			b.examine(t)
 			require.NotEmpty(t, b.BuildID)
 			require.Contains(t, b.EnvoyVersion, "/1.")
 		}
@@ -184,6 +187,24 @@ func (b taken) read(t *testing.T) {
 	}
 	first := page[strings.Index(page, "requests by what tells them apart"):]
 	require.Less(t, strings.Index(first, "upload"), 400, "the flood is on top: %s", first[:600])
+}
+
+// examine opens it with highwater doctor, for which nothing is missing.
+func (b taken) examine(t *testing.T) {
+	t.Helper()
+	envoy, err := envoybin.Find(t.Context())
+	require.NoError(t, err)
+	var r doctor.Report
+	require.NoError(t, json.Unmarshal([]byte(command(t, "doctor", "-json", "-dir", b.dir, "-heap", "-binary", envoy)), &r))
+	require.Empty(t, r.Missing)
+	require.NotZero(t, r.Limit)
+	require.NotEmpty(t, r.More)
+	require.Positive(t, r.Gauges.Requests)
+	require.LessOrEqual(t, r.Map.Error, 0.1, "its files are of moments of a flood")
+	require.Len(t, r.Heaps, 2)
+	require.True(t, r.Heaps[0].Exact)
+	require.Contains(t, r.Heaps[0].Classes[0].Name, "Buffer")
+	t.Logf("%s; %.0f%% of the heap with a class, most by %s", r.Verdict, 100*r.Heaps[0].Share(), r.Heaps[0].Classes[0].Name)
 }
 
 // A heap dump takes Envoy less than half of the room that must be left for it.

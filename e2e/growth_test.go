@@ -17,6 +17,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/highwater-envoy/highwater/internal/doctor"
 	"github.com/highwater-envoy/highwater/internal/envoybin"
 	"github.com/highwater-envoy/highwater/internal/observer"
 )
@@ -134,6 +135,19 @@ func TestGrowthIsTold(t *testing.T) {
 				require.Equal(t, int64(896), x.Growing.Size)
 				require.Contains(t, x.Growing.String(), "896-byte objects, about one a request")
 				require.Less(t, took, within)
+				res, err := http.Get("http://" + address + "/report")
+				require.NoError(t, err)
+				defer res.Body.Close()
+				page, err := io.ReadAll(res.Body)
+				require.NoError(t, err)
+				require.Contains(t, string(page), "Memory grows, and load does not explain it: ")
+				require.Contains(t, string(page), "896-byte objects, about one a request")
+			}
+			if *growthFull { // doctor watches for itself, and says the same
+				r := s.examine("-watch", "2m")
+				require.NotZero(t, r.Growth.Growing.Samples)
+				require.Equal(t, c.leaks, r.Has(doctor.Grows), "%+v", r.Growth)
+				t.Logf("%s: doctor -watch: %v", name, r.Growth.Growing)
 			}
 		})
 	}

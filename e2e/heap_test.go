@@ -138,6 +138,12 @@ func TestHeapHasClasses(t *testing.T) {
 	t.Logf("%d MiB: %.1f%% of it, and %.1f%% of what is sampled, has a class; %v the first time and %v the second\n%s",
 		all/mib, 100*named/float64(all), 100*named/float64(all-by[noSample]), first, second, table)
 	require.Less(t, second, 3*time.Second)
+
+	r := s.examine("-heap") // the same, beside the map
+	require.Len(t, r.Heaps, 1)
+	require.True(t, r.Heaps[0].Exact)
+	require.GreaterOrEqual(t, r.Heaps[0].Share(), 0.9)
+	require.Contains(t, r.Heaps[0].Classes[0].Name, "Envoy::Buffer::")
 	files, err := filepath.Glob(filepath.Join(cache, "*.classes"))
 	require.NoError(t, err)
 	require.Len(t, files, 1)

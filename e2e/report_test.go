@@ -37,7 +37,7 @@ func TestReport(t *testing.T) {
 		text = page()
 		return strings.Contains(text, "Envoy&#39;s binary")
 	}, 10*time.Second, 100*time.Millisecond)
-	for _, want := range []string{"Envoy's binary", "GLIBC_TUNABLES", "Who holds it, as the guard counts", "<svg"} {
+	for _, want := range []string{"Envoy's binary", "GLIBC_TUNABLES", "Who holds it, as the guard counts", "<svg", "Growth, watched for"} {
 		require.Contains(t, strings.ReplaceAll(text, "&#39;", "'"), want)
 	}
 	for _, never := range []string{"<script", "src=", `href="http`, "@import", "url("} {

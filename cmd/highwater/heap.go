@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/highwater-envoy/highwater/internal/adminhttp"
+	"github.com/highwater-envoy/highwater/internal/allocator"
+	"github.com/highwater-envoy/highwater/internal/gather"
 	"github.com/highwater-envoy/highwater/internal/heapdump"
 	"github.com/highwater-envoy/highwater/internal/input"
 	"github.com/highwater-envoy/highwater/internal/observer"
@@ -110,13 +112,15 @@ func (o *heapOptions) show(ctx context.Context, out io.Writer) error {
 		return err
 	}
 	if o.sizes != "" {
-		text, err := input.Read(o.sizes, heapdump.MaxSizes)
+		text, err := input.Read(o.sizes, allocator.MaxText)
+		var sizes []heapdump.Size
 		if err == nil {
-			o.source.Sizes, err = heapdump.ParseSizes(text)
+			sizes, err = gather.ParseSizes(text)
 		}
 		if err != nil {
 			return fmt.Errorf("-sizes %s: %w", o.sizes, err)
 		}
+		o.source.Sizes = func(context.Context) ([]heapdump.Size, error) { return sizes, nil }
 	}
 	p, summary, err := heapdump.Read(ctx, o.source)
 	if err != nil {
@@ -145,7 +149,8 @@ func (o *heapOptions) open() error {
 	if err != nil {
 		return fmt.Errorf("-admin: %w", err)
 	}
-	o.source.Get, o.source.Find = admin.Get, admin.Process
+	asked := gather.HeapSource(admin)
+	o.source.Get, o.source.Find, o.source.Sizes = asked.Get, asked.Find, asked.Sizes
 	return nil
 }
 
@@ -179,9 +184,9 @@ func (a *app) heapPage(w http.ResponseWriter, r *http.Request) {
 	}
 	defer admin.Close()
 	query := r.URL.Query()
-	p, summary, err := heapdump.Read(ctx, heapdump.Source{
-		Get: admin.Get, Peak: query.Has("peak"), PID: a.watching().Status().PID, Find: admin.Process, Cache: classCache(""),
-	})
+	source := gather.HeapSource(admin)
+	source.Peak, source.PID, source.Cache = query.Has("peak"), a.watching().Status().PID, classCache("")
+	p, summary, err := heapdump.Read(ctx, source)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadGateway)
 		return

@@ -69,7 +69,7 @@ func TestHeap(t *testing.T) {
 
 	out, _ = call(t, 0, "heap", "-cache", t.TempDir(), "-binary", files["envoy"], "-admin", admin.URL)
 	require.Contains(t, out, "heap: 4.0MiB "+table)
-	require.Contains(t, out, "note: its weights are estimates of few samples, for Envoy's /memory/tcmalloc can't be read: "+
+	require.Contains(t, out, "note: its weights are estimates of few samples, for the exact sizes are not known: "+
 		admin.URL+"/memory/tcmalloc answers 404 Not Found, not 200\n")
 	require.Equal(t, []string{"/heap_dump", "/memory/tcmalloc"}, asked)
 
@@ -117,11 +117,11 @@ func TestHeapFails(t *testing.T) {
 		"the heap dump: it is no profile: ":               {files["little"]},
 		"the heap dump: ":                                 {files["empty"]},
 		"the binary that the dump names can't be read: name Envoy's process or its binary: ": {files["dump"]},
-		"there is no process 4194304: ":                                         {"-pid", "4194304", files["dump"]},
-		"little: not a 64-bit ELF binary of amd64 or arm64":                     {"-binary", files["little"], files["dump"]},
-		"-sizes " + files["little"] + ": it is not what google's TCMalloc says": {"-sizes", files["little"], "-binary", files["envoy"], files["dump"]},
-		"envoy: it has no symbols: name a binary of the same build":             {"-symbols", files["envoy"], files["dump"]},
-		"-admin: \"localhost\" must be the address of Envoy's admin interface":  {"-admin", "localhost"},
+		"there is no process 4194304: ":                                              {"-pid", "4194304", files["dump"]},
+		"little: not a 64-bit ELF binary of amd64 or arm64":                          {"-binary", files["little"], files["dump"]},
+		"-sizes " + files["little"] + ": no text of an allocator that is known here": {"-sizes", files["little"], "-binary", files["envoy"], files["dump"]},
+		"envoy: it has no symbols: name a binary of the same build":                  {"-symbols", files["envoy"], files["dump"]},
+		"-admin: \"localhost\" must be the address of Envoy's admin interface":       {"-admin", "localhost"},
 		"connection refused": {"-admin", "http://127.0.0.1:1"},
 		"gives: " + refuses.URL + "/heap_dump answers 404 Not Found, not 200":          {"-admin", refuses.URL},
 		"gives from 1.39 on: " + refuses.URL + "/peak_heap_dump answers 404 Not Found": {"-peak", "-admin", refuses.URL},

@@ -12,6 +12,7 @@ import (
 	"github.com/highwater-envoy/highwater/internal/allocator"
 	"github.com/highwater-envoy/highwater/internal/doctor"
 	"github.com/highwater-envoy/highwater/internal/gather"
+	"github.com/highwater-envoy/highwater/internal/observer"
 )
 
 // reportEvery is how often /report's history is added to. A sample takes Envoy's main thread some
@@ -21,15 +22,16 @@ const reportEvery = 10 * time.Second
 // reporter answers /report: it examines Envoy once in a while, whether or not anybody asks, and
 // keeps the layers of its memory over time.
 type reporter struct {
-	server *extproc.Server
+	server   *extproc.Server
+	observed func() observer.Status // whose verdicts on growth are shown
 
 	mu struct {
 		sync.Mutex
+		judged  bool   // the observer gives verdicts on growth
 		address string // of Envoy's admin interface
 		pid     int    // of Envoy; 0 = it is looked for
 		live    *gather.Live
 		history doctor.Series
-		growth  *doctor.Growth
 		first   *doctor.Sample
 		base    *allocator.Report // the least that it had without requests; nil = not seen
 		now     doctor.Sample
@@ -37,9 +39,11 @@ type reporter struct {
 }
 
 // follow has another Envoy examined from now on. The history begins again.
-func (r *reporter) follow(address string, pid int) {
+func (r *reporter) follow(config served) {
+	address, pid := config.guard.Memory.URL, config.observer.Envoy.PID
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.mu.judged = config.observer.Leak.Interval > 0
 	if r.mu.live != nil && r.mu.address == address && r.mu.pid == pid {
 		return
 	}
@@ -48,7 +52,7 @@ func (r *reporter) follow(address string, pid int) {
 		return // the observer was made for the same address, and has said what is wrong with it
 	}
 	r.mu.address, r.mu.pid, r.mu.live = address, pid, live
-	r.mu.history, r.mu.growth, r.mu.first, r.mu.base, r.mu.now = doctor.Series{}, &doctor.Growth{}, nil, nil, doctor.Sample{}
+	r.mu.history, r.mu.first, r.mu.base, r.mu.now = doctor.Series{}, nil, nil, doctor.Sample{}
 }
 
 // run samples until the context ends.
@@ -79,7 +83,6 @@ func (r *reporter) add(of *gather.Live, s doctor.Sample) {
 		r.mu.first = &s
 	}
 	if a := s.Allocator; a != nil {
-		r.mu.growth.Add(s.Time, a.Live())
 		if s.Gauges != nil && s.Gauges.Requests == 0 && (r.mu.base == nil || a.Application < r.mu.base.Application) {
 			r.mu.base = a
 		}
@@ -94,7 +97,10 @@ func (r *reporter) page() *doctor.Page {
 	status, marks := r.server.Status(), r.server.Marks()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	in := doctor.Input{Now: r.mu.now, First: r.mu.first, Growth: r.mu.growth, Base: r.mu.base}
+	in := doctor.Input{Now: r.mu.now, First: r.mu.first, Base: r.mu.base}
+	if observed := r.observed(); r.mu.first != nil && r.mu.judged {
+		in.Growth = &doctor.Growth{Over: r.mu.now.Time.Sub(r.mu.first.Time), Growing: observed.Growing, Leak: observed.Leak}
+	}
 	for _, k := range status.Keys {
 		in.Keys = append(in.Keys, doctor.Key{Name: k.Name, Coming: k.Coming, Likely: k.Likely, Waiting: k.Waiting})
 	}

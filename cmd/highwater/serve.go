@@ -188,8 +188,8 @@ func serveUntil(ctx context.Context, o settings, hangup <-chan os.Signal, log *s
 		defer httpListener.Close()
 	}
 
-	a.report = &reporter{server: a.server}
-	a.report.follow(config.guard.Memory.URL, config.observer.Envoy.PID)
+	a.report = &reporter{server: a.server, observed: func() observer.Status { return a.watching().Status() }}
+	a.report.follow(config)
 	mux.Handle("GET /report", adminhttp.Share(a.report))
 
 	// What is running ends in this order: streams, then what they need.
@@ -286,7 +286,7 @@ func (a *app) reload(file string, text []byte, old served) served {
 			return refused(err)
 		}
 		a.start(watch)
-		a.report.follow(m.URL, config.observer.Envoy.PID)
+		a.report.follow(config)
 	}
 	if changed := a.server.Reload(config.guard, watch); changed != "" {
 		a.log.Warn("settings have changed: " + changed)

@@ -46,7 +46,7 @@ func (r *Report) of(size int64) (c Class) {
 }
 
 var captures = []string{
-	"envoy-1.38.2-idle.txt.gz", "envoy-1.40-idle.txt.gz", "envoy-1.40-burst.txt.gz", "envoy-1.40-after.txt.gz",
+	"envoy-1.38.2-idle.txt.gz", "envoy-1.38.2-load.txt.gz", "envoy-1.40-idle.txt.gz", "envoy-1.40-burst.txt.gz", "envoy-1.40-after.txt.gz",
 	"envoy-1.40-uploads.txt.gz", "envoy-1.40-per-cpu.txt.gz",
 }
 
@@ -64,6 +64,31 @@ func TestClassesAddUpToTheApplication(t *testing.T) {
 		require.InDelta(t, r.Application, live+r.Large, 0.002*float64(r.Application), name)
 		require.InDelta(t, r.Cached(), free+waste, 0.01*float64(r.Cached())+1, name)
 	}
+}
+
+// What is live by size is the application too, large spans included.
+func TestLive(t *testing.T) {
+	for _, name := range captures {
+		r := parse(t, name)
+		sum := r.Large // of which the spans are a part
+		for size, n := range r.Live() {
+			require.Positive(t, size)
+			sum += size * n
+		}
+		for size, n := range r.Spans {
+			sum -= size * n
+		}
+		require.InDelta(t, r.Application, sum, 0.002*float64(r.Application), name)
+		require.NotEmpty(t, r.Spans, name)
+	}
+	require.Equal(t, int64(53_337), parse(t, "envoy-1.38.2-load.txt.gz").Live()[16384])
+	require.NotEmpty(t, parse(t, "jemalloc-burst.json.gz").Live())
+	for _, name := range []string{"gperftools-burst.txt.gz", "envoy-1.40-burst.memory.json"} {
+		require.Nil(t, parse(t, name).Live(), name)
+	}
+	cut, err := Parse(capture(t, "envoy-1.40-burst.txt.gz")[:20_000])
+	require.NoError(t, err)
+	require.Nil(t, cut.Live(), "without the spans nobody knows of the 16 KiB of buffers")
 }
 
 // Envoy's own sum of the same moment, with 16 KiB slices in 95 % of it, which say 0 live pages.

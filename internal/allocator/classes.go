@@ -30,6 +30,8 @@ func (r *reader) count() {
 	if page < 4096 || page > 1<<20 {
 		page = 8192
 	}
+	// Without the counts of spans nobody knows what the classes with one object in a span have.
+	r.Counted = len(r.classes) > 0 && len(r.live) > 0
 	left := maps.Clone(r.live)  // spans by their pages, without those that are told of by a class
 	whole := map[int64]*Class{} // classes with one object in a span, by its pages
 	for _, c := range r.classes {
@@ -66,6 +68,10 @@ func (r *reader) unpacked(page int64, whole map[int64]*Class, left map[int64]int
 	for pages, n := range left { // of one page: sampled small objects
 		if n > 0 && pages > 1 {
 			r.Large = min(r.Large+n*pages*page, maxFigure)
+			if r.Spans == nil {
+				r.Spans = Spans{}
+			}
+			r.Spans[pages*page] = n
 		}
 	}
 }

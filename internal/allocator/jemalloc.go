@@ -83,6 +83,7 @@ func parseJEMalloc(text []byte) (*Report, error) {
 	}
 	r.HeapSize = r.Application + r.FrontEnd + r.MiddleEnd + r.Free + r.Unmapped
 	r.addJE(sizes, &counts)
+	r.Counted = len(r.Classes) > 0
 	if len(r.Classes) == 0 {
 		r.Notes.problem("jemalloc's JSON has no counts of its classes: it was printed with the option a or b")
 	}

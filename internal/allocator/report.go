@@ -69,10 +69,17 @@ type Report struct {
 
 	Caches  Caches  `json:"caches"`
 	Classes []Class `json:"classes,omitempty"` // by size, smallest first
-	Large   int64   `json:"large,omitempty"`   // in spans of their own that are larger than any class
+	// Counted says that the text tells how many objects are in use: else Class.Live is 0.
+	Counted bool  `json:"counted"`
+	Spans   Spans `json:"spans,omitempty"` // of Large: bytes of an object to how many, where that is told
+	Large   int64 `json:"large,omitempty"` // in spans of their own that are larger than any class
 
 	Notes Notes `json:"notes"`
 }
+
+// Spans are objects that are larger than any class: their size, rounded up to pages, to how many
+// are in use.
+type Spans map[int64]int64
 
 // Estimate is a figure that may not be known.
 type Estimate struct {
@@ -178,9 +185,16 @@ func (r *Report) Largest(n int) []Class {
 	return slices.DeleteFunc(list, func(c Class) bool { return c.Live == 0 })
 }
 
-// Live is how many objects of each size are in use.
+// Live is how many objects of each size are in use, those of Spans included; nil where the text
+// does not tell, as gperftools' and /memory, or breaks off before that.
 func (r *Report) Live() map[int64]int64 {
-	m := make(map[int64]int64, len(r.Classes))
+	if !r.Counted {
+		return nil
+	}
+	m := make(map[int64]int64, len(r.Classes)+len(r.Spans))
+	for size, n := range r.Spans {
+		m[size] += n
+	}
 	for _, c := range r.Classes {
 		m[c.Size] += c.Live
 	}

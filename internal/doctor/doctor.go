@@ -10,6 +10,7 @@ import (
 
 	"github.com/highwater-envoy/highwater/internal/allocator"
 	"github.com/highwater-envoy/highwater/internal/cgroup"
+	"github.com/highwater-envoy/highwater/internal/heapdump"
 	"github.com/highwater-envoy/highwater/internal/memorymap"
 )
 
@@ -48,13 +49,15 @@ type Input struct {
 	Now Sample
 	// First is the sample with which watching began; nil = there is one moment alone.
 	First *Sample
-	// Growth is what grew meanwhile, by size classes; nil = nobody watched.
+	// Growth is what is to be said of the time since; nil = nobody watched.
 	Growth *Growth
 	// Base is the allocator's report of when there was no load; nil = not known.
 	Base *allocator.Report
 	// Limit is the memory that Envoy may have, bytes, in place of its container's; 0 = that.
 	Limit int64
-	Keys  []Key // of the guard, where it runs
+	Keys  []Key              // of the guard, where it runs
+	Heaps []heapdump.Summary // what heap dumps have, if any were read
+	More  []string           // commands that show what else there is
 }
 
 // Key is who holds memory, as the guard counts it.
@@ -83,19 +86,21 @@ type Advice struct {
 
 // Report is the result.
 type Report struct {
-	Time      time.Time         `json:"time"`
-	Envoy     Envoy             `json:"envoy"`
-	Verdict   string            `json:"verdict"`
-	Limit     int64             `json:"limit,omitempty"` // bytes; 0 = there is none
-	Map       memorymap.Map     `json:"map"`
-	Allocator *allocator.Report `json:"allocator,omitempty"`
-	Largest   []allocator.Class `json:"largest,omitempty"`
-	Gauges    *memorymap.Gauges `json:"gauges,omitempty"`
-	Growth    *Growth           `json:"growth,omitempty"`
-	Findings  []Finding         `json:"findings,omitempty"`
-	Advice    []Advice          `json:"advice,omitempty"` // five at most, those that bring the most first
-	Keys      []Key             `json:"keys,omitempty"`
-	Missing   []string          `json:"missing,omitempty"` // what could not be read or understood
+	Time      time.Time          `json:"time"`
+	Envoy     Envoy              `json:"envoy"`
+	Verdict   string             `json:"verdict"`
+	Limit     int64              `json:"limit,omitempty"` // bytes; 0 = there is none
+	Map       memorymap.Map      `json:"map"`
+	Allocator *allocator.Report  `json:"allocator,omitempty"`
+	Largest   []allocator.Class  `json:"largest,omitempty"`
+	Gauges    *memorymap.Gauges  `json:"gauges,omitempty"`
+	Growth    *Growth            `json:"growth,omitempty"`
+	Findings  []Finding          `json:"findings,omitempty"`
+	Advice    []Advice           `json:"advice,omitempty"` // five at most, those that bring the most first
+	Heaps     []heapdump.Summary `json:"heaps,omitempty"`
+	Keys      []Key              `json:"keys,omitempty"`
+	More      []string           `json:"more,omitempty"`    // commands that show what else there is
+	Missing   []string           `json:"missing,omitempty"` // what could not be read or understood
 }
 
 const (
@@ -111,6 +116,7 @@ func Examine(in Input) Report {
 	r := Report{
 		Time: s.Time, Envoy: s.Envoy, Limit: limitOf(in), Allocator: s.report(), Gauges: s.Gauges, Growth: in.Growth,
 		Missing: slices.Clone(s.Missing), Keys: in.Keys[:min(len(in.Keys), maxKeys)],
+		Heaps: in.Heaps, More: in.More,
 	}
 	r.Map = memorymap.Build(memorymap.Input{
 		Mappings: s.Mappings, Status: s.Status, Allocator: s.report(), Gauges: s.Gauges, Base: in.Base, Sockets: s.Sockets,

@@ -11,6 +11,8 @@ import (
 
 	"github.com/highwater-envoy/highwater/internal/allocator"
 	"github.com/highwater-envoy/highwater/internal/cgroup"
+	"github.com/highwater-envoy/highwater/internal/heapdump"
+	"github.com/highwater-envoy/highwater/internal/leak"
 	"github.com/highwater-envoy/highwater/internal/memorymap"
 )
 
@@ -196,18 +198,60 @@ func TestBudgetAndSockets(t *testing.T) {
 	require.Contains(t, advice(t, examine(s), KernelSockets).Setting, "SO_SNDBUF")
 }
 
+// Growth and leaks are told in package leak's own words, and where there are none that is said too.
 func TestGrowth(t *testing.T) {
-	g := &Growth{}
-	g.Add(began, map[int64]int64{896: 100, 64: 1000, 16384: 50})
-	g.Add(began.Add(time.Minute), map[int64]int64{896: 9_000, 64: 1100, 16384: 20, 32: 7})
-	require.Equal(t, []ClassGrowth{{896, 100, 9_000}, {64, 1000, 1100}, {32, 0, 7}}, g.Classes)
+	shown := func(in Input) (Report, string, string) {
+		r := Examine(in)
+		var text, page strings.Builder
+		r.WriteText(&text)
+		require.NoError(t, (&Page{Report: &r}).WriteHTML(&page))
+		return r, text.String(), page.String()
+	}
 	now := healthy()
-	r := Examine(Input{Now: now, First: &now, Growth: g})
-	require.True(t, r.Has(ClassGrows))
-	require.Contains(t, r.Findings[0].Text, "896 bytes")
-	more := healthy().counting(func(g *memorymap.Gauges) { g.Requests = 50 })
-	busy := Examine(Input{Now: more, First: &now, Growth: g})
-	require.False(t, busy.Has(ClassGrows), "there is more load")
+	now.Allocator.Counted = true
+	g := &Growth{Over: 5 * time.Minute, Growing: leak.Growth{Samples: 30, PerMinute: 2.1 * float64(mib), Size: 896, Objects: 2450, Requests: 2400}}
+	const words = "2.1 MiB a minute: 896-byte objects, about one a request"
+	r, text, page := shown(Input{Now: now, Growth: g})
+	require.True(t, r.Has(Grows))
+	require.False(t, r.Has(Leaks))
+	require.Equal(t, "Memory grows, and load does not explain it: "+words+".", r.Findings[0].Text)
+	require.Contains(t, text, "Growth, watched for 5m0s\n  "+words)
+	require.Contains(t, page, words)
+
+	g = &Growth{Over: time.Hour, Growing: leak.Growth{Samples: 30}, Leak: leak.Leak{PerMinute: float64(mib), Window: time.Hour}}
+	r, text, page = shown(Input{Now: now, Growth: g})
+	require.True(t, r.Has(Leaks))
+	require.False(t, r.Has(Grows))
+	for _, shown := range []string{text, page} {
+		require.Contains(t, shown, "none that load does not explain")
+		require.Contains(t, shown, "Envoy leaks memory: 1 MiB a minute over the last 1h.")
+	}
+	_, text, _ = shown(Input{Now: now, Growth: &Growth{Over: 20 * time.Second}})
+	require.Contains(t, text, "not known yet: samples are too few")
+	r, _, _ = shown(Input{Now: healthy(), Growth: &Growth{}})
+	require.Contains(t, strings.Join(r.Missing, "\n"), "does not tell its size classes")
+}
+
+// What heap dumps have is in the report, in each of its forms, and whoever named a class does no
+// harm.
+func TestHeaps(t *testing.T) {
+	heaps := []heapdump.Summary{{
+		Bytes: 10 * mib, Named: 9 * mib, Exact: true, Notes: []string{"a note"},
+		Classes: []heapdump.Class{{Name: "Envoy::Buffer", Via: []string{"<script>x"}, Bytes: 9 * mib, Objects: 7, Samples: 4}},
+	}, {Peak: true, Bytes: 20 * mib}}
+	r := Examine(Input{Now: healthy(), Heaps: heaps, More: []string{"highwater pprof dir/requests-current.pb.gz"}})
+	var text, page strings.Builder
+	r.WriteText(&text)
+	require.NoError(t, (&Page{Report: &r}).WriteHTML(&page))
+	for _, shown := range []string{text.String(), page.String()} {
+		for _, want := range []string{"Who holds the heap", "heap at its peak", "Envoy::Buffer", "9.0MiB", "a note", "highwater pprof dir/requests-current.pb.gz"} {
+			require.Contains(t, shown, want)
+		}
+	}
+	require.NotContains(t, page.String(), "<script")
+	out, err := json.Marshal(r)
+	require.NoError(t, err)
+	require.Contains(t, string(out), `"name":"Envoy::Buffer"`)
 }
 
 // Whatever is missing, there is a report.

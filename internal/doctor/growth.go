@@ -1,86 +1,38 @@
 package doctor
 
 import (
-	"cmp"
 	"fmt"
-	"slices"
 	"time"
 
+	"github.com/highwater-envoy/highwater/internal/leak"
 	"github.com/highwater-envoy/highwater/internal/memorymap"
 )
 
-// Growth keeps what each size class had at first and has now. The zero value has seen nothing. It
-// says what grew, and not why: a load that began meanwhile grows too.
+// Growth is what package leak says of samples over some time, or of what serve sees.
 type Growth struct {
-	From    time.Time     `json:"from"`
-	To      time.Time     `json:"to"`
-	Samples int           `json:"samples"`
-	Classes []ClassGrowth `json:"classes,omitempty"` // largest growth first, in bytes
-
-	first, last map[int64]int64
+	Over    time.Duration `json:"over"`    // of the samples
+	Growing leak.Growth   `json:"growing"` // what load does not explain
+	Leak    leak.Leak     `json:"leak"`
 }
 
-// ClassGrowth is how one size class grew.
-type ClassGrowth struct {
-	Size  int64 `json:"size"`  // of an object, bytes
-	First int64 `json:"first"` // objects
-	Last  int64 `json:"last"`
-}
+// growthOver is how far leak's verdict on growth looks back.
+const growthOver = 5 * time.Minute
 
-// Bytes is by how much it grew.
-func (c ClassGrowth) Bytes() int64 { return (c.Last - c.First) * c.Size }
-
-const maxGrowing = 8
-
-// Add takes in how many objects of each size were live at a time. Times must not go back.
-func (g *Growth) Add(at time.Time, live map[int64]int64) {
-	if g.first == nil {
-		g.From, g.first = at, live
-	}
-	g.To, g.last = at, live
-	g.Samples++
-	g.Classes = g.Classes[:0]
-	for size, n := range live {
-		if c := (ClassGrowth{Size: size, First: g.first[size], Last: n}); c.Bytes() > 0 {
-			g.Classes = append(g.Classes, c)
-		}
-	}
-	slices.SortFunc(g.Classes, func(a, b ClassGrowth) int {
-		return cmp.Or(cmp.Compare(b.Bytes(), a.Bytes()), cmp.Compare(a.Size, b.Size))
-	})
-	g.Classes = g.Classes[:min(len(g.Classes), maxGrowing)]
-}
-
-// Over is how long it watched.
-func (g *Growth) Over() time.Duration { return g.To.Sub(g.From) }
-
-// growthPerMinute is from which growth of a class is told: less is what traffic does.
-const (
-	growthPerMinute = 2 << 20
-	leastWatched    = 30 * time.Second
-)
-
-// loadGrew says whether there is more load than at first, by a tenth: then all that has to do with
-// it grew too.
-func (p *patient) loadGrew() bool {
-	if p.in.First == nil || p.in.First.Gauges == nil {
-		return false
-	}
-	old, now := p.in.First.Gauges, p.gauges()
-	return now.Requests > old.Requests+old.Requests/10 || now.Connections > old.Connections+old.Connections/10
-}
-
-func classGrows(p *patient) {
+// grows tells growth, and what went on for long enough to be called a leak.
+func grows(p *patient) {
 	g := p.in.Growth
-	if g == nil || g.Over() < leastWatched || len(g.Classes) == 0 || p.loadGrew() {
+	if g == nil {
 		return
 	}
-	c := g.Classes[0]
-	if perMinute := float64(c.Bytes()) / g.Over().Minutes(); perMinute < growthPerMinute {
-		return
+	if l := g.Leak; l.Found() {
+		p.find(Leaks, int64(l.PerMinute*l.Window.Minutes()), "Envoy leaks memory: "+l.String()+".")
 	}
-	p.find(ClassGrows, c.Bytes(), fmt.Sprintf("Objects of %d bytes grew from %d to %d in %s: %s.",
-		c.Size, c.First, c.Last, g.Over().Round(time.Second), human(c.Bytes())))
+	if v := g.Growing; v.Found() {
+		p.find(Grows, int64(v.PerMinute*min(g.Over, growthOver).Minutes()), "Memory grows, and load does not explain it: "+v.String()+".")
+	}
+	if a := p.now.Allocator; a != nil && !a.Counted {
+		p.report.Missing = append(p.report.Missing, "growth that load does not explain: this allocator does not tell its size classes")
+	}
 }
 
 // unexplained sets what the map does not explain against the gauges that are there: what takes

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/highwater-envoy/highwater/internal/heapdump"
 )
 
 //go:embed page.html
@@ -16,8 +18,10 @@ var pageText string
 
 var pageTemplate = template.Must(template.New("page").Funcs(template.FuncMap{
 	"human": human, "percent": percent, "clean": clean,
-	"utc": func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") },
-	"off": func(v float64) string { return fmt.Sprintf("%.1f%%", 100*v) },
+	"utc":  func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") },
+	"span": func(d time.Duration) string { return d.Round(time.Second).String() },
+	"few":  func(list []heapdump.Class) []heapdump.Class { return list[:min(len(list), heapLines)] },
+	"off":  func(v float64) string { return fmt.Sprintf("%.1f%%", 100*v) },
 }).Parse(pageText))
 
 // Peak is a moment to be marked on the page.

@@ -24,19 +24,20 @@ const (
 	BudgetBelowBase = "budget-below-base"
 	KernelSockets   = "kernel-sockets"
 	UnexplainedLoad = "unexplained-load"
-	ClassGrows      = "class-grows"
+	Grows           = "growth"
+	Leaks           = "leak"
 	NearLimit       = "near-limit"
 )
 
 // names of the findings, as the reference has them.
 var findings = []string{
 	NearLimit, LimitBelowBase, BudgetBelowBase, ManyClusters, WideWindows, WideBuffers, KeptForRetries, KeptByFilters, ThreadCaches,
-	WaitingPages, WasmGrows, WasmLarge, KernelSockets, UnexplainedLoad, ClassGrows,
+	WaitingPages, WasmGrows, WasmLarge, KernelSockets, UnexplainedLoad, Grows, Leaks,
 }
 
 // rules are asked one after the other. Each looks at the patient, and says what it finds.
 var rules = []func(*patient){
-	nearLimit, limitBelowBase, budgetBelowBase, manyClusters, keptBodies, wideBuffers, threadCaches, waitingPages, wasm, kernelSockets, unexplained, classGrows,
+	nearLimit, limitBelowBase, budgetBelowBase, manyClusters, keptBodies, wideBuffers, threadCaches, waitingPages, wasm, kernelSockets, unexplained, grows,
 }
 
 const mib = int64(unit.MiB)

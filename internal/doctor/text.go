@@ -28,6 +28,7 @@ func (r *Report) WriteText(w io.Writer) {
 	p.parts(r)
 	p.allocator(r)
 	p.growth(r)
+	p.heaps(r)
 	p.list("What was found", len(r.Findings), func(i int) string { return r.Findings[i].Text })
 	p.list("What to change", len(r.Advice), func(i int) string {
 		a := r.Advice[i]
@@ -36,6 +37,7 @@ func (r *Report) WriteText(w io.Writer) {
 	if len(r.Advice) == 0 && r.Map.Resident > 0 {
 		p.line("\nNothing is to be changed, as far as this can be seen.")
 	}
+	p.more(r)
 	p.list("Not known", len(r.Missing), func(i int) string { return r.Missing[i] })
 }
 
@@ -147,15 +149,34 @@ func (p *printer) allocator(r *Report) {
 
 func (p *printer) growth(r *Report) {
 	g := r.Growth
-	if g == nil || g.Samples < 2 {
+	if g == nil {
 		return
 	}
-	p.line("\nGrown in %s (%d samples), by size classes", g.Over().Round(time.Second), g.Samples)
-	if len(g.Classes) == 0 {
-		p.line("  nothing")
+	p.line("\nGrowth, watched for %s", g.Over.Round(time.Second))
+	p.line("%s", wrap(g.Growing.String(), "  "))
+	if g.Leak.Found() {
+		p.line("  leak: %s", g.Leak)
 	}
-	for _, c := range g.Classes {
-		p.line("  %10d bytes: %d to %d objects = %s", c.Size, c.First, c.Last, human(c.Bytes()))
+}
+
+// heapLines is how many classes are shown of a heap dump.
+const heapLines = 12
+
+func (p *printer) heaps(r *Report) {
+	for i := range r.Heaps {
+		var text strings.Builder
+		_ = r.Heaps[i].Write(&text, heapLines)
+		p.line("\nWho holds the %s", strings.TrimRight(text.String(), "\n"))
+	}
+}
+
+// more prints commands as they are typed, in one line each.
+func (p *printer) more(r *Report) {
+	if len(r.More) > 0 {
+		p.line("\nMore")
+	}
+	for _, command := range r.More {
+		p.line("  %s", command)
 	}
 }
 

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"net/url"
 	"strconv"
 	"time"
 )
@@ -19,8 +18,10 @@ import (
 type Source struct {
 	// Admin writes what Envoy's admin interface answers at a path.
 	Admin func(ctx context.Context, path string, to io.Writer) error
-	Root  fs.FS // of the machine
-	PID   int   // of Envoy
+	// StatsPath is what it is asked for as stats.json.
+	StatsPath string
+	Root      fs.FS // of the machine
+	PID       int   // of Envoy
 	// Requests are Highwater's own profiles of requests, the one of now first.
 	Requests func(ctx context.Context) ([]Profile, error)
 	// Cgroup and Observed are written as JSON: what the kernel says of Envoy's cgroup, and what the
@@ -54,10 +55,6 @@ const (
 	dumpTime = 1 // seconds
 )
 
-// statsFilter are the gauges that say what Envoy holds: connections, streams, buffers, clusters.
-const statsFilter = `(downstream_(cx|rq|pre_cx)_active|upstream_(cx|rq)(_pending)?_active|_bytes_buffered|pending_send_bytes|active_clusters|` +
-	`total_listeners_active|memory_(allocated|heap_size|physical_size)|^wasm.*|^overload\..*|remaining_(cx|rq|pending|retries)|\.version)$`
-
 // collect writes the files of a bundle: first what costs nothing and says most, for there may not
 // be much time.
 func (b *bundle) collect(ctx context.Context, s Source) {
@@ -74,7 +71,7 @@ func (b *bundle) collect(ctx context.Context, s Source) {
 	b.proc(s, "sockstat.txt", "net/sockstat")
 	b.manifest.BuildID = buildID(s.Root, s.PID)
 	b.admin(ctx, s, "tcmalloc.txt", "/memory/tcmalloc", ofOne, maxText)
-	b.admin(ctx, s, "stats.json", "/stats?format=json&type=Gauges&usedonly&filter="+url.QueryEscape(statsFilter), ofOne, maxText)
+	b.admin(ctx, s, "stats.json", s.StatsPath, ofOne, maxText)
 	b.serverInfo(ctx, s)
 	b.proc(s, "smaps.txt", "smaps")
 	for _, d := range []struct{ name, path string }{{"heap_dump.pb.gz", "/heap_dump"}, {"peak_heap_dump.pb.gz", "/peak_heap_dump"}} {

@@ -42,6 +42,7 @@ func envoy() Source {
 			_, err := io.WriteString(to, text)
 			return err
 		},
+		StatsPath: "/stats?format=json",
 		Root: fstest.MapFS{
 			"proc/7/status": {Data: []byte("VmRSS: 1 kB\n")}, "proc/7/smaps": {Data: []byte("Rss: 1 kB\n")}, "proc/7/net/sockstat": {Data: []byte("TCP: inuse 1\n")},
 		},

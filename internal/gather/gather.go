@@ -20,6 +20,7 @@ import (
 	"github.com/highwater-envoy/highwater/internal/cgroup"
 	"github.com/highwater-envoy/highwater/internal/doctor"
 	"github.com/highwater-envoy/highwater/internal/memorymap"
+	"github.com/highwater-envoy/highwater/internal/profiles"
 )
 
 // The files of a directory of evidence. Each may be missing.
@@ -38,6 +39,7 @@ const (
 // most is how much of each is read, bytes.
 var most = map[string]int64{
 	Manifest: 1 << 20, Memory: 64 << 10, TCMalloc: allocator.MaxText, ServerInfo: 1 << 20, Stats: memorymap.MaxStats,
+	HeapDump: int64(profiles.MaxBytes), PeakHeapDump: int64(profiles.MaxBytes),
 	Smaps: memorymap.MaxSmaps, Status: 1 << 20, Sockstat: 64 << 10, Cgroup: 64 << 10,
 }
 
@@ -158,16 +160,21 @@ func parseServerInfo(text []byte, e *doctor.Envoy) error {
 	if err := json.Unmarshal(text, &m); err != nil {
 		return fmt.Errorf("not the answer of /server_info: %w", err)
 	}
-	// 9e5580933739775e8bce696a57a2e1bc99368f23/1.40.0/Clean/RELEASE/BoringSSL
-	e.Version = brief(m.Version)
-	if parts := strings.Split(m.Version, "/"); len(parts) > 1 {
-		e.Version = brief(parts[1])
-	}
+	e.Version = versionOf(m.Version)
 	e.Workers = max(m.Options.Concurrency, 0)
 	if d, err := time.ParseDuration(m.Uptime); err == nil && d > 0 {
 		e.Uptime = d
 	}
 	return nil
+}
+
+// versionOf is the number in
+// 9e5580933739775e8bce696a57a2e1bc99368f23/1.40.0/Clean/RELEASE/BoringSSL.
+func versionOf(text string) string {
+	if parts := strings.Split(text, "/"); len(parts) > 1 {
+		return brief(parts[1])
+	}
+	return brief(text)
 }
 
 // Dir reads the files of a directory of evidence. The error says that there is nothing in it.
@@ -189,33 +196,52 @@ func Dir(dir fs.FS) (doctor.Sample, error) {
 	return s, nil
 }
 
-// sampleOf adds what the manifest says.
-func (r *raw) sampleOf(dir fs.FS) doctor.Sample {
+// manifest is what Manifest says of the directory.
+type manifest struct {
+	Time    time.Time `json:"time"`
+	Version string    `json:"envoy_version"`
+	Files   []struct {
+		Name  string `json:"name"`
+		Error string `json:"error"`
+	} `json:"files"`
+}
+
+func readManifest(dir fs.FS) (m manifest, err error) {
 	text, err := readFile(dir, Manifest)
-	var m struct {
-		Time    time.Time `json:"time"`
-		Version string    `json:"envoy_version"`
-		Trigger string    `json:"trigger"`
-		Files   []struct {
-			Name  string `json:"name"`
-			Error string `json:"error"`
-		} `json:"files"`
-	}
 	if err == nil {
 		err = json.Unmarshal(text, &m)
 	}
-	if err == nil {
-		r.at = m.Time
-		for _, f := range m.Files[:min(len(m.Files), 64)] { // what it could not save, it says why
-			if _, missing := r.errs[f.Name]; missing && f.Error != "" {
-				r.errs[f.Name] = errors.New(f.Error)
-			}
+	if err != nil {
+		return manifest{}, err
+	}
+	m.Files = m.Files[:min(len(m.Files), 64)]
+	return m, nil
+}
+
+// why says why a file could not be saved; empty = it does not say.
+func (m *manifest) why(name string) string {
+	for _, f := range m.Files {
+		if f.Name == name {
+			return f.Error
 		}
-	} else if !errors.Is(err, fs.ErrNotExist) {
+	}
+	return ""
+}
+
+// sampleOf adds what the manifest says.
+func (r *raw) sampleOf(dir fs.FS) doctor.Sample {
+	m, err := readManifest(dir)
+	r.at = m.Time
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		r.errs[Manifest] = err
 	}
+	for name := range r.errs {
+		if why := m.why(name); why != "" {
+			r.errs[name] = errors.New(why)
+		}
+	}
 	s := r.sample()
-	s.Envoy.Version = cmp.Or(s.Envoy.Version, brief(m.Version))
+	s.Envoy.Version = cmp.Or(s.Envoy.Version, versionOf(m.Version))
 	return s
 }
 

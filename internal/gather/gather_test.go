@@ -17,8 +17,11 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/highwater-envoy/highwater/internal/allocator"
 	"github.com/highwater-envoy/highwater/internal/cgroup"
 	"github.com/highwater-envoy/highwater/internal/doctor"
+	"github.com/highwater-envoy/highwater/internal/memorymap"
+	"github.com/highwater-envoy/highwater/internal/profiles"
 )
 
 const memory = `{"allocated":"6291456","heap_size":"12582912","pageheap_unmapped":"0","pageheap_free":"5242880","total_thread_cache":"524288","total_physical_bytes":"15728640"}`
@@ -180,16 +183,12 @@ func TestProcessIsGone(t *testing.T) {
 	require.Contains(t, strings.Join(s.Missing, "\n"), fmt.Sprintf("there is no process %d", c.Process.Pid))
 }
 
-type sink struct{ times int }
-
-func (s *sink) Add(time.Time, map[int64]int64) { s.times++ }
-
 func TestWatch(t *testing.T) {
 	reads := 0
-	sink, seen := &sink{}, 0
+	seen := 0
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
-	w := Watch{Every: 20 * time.Millisecond, Sinks: []Sink{sink}, Seen: func(doctor.Sample) { seen++ }, Read: func(context.Context) doctor.Sample {
+	w := Watch{Every: 20 * time.Millisecond, Seen: func(doctor.Sample) { seen++ }, Read: func(context.Context) doctor.Sample {
 		reads++
 		s, err := Dir(fstest.MapFS{Memory: file(memory)})
 		require.NoError(t, err)
@@ -201,7 +200,6 @@ func TestWatch(t *testing.T) {
 	require.Equal(t, reads, last.Envoy.PID)
 	require.Greater(t, reads, 2)
 	require.Equal(t, reads, seen)
-	require.Zero(t, sink.times, "without size classes there is nothing to add")
 }
 
 // What a sample costs is the least of some: on a busy machine most of the time is waiting.
@@ -214,4 +212,67 @@ func TestCost(t *testing.T) {
 		c.add(time.Minute)
 	}
 	require.Equal(t, time.Minute, c.add(time.Minute))
+}
+
+// Growth of one size under steady load is told by size and count; the same samples without their
+// load are none; and what another process has is no growth.
+func TestGrowth(t *testing.T) {
+	sample := func(i int, live int64) doctor.Sample {
+		return doctor.Sample{
+			Time: time.Unix(int64(5*i), 0), Envoy: doctor.Envoy{PID: 7}, Gauges: &memorymap.Gauges{Finished: int64(200 * i), Requests: 5},
+			Allocator: &allocator.Report{Application: 50 << 20, Counted: true, Classes: []allocator.Class{{Size: 896, Live: live}, {Size: 64, Live: 5000}}},
+		}
+	}
+	g, blind, restarted := NewGrowth(5*time.Second), NewGrowth(5*time.Second), NewGrowth(5*time.Second)
+	for i := range 24 {
+		s := sample(i, int64(1000+200*i))
+		g.Add(s)
+		s.Envoy.PID = i
+		restarted.Add(s)
+		s.Gauges = nil
+		blind.Add(s)
+		if i == 5 {
+			require.Contains(t, g.Verdict().Growing.String(), "too few")
+		}
+	}
+	v := g.Verdict()
+	require.Equal(t, 115*time.Second, v.Over)
+	require.Equal(t, "2.1 MiB a minute: 896-byte objects, about one a request", v.Growing.String())
+	require.False(t, v.Leak.Found())
+	require.Zero(t, blind.Verdict().Growing)
+	require.Zero(t, restarted.Verdict().Growing)
+}
+
+// The exact sizes come to what the application has: what is larger than any class is the rest.
+func TestSizes(t *testing.T) {
+	for name, want := range map[string]int64{"envoy-1.40-burst": 223_825_328, "envoy-1.38.2-load": 965_651_768} {
+		packed, err := os.ReadFile("../allocator/testdata/" + name + ".txt.gz")
+		require.NoError(t, err)
+		text, err := profiles.Unpack(packed)
+		require.NoError(t, err)
+		sizes, err := ParseSizes(text)
+		require.NoError(t, err)
+		var sum int64
+		for _, s := range sizes {
+			require.GreaterOrEqual(t, s.Live, int64(0))
+			sum += s.Live
+		}
+		require.Equal(t, want, sum, name)
+		require.Zero(t, sizes[len(sizes)-1].Bytes)
+		require.GreaterOrEqual(t, sizes[len(sizes)-1].Live, int64(64*8192), name)
+		_, err = ParseSizes(text[:20_000])
+		require.ErrorIs(t, err, errNoSizes)
+		huge, err := ParseSizes([]byte(strings.ReplaceAll(string(text), " live pages", "999 live pages")))
+		require.NoError(t, err)
+		sum = 0
+		for _, s := range huge {
+			require.GreaterOrEqual(t, s.Live, int64(0))
+			sum += s.Live
+		}
+		require.Equal(t, want, sum, "no more than there is")
+	}
+	_, err := Sizes(nil)
+	require.ErrorIs(t, err, errNoSizes)
+	_, err = Sizes(&allocator.Report{Kind: allocator.GPerfTools, Application: 5})
+	require.ErrorIs(t, err, errNoSizes)
 }

@@ -8,18 +8,12 @@ import (
 	"github.com/highwater-envoy/highwater/internal/doctor"
 )
 
-// Sink takes in how many objects of each size were live at a time. Package doctor's Growth is one.
-type Sink interface {
-	Add(at time.Time, live map[int64]int64)
-}
-
 // Watch reads again and again.
 type Watch struct {
 	Read func(context.Context) doctor.Sample
 	// Every is the time between two samples; 0 = 5 s. It is longer where a sample costs more than
 	// 1/200 of it: Envoy's main thread answers, and is to spend less than 1 % of its time on that.
 	Every time.Duration
-	Sinks []Sink
 	// Seen is told of each sample; nil = nobody is.
 	Seen func(doctor.Sample)
 }
@@ -82,12 +76,6 @@ func (c *cost) add(took time.Duration) time.Duration {
 }
 
 func (w *Watch) tell(s doctor.Sample) {
-	if s.Allocator != nil && len(s.Allocator.Classes) > 0 {
-		live := s.Allocator.Live()
-		for _, sink := range w.Sinks {
-			sink.Add(s.Time, live)
-		}
-	}
 	if w.Seen != nil {
 		w.Seen(s)
 	}

@@ -29,7 +29,6 @@ import (
 
 	"github.com/highwater-envoy/highwater/internal/profiles"
 	"github.com/highwater-envoy/highwater/internal/rtti"
-	"github.com/highwater-envoy/highwater/internal/unit"
 )
 
 // Source says which dump is read, and by which binary. One of Dump and Get is required.
@@ -40,9 +39,10 @@ type Source struct {
 	Get func(ctx context.Context, path string, most int64) ([]byte, error)
 	// Peak asks for the dump of when the heap was largest, in place of now.
 	Peak bool
-	// Sizes are what the dump is corrected by; nil = Envoy is asked, except for a peak, and for a
-	// dump that is here already.
-	Sizes []Size
+	// Sizes says what the dump is corrected by. It is asked once the dump is there, so that both
+	// are of the same moment; nil = the dump is not corrected. Neither is that of a peak, of which
+	// nobody knows them.
+	Sizes func(ctx context.Context) ([]Size, error)
 
 	Binary string // Envoy's file; empty = PID's, or else the one that the dump names
 	PID    int    // Envoy's process on this machine; 0 = as Find says
@@ -55,14 +55,10 @@ type Source struct {
 // Paths of Envoy's admin interface, and how much of an answer is read. With 50 GiB in use a dump
 // has some 2 MiB.
 const (
-	heapPath  = "/heap_dump"
-	peakPath  = "/peak_heap_dump"
-	sizesPath = "/memory/tcmalloc"
+	heapPath = "/heap_dump"
+	peakPath = "/peak_heap_dump"
 
 	maxDump = int64(profiles.MaxBytes)
-
-	// MaxSizes is how many bytes of the allocator's statistics are read; they have some 350 KiB.
-	MaxSizes = 4 * unit.MiB
 )
 
 // Read returns the profile of a dump with names, and what is in it in short. Where the error is
@@ -73,7 +69,13 @@ func Read(ctx context.Context, source Source) (*profile.Profile, Summary, error)
 	if err != nil {
 		return nil, summary, err
 	}
-	sizes := source.sizes(ctx, &summary)
+	var sizes []Size
+	if source.Sizes != nil && !source.Peak {
+		if sizes, err = source.Sizes(ctx); err != nil {
+			summary.note("its weights are estimates of few samples, for the exact sizes are not known: %v", err)
+			sizes = nil
+		}
+	}
 	began := time.Now()
 	path := source.path(raw, &summary)
 	table, opened, err := source.Cache.Open(path)
@@ -152,22 +154,6 @@ func index(p *profile.Profile, name string) int {
 		}
 	}
 	return -1
-}
-
-// sizes are what the dump is corrected by; nil = it is not.
-func (s *Source) sizes(ctx context.Context, summary *Summary) []Size {
-	if s.Sizes != nil || s.Dump != nil || s.Peak {
-		return s.Sizes
-	}
-	text, err := s.Get(ctx, sizesPath, int64(MaxSizes))
-	if err == nil {
-		var sizes []Size
-		if sizes, err = ParseSizes(text); err == nil {
-			return sizes
-		}
-	}
-	summary.note("its weights are estimates of few samples, for Envoy's %s can't be read: %v", sizesPath, err)
-	return nil
 }
 
 // path is the binary's.

@@ -141,7 +141,9 @@ func TestRead(t *testing.T) {
 	require.Empty(t, summary.Notes)
 
 	// With exact sizes: 64 bytes are half of it, and of 128 there is no sample.
-	source.Sizes = []Size{{32, 64}, {64, 48_480}, {128, 5120}, {16384, 1_638_400}, {0, 700}}
+	source.Sizes = func(context.Context) ([]Size, error) {
+		return []Size{{32, 64}, {64, 48_480}, {128, 5120}, {16384, 1_638_400}, {0, 700}}, nil
+	}
 	p, summary, err = Read(t.Context(), source)
 	require.NoError(t, err)
 	require.True(t, summary.Cached)
@@ -240,37 +242,35 @@ func cpuProfile() *profile.Profile {
 	return p
 }
 
-// Where Envoy does not tell the exact sizes, there is a profile, and a note.
+// Where nobody can tell the exact sizes, there is a profile, and a note. They are asked for once
+// the dump is there.
 func TestReadWithoutSizes(t *testing.T) {
 	binary := save(t, envoy)
 	var asked []string
-	get := func(sizes string, err error) func(context.Context, string, int64) ([]byte, error) {
-		asked = nil
-		return func(_ context.Context, path string, most int64) ([]byte, error) {
-			require.Positive(t, most)
-			asked = append(asked, path)
-			if path == sizesPath {
-				return []byte(sizes), err
-			}
-			return packed(t, dump(loaded...)), nil
+	get := func(_ context.Context, path string, most int64) ([]byte, error) {
+		require.Positive(t, most)
+		asked = append(asked, path)
+		return packed(t, dump(loaded...)), nil
+	}
+	sizes := func(list []Size, err error) func(context.Context) ([]Size, error) {
+		return func(context.Context) ([]Size, error) {
+			asked = append(asked, "sizes")
+			return list, err
 		}
 	}
-	for sizes, failure := range map[string]error{"": errors.New("403 Forbidden"), "gperftools": nil} {
-		_, summary, err := Read(t.Context(), Source{Get: get(sizes, failure), Binary: binary})
-		require.NoError(t, err)
-		require.Equal(t, []string{heapPath, sizesPath}, asked)
-		require.False(t, summary.Exact)
-		require.Len(t, summary.Notes, 1)
-		require.Contains(t, summary.Notes[0], "estimates of few samples")
-	}
-	_, summary, err := Read(t.Context(), Source{Get: get("", nil), Binary: binary, Peak: true})
+	_, summary, err := Read(t.Context(), Source{Get: get, Sizes: sizes(nil, errors.New("403 Forbidden")), Binary: binary})
 	require.NoError(t, err)
-	require.Equal(t, []string{peakPath}, asked, "what is in use now says nothing of the peak")
+	require.Equal(t, []string{heapPath, "sizes"}, asked)
+	require.False(t, summary.Exact)
+	require.Equal(t, []string{"its weights are estimates of few samples, for the exact sizes are not known: 403 Forbidden"}, summary.Notes)
+	asked = nil
+	_, summary, err = Read(t.Context(), Source{Get: get, Binary: binary, Peak: true})
+	require.NoError(t, err)
+	require.Equal(t, []string{peakPath}, asked)
 	require.True(t, summary.Peak)
 	require.Empty(t, summary.Notes)
-	_, summary, err = Read(t.Context(), Source{Get: get(string(unpacked(t, "burst.tcmalloc.txt.gz")), nil), Binary: binary})
+	_, summary, err = Read(t.Context(), Source{Get: get, Sizes: sizes(sizesAt(t, "burst"), nil), Binary: binary})
 	require.NoError(t, err)
-	require.Equal(t, []string{heapPath, sizesPath}, asked)
 	require.True(t, summary.Exact)
 }
 
@@ -334,7 +334,7 @@ func TestDumpsOfAnySort(t *testing.T) {
 			var before, after runtime.MemStats
 			runtime.ReadMemStats(&before)
 			began := time.Now()
-			p, summary, err := Read(t.Context(), Source{Dump: c.data, Binary: binary, Sizes: []Size{{64, 1000}, {16384, 16384}, {0, 5}}})
+			p, summary, err := Read(t.Context(), Source{Dump: c.data, Binary: binary, Sizes: exact(Size{64, 1000}, Size{16384, 16384}, Size{0, 5})})
 			runtime.ReadMemStats(&after)
 			require.Less(t, time.Since(began), 5*time.Second)
 			require.Less(t, after.TotalAlloc-before.TotalAlloc, uint64(256<<20))
@@ -390,7 +390,7 @@ func FuzzRead(f *testing.F) {
 	}
 	cache := rtti.Cache{Dir: f.TempDir()}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		p, summary, err := Read(t.Context(), Source{Dump: data, Binary: binary, Cache: cache, Sizes: []Size{{64, 1000}, {16384, 16384}, {0, 5}}})
+		p, summary, err := Read(t.Context(), Source{Dump: data, Binary: binary, Cache: cache, Sizes: exact(Size{64, 1000}, Size{16384, 16384}, Size{0, 5})})
 		if err != nil {
 			return
 		}

@@ -1,11 +1,7 @@
 package heapdump
 
 import (
-	"bytes"
-	"errors"
-	"regexp"
 	"slices"
-	"strconv"
 
 	"github.com/google/pprof/profile"
 )
@@ -61,10 +57,10 @@ func weigh(p *profile.Profile, sizes []Size) weighed {
 	}
 	for i, s := range p.Sample {
 		size := sizeOf(s)
-		known, ok := exact[size]
-		if !ok || estimates[size] == 0 {
+		if estimates[size] == 0 {
 			continue
 		}
+		known := exact[size] // of a size that is not listed nothing is in use
 		// Samples of one size only tell how it is shared out among stacks.
 		h := &w.stacks[i]
 		share := float64(h.bytes) / float64(estimates[size])
@@ -85,119 +81,4 @@ func weigh(p *profile.Profile, sizes []Size) weighed {
 		return int(min(1, max(-1, a.Bytes-b.Bytes)))
 	})
 	return w
-}
-
-// What is read of TCMalloc's statistics. Its own documentation is docs/stats.md of
-// github.com/google/tcmalloc.
-var (
-	inUse     = regexp.MustCompile(`^MALLOC: +(\d+) \([^)]*\) Bytes in use by application`)
-	pageBytes = regexp.MustCompile(`^MALLOC: +(\d+) +Tcmalloc page size`)
-	classLine = regexp.MustCompile(`^class +\d+ \[ *(\d+) bytes \] : +(\d+) objs;[^;]*;[^;]*; +(\d+) live pages; spans: +(\d+) ret / +(\d+) req`)
-	spanLine  = regexp.MustCompile(`^HugePageAware: +(\d+) page info: +\d+ / +\d+ a/f, +(\d+) `)
-)
-
-const (
-	// maxLines is how many lines of a kind are read: there are 172 of classes, and of spans five
-	// times 64.
-	maxLines = 4096
-	maxSize  = 1 << 20 // bytes of an object in a size class, and of a page; TCMalloc's largest are 256 KiB
-)
-
-var errOther = errors.New("it is not what google's TCMalloc says: another allocator has no sizes to correct by")
-
-// statistics are the numbers that are read.
-type statistics struct {
-	application, page int64
-	sizes             []int64 // of objects, as they come
-	live, cached      map[int64]int64
-	spans             map[int64]int64 // pages of a span to how many are in use, of sizes that are alone in theirs
-}
-
-// ParseSizes reads TCMalloc's statistics, as Envoy's /memory/tcmalloc has them.
-//
-// Of a size that has several objects in a span, the number of its pages is told, and with it how
-// many objects they have room for. Of one that fills a span, no page is told: the spans of that
-// many pages are told, and those are its own that no other size has. In both, the objects that wait
-// in caches are not in use.
-func ParseSizes(text []byte) ([]Size, error) {
-	if !bytes.HasPrefix(text, []byte("See https://github.com/google/tcmalloc")) {
-		return nil, errOther
-	}
-	s := statistics{live: map[int64]int64{}, cached: map[int64]int64{}, spans: map[int64]int64{}}
-	var classes [][][]byte
-	spans := 0
-	for line := range bytes.Lines(text) {
-		switch {
-		case bytes.HasPrefix(line, []byte("MALLOC: ")):
-			s.total(line)
-		case bytes.HasPrefix(line, []byte("class ")) && len(classes) < maxLines:
-			if m := classLine.FindSubmatch(line); m != nil {
-				classes = append(classes, m)
-			}
-		case bytes.HasPrefix(line, []byte("HugePageAware: ")) && spans < maxLines:
-			if m := spanLine.FindSubmatch(line); m != nil {
-				s.spans[number(m[1])] += number(m[2])
-				spans++
-			}
-		}
-	}
-	if s.application <= 0 || s.page <= 0 || s.page > maxSize || len(classes) == 0 {
-		return nil, errOther
-	}
-	for _, m := range classes {
-		s.class(number(m[1]), number(m[2]), number(m[3]), number(m[5])-number(m[4]))
-	}
-	return s.sums(), nil
-}
-
-// total reads a line with a sum, of which the first counts.
-func (s *statistics) total(line []byte) {
-	if m := inUse.FindSubmatch(line); m != nil && s.application == 0 {
-		s.application = number(m[1])
-	}
-	if m := pageBytes.FindSubmatch(line); m != nil && s.page == 0 {
-		s.page = number(m[1])
-	}
-}
-
-// class adds a size class with so many objects in caches, pages, and spans.
-func (s *statistics) class(size, cached, pages, spans int64) {
-	if size <= 0 || size > maxSize {
-		return
-	}
-	if _, known := s.cached[size]; !known {
-		s.sizes = append(s.sizes, size)
-	}
-	s.cached[size] += cached
-	if pages > 0 && spans > 0 {
-		perSpan := pages / spans
-		s.spans[perSpan] -= spans
-		s.live[size] += spans * (perSpan * s.page / size)
-	}
-}
-
-// sums are what the objects of each size take.
-func (s *statistics) sums() []Size {
-	sums := make([]Size, 0, len(s.sizes)+1)
-	rest := s.application
-	for _, size := range s.sizes {
-		objects := s.live[size]
-		if objects == 0 && size%s.page == 0 {
-			objects = s.spans[size/s.page]
-		}
-		sum := Size{size, min(max(0, objects-s.cached[size]), rest/size) * size}
-		rest -= sum.Live
-		sums = append(sums, sum)
-	}
-	return append(sums, Size{0, rest})
-}
-
-// number is one of at most 13 digits, which is more than any process has of bytes; a longer one is
-// 0.
-func number(digits []byte) int64 {
-	if len(digits) > 13 {
-		return 0
-	}
-	n, _ := strconv.ParseInt(string(digits), 10, 64)
-	return n
 }

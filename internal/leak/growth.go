@@ -154,11 +154,12 @@ func (g *growth) look(j *judge) {
 		}
 	}
 	if found.PerMinute < g.least {
-		g.held, g.verdict = 0, Growth{}
+		g.held, g.verdict = 0, Growth{Samples: n}
 		return
 	}
 	found.Requests = float64(g.finished[n-1]-g.finished[0]) / (g.t[n-1] - g.t[0])
 	if g.held++; g.held >= twice {
+		found.Samples = n
 		g.verdict = found
 	}
 }

@@ -73,14 +73,16 @@ func Default() Settings {
 	}
 }
 
-// Growth is the verdict on the last minutes. Zero: there is none that load does not explain.
+// Growth is the verdict on the last minutes. PerMinute 0: there is none that load does not explain.
 type Growth struct {
-	PerMinute float64 // bytes, of all classes that grow
+	// Samples is how many it rests on; 0 = there are too few yet.
+	Samples   int     `json:"samples"`
+	PerMinute float64 `json:"per_minute"` // bytes, of all classes that grow
 	// Of the class that grows most: the size of its objects, how many more of them there are each
 	// minute, and how many requests finished in that time. 0 = not known.
-	Size     int64
-	Objects  float64
-	Requests float64
+	Size     int64   `json:"size"`
+	Objects  float64 `json:"objects"`
+	Requests float64 `json:"requests"`
 }
 
 // Found says whether there is any.
@@ -88,8 +90,8 @@ func (g Growth) Found() bool { return g.PerMinute > 0 }
 
 // Leak is the verdict of the ladder. Zero: there is none.
 type Leak struct {
-	PerMinute float64       // bytes
-	Window    time.Duration // that told it
+	PerMinute float64       `json:"per_minute"` // bytes
+	Window    time.Duration `json:"window"`     // that told it
 }
 
 // Found says whether there is one.

@@ -7,10 +7,13 @@ import (
 
 // String says what grows, such as 2.1 MiB a minute: 896-byte objects, about one a request.
 func (g Growth) String() string {
-	if !g.Found() {
-		return "none that load does not explain"
+	switch {
+	case g.Found():
+		return aMinute(g.PerMinute) + ": " + g.objects()
+	case g.Samples == 0:
+		return "not known yet: samples are too few"
 	}
-	return aMinute(g.PerMinute) + ": " + g.objects()
+	return "none that load does not explain"
 }
 
 // objects says which objects, and how many of them for what.

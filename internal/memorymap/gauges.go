@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"hash/fnv"
 	"io"
 	"net/url"
+	"slices"
 	"strings"
 )
 
@@ -17,13 +19,14 @@ const (
 	maxNameSize = 512
 )
 
-// StatsPath is what Envoy is asked for: the gauges that memory goes with and three counters, of
-// those that were ever used. Envoy's main thread answers, so that the names are few and the format
-// is the cheap one.
+// StatsPath is what Envoy is asked for: the gauges that memory goes with, a few counters, and the
+// versions of its configuration, of those that were ever used. Envoy's main thread answers, so that
+// the names are few and the format is the cheap one.
 var StatsPath = "/stats?format=json&usedonly&filter=" + url.QueryEscape(`(`+strings.Join([]string{
 	`downstream_(cx|rq|pre_cx)_active`, `downstream_cx_ssl_active`, `upstream_(cx|rq|rq_pending)_active`, `_cx_[rt]x_bytes_buffered`, `pending_send_bytes`,
 	`cluster_manager\.active_clusters`, `total_listeners_active`, `wasm\..*\.active`, `upstream_rq_retry`, `upstream_rq_retry_overflow`, `\.compressed`,
-	`highwater_limit_bytes`,
+	`highwater_limit_bytes`, `downstream_rq_completed`, `(cluster_manager\.cds|listener_manager\.lds|rds\..*)\.version`,
+	`(cluster_manager\.cluster|listener_manager\.listener)_(added|modified|removed)`,
 }, `|`)+`)$`)
 
 // Gauges are what Envoy counts, as far as memory goes with it. The admin interface's own
@@ -53,6 +56,11 @@ type Gauges struct {
 	Retries    int64 `json:"retries"`     // that there were, or would have been but for their limit
 	Compressed int64 `json:"compressed"`  // responses that compressors have compressed
 	GuardLimit int64 `json:"guard_limit"` // the budget of Highwater's plugin, bytes; 0 = it does not run
+
+	// Finished are the downstream requests that have ended. Config is another number where
+	// clusters, listeners or routes have changed.
+	Finished int64  `json:"finished"`
+	Config   uint64 `json:"config"`
 
 	// Active are the gauges by name that count connections, requests and streams.
 	Active map[string]int64 `json:"active,omitempty"`
@@ -103,11 +111,23 @@ func (g *Gauges) decode(d *json.Decoder) error {
 	if err := d.Decode(&s); err != nil {
 		return err
 	}
+	if slices.ContainsFunc(configEnds, func(end string) bool { return strings.HasSuffix(s.Name, end) }) {
+		h := fnv.New64a()
+		fmt.Fprintf(h, "%s %s", s.Name, s.Value) // a version is of 64 bits
+		g.Config += h.Sum64()                    // in any order
+		return nil
+	}
 	var v int64
 	if len(s.Value) > 0 && json.Unmarshal(s.Value, &v) == nil && v > 0 && v <= maxBytes && len(s.Name) <= maxNameSize {
 		g.add(s.Name, v)
 	}
 	return nil
+}
+
+// configEnds are the ends of what counts changes of the configuration. Endpoints come and go all
+// the time, and are none.
+var configEnds = []string{
+	".version", "cluster_added", "cluster_modified", "cluster_removed", "listener_added", "listener_modified", "listener_removed",
 }
 
 // sums are the gauges by the end of their names. The longest ends come first.
@@ -156,6 +176,8 @@ func (g *Gauges) sumOf(name string) *int64 {
 		return &g.WasmVMs
 	case strings.HasPrefix(name, "listener.") && strings.HasSuffix(name, ".downstream_cx_active"):
 		return &g.Connections
+	case strings.HasPrefix(name, "http.") && strings.HasSuffix(name, ".downstream_rq_completed"):
+		return &g.Finished // each listener counts the same requests again
 	}
 	for _, s := range sums {
 		if strings.HasSuffix(name, s.end) {

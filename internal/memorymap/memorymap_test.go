@@ -179,6 +179,16 @@ func TestStats(t *testing.T) {
 	require.Equal(t, int64(3), g.WasmVMs)
 	require.Equal(t, int64(2), g.Retries)
 	require.Equal(t, map[string]int64{"http.ingress.downstream_rq_active": 7, "listener.0.0.0.0_80.downstream_cx_active": 5}, g.Active)
+	of := func(version, completed string) *Gauges {
+		g, err := ParseStats([]byte(`{"stats":[{"name":"cluster_manager.cds.version","value":` + version + `},{"name":"listener_manager.listener_added","value":2},` +
+			`{"name":"http.a.downstream_rq_completed","value":` + completed + `},{"name":"http.admin.downstream_rq_completed","value":9},` +
+			`{"name":"listener.0.0.0.0_80.http.a.downstream_rq_completed","value":12}]}`))
+		require.NoError(t, err)
+		return g
+	}
+	require.Equal(t, int64(12), of("1", "12").Finished)
+	require.Equal(t, of("18446744073709551615", "1").Config, of("18446744073709551615", "2").Config)
+	require.NotEqual(t, of("18446744073709551615", "1").Config, of("18446744073709551614", "1").Config, "a version is of 64 bits")
 	for _, text := range []string{"", "[]", `{"stats":7}`, `{"stats":[{"name":"a"`, `{"stats":[]}x`, `{"stats":[` + strings.Repeat(`{},`, maxGauges+1) + `{}]}`, strings.Repeat(" ", MaxStats+1)} {
 		_, err := ParseStats([]byte(text))
 		require.ErrorIs(t, err, ErrParse, "%.40q", text)

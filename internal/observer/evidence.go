@@ -8,6 +8,7 @@ import (
 
 	"github.com/highwater-envoy/highwater/internal/cgroup"
 	"github.com/highwater-envoy/highwater/internal/evidence"
+	"github.com/highwater-envoy/highwater/internal/memorymap"
 )
 
 // Evidence says what has been kept.
@@ -96,10 +97,10 @@ func (o *Observer) takeEvidence(ctx context.Context, keeper *evidence.Keeper, no
 	o.mu.Lock()
 	s := evidence.Source{
 		Admin: o.kept.copy, Root: o.options.Root, PID: o.mu.figures.pid, Requests: o.options.Requests, Observed: status,
-		Room: o.room(), Growth: o.mu.trend.recent(),
+		StatsPath: memorymap.StatsPath, Room: o.room(), Growth: o.mu.trend.recent(),
 	}
 	if c := o.mu.figures.container; c != nil {
-		s.Cgroup = containerOf(o.mu.figures.dir, c)
+		s.Cgroup = c
 	}
 	o.mu.Unlock()
 	dir, m, err := keeper.Take(ctx, now, t, s)
@@ -129,24 +130,6 @@ func (o *Observer) noteEvidence(keeper *evidence.Keeper, err error) (failed bool
 	o.mu.evidence.Bundles, o.mu.evidence.Bytes = keeper.Totals()
 	o.note(FaultEvidence, err)
 	return err != nil
-}
-
-// containerOf is what a bundle's cgroup.json has. A limit that there is not is left out.
-func containerOf(dir string, c *cgroup.Stats) map[string]any {
-	m := map[string]any{
-		"dir": dir, "usage": c.Usage, "working_set": c.WorkingSet, "sock": c.Sock,
-		"events": map[string]int64{"oom": c.Events.OOM, "oom_kill": c.Events.OOMKill, "high": c.Events.High, "max": c.Events.Max},
-	}
-	if c.Limit != cgroup.NoLimit {
-		m["limit"] = c.Limit
-	}
-	if c.High != cgroup.NoLimit {
-		m["high"] = c.High
-	}
-	if c.Pressure != nil {
-		m["pressure"] = map[string]float64{"some10": c.Pressure.Some10, "full10": c.Pressure.Full10}
-	}
-	return m
 }
 
 // copy writes the body of the answer as it comes.

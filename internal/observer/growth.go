@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/highwater-envoy/highwater/internal/allocator"
 	"github.com/highwater-envoy/highwater/internal/leak"
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
@@ -23,12 +24,24 @@ type Leak struct {
 	Window unit.Duration `json:"window"`
 }
 
-// classesOf reads the size classes in the answer of /memory/tcmalloc.
-var classesOf func(text []byte) ([]leak.Class, error) = parseClasses
+// classesOf reads the live objects of each size in the answer of /memory/tcmalloc.
+func classesOf(text []byte) ([]leak.Class, error) {
+	report, err := allocator.Parse(text)
+	if err != nil {
+		return nil, err
+	}
+	if !report.Counted {
+		return nil, errors.New("the allocator does not tell its size classes: only release builds of Envoy, which have google's TCMalloc, do")
+	}
+	var list []leak.Class
+	for size, n := range report.Live() {
+		list = append(list, leak.Class{Size: size, Live: n})
+	}
+	return list, nil
+}
 
 const (
 	tcmallocPath = "/memory/tcmalloc"
-	maxTcmalloc  = 8 << 20 // bytes; it is 330 kB
 	// growthShare: Envoy's main thread is to spend 1/20 of its time on this at most. With the
 	// default interval it spends 1/500.
 	growthShare = 20
@@ -129,7 +142,7 @@ func (o *Observer) askGrowth(ctx context.Context) (s leak.Sample, seen bool, err
 	if !fresh || s.InUse == 0 {
 		return s, false, errors.New("there is no reading of Envoy's memory now")
 	}
-	if text, err = o.growth.get(ctx, tcmallocPath, maxTcmalloc); err == nil {
+	if text, err = o.growth.get(ctx, tcmallocPath, allocator.MaxText); err == nil {
 		s.Classes, err = classesOf(text)
 	}
 	return s, true, brief(err)

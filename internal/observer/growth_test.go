@@ -1,9 +1,11 @@
 package observer
 
 import (
+	"bytes"
+	"compress/gzip"
 	"context"
 	"encoding/json"
-	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -13,6 +15,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/highwater-envoy/highwater/internal/allocator"
 	"github.com/highwater-envoy/highwater/internal/evidence"
 	"github.com/highwater-envoy/highwater/internal/leak"
 	"github.com/highwater-envoy/highwater/internal/unit"
@@ -40,33 +43,34 @@ func TestLoad(t *testing.T) {
 	}
 }
 
-// What is not TCMalloc's text is one error, and nothing in it makes classes without end.
+// What tells no size classes is an error, and not classes that are empty.
 func TestNotClasses(t *testing.T) {
-	var many strings.Builder
-	for i := range 2 * maxSizes {
-		fmt.Fprintf(&many, "class 1 [ %d bytes ] : 0 objs; 0 live pages; spans: 0 ret / 1 req = 0\n", i+1)
+	for _, name := range []string{"gperftools-burst.txt.gz", "envoy-1.40-burst.memory.json"} {
+		_, err := classesOf(allocatorText(t, name))
+		require.ErrorContains(t, err, "does not tell its size classes", name)
 	}
-	for _, text := range []string{"", "{}", "class 1 [ 8 bytes ] : 5 objs; 99999999999999 live pages; spans: 0 ret / 1 req", many.String()} {
-		_, err := parseClasses([]byte(text))
-		require.ErrorIs(t, err, errNotClasses)
-	}
+	_, err := classesOf(allocatorText(t, "envoy-1.40-idle.txt.gz")[:20_000])
+	require.Error(t, err, "it breaks off before the spans, of which the 16 KiB of buffers are taken")
+	_, err = classesOf([]byte("{}"))
+	require.ErrorIs(t, err, allocator.ErrParse)
+	classes, err := classesOf(allocatorText(t, "envoy-1.40-burst.txt.gz"))
+	require.NoError(t, err)
+	require.Contains(t, classes, leak.Class{Size: 16 << 10, Live: 12_884}, "uploads are in Envoy's slices")
 }
 
-func FuzzClasses(f *testing.F) {
-	text := tcmalloc(f, "idle")
-	f.Add(text[:6000])
-	f.Add([]byte("class 33 [ 16384 bytes ] : 3 objs; 0.0 MiB; 0 live pages; spans: 0 ret / 0 req = 0\nHugePageAware: 2 page info: 9 / 1 a/f, 8 ( 0.1 MiB) live\n"))
-	f.Fuzz(func(t *testing.T, text []byte) {
-		classes, err := parseClasses(text)
-		if err != nil {
-			return
-		}
-		for _, c := range classes {
-			if c.Size <= 0 || c.Live < 0 {
-				t.Fatalf("%+v", c)
-			}
-		}
-	})
+// allocatorText is one of the texts that package allocator is tested with.
+func allocatorText(tb testing.TB, name string) []byte {
+	tb.Helper()
+	text, err := os.ReadFile("../allocator/testdata/" + name)
+	require.NoError(tb, err)
+	if !strings.HasSuffix(name, ".gz") {
+		return text
+	}
+	z, err := gzip.NewReader(bytes.NewReader(text))
+	require.NoError(tb, err)
+	text, err = io.ReadAll(z)
+	require.NoError(tb, err)
+	return text
 }
 
 // Growth of a class is told in the log, in the status and as a metric, and so is its end.

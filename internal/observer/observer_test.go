@@ -65,7 +65,9 @@ func newEnvoy(t *testing.T) *envoy {
 		fmt.Fprint(w, "cluster.a: b.upstream_cx_rx_bytes_buffered: 5\ncluster.c.upstream_cx_tx_bytes_buffered: 6\nhttp.ingress.downstream_cx_rx_bytes_buffered: 7\n"+
 			"tcp.t.downstream_cx_tx_bytes_buffered: 8\nhttp2.pending_send_bytes: 9\ncluster.c.http2.pending_send_bytes: 1\ncluster.c.upstream_cx_rx_bytes_buffered: 10\n")
 	})
-	mux.HandleFunc("GET "+tcmallocPath, func(w http.ResponseWriter, r *http.Request) { _, _ = w.Write(tcmalloc(t, "idle")) })
+	mux.HandleFunc("GET "+tcmallocPath, func(w http.ResponseWriter, r *http.Request) {
+		_, _ = w.Write(allocatorText(t, "envoy-1.40-idle.txt.gz"))
+	})
 	e.Server = httptest.NewUnstartedServer(mux)
 	e.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
 	e.Start()
