@@ -187,6 +187,9 @@ func TestWasmGrows(t *testing.T) {
 	now.Time = began.Add(20 * time.Hour)
 	slow := Examine(Input{Now: now, First: &first})
 	require.False(t, slow.Has(WasmGrows), "less than 2 MiB a minute")
+	first.Mappings, now.Mappings, now.Time = machine(50*mib), machine(55*mib), began.Add(time.Minute)
+	young := Examine(Input{Now: now, First: &first})
+	require.False(t, young.Has(WasmGrows), "a tenth of what they held: they have only just begun")
 }
 
 func TestBudgetAndSockets(t *testing.T) {

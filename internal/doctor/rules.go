@@ -289,8 +289,10 @@ func wasm(p *patient) {
 	}
 	if first := p.in.First; first != nil && len(first.Mappings) > 0 && len(p.now.Mappings) > 0 {
 		before := memorymap.Build(memorymap.Input{Mappings: first.Mappings, Status: first.Status})
-		grown, over := memories-before.Of(memorymap.WasmMemory), p.now.Time.Sub(first.Time)
-		if hours := over.Hours(); grown >= 4*mib && hours > 0 && float64(grown)/hours >= wasmGrowth*float64(mib) {
+		held := before.Of(memorymap.WasmMemory)
+		grown, over := memories-held, p.now.Time.Sub(first.Time)
+		// Those that have only just begun grow too: four by 4.8 MiB, a tenth of what they held.
+		if hours := over.Hours(); grown >= max(4*mib, held/4) && hours > 0 && float64(grown)/hours >= wasmGrowth*float64(mib) {
 			advice.Bytes = grown
 			p.find(WasmGrows, memories, fmt.Sprintf("The memories of %d Wasm machines grew by %s in %s, to %s: a plugin leaks. Envoy's /memory does not show it.",
 				vms, human(grown), over.Round(time.Second), human(memories)), advice)
