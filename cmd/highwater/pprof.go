@@ -133,7 +133,7 @@ func (f *fetcher) fetch(source, which string) (*profile.Profile, error) {
 	if f.left <= 0 {
 		return nil, fmt.Errorf("the sources before are %v together, and no more is read: ask for fewer at once", maxProfiles)
 	}
-	data, err := read(source, which)
+	data, err := read(context.Background(), source, which)
 	if err != nil {
 		return nil, err
 	}
@@ -152,7 +152,7 @@ func (f *fetcher) fetch(source, which string) (*profile.Profile, error) {
 }
 
 // read is what a source says, whatever that is.
-func read(source, which string) ([]byte, error) {
+func read(ctx context.Context, source, which string) ([]byte, error) {
 	if !strings.HasPrefix(source, "http://") && !strings.HasPrefix(source, "https://") {
 		if which != "" {
 			return nil, errors.New("-peak is for URLs: a file is of one peak")
@@ -174,7 +174,7 @@ func read(source, which string) ([]byte, error) {
 		query.Set("peak", "highest") // unasked it would be as of now, for those that ask again and again
 	}
 	u.RawQuery = query.Encode()
-	ctx, cancel := context.WithTimeout(context.Background(), fetchTimeout)
+	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
 	if err != nil {

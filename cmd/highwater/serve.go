@@ -30,6 +30,7 @@ import (
 	"github.com/highwater-envoy/highwater/internal/guard"
 	"github.com/highwater-envoy/highwater/internal/input"
 	"github.com/highwater-envoy/highwater/internal/observer"
+	"github.com/highwater-envoy/highwater/internal/profiles"
 	"github.com/highwater-envoy/highwater/internal/version"
 )
 
@@ -304,7 +305,12 @@ func (a *app) newObserver(c served, server *atomic.Pointer[extproc.Server]) (*ob
 			}
 			return 0
 		},
-		Requests: func(ctx context.Context) ([]evidence.Profile, error) { return requests(ctx, server.Load()) },
+		Requests: func(ctx context.Context) ([]evidence.Profile, error) {
+			if from := c.observer.Evidence.Requests; from != "" {
+				return filtersRequests(ctx, from)
+			}
+			return requests(ctx, server.Load())
+		},
 	})
 }
 
@@ -320,6 +326,27 @@ func requests(ctx context.Context, s *extproc.Server) (list []evidence.Profile, 
 		}
 	}
 	return list, nil
+}
+
+// filtersRequests are the same of a filter's, which answers for itself at its debug.path. It has no
+// highest peak before the first. The error says why there is neither.
+func filtersRequests(ctx context.Context, from string) (list []evidence.Profile, err error) {
+	var errs []error
+	for _, which := range []string{"current", "highest"} {
+		data, err := read(ctx, from, which)
+		if err == nil {
+			data, err = profiles.Unpack(data) // a bundle packs it again
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s of %s: %w", which, from, err))
+			continue
+		}
+		list = append(list, evidence.Profile{Name: which, Data: data})
+	}
+	if len(list) == 0 {
+		err = errors.Join(errs...)
+	}
+	return list, err
 }
 
 // start lets an observer run in place of the one before; nil = none.

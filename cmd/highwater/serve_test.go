@@ -26,6 +26,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/pprof/profile"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
@@ -239,4 +240,28 @@ func TestServeWithTLS(t *testing.T) {
 	require.NoError(t, healthy(t, target, credentials.NewTLS(&tls.Config{RootCAs: roots, Certificates: []tls.Certificate{pair}})))
 	require.Error(t, healthy(t, target, credentials.NewTLS(&tls.Config{RootCAs: roots})), "who has no certificate is not let in")
 	require.Error(t, healthy(t, target, insecure.NewCredentials()))
+}
+
+// A filter beside the companion answers for its requests itself, and before its first peak it has
+// no highest one.
+func TestEvidenceOfAFiltersRequests(t *testing.T) {
+	var packed bytes.Buffer
+	p := &profile.Profile{SampleType: []*profile.ValueType{{Type: "requests", Unit: "count"}}}
+	require.NoError(t, p.Write(&packed))
+	filter := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/highwater/pprof" || r.URL.Query().Get("peak") != "current" {
+			http.Error(w, "there was no peak yet", http.StatusNotFound)
+			return
+		}
+		_, _ = w.Write(packed.Bytes())
+	}))
+	defer filter.Close()
+	list, err := filtersRequests(t.Context(), filter.URL+"/highwater")
+	require.NoError(t, err)
+	require.Len(t, list, 1)
+	require.Equal(t, "current", list[0].Name)
+	_, err = profile.ParseUncompressed(list[0].Data)
+	require.NoError(t, err)
+	_, err = filtersRequests(t.Context(), filter.URL+"/elsewhere")
+	require.ErrorContains(t, err, "there was no peak yet")
 }

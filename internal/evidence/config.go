@@ -3,6 +3,7 @@ package evidence
 import (
 	"errors"
 	"fmt"
+	"net/url"
 	"path"
 	"time"
 
@@ -23,6 +24,9 @@ type Config struct {
 	Quota unit.Bytes `json:"quota"`
 	// Interval is the least time between two bundles; see Trigger for what may come sooner.
 	Interval unit.Duration `json:"interval"`
+	// Requests is the address of a plugin's or a module's debug.path, whose profiles of requests go
+	// into the bundles, such as http://127.0.0.1:10001/highwater. Empty = those of the server itself.
+	Requests string `json:"requests"`
 }
 
 // Default is the configuration with every key that has a default.
@@ -51,5 +55,10 @@ func (c *Config) Validate() error {
 	check(c.Keep >= 1 && c.Keep <= 1000, "evidence.keep: %d must be from 1 to 1000", c.Keep)
 	check(c.Quota >= leastQuota && c.Quota <= unit.TiB, "evidence.quota: %v must be from %v to 1TiB", c.Quota, leastQuota)
 	check(c.Interval >= unit.Duration(time.Second) && c.Interval <= unit.Duration(24*time.Hour), "evidence.interval: %v must be from 1s to 24h", c.Interval)
+	if c.Requests != "" {
+		u, err := url.Parse(c.Requests)
+		check(err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Host != "",
+			"evidence.requests: %q must be the address of a filter's debug.path, such as http://127.0.0.1:10001/highwater", c.Requests)
+	}
 	return errors.Join(errs...)
 }
