@@ -200,7 +200,7 @@ func TestAReadingThatMovesIsTraffic(t *testing.T) {
 		b.readings(3, 300*mib)
 		b.readings(3, 305*mib)
 	}
-	require.Equal(t, 300*mib, b.stored().Base)
+	require.Equal(t, 305*mib, b.stored().Base)
 }
 
 // Where it is never quiet, it is proof that nothing that can be shed explains the memory.
@@ -291,4 +291,23 @@ func TestATightRoomFullOfTrafficIsNotFutile(t *testing.T) {
 	a.Close(b.now, s)
 	b.readings(400, 210*mib)
 	require.True(t, b.stored().Futile)
+}
+
+// An Envoy that still reads a large configuration has no base yet. After the first traffic the
+// lowest reading counts again.
+func TestTheBaseBeforeTheFirstTraffic(t *testing.T) {
+	b := open(t, 1)
+	a := b.accounts[0]
+	b.join()
+	for _, held := range []int64{190, 210, 218} {
+		b.readings(40, held*mib)
+		require.Equal(t, held*mib, b.stored().Base)
+	}
+	s := b.stream(a)
+	b.readings(40, 222*mib)
+	require.Equal(t, 218*mib, b.stored().Base, "that may be the stream's")
+	a.Close(b.now, s)
+	b.readings(40, 200*mib)
+	b.readings(40, 205*mib)
+	require.Equal(t, 200*mib, b.stored().Base)
 }

@@ -43,6 +43,7 @@ type trend struct {
 
 	bases lowest // reading − likely held, of ten minutes
 	lows  lowest // readings of ten seconds
+	untouched bool // there has been no traffic since the first reading
 
 	// Surprise: the growth of the reading over eight readings against all that passed meanwhile.
 	// Over one reading alone it would mostly be false, because the table lags by a tick.
@@ -87,6 +88,7 @@ func (r *trend) observe(now Time, t *Table, l *Limits) {
 			r.bases.add(now, t.Base)
 		}
 	}
+	r.untouched = (t.Sequence == 1 || r.untouched) && all.Passed == 0 && all.Streams+all.Connections.Open == 0
 	r.bases.add(now, max(t.Reading-all.Likely, min(t.Base, t.Reading)))
 	r.lows.add(now, t.Reading)
 	t.Base = r.base(now, t, l, &all)
