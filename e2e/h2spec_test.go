@@ -67,6 +67,7 @@ const quick = 500 * time.Millisecond
 
 // What h2spec fails on the gRPC port is what it fails on a bare server of grpc-go.
 func TestHTTP2Conformance(t *testing.T) {
+	t.Parallel() // it waits for most of its time
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	bare := grpc.NewServer(grpc.MaxConcurrentStreams(100)) // without a limit one case is left out

@@ -437,6 +437,7 @@ func TestWithoutAReading(t *testing.T) {
 			},
 		} {
 			t.Run(name, func(t *testing.T) {
+				t.Parallel() // it waits for most of its time
 				s := b.start(t, setup{fake: 40 * mib})
 				s.reading(199 * mib)
 				s.memory.set(broken)

@@ -25,6 +25,7 @@ import (
 // What the tutorial says works: its commands run one after the other, in a clone of the last
 // commit. Only the ports are others, so that it collides with nobody.
 func TestTutorial(t *testing.T) {
+	t.Parallel() // it waits for most of its time
 	root, err := envoybin.ModuleRoot()
 	require.NoError(t, err)
 	text, err := os.ReadFile(filepath.Join(root, "docs", "tutorial.md"))
