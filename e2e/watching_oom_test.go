@@ -18,7 +18,7 @@ import (
 // All that the companion watches costs it about a hundredth of a core, and Envoy another one, with
 // 50,000 stats too: readings, buffers, size classes, load, and looking for evidence.
 func TestWatchingCosts(t *testing.T) {
-	const clusters, over = 700, 12 * time.Second
+	const clusters, over = 700, 24 * time.Second
 	s := start(t, setup{workers: 1, edit: func(c envoytest.Config) {
 		c.RemoveGuard()
 		static := c["static_resources"].(map[string]any)
@@ -57,6 +57,6 @@ func TestWatchingCosts(t *testing.T) {
 	t.Logf("%d stats: the companion takes %.2f %% of a core, and Envoy %.2f %% for it beside %.2f %% of its own", len(stats), share(own), share(envoy), share(idle))
 	require.Empty(t, x.Failing)
 	// It is more on a busy machine, whose caches are others'.
-	require.Less(t, share(own), 2.0)
-	require.Less(t, share(envoy), 2.0)
+	require.Less(t, share(own), 3.0)
+	require.Less(t, share(envoy), 3.0)
 }

@@ -17,7 +17,7 @@ import (
 
 // reportEvery is how often /report's history is added to. A sample takes Envoy's main thread some
 // 20 ms, so that this is 0.2 % of it.
-const reportEvery = 10 * time.Second
+const reportEvery = 30 * time.Second
 
 // reporter answers /report: it examines Envoy once in a while, whether or not anybody asks, and
 // keeps the layers of its memory over time.

@@ -41,9 +41,9 @@ func (w *lowest) min(now Time) int64 {
 type trend struct {
 	_ [0]func() // no two are compared: the function that could would only take room in the .wasm
 
-	bases lowest // reading − likely held, of ten minutes
-	lows  lowest // readings of ten seconds
-	untouched bool // there has been no traffic since the first reading
+	bases     lowest // reading − likely held, of ten minutes
+	lows      lowest // readings of ten seconds
+	untouched bool   // there has been no traffic since the first reading
 
 	// Surprise: the growth of the reading over eight readings against all that passed meanwhile.
 	// Over one reading alone it would mostly be false, because the table lags by a tick.

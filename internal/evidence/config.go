@@ -55,10 +55,11 @@ func (c *Config) Validate() error {
 	check(c.Keep >= 1 && c.Keep <= 1000, "evidence.keep: %d must be from 1 to 1000", c.Keep)
 	check(c.Quota >= leastQuota && c.Quota <= unit.TiB, "evidence.quota: %v must be from %v to 1TiB", c.Quota, leastQuota)
 	check(c.Interval >= unit.Duration(time.Second) && c.Interval <= unit.Duration(24*time.Hour), "evidence.interval: %v must be from 1s to 24h", c.Interval)
-	if c.Requests != "" {
-		u, err := url.Parse(c.Requests)
-		check(err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Host != "",
-			"evidence.requests: %q must be the address of a filter's debug.path, such as http://127.0.0.1:10001/highwater", c.Requests)
-	}
+	check(c.Requests == "" || isURL(c.Requests), "evidence.requests: %q must be the address of a filter's debug.path, such as http://127.0.0.1:10001/highwater", c.Requests)
 	return errors.Join(errs...)
+}
+
+func isURL(text string) bool {
+	u, err := url.Parse(text)
+	return err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Host != ""
 }
