@@ -12,8 +12,7 @@ import (
 type Watch struct {
 	Read func(context.Context) doctor.Sample
 	// Every is the time between two samples; 0 = 5 s. It is longer where a sample costs more than
-	// 1/400 of it: Envoy's main thread answers, and is to spend less than half a percent of its time
-	// on that.
+	// 1/400 of it: Envoy's main thread answers, and is to spend less than 1 % of its time on that.
 	Every time.Duration
 	// Seen is told of each sample; nil = nobody is.
 	Seen func(doctor.Sample)
