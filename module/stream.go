@@ -156,14 +156,21 @@ func (w *worker) body(c *C.hw_stream, d budget.Direction, n int64, end bool) (s 
 func hwStreamDone(c *C.hw_stream) {
 	c.open = false
 	defer survive()
-	workerOf(c.worker).closeStream(c)
+	w := workerOf(c.worker)
+	w.streamAt(c).readOn() // a call of Envoy, which may call in again: without the lock
+	w.closeStream(c)
+}
+
+func (w *worker) streamAt(c *C.hw_stream) *stream {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.mu.streams.all[c.slot]
 }
 
 func (w *worker) closeStream(c *C.hw_stream) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	s := w.mu.streams.all[c.slot]
-	s.readOn()
 	if waited := s.guard.Close(now(), &s.Stream); waited > 0 {
 		module.metrics.waited(waited)
 	}
