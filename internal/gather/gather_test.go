@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/fstest"
@@ -96,9 +97,9 @@ func TestAdminHangs(t *testing.T) {
 	t.Parallel()
 	stop := make(chan struct{})
 	defer close(stop)
-	asked := 0
+	var asked atomic.Int64
 	l := live(t, func(w http.ResponseWriter, r *http.Request) {
-		asked++
+		asked.Add(1)
 		select {
 		case <-stop:
 		case <-r.Context().Done():
@@ -107,7 +108,7 @@ func TestAdminHangs(t *testing.T) {
 	began := time.Now()
 	s := l.Read(t.Context())
 	require.Less(t, time.Since(began), answerWithin+2*time.Second)
-	require.Equal(t, 1, asked)
+	require.EqualValues(t, 1, asked.Load())
 	require.Contains(t, strings.Join(s.Missing, "\n"), "does not answer within 3s")
 	require.NotNil(t, s.Status)
 	require.NotEmpty(t, s.Mappings)
