@@ -104,12 +104,12 @@ run: build envoy $(if $(filter module,$(FACE)),module) ## a real Envoy under a f
 .PHONY: test
 test: build module build/highwater-trap.wasm build/libhighwater-trap.so envoy ## everything, real Envoy included
 	@echo "unit and property tests, with the race detector"
-	@go test -race $(TESTFLAGS) $$(go list ./internal/... ./extproc/... ./cmd/... ./bench/... | grep -v -e /internal/sim -e /internal/wasmhost -e /internal/check -e /internal/leak/days)
-	@echo "the policy's random sequences, the compiled plugin without Envoy, the model of Envoy, simulated days, and highwater check on other projects' configurations (one goroutine each: nothing to race): some minutes"
+	@go test -race $(TESTFLAGS) $$(go list ./internal/... ./extproc/... ./cmd/... ./bench/... | grep -v -e /internal/sim -e /internal/wasmhost -e /internal/check -e /internal/leak/days -e /internal/house -e /internal/docs)
+	@echo "the policy's random sequences, the compiled plugin without Envoy, the model of Envoy, simulated days, highwater check on other projects' configurations, documents and structure (nothing to race): some minutes"
 	@go test $(TESTFLAGS) -run EstimateIsNeverBelow ./internal/guard
-	@go test $(TESTFLAGS) ./internal/wasmhost/... ./internal/sim ./internal/check ./internal/leak/days
+	@go test $(TESTFLAGS) ./internal/wasmhost/... ./internal/sim ./internal/check ./internal/leak/days ./internal/house ./internal/docs
 	@echo "end-to-end tests on a real Envoy"
-	@HIGHWATER_E2E=1 go test -count=1 -timeout 25m $(TESTFLAGS) ./e2e/...
+	@HIGHWATER_E2E=1 go test -count=1 -timeout 25m -parallel 4 $(TESTFLAGS) ./e2e/... # those that run beside others mostly wait
 	@echo "a part of them on Envoy $(OLDEST_ENVOY)"
 	@export ENVOY_PATH=$$(go run ./internal/envoybin/cmd/envoy-path $(OLDEST_ENVOY)); \
 		HIGHWATER_E2E=1 go test -count=1 -timeout 5m $(TESTFLAGS) -run '$(OLDEST_TESTS)' -skip '/module$$' ./e2e

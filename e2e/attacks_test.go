@@ -396,8 +396,8 @@ func bombs(ctx context.Context, h *hostile, message []byte) {
 // attackFor is how long an attack goes on: it has done by then what it can, or has been thrown out.
 // attackCPU is what it may cost where it has no bound of its own: a core for as long.
 const (
-	attackFor = 3 * time.Second
-	attackCPU = 3 * time.Second
+	attackFor = 2 * time.Second
+	attackCPU = attackFor
 )
 
 // Whatever a peer of the gRPC port does, the server lives, holds little more than before, and

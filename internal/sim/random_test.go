@@ -11,7 +11,7 @@ import (
 
 // loads for each of four numbers of workers; `make soak` runs a thousand of each.
 var (
-	loads = flag.Int("loads", 250, "random loads for each number of workers, a quarter as many for 64")
+	loads = flag.Int("loads", 160, "random loads for each number of workers, a quarter as many for 64")
 	first = flag.Int("first", 0, "seed of the first")
 )
 
