@@ -29,26 +29,66 @@ func TestCheckWrites(t *testing.T) {
 	require.NoError(t, err)
 	envoy, err := envoybin.Find(t.Context())
 	require.NoError(t, err)
-	dir := t.TempDir()
-	port, admin := unusedPort(t), unusedPort(t)
-	foreign := filepath.Join(dir, "foreign.yaml")
-	require.NoError(t, os.WriteFile(foreign, []byte(foreignProxy(t, port, admin)), 0o600))
-
-	written := filepath.Join(dir, "envoy.yaml")
-	highwater := func(args ...string) (out string, code int) {
-		cmd := exec.CommandContext(t.Context(), filepath.Join(root, "build", "highwater"), args...)
-		text, err := cmd.CombinedOutput()
-		if exit := (*exec.ExitError)(nil); err != nil {
-			require.ErrorAs(t, err, &exit, "%s", text)
-		}
-		return string(text), cmd.ProcessState.ExitCode()
+	for _, c := range []struct{ face, file, guard string }{
+		{"wasm", "highwater.wasm", "wasm, observe, limit 200MiB"},
+		{"module", "libhighwater.so", "dynamic module, observe, limit 200MiB"},
+	} {
+		t.Run(c.face, func(t *testing.T) {
+			port, admin := unusedPort(t), unusedPort(t)
+			written, out := writeGuard(t, root, foreignProxy(t, port, admin), "-face", c.face, "-file", filepath.Join(root, "build", c.file))
+			require.Contains(t, out, "wrote "+written+", with Highwater in observe mode")
+			watches(t, envoy, written, port, admin)
+			out, code := highwater(t, root, "check", "-admin", "http://127.0.0.1:"+admin)
+			require.Contains(t, out, "Highwater guards all of 1 listener(s) with traffic.")
+			require.Contains(t, out, c.guard)
+			require.Equal(t, 1, code, out)
+			require.NotContains(t, out, "error ", "what was written is right, in the eyes of a running Envoy too")
+		})
 	}
-	out, code := highwater("check", "-write", written, "-wasm", filepath.Join(root, "build", "highwater.wasm"), foreign)
-	require.Equal(t, 1, code, "warnings: it has Envoy's defaults: %s", out)
-	require.Contains(t, out, "wrote "+written+", with Highwater in observe mode")
+	t.Run("extproc", func(t *testing.T) {
+		written, out := writeGuard(t, root, foreignProxy(t, unusedPort(t), unusedPort(t)), "-face", "extproc")
+		text, err := exec.CommandContext(t.Context(), envoy, "--mode", "validate", "-c", written, "--service-cluster", "proxy", "--service-node", "proxy").CombinedOutput()
+		require.NoError(t, err, "%s", text)
+		_, config, found := strings.Cut(out, "the configuration of highwater serve\n")
+		require.True(t, found, out)
+		config, _, _ = strings.Cut(config, "\n\n")
+		file := filepath.Join(t.TempDir(), "highwater.yaml")
+		require.NoError(t, os.WriteFile(file, []byte(config), 0o600))
+		out, code := highwater(t, root, "check", "-envoy", written, file)
+		require.Contains(t, out, "ext_proc, observe, limit 200MiB")
+		require.Equal(t, 1, code, out)
+		require.NotContains(t, out, "error ", out)
+	})
+}
 
+// highwater runs the program.
+func highwater(t *testing.T, root string, args ...string) (out string, code int) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), filepath.Join(root, "build", "highwater"), args...)
+	text, err := cmd.CombinedOutput()
+	if exit := (*exec.ExitError)(nil); err != nil {
+		require.ErrorAs(t, err, &exit, "%s", text)
+	}
+	return string(text), cmd.ProcessState.ExitCode()
+}
+
+// writeGuard has a copy of a configuration written with Highwater in it.
+func writeGuard(t *testing.T, root, foreign string, flags ...string) (written, out string) {
+	t.Helper()
+	dir := t.TempDir()
+	from := filepath.Join(dir, "foreign.yaml")
+	require.NoError(t, os.WriteFile(from, []byte(foreign), 0o600))
+	written = filepath.Join(dir, "envoy.yaml")
+	out, code := highwater(t, root, append(append([]string{"check", "-write", written}, flags...), from)...)
+	require.Equal(t, 1, code, "warnings: it has Envoy's defaults: %s", out)
+	return written, out
+}
+
+// watches says that an Envoy runs by the file, and that Highwater watches its requests.
+func watches(t *testing.T, envoy, written, port, admin string) {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
+	t.Cleanup(cancel)
 	log := startEnvoy(ctx, t, envoy, written)
 	stats := func() map[string]float64 {
 		all := map[string]float64{}
@@ -71,12 +111,6 @@ func TestCheckWrites(t *testing.T) {
 	require.Zero(t, now["highwater_blind"])
 	require.InDelta(t, 200*mib, now["highwater_limit_bytes"], 0)
 	require.Eventually(t, func() bool { return stats()["highwater_connections"] == 1 }, 5*time.Second, 50*time.Millisecond, "%v", stats())
-
-	out, code = highwater("check", "-admin", "http://127.0.0.1:"+admin)
-	require.Contains(t, out, "Highwater guards all of 1 listener(s) with traffic.")
-	require.Contains(t, out, "wasm, observe, limit 200MiB")
-	require.Equal(t, 1, code, out)
-	require.NotContains(t, out, "error ", "what was written is right, in the eyes of a running Envoy too")
 }
 
 // foreignProxy is the example of envoyproxy/ratelimit: a gateway with a rate limit, as its authors

@@ -34,7 +34,8 @@ told right what it guards, and what to write. FILE is a bootstrap, YAML or JSON,
   -container 300MiB     the limit of Envoy's container
   -envoy-version 1.38   whose defaults to judge by; else what the configuration says, else the latest that is known
   -write COPY           write a copy of the bootstrap with Highwater in observe mode; it must not be there yet
-  -wasm PATH            where the plugin will be, for -write and what is printed (/etc/envoy/highwater.wasm)
+  -face wasm            what to add: the plugin (wasm), the dynamic module (module), or highwater serve beside Envoy (extproc)
+  -file PATH            where the plugin or the module will be (/etc/envoy/highwater.wasm, /etc/envoy/libhighwater.so)
   -json                 print the report as JSON
 
 Of Highwater's configuration 1MiB is read at most, of a bootstrap 8MiB, of /config_dump 64MiB. Each must be one document, in
@@ -50,7 +51,7 @@ func check(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	flags.Usage = func() { fmt.Fprint(stderr, checkUsage) }
 	var e envoyCheck
 	for name, to := range map[string]*string{
-		"envoy": &e.envoy, "admin": &e.admin, "container": &e.container, "envoy-version": &e.version, "write": &e.write, "wasm": &e.wasm,
+		"envoy": &e.envoy, "admin": &e.admin, "container": &e.container, "envoy-version": &e.version, "write": &e.write, "face": &e.face, "file": &e.file,
 	} {
 		flags.StringVar(to, name, "", "")
 	}

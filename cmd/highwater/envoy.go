@@ -25,7 +25,8 @@ type envoyCheck struct {
 	server    string // the file of highwater serve's configuration; empty = none
 	container string
 	version   string
-	wasm      string
+	face      string // of what is to be added
+	file      string // of that
 	write     string
 	asJSON    bool
 }
@@ -96,7 +97,14 @@ func (e *envoyCheck) run(text []byte, stdout, stderr io.Writer) int {
 
 // options reads what the flags say.
 func (e *envoyCheck) options() (o envoyfile.Options, err error) {
-	o.Wasm = e.wasm
+	faces := map[string]envoyfile.Face{"": envoyfile.Wasm, "wasm": envoyfile.Wasm, "module": envoyfile.Module, "extproc": envoyfile.ExtProc}
+	var known bool
+	if o.Face, known = faces[e.face]; !known {
+		return o, fmt.Errorf("-face: %q: must be wasm, module or extproc", e.face)
+	}
+	if o.File = e.file; o.File != "" && o.Face == envoyfile.ExtProc {
+		return o, errors.New("-file: highwater serve is a program beside Envoy, and Envoy loads no file: leave it out")
+	}
 	if e.container != "" {
 		if o.Container, err = unit.ParseBytes(e.container); err != nil {
 			return o, fmt.Errorf("-container: %w", err)

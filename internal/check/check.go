@@ -33,6 +33,7 @@ type Finding struct {
 	Name     string   `json:"name"`
 	Severity Severity `json:"severity"`
 	Places   []string `json:"places"`          // for people: listener ingress: http_filters[0] highwater
+	Lines    []int    `json:"lines,omitempty"` // of the bootstrap, for each place; 0 = not known
 	What     string   `json:"what"`            // what is so, and what follows
 	Write    string   `json:"write,omitempty"` // what to write
 }
@@ -42,7 +43,15 @@ type Options struct {
 	Version   *Version      // nil = as the configuration says, else the latest
 	Container unit.Bytes    // the container's limit; 0 = not known
 	Server    *guard.Config // of `highwater serve`; nil = not known
-	Wasm      string        // where the plugin's file is to be; empty = /etc/envoy/highwater.wasm
+	Face      Face          // of what is to be added; empty = Wasm
+	File      string        // where its file is to be; empty = /etc/envoy/highwater.wasm or libhighwater.so
+}
+
+func (o *Options) face() Face {
+	if o.Face == "" {
+		return Wasm
+	}
+	return o.Face
 }
 
 // Report is what there is to say of an Envoy.
@@ -150,6 +159,18 @@ func (g *guarded) config() *guard.Config {
 	return nil
 }
 
+// buffer is what its connections may read ahead, bytes: the listener's limit, and less where the
+// module sets it (guard.Worker.BufferLimit).
+func (g *guarded) buffer() unit.Bytes {
+	n := g.listener.buffer()
+	if by := g.connections; by != nil && by.face == Module && by.config != nil && by.config.Mode == guard.Enforce {
+		n = min(n, moduleBuffer)
+	}
+	return n
+}
+
+const moduleBuffer = 64 * unit.KiB // guard.readCalm
+
 // answers says that the chain is there to answer who holds the memory.
 func (g *guarded) answers() bool { return g.config() != nil && g.config().Debug.Path != "" }
 
@@ -164,6 +185,7 @@ func Check(e *Envoy, o Options) Report {
 	c.verdict()
 	c.pasting()
 	c.sort()
+	c.inLines()
 	return c.Report
 }
 
@@ -264,6 +286,19 @@ func (c *checker) sort() {
 		return n
 	}
 	slices.SortStableFunc(c.Findings, func(a, b Finding) int { return rank(a) - rank(b) })
+}
+
+// inLines tells the line of each place, where the text of a bootstrap is known.
+func (c *checker) inLines() {
+	if c.lines == nil {
+		return
+	}
+	for i := range c.Findings {
+		f := &c.Findings[i]
+		for _, place := range f.Places {
+			f.Lines = append(f.Lines, c.lines.line(place, f.What))
+		}
+	}
 }
 
 // whatIsRead tells what could not be read, what is left out, and what is not here.

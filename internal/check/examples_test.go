@@ -61,6 +61,17 @@ func short(r Report) (all []string) {
 	return all
 }
 
+// So is the module's: it needs no cluster for readings, and sets the buffers itself.
+func TestTheModulesExample(t *testing.T) {
+	text := example(t, "envoy-module.yaml")
+	r := report(t, text, Options{})
+	require.Empty(t, r.Findings)
+	require.Equal(t, "dynamic module, enforce, limit 200MiB", r.Listeners[0].Guard)
+	require.Less(t, r.Listeners[0].HTTP1, report(t, edit(t, text, `"budget": {`, `"mode": "observe", "budget": {`, true), Options{}).Listeners[0].HTTP1)
+	r = report(t, edit(t, text, "          filter_name: connections", "          filter_name: connections\n          x: 1", true), Options{})
+	require.Equal(t, []string{"warning unknown-field"}, short(r))
+}
+
 // The shipped example is clean, and with one setting broken there is exactly the finding of that.
 func TestTheFiltersExample(t *testing.T) {
 	text := example(t, "envoy.yaml")

@@ -217,12 +217,12 @@ func (c *checker) manager(g *guarded) {
 	}
 }
 
-// readings is about where the plugins read Envoy's memory.
+// readings is about where the plugins read Envoy's memory. A module reads the allocator itself.
 func (c *checker) readings() {
 	asked := map[string]*guardian{}
 	for _, g := range c.guards {
 		for _, p := range []*guardian{g.requests, g.connections} {
-			if p != nil && p.face != ExtProc && p.config != nil && asked[p.config.Memory.Cluster] == nil {
+			if p != nil && p.face == Wasm && p.config != nil && asked[p.config.Memory.Cluster] == nil {
 				asked[p.config.Memory.Cluster] = p
 			}
 		}
@@ -333,7 +333,7 @@ func (c *checker) breakers() {
 // limit holds the budget against the container and against what Envoy holds without traffic.
 func (c *checker) limit() {
 	told := map[unit.Bytes]bool{}
-	base := worst.Base(len(c.clusters), true)
+	base := worst.Base(len(c.clusters), c.hasFace(Wasm))
 	for _, g := range c.guards {
 		config := g.config()
 		if config == nil || told[config.Budget.Limit.Bytes] {

@@ -61,7 +61,7 @@ func (g *guarded) understated(of func(b *buffers) unit.Bytes, is unit.Bytes) boo
 }
 
 func (c *checker) listenerBuffers(g *guarded) {
-	n := g.listener.buffer()
+	n := g.buffer()
 	set := "is not set, which is 1MiB"
 	if g.listener.GetPerConnectionBufferLimitBytes() != nil {
 		set = fmt.Sprintf("is %v", n)
@@ -272,7 +272,7 @@ func (c *checker) silence(g *guarded) {
 
 // raw is about listeners that pass on what is no HTTP.
 func (c *checker) raw(g *guarded) {
-	n := g.listener.buffer()
+	n := g.buffer()
 	what := fmt.Sprintf("it passes raw TCP on: each connection can hold %s beside what its cluster holds, for as long as one end does not read", (2 * n).Human())
 	if g.proxy == nil {
 		what = fmt.Sprintf("it speaks %s: each connection can hold %s, and what a message can hold beside that is not computed", g.other, (2 * n).Human())

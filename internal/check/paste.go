@@ -1,16 +1,12 @@
 package check
 
 import (
-	"encoding/json"
 	"fmt"
 	"strings"
 	"time"
 
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-
 	"github.com/highwater-envoy/highwater/internal/guard"
 	"github.com/highwater-envoy/highwater/internal/unit"
-	"github.com/highwater-envoy/highwater/internal/worst"
 )
 
 // Paste is YAML that is ready to be pasted.
@@ -20,11 +16,13 @@ type Paste struct {
 }
 
 const (
-	defaultWasm    = "/etc/envoy/highwater.wasm"
 	defaultCluster = "envoy_admin"
 	defaultAdmin   = "{socket_address: {address: 127.0.0.1, port_value: 9901}}"
 	defaultLimit   = 200 * unit.MiB
 )
+
+// defaultFiles are where the plugin or the module is taken to be.
+var defaultFiles = map[Face]string{Wasm: "/etc/envoy/highwater.wasm", Module: "/etc/envoy/libhighwater.so"}
 
 // pasting makes what is to be changed and added.
 func (c *checker) pasting() {
@@ -91,19 +89,17 @@ func someOf(places []string) string {
 	return strings.Join(places, ", ")
 }
 
-// additions is what adding the plugin takes: the same filters where the same buffers are.
+// additions is what adding Highwater takes: the same filters where the same buffers are.
 func (c *checker) additions() {
 	plan := c.plan()
 	if cluster := plan.clusterYAML(); cluster != "" {
 		c.Paste = append(c.Paste, Paste{"to add Highwater: to clusters", cluster})
 	}
-	for _, kind := range []struct{ root, where string }{
-		{"requests", "to add Highwater: first of http_filters of "}, {"connections", "to add Highwater: first of filters of "},
-	} {
+	for _, l := range plan.lists() {
 		at := map[string][]string{}
 		var first []planned
 		for _, p := range plan.chains {
-			if kind.root == "requests" && !p.http {
+			if l.kind == "http" && !p.http {
 				continue
 			}
 			if at[p.buffers] == nil {
@@ -112,8 +108,14 @@ func (c *checker) additions() {
 			at[p.buffers] = append(at[p.buffers], p.at)
 		}
 		for _, p := range first {
-			c.Paste = append(c.Paste, Paste{kind.where + someOf(at[p.buffers]), plan.filterYAML(kind.root, p)})
+			c.Paste = append(c.Paste, Paste{"to add Highwater: first of " + l.where + " of " + someOf(at[p.buffers]), plan.filterYAML(l, p)})
+			if plan.face == ExtProc {
+				break // highwater serve has the buffers
+			}
 		}
+	}
+	if plan.face == ExtProc {
+		c.Paste = append(c.Paste, Paste{"to add Highwater: the configuration of highwater serve", plan.serveConfig()})
 	}
 }
 
@@ -128,7 +130,8 @@ func (c *checker) canBeGuarded() bool {
 
 // guardable says that the filters can be put on a chain, and that there is something to guard.
 func (c *checker) guardable(g *guarded) bool {
-	return g.by() == nil && !c.quiet(g) && !g.listener.quic && (g.manager != nil && len(g.http) > 0 || g.proxy != nil)
+	return g.by() == nil && !c.quiet(g) && !g.listener.quic &&
+		(g.manager != nil && len(g.http) > 0 || g.proxy != nil && c.options.face() != ExtProc)
 }
 
 func (c *checker) hasFinding(prefix, at string) bool {
@@ -192,158 +195,4 @@ func buffersText(b guard.Buffers) string {
 	}
 	add("whole_request", b.WholeRequest, d.WholeRequest)
 	return "{" + strings.Join(parts, ", ") + "}"
-}
-
-// plan is what adding the plugin to this Envoy takes.
-type plan struct {
-	limit   unit.Bytes
-	wasm    string
-	cluster string // of the readings
-	address string // of the admin interface as YAML; empty = the cluster is there already
-	noAdmin bool   // it has to be added
-	path    bool   // allow_paths has to let /memory through
-	chains  []planned
-}
-
-// planned is a chain that gets the filters.
-type planned struct {
-	at       string
-	listener int // which one of those in the file
-	chain    int // which one of its chains
-	http     bool
-	buffers  string
-}
-
-func (c *checker) plan() plan {
-	p := plan{limit: c.plannedLimit(), wasm: c.options.Wasm, cluster: c.adminCluster(), path: !c.allowed("/memory")}
-	if p.wasm == "" {
-		p.wasm = defaultWasm
-	}
-	if p.cluster == "" {
-		p.cluster = defaultCluster
-		if c.of[defaultCluster] != nil {
-			p.cluster = "highwater_admin"
-		}
-		p.address = adminYAML(c.bootstrap.GetAdmin().GetAddress())
-		if p.address == "" {
-			p.noAdmin, p.address = true, defaultAdmin
-		}
-	}
-	linger := unit.Duration(0)
-	for i := range c.guards {
-		if g := &c.guards[i]; c.guardable(g) && g.manager != nil {
-			linger = max(linger, c.rightFor(g).Linger)
-		}
-	}
-	for i := range c.guards {
-		if g := &c.guards[i]; c.guardable(g) {
-			p.chains = append(p.chains, c.planned(g, linger))
-		}
-	}
-	return p
-}
-
-// planned is where a chain is in the file, and what its plugins are told.
-func (c *checker) planned(g *guarded, linger unit.Duration) planned {
-	b := c.rightFor(g)
-	b.Linger = linger // the plugins share it
-	if linger == 0 {
-		b.Linger = guard.Default().Buffers.Linger
-	}
-	of := planned{at: g.at, http: g.manager != nil, buffers: buffersText(b)}
-	for n, l := range c.listening {
-		if l == g.listener {
-			of.listener = n
-		}
-	}
-	for n := range g.listener.chains {
-		if &g.listener.chains[n] == g.chain {
-			of.chain = n
-		}
-	}
-	return of
-}
-
-// plannedLimit is two thirds of the container; where that is not known, what is enough for most,
-// and twice the base at least.
-func (c *checker) plannedLimit() unit.Bytes {
-	if c.options.Container > 0 {
-		return max(twoThirds(c.options.Container), 32*unit.MiB)
-	}
-	return max(defaultLimit, roundMiB(2*worst.Base(len(c.clusters), true)))
-}
-
-// adminYAML is the admin interface's address as one connects to it; empty where there is none.
-func adminYAML(a *corev3.Address) string {
-	if p := a.GetPipe(); p != nil {
-		return fmt.Sprintf("{pipe: {path: %s}}", quoted(p.GetPath()))
-	}
-	s := a.GetSocketAddress()
-	if s == nil {
-		return ""
-	}
-	host := s.GetAddress()
-	switch host {
-	case "0.0.0.0", "":
-		host = "127.0.0.1"
-	case "::":
-		host = "::1"
-	}
-	return fmt.Sprintf("{socket_address: {address: %s, port_value: %d}}", quoted(host), s.GetPortValue())
-}
-
-// quoted is a text as YAML and JSON read it.
-func quoted(text string) string {
-	out, _ := json.Marshal(text)
-	return string(out)
-}
-
-func (p *plan) clusterYAML() string {
-	if p.address == "" {
-		return ""
-	}
-	return fmt.Sprintf(`- name: %s
-  type: STATIC
-  connect_timeout: 1s
-  load_assignment:
-    cluster_name: %[1]s
-    endpoints:
-    - lb_endpoints:
-      - endpoint: {address: %s}
-`, p.cluster, p.address)
-}
-
-// config is what the plugin is told: nothing that is Envoy's default.
-func (p *plan) config(of planned) string {
-	text := fmt.Sprintf(`{"mode": "observe", "budget": {"limit": %q}`, p.limit)
-	if of.buffers != "{}" {
-		text += `, "buffers": ` + of.buffers
-	}
-	if p.cluster != defaultCluster {
-		text += fmt.Sprintf(`, "memory": {"cluster": %s}`, quoted(p.cluster))
-	}
-	return text + "}"
-}
-
-func (p *plan) filterYAML(root string, of planned) string {
-	kind := "http"
-	if root == "connections" {
-		kind = "network"
-	}
-	return fmt.Sprintf(`- name: highwater.%s
-  typed_config:
-    "@type": type.googleapis.com/envoy.extensions.filters.%s.wasm.v3.Wasm
-    config:
-      name: highwater
-      root_id: %[1]s
-      failure_policy: FAIL_RELOAD
-      vm_config:
-        vm_id: highwater
-        runtime: envoy.wasm.runtime.v8
-        code: {local: {filename: %[3]s}}
-      configuration:
-        "@type": type.googleapis.com/google.protobuf.StringValue
-        value: |
-          %[4]s
-`, root, kind, quoted(p.wasm), p.config(of))
 }

@@ -113,8 +113,13 @@ func (c *checker) sizes() {
 	for _, l := range c.listening {
 		c.Listeners = append(c.Listeners, c.sizeOf(l))
 	}
-	c.Base = worst.Base(len(c.clusters), slices.ContainsFunc(c.guards, func(g guarded) bool { return g.by() != nil && g.by().face != ExtProc }))
+	c.Base = worst.Base(len(c.clusters), c.hasFace(Wasm))
 	c.clusterSizes()
+}
+
+// hasFace says whether Highwater is here in that way.
+func (c *checker) hasFace(f Face) bool {
+	return slices.ContainsFunc(c.guards, func(g guarded) bool { return g.by() != nil && g.by().face == f })
 }
 
 func (c *checker) sizeOf(l *listener) OfListener {
@@ -129,7 +134,7 @@ func (c *checker) sizeOf(l *listener) OfListener {
 		if l.quic || g.manager == nil && g.proxy == nil && g.other == "" {
 			continue
 		}
-		conn := c.connection(g.chain)
+		conn := c.connection(g)
 		of.add(&conn)
 		most = max(most, conn.Most())
 		if l.GetInternalListener() == nil {
@@ -178,9 +183,10 @@ func guardText(g *guarded, before string) string {
 }
 
 // connection is what one connection of a chain is set to.
-func (c *checker) connection(ch *chain) worst.Connection {
+func (c *checker) connection(g *guarded) worst.Connection {
+	ch := g.chain
 	conn := worst.Connection{
-		Downstream: ch.listener.buffer(), HTTP1: ch.speaksHTTP1(), HTTP2: ch.speaksHTTP2(), TLS: ch.tls,
+		Downstream: g.buffer(), HTTP1: ch.speaksHTTP1(), HTTP2: ch.speaksHTTP2(), TLS: ch.tls,
 		SendBuffer: ch.listener.sendBuffer, Held: ch.beside(),
 	}
 	if ch.manager != nil {

@@ -32,6 +32,10 @@ func (r *Report) Print(w io.Writer) {
 				fmt.Fprintf(w, "    and %d more\n", len(f.Places)-i)
 				break
 			}
+			if i < len(f.Lines) && f.Lines[i] > 0 {
+				fmt.Fprintf(w, "    line %d: %s\n", f.Lines[i], p)
+				continue
+			}
 			fmt.Fprintf(w, "    %s\n", p)
 		}
 	}

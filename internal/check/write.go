@@ -99,8 +99,11 @@ func (w *writer) bootstrap(document *yamlnode.Node) error {
 	if err := w.admin(root); err != nil {
 		return err
 	}
-	if w.plan.address == "" {
-		w.say("readings come from the cluster %s, which is the admin interface already", w.plan.cluster)
+	text := w.plan.clusterYAML()
+	if text == "" {
+		if w.plan.face == Wasm {
+			w.say("readings come from the cluster %s, which is the admin interface already", w.plan.cluster)
+		}
 		return nil
 	}
 	clusters := get(static, "clusters")
@@ -108,11 +111,15 @@ func (w *writer) bootstrap(document *yamlnode.Node) error {
 		clusters = &yamlnode.Node{Kind: yamlnode.SequenceNode}
 		set(static, "clusters", clusters)
 	}
-	added, err := parsed(w.plan.clusterYAML())
+	added, err := parsed(text)
 	if err != nil {
 		return err
 	}
 	clusters.Content = append(clusters.Content, added.Content[0])
+	if w.plan.face == ExtProc {
+		w.say("cluster %s: highwater serve, at 127.0.0.1:9002. Start it by the configuration above", w.plan.server)
+		return nil
+	}
 	w.say("cluster %s: Envoy's own admin interface, for readings", w.plan.cluster)
 	return nil
 }
@@ -152,30 +159,40 @@ func (w *writer) chain(listener *yamlnode.Node, p planned) error {
 	if filters == nil {
 		return errors.New("its filters are not found")
 	}
-	if p.http {
-		http := managerFilters(filters)
-		if http == nil {
-			return errors.New("http_filters: not found")
+	for _, l := range w.plan.lists() {
+		into := filters
+		switch {
+		case l.kind == "http" && !p.http:
+			continue
+		case l.kind == "http":
+			if into = managerFilters(filters); into == nil {
+				return errors.New("http_filters: not found")
+			}
+		case l.kind == "listener":
+			if into = get(listener, "listener_filters", "listenerFilters"); into == nil {
+				into = &yamlnode.Node{Kind: yamlnode.SequenceNode}
+				set(resolve(listener), "listener_filters", into)
+			}
 		}
-		if err := w.insert(http, "requests", p); err != nil {
+		if err := w.insert(into, l, p); err != nil {
 			return err
 		}
 	}
-	return w.insert(filters, "connections", p)
+	return nil
 }
 
 // insert puts a filter first.
-func (w *writer) insert(list *yamlnode.Node, root string, p planned) error {
-	if w.done[list] {
+func (w *writer) insert(into *yamlnode.Node, l list, p planned) error {
+	if w.done[into] {
 		return nil
 	}
-	w.done[list] = true
-	added, err := parsed(w.plan.filterYAML(root, p))
+	w.done[into] = true
+	added, err := parsed(w.plan.filterYAML(l, p))
 	if err != nil {
 		return err
 	}
-	list.Content = append([]*yamlnode.Node{added.Content[0]}, list.Content...)
-	w.say("%s: highwater.%s", p.at, root)
+	into.Content = append([]*yamlnode.Node{added.Content[0]}, into.Content...)
+	w.say("%s: highwater.%s", p.at, l.root)
 	return nil
 }
 

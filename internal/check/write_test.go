@@ -76,15 +76,56 @@ func TestWrite(t *testing.T) {
 	}
 }
 
+// The other two faces are added as well, and where it is the module no readings need a cluster.
+func TestWriteTheOtherFaces(t *testing.T) {
+	proxy := `- name: tcp
+    filter_chains: [{filters: [{name: tcp, typed_config: {"@type": ` + filters + `network.tcp_proxy.v3.TcpProxy, stat_prefix: tcp, cluster: upstream}}]}]`
+	text := parts{listeners: proxy}.text()
+	for _, c := range []struct {
+		face  Face
+		types map[string]int // how often each stands there
+		guard string
+	}{
+		{Module, map[string]int{"http.dynamic_modules": 1, "network.dynamic_modules": 2, "listener.dynamic_modules": 2, "envoy_admin": 0}, "dynamic module, observe, limit 200MiB"},
+		{ExtProc, map[string]int{"http.ext_proc": 1, "- name: highwater\n": 1, "envoy_admin": 0, "dynamic_modules": 0}, "ext_proc"},
+	} {
+		t.Run(string(c.face), func(t *testing.T) {
+			o := Options{Face: c.face}
+			out, did, err := Write([]byte(text), o)
+			require.NoError(t, err)
+			require.NotEmpty(t, did)
+			for kind, n := range c.types {
+				require.Equal(t, n, strings.Count(string(out), kind), "%s: %s", kind, out)
+			}
+			r := report(t, string(out), Options{})
+			require.Equal(t, c.guard, r.Listeners[0].Guard)
+			for _, f := range r.Findings {
+				require.NotEqual(t, Error, f.Severity, "%+v", f)
+			}
+			before := report(t, text, o)
+			var where []string
+			for _, p := range before.Paste {
+				where = append(where, p.Where)
+			}
+			require.Contains(t, strings.Join(where, "\n"), "to add Highwater: first of http_filters of listener ingress")
+			if c.face == ExtProc {
+				last := before.Paste[len(before.Paste)-1]
+				require.Equal(t, "to add Highwater: the configuration of highwater serve", last.Where)
+				require.Contains(t, last.YAML, "mode: observe")
+			}
+		})
+	}
+}
+
 // The limit is two thirds of the container; without one it is a guess, and never below what Envoy
 // holds.
 func TestWrittenLimit(t *testing.T) {
-	out, _, err := Write([]byte(parts{}.text()), Options{Container: 300 * mib, Wasm: "/x/y.wasm"})
+	out, _, err := Write([]byte(parts{}.text()), Options{Container: 300 * mib, File: "/x/y.wasm"})
 	require.NoError(t, err)
 	require.Contains(t, string(out), `"budget": {"limit": "200MiB"}`)
 	require.Contains(t, string(out), "filename: \"/x/y.wasm\"")
 	out, _, err = Write([]byte(parts{}.text()), Options{Container: 600 * mib})
 	require.NoError(t, err)
 	require.Contains(t, string(out), `"budget": {"limit": "400MiB"}`)
-	require.Contains(t, string(out), defaultWasm)
+	require.Contains(t, string(out), defaultFiles[Wasm])
 }
