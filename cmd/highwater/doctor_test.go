@@ -73,7 +73,7 @@ func TestDoctorSaysWhatIsWrong(t *testing.T) {
 		"there is none of memory.json":   {1, []string{"-dir", empty}},
 		"no such file":                   {1, []string{"-dir", filepath.Join(empty, "none")}},
 		"must be the address of Envoy's": {1, []string{"-admin", "127.0.0.1:9901"}},
-		"nothing can be read of an":      {1, []string{"-admin", "http://127.0.0.1:1"}},
+		"127.0.0.1:1: memory.json, ":     {1, []string{"-admin", "http://127.0.0.1:1"}},
 		"-html:":                         {1, []string{"-dir", savedEvidence(t), "-html", filepath.Join(empty, "none", "x.html")}},
 	} {
 		code, _, errs := doctorOf(t, c.args...)

@@ -11,7 +11,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -118,21 +117,27 @@ func (r *raw) understand(name string, parse func([]byte) error) {
 	}
 }
 
-// missing says what is not there and why, one line for each reason.
+// missing says what is not there and why, one line for each reason. Envoy's own answers come first:
+// where it does not answer, much of the rest is missing for that.
 func (r *raw) missing() []string {
-	names := map[string][]string{}
-	for name, err := range r.errs {
-		why := brief(err.Error())
-		names[why] = append(names[why], name)
+	names, reasons := map[string][]string{}, []string(nil)
+	for _, name := range append([]string{Manifest}, files...) {
+		if err := r.errs[name]; err != nil {
+			why := brief(err.Error())
+			if names[why] == nil {
+				reasons = append(reasons, why)
+			}
+			names[why] = append(names[why], name)
+		}
 	}
-	var list []string
-	for why, of := range names {
-		slices.Sort(of)
-		list = append(list, strings.Join(of, ", ")+": "+why)
+	for i, why := range reasons {
+		reasons[i] = strings.Join(names[why], ", ") + ": " + why
 	}
-	slices.Sort(list)
-	return list
+	return reasons
 }
+
+// files are all that there may be of an Envoy.
+var files = []string{Memory, TCMalloc, ServerInfo, Stats, Smaps, Status, Sockstat, Cgroup}
 
 // brief is a text that an error may quote of others: short, in UTF-8, in one line.
 func brief(text string) string {
@@ -180,7 +185,7 @@ func versionOf(text string) string {
 // Dir reads the files of a directory of evidence. The error says that there is nothing in it.
 func Dir(dir fs.FS) (doctor.Sample, error) {
 	r := newRaw(time.Time{})
-	for _, name := range []string{Memory, TCMalloc, ServerInfo, Stats, Smaps, Status, Sockstat, Cgroup} {
+	for _, name := range files {
 		text, err := readFile(dir, name)
 		r.put(name, text, err)
 	}

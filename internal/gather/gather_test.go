@@ -45,7 +45,7 @@ func TestDir(t *testing.T) {
 	require.Equal(t, int64(300<<20), s.Container.Limit)
 	require.Equal(t, int64(70<<20), s.Status.Resident)
 	require.NotNil(t, s.Sockets)
-	require.Equal(t, []string{"smaps.txt: not in the directory", "tcmalloc.txt: Envoy did not answer in time"}, s.Missing)
+	require.Equal(t, []string{"tcmalloc.txt: Envoy did not answer in time", "smaps.txt: not in the directory"}, s.Missing)
 }
 
 // Files that are wrong are named, and the rest is told.
@@ -79,7 +79,7 @@ func TestWhatIsNoFile(t *testing.T) {
 	require.NoError(t, os.Symlink("/dev/zero", filepath.Join(dir, Status)))
 	s, err := Dir(os.DirFS(dir))
 	require.NoError(t, err)
-	require.Contains(t, s.Missing, "smaps.txt, status.txt, tcmalloc.txt: it is no regular file")
+	require.Contains(t, s.Missing, "tcmalloc.txt, smaps.txt, status.txt: it is no regular file")
 }
 
 func live(t *testing.T, h http.HandlerFunc, pid int) *Live {
