@@ -97,9 +97,11 @@ build/cyclonedx-gomod: Makefile
 	@GOBIN=$(CURDIR)/build CGO_ENABLED=0 go install $(CYCLONEDX)
 	@touch $@
 
-# What go builds carries the commit, so all of it is built again. $(1) is the platform, $(2) the package, $(3) the file.
-sbom = GOOS=$(word 1,$(1)) GOARCH=$(word 2,$(1)) CGO_ENABLED=$(word 3,$(1)) build/cyclonedx-gomod app -json -std -licenses -noserial -notimestamp -main $(2) -output build/release/$(3)
+# What a program of the platform $(1) of the package $(2) consists of, into the file $(3). From a clone: it cannot read a git worktree.
+sbom = cd build/commit && GOOS=$(word 1,$(1)) GOARCH=$(word 2,$(1)) CGO_ENABLED=$(word 3,$(1)) $(CURDIR)/build/cyclonedx-gomod \
+	app -json -std -licenses -noserial -notimestamp -main $(2) -output $(CURDIR)/build/release/$(3)
 
+# What go builds carries the commit, so all of it is built again.
 .PHONY: release
 release: build/cyclonedx-gomod ## build/release: the plugin, the program and the module for amd64 and arm64, images of them, SBOMs, SHA256SUMS
 	@rm -rf build/release build/highwater.wasm $(if $(MODULE),build/libhighwater-amd64.so build/libhighwater-arm64.so)
@@ -111,10 +113,12 @@ release: build/cyclonedx-gomod ## build/release: the plugin, the program and the
 		CGO_ENABLED=0 GOOS=linux GOARCH=$$arch go build -trimpath -ldflags '-s -w' -o build/release/highwater-linux-$$arch ./cmd/highwater; \
 		$(if $(MODULE),cp build/libhighwater-$$arch.so build/release/libhighwater-linux-$$arch.so;) \
 	done
-	@echo "writing what is in them"
+	@echo "writing the modules that are in them"
+	@rm -rf build/commit && git clone -q . build/commit
 	@$(call sbom,wasip1 wasm 0,filter,highwater.wasm.cdx.json)
 	@$(call sbom,linux amd64 0,cmd/highwater,highwater.cdx.json)
 	@$(if $(MODULE),$(call sbom,linux amd64 1,module,libhighwater.cdx.json))
+	@rm -rf build/commit
 	@go run ./internal/release/cmd/release -dir build/release $(if $(MODIFIED),-modified)
 
 .PHONY: release-check
