@@ -31,7 +31,6 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	flags := flag.NewFlagSet("release", flag.ContinueOnError)
 	dir := flags.String("dir", "build/release", "where the files of the release are, and its images are to be")
 	push := flags.String("push", "", "push the images that are there to REGISTRY/PATH, and do nothing else")
-	modified := flags.Bool("modified", false, "pack what was built from a checkout with changes too")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -48,7 +47,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	if _, err := os.Stat(module["amd64"]); errors.Is(err, os.ErrNotExist) {
 		module = nil
 	}
-	source, err := pack(images, filepath.Join(*dir, "highwater.wasm"), program, module, *modified)
+	source, err := pack(images, filepath.Join(*dir, "highwater.wasm"), program, module)
 	if err != nil {
 		return err
 	}
@@ -63,7 +62,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 }
 
 // pack writes the images.
-func pack(images, plugin string, program, module map[string]string, modified bool) (release.Source, error) {
+func pack(images, plugin string, program, module map[string]string) (release.Source, error) {
 	wasm, err := os.ReadFile(plugin)
 	if err != nil {
 		return release.Source{}, err
@@ -72,8 +71,8 @@ func pack(images, plugin string, program, module map[string]string, modified boo
 	if err != nil {
 		return source, err
 	}
-	if source.Modified && !modified {
-		return source, fmt.Errorf("the checkout has changes, so that nobody else could build the same: commit them first (git status names them), or set MODIFIED=yes")
+	if source.Modified {
+		return source, errors.New("they were built from a checkout with changes, so that nobody else could build the same: commit the changes, and build again")
 	}
 	var of release.Images
 	if of.Plugin, err = release.Compat(wasm, source); err != nil {
