@@ -93,7 +93,7 @@ build/highwater: $(SOURCES)
 
 build/cyclonedx-gomod: Makefile
 	@echo "building $@"
-	@GOBIN=$(CURDIR)/build CGO_ENABLED=0 go install $(CYCLONEDX)
+	@GOBIN=$(CURDIR)/build CGO_ENABLED=0 go install -trimpath $(CYCLONEDX)
 	@touch $@
 
 # What a program of the platform $(1) of the package $(2) consists of, into the file $(3).

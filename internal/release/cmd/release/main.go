@@ -51,8 +51,10 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if err := complete(filepath.Join(*dir, "highwater.cdx.json"), program["amd64"]); err != nil {
-		return err
+	for _, file := range program { // one document for all: they have the same modules
+		if err := complete(filepath.Join(*dir, "highwater.cdx.json"), file); err != nil {
+			return err
+		}
 	}
 	if err := release.Sum(*dir); err != nil {
 		return err
