@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -45,7 +46,10 @@ func TestEveryAlertIsTested(t *testing.T) {
 	var rules struct {
 		Groups []struct {
 			Rules []struct {
-				Alert string `json:"alert"`
+				Alert  string `json:"alert"`
+				Labels struct {
+					Severity string `json:"severity"`
+				} `json:"labels"`
 			} `json:"rules"`
 		} `json:"groups"`
 	}
@@ -69,13 +73,17 @@ func TestEveryAlertIsTested(t *testing.T) {
 			}
 		}
 	}
+	page, err := os.ReadFile("../../docs/how-to/read-and-alert-on-metrics.md")
+	require.NoError(t, err)
 	n := 0
 	for _, g := range rules.Groups {
 		for _, r := range g.Rules {
 			n++
 			require.True(t, fires[r.Alert], "no load at which %s fires", r.Alert)
 			require.True(t, silent[r.Alert], "no load at which %s is silent", r.Alert)
+			require.Contains(t, string(page), "| `"+r.Alert+"` | "+r.Labels.Severity+" |")
 		}
 	}
 	require.Greater(t, n, 10)
+	require.Equal(t, n, strings.Count(string(page), "| `Highwater"), "the page names no other")
 }
