@@ -33,6 +33,7 @@ type Finding struct {
 	Name     string   `json:"name"`
 	Severity Severity `json:"severity"`
 	Places   []string `json:"places"`          // for people: listener ingress: http_filters[0] highwater
+	Lines    []int    `json:"lines,omitempty"` // of the places, as Locate has found them
 	What     string   `json:"what"`            // what is so, and what follows
 	Write    string   `json:"write,omitempty"` // what to write
 }
@@ -47,8 +48,9 @@ type Options struct {
 
 // Report is what there is to say of an Envoy.
 type Report struct {
-	Envoy     string       `json:"envoy"`   // the version whose defaults were taken
-	Running   bool         `json:"running"` // it is what a running Envoy said
+	File      string       `json:"file,omitempty"` // in which the lines of the findings are
+	Envoy     string       `json:"envoy"`          // the version whose defaults were taken
+	Running   bool         `json:"running"`        // it is what a running Envoy said
 	Listeners []OfListener `json:"listeners"`
 	Clusters  OfClusters   `json:"clusters"`
 	Base      unit.Bytes   `json:"base"` // what it holds without traffic, roughly

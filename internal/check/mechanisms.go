@@ -57,11 +57,12 @@ func (g *guarded) told(of func(b *buffers) unit.Bytes, is unit.Bytes) bool {
 
 // understated says that there is a finding of the guard's own about it.
 func (g *guarded) understated(of func(b *buffers) unit.Bytes, is unit.Bytes) bool {
-	return g.config() != nil && g.by().face != Module && !g.told(of, is)
+	return g.config() != nil && !g.told(of, is)
 }
 
 func (c *checker) listenerBuffers(g *guarded) {
 	n := g.listener.buffer()
+	sets := g.by() != nil && g.by().face == Module && g.connections != nil // it sets the limit of each connection
 	set := "is not set, which is 1MiB"
 	if g.listener.GetPerConnectionBufferLimitBytes() != nil {
 		set = fmt.Sprintf("is %v", n)
@@ -70,7 +71,7 @@ func (c *checker) listenerBuffers(g *guarded) {
 	if g.manager == nil {
 		what = fmt.Sprintf("per_connection_buffer_limit_bytes %s: one connection can hold %s, beside what its cluster holds", set, (2 * n).Human())
 	}
-	if n > lowBuffer && !g.understated(func(b *buffers) unit.Bytes { return b.Downstream }, n) {
+	if n > lowBuffer && !sets && !g.understated(func(b *buffers) unit.Bytes { return b.Downstream }, n) {
 		c.byGuard(g, "listener-buffer", g.listener.at, what, "per_connection_buffer_limit_bytes: 65536")
 	}
 	if g.listener.sendBuffer == 0 && g.listener.GetInternalListener() == nil {
@@ -318,8 +319,8 @@ func (c *checker) ownClusters() map[string]bool {
 				add(m.GetGrpcService())
 			}
 		}
-		if config := g.config(); config != nil {
-			own[config.Memory.Cluster] = true
+		if by := g.by(); by != nil && by.asks() {
+			own[by.config.Memory.Cluster] = true
 		}
 	}
 	return own

@@ -32,6 +32,9 @@ func (r *Report) Print(w io.Writer) {
 				fmt.Fprintf(w, "    and %d more\n", len(f.Places)-i)
 				break
 			}
+			if i < len(f.Lines) && f.Lines[i] > 0 {
+				p = fmt.Sprintf("%s:%d: %s", r.File, f.Lines[i], p)
+			}
 			fmt.Fprintf(w, "    %s\n", p)
 		}
 	}
