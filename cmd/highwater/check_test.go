@@ -145,7 +145,7 @@ const (
 func TestCheckEnvoy(t *testing.T) {
 	example, err := os.ReadFile(envoyExample)
 	require.NoError(t, err)
-	const at = "\n    listener ingress: http_filters[0] highwater.requests\n"
+	const at = ": listener ingress: http_filters[0] highwater.requests\n"
 	for _, c := range []struct {
 		name     string
 		from, to string
