@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -86,4 +87,27 @@ func TestEveryAlertIsTested(t *testing.T) {
 	}
 	require.Greater(t, n, 10)
 	require.Equal(t, n, strings.Count(string(page), "| `Highwater"), "the page names no other")
+}
+
+// Every metric in the alerts and in the dashboard is one of the reference, which is held against
+// the code. TestFleet in e2e sees that each is exported.
+func TestEveryMetricExists(t *testing.T) {
+	t.Parallel()
+	page, err := os.ReadFile("../../docs/reference/metrics.md")
+	require.NoError(t, err)
+	known := map[string]bool{}
+	for _, m := range regexp.MustCompile("(?m)^\\| `([a-z0-9_]+)").FindAllStringSubmatch(string(page), -1) {
+		known[m[1]] = true
+		known[strings.Replace(m[1], "_milliseconds", "_seconds", 1)] = true // as highwater serve has it
+	}
+	names := regexp.MustCompile(`\b(?:highwater|grpc_server)_[a-z_]+\b`)
+	for _, file := range []string{"alerts.yaml", "alerts_test.yaml", "dashboard.json"} {
+		text, err := os.ReadFile(file)
+		require.NoError(t, err)
+		found := names.FindAllString(string(text), -1)
+		require.Greater(t, len(found), 15, file)
+		for _, name := range found {
+			require.True(t, known[strings.TrimSuffix(name, "_bucket")], "%s: there is no metric %s", file, name)
+		}
+	}
 }
