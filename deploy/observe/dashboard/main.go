@@ -18,14 +18,14 @@ import (
 )
 
 func main() {
-	if err := print(os.Stdout); err != nil {
+	if err := write(os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, "dashboard:", err)
 		os.Exit(1)
 	}
 }
 
-// print writes the dashboard as JSON that Grafana imports.
-func print(w io.Writer) error {
+// write writes the dashboard as JSON that Grafana imports.
+func write(w io.Writer) error {
 	d, err := build().Build()
 	if err != nil {
 		return err
@@ -74,7 +74,8 @@ func rows() []row {
 			{"Time in the queue", units.Seconds, "At most throttle.timeout.", []query{{waited("0.5"), "median"}, {waited("0.99"), "99 of 100"}}},
 			{"In the queue", units.Short, "Requests that wait now.", []query{{"highwater_waiting{$I}", each}}},
 			{"Connections closed or refused", units.RequestsPerSecond, "Idle ones are closed from soft on. Others: the buffers are too large for the budget.", []query{
-				{"sum(" + rate("highwater_closed_connections_total") + ")", "with a request"}, {"sum(" + rate("highwater_closed_idle_total") + ")", "idle"},
+				{"sum(" + rate("highwater_closed_connections_total") + ")", "with a request"},
+				{"sum(" + rate("highwater_closed_idle_total") + ")", "idle"},
 				{"sum(" + rate("highwater_refused_connections_total") + ")", "new"},
 			}},
 			{"Rejected after the upstream had done its work", units.RequestsPerSecond, "Lower the buffers of the cluster and of HTTP/2.", []query{{rate("highwater_rejected_responses_total"), each}}},
@@ -82,8 +83,11 @@ func rows() []row {
 		{"Is the budget right?", []panel{
 			{"In use against the limit", units.PercentUnit, "Measured. Above 1 is over the limit.", []query{{"highwater_in_use_bytes{$I} / (highwater_limit_bytes{$I} > 0)", each}}},
 			{"Memory", units.BytesIEC, "The estimate is the upper bound by which it decides.", []query{
-				{"sum(highwater_limit_bytes{$I})", "limit"}, {"sum(highwater_estimate_bytes{$I})", "estimate"}, {"sum(highwater_in_use_bytes{$I})", "in use"},
-				{"sum(highwater_allocated_bytes{$I})", "allocated"}, {"sum(highwater_base_bytes{$I})", "without traffic"},
+				{"sum(highwater_limit_bytes{$I})", "limit"},
+				{"sum(highwater_estimate_bytes{$I})", "estimate"},
+				{"sum(highwater_in_use_bytes{$I})", "in use"},
+				{"sum(highwater_allocated_bytes{$I})", "allocated"},
+				{"sum(highwater_base_bytes{$I})", "without traffic"},
 			}},
 			{"What is not measured yet", units.BytesIEC, "Fresh has passed since the last reading, coming is still to come.", []query{
 				{"sum(highwater_fresh_bytes{$I})", "fresh"}, {"sum(highwater_coming_bytes{$I})", "coming"}, {"sum(highwater_leaving_bytes{$I})", "leaving"},
@@ -103,8 +107,10 @@ func rows() []row {
 				{"highwater_reading_age_milliseconds{$I} / 1000 or highwater_reading_age_seconds{$I}", each},
 			}},
 			{"What fails", units.CountsPerSecond, "Now and then a reading: Envoy was busy.", []query{
-				{"sum(" + rate("highwater_failed_readings_total") + ")", "readings"}, {"sum(" + rate("highwater_host_errors_total") + ")", "calls of Envoy"},
-				{"sum(" + rate("highwater_contention_total") + ")", "exchanges between workers"}, {"sum(" + rate("highwater_bad_snapshots_total") + ")", "samples"},
+				{"sum(" + rate("highwater_failed_readings_total") + ")", "readings"},
+				{"sum(" + rate("highwater_host_errors_total") + ")", "calls of Envoy"},
+				{"sum(" + rate("highwater_contention_total") + ")", "exchanges between workers"},
+				{"sum(" + rate("highwater_bad_snapshots_total") + ")", "samples"},
 			}},
 			{"In flight", units.Short, "Requests, and connections with the network filter.", []query{
 				{"sum(highwater_streams{$I})", "requests"}, {"sum(highwater_connections{$I})", "connections"},
@@ -113,8 +119,10 @@ func rows() []row {
 		}},
 		{"Companion", []panel{
 			{"Container", units.BytesIEC, "What the kernel charges to Envoy, and the heap as Envoy sees it.", []query{
-				{"highwater_container_limit_bytes{$I}", each + " limit"}, {"highwater_container_working_set_bytes{$I}", each + " working set"},
-				{"highwater_resident_bytes{$I}", each + " resident"}, {"highwater_container_sock_bytes{$I}", each + " sockets"},
+				{"highwater_container_limit_bytes{$I}", each + " limit"},
+				{"highwater_container_working_set_bytes{$I}", each + " working set"},
+				{"highwater_resident_bytes{$I}", each + " resident"},
+				{"highwater_container_sock_bytes{$I}", each + " sockets"},
 			}},
 			{"Time to the limit", units.Seconds, "At the present growth. No line: it does not grow.", []query{{"highwater_time_to_limit_seconds{$I}", each}}},
 			{"Growth that load does not explain, and leaks", units.BytesPerSecondIEC, "0: there is none.", []query{

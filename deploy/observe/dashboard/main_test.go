@@ -8,10 +8,10 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestTheFileIsWhatThisPrints(t *testing.T) {
+func TestTheFileIsWhatThisWrites(t *testing.T) {
 	t.Parallel()
 	var b bytes.Buffer
-	require.NoError(t, print(&b))
+	require.NoError(t, write(&b))
 	file, err := os.ReadFile("../dashboard.json")
 	require.NoError(t, err)
 	require.Equal(t, string(file), b.String(), "make dashboard writes it")
