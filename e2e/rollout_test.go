@@ -152,8 +152,8 @@ func careful(code map[string]any) func(c envoytest.Config) {
 }
 
 // The same by code.remote. With nack_on_code_cache_miss Envoy refuses the update and fetches the
-// file, and takes the update when it comes again. A file that cannot be had, or has another SHA-256,
-// is refused each time, and the traffic goes on with the old one.
+// file, and takes the update when it comes again. A file that cannot be had, or has another
+// SHA-256, is refused each time, and the traffic goes on with the old one.
 func TestUpgradeByRemoteCode(t *testing.T) {
 	t.Parallel()
 	root, err := envoybin.ModuleRoot()

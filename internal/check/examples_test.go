@@ -192,8 +192,8 @@ func TestTheServersExample(t *testing.T) {
 	}
 }
 
-// The shipped example of the module is clean. The module sets the buffers of connections itself, and
-// reads memory itself unless it is told where; what else it is told is compared.
+// The shipped example of the module is clean. The module sets the buffers of connections itself,
+// and reads memory itself unless it is told where; what else it is told is compared.
 func TestTheModulesExample(t *testing.T) {
 	text := example(t, "envoy-module.yaml")
 	r := report(t, text, Options{})
