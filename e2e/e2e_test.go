@@ -86,6 +86,7 @@ type setup struct {
 	upstream string
 	cgroup   string // in which Envoy runs, if not empty
 	log      string // Envoy's level, if not warning
+	args     []string
 }
 
 func start(t *testing.T, s setup) *scene {
@@ -104,7 +105,7 @@ func start(t *testing.T, s setup) *scene {
 		t.Cleanup(fake.Close)
 	}
 	sc.Envoy, err = envoytest.Start(t.Context(), envoytest.Options{
-		Face: s.face, Concurrency: s.workers, Upstream: s.upstream, Wasm: s.wasm, Module: s.module, CgroupDir: s.cgroup, LogLevel: s.log,
+		Face: s.face, Concurrency: s.workers, Upstream: s.upstream, Wasm: s.wasm, Module: s.module, CgroupDir: s.cgroup, LogLevel: s.log, Args: s.args,
 		Edit: func(c envoytest.Config) {
 			switch {
 			case fake == nil:

@@ -91,7 +91,13 @@ func (p *controlPlane) edit(c envoytest.Config) {
 // set serves the listener with another configuration of the plugin.
 func (p *controlPlane) set(plugin func(cfg map[string]any)) {
 	p.t.Helper()
-	envoytest.Config{"static_resources": map[string]any{"listeners": []any{p.ingress}}}.SetPluginConfig(plugin)
+	p.change(func(c envoytest.Config) { c.SetPluginConfig(plugin) })
+}
+
+// change serves the listener with something else in it.
+func (p *controlPlane) change(edit func(c envoytest.Config)) {
+	p.t.Helper()
+	edit(envoytest.Config{"static_resources": map[string]any{"listeners": []any{p.ingress}}})
 	text, err := json.Marshal(p.ingress)
 	require.NoError(p.t, err)
 	var l listener.Listener

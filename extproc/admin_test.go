@@ -4,11 +4,13 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
 	"time"
 
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	"github.com/google/pprof/profile"
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 	"github.com/stretchr/testify/require"
 
 	"github.com/highwater-envoy/highwater/internal/guard"
@@ -44,12 +46,15 @@ func TestAdmin(t *testing.T) {
 	for _, line := range []string{
 		"highwater_admitted_total 1", `highwater_rejected_total{reason="timeout"} 0`, "highwater_limit_bytes 2.097152e+08", `highwater_key_coming_bytes{key="a` + "\uFFFD" + `b\"c"} 5`,
 		`highwater_key_coming_bytes{key="(other)"} 0`, `highwater_ext_proc_bad_streams_total{reason="unknown_message"} 1`, "go_goroutines", "grpc_server_started_total 0",
-		"highwater_wait_milliseconds_count 0",
+		"highwater_wait_seconds_count 0",
 	} {
 		require.Contains(t, metrics, line+map[bool]string{true: " ", false: "\n"}[line == "go_goroutines"])
 	}
 	code, _ = get("/nothing")
 	require.Equal(t, 404, code)
+	problems, err := promlint.New(strings.NewReader(metrics)).Lint() // as promtool check metrics does
+	require.NoError(t, err)
+	require.Empty(t, problems)
 }
 
 // Which requests hold the memory is told here as the filter tells it below its debug.path.

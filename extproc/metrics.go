@@ -43,9 +43,22 @@ type counts struct {
 
 func (c *counts) init() {
 	m := metric.WaitHistogram()
+	name, _ := inSeconds(m.Name, 0)
 	c.wait = prometheus.NewHistogram(prometheus.HistogramOpts{
-		Name: m.Name, Help: m.Help, Buckets: []float64{1, 5, 10, 25, 50, 100, 250, 500, 1000, 2000, 5000, 10000},
+		Name: name, Help: m.Help, Buckets: []float64{.001, .005, .01, .025, .05, .1, .25, .5, 1, 2, 5, 10},
 	})
+}
+
+// waited records how long a request waited.
+func (c *counts) waited(milliseconds float64) { c.wait.Observe(milliseconds / 1000) }
+
+// inSeconds is a metric as Prometheus wants it, whose times are seconds. Envoy's stats hold whole
+// numbers, so theirs are milliseconds.
+func inSeconds(name string, v float64) (string, float64) {
+	if base, ok := strings.CutSuffix(name, "_milliseconds"); ok {
+		return base + "_seconds", v / 1000
+	}
+	return name, v
 }
 
 // Metric is a counter or a gauge with its value. In Envoy's stats a label is part of the name, as
@@ -55,7 +68,8 @@ func Metric(m metric.Metric, v float64) prometheus.Metric {
 	if m.Kind == metric.Counter {
 		kind = prometheus.CounterValue
 	}
-	name, help := m.Name, m.Help
+	name, v := inSeconds(m.Name, v)
+	help := m.Help
 	var names, values []string
 	if name, label, ok := strings.Cut(m.Name, "."); ok {
 		label, value, _ := strings.Cut(label, ".")

@@ -187,7 +187,7 @@ type order struct {
 func (o order) carryOut() {
 	defer o.stream.server.survive("an order")
 	if o.verdict.Waited > 0 {
-		o.stream.server.counts.wait.Observe(float64(o.verdict.Waited.Milliseconds()))
+		o.stream.server.counts.waited(float64(o.verdict.Waited.Milliseconds()))
 	}
 	if o.verdict.Action == verdict.Admit {
 		o.stream.resume(o.verdict)

@@ -276,6 +276,6 @@ func (s *stream) close() {
 		}
 	})
 	if waited > 0 {
-		s.server.counts.wait.Observe(waited)
+		s.server.counts.waited(waited)
 	}
 }

@@ -71,6 +71,10 @@ func (e *envoyCheck) run(text []byte, stdout, stderr io.Writer) int {
 		return fail(fmt.Errorf("%s: %w", from, err))
 	}
 	report := envoyfile.Check(read, o)
+	if e.admin == "" {
+		report.File = strings.TrimPrefix(e.envoy, "-envoy ")
+		report.Locate(text)
+	}
 	if e.asJSON {
 		enc := json.NewEncoder(stdout)
 		enc.SetEscapeHTML(false)

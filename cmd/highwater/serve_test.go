@@ -27,6 +27,7 @@ import (
 	"time"
 
 	"github.com/google/pprof/profile"
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
@@ -210,6 +211,11 @@ func TestServeOnAUnixSocket(t *testing.T) {
 		require.NoError(t, res.Body.Close())
 		require.Equal(t, 200, res.StatusCode, path)
 		require.Contains(t, string(body), want)
+		if path == "/metrics" {
+			problems, err := promlint.New(bytes.NewReader(body)).Lint() // as promtool check metrics does
+			require.NoError(t, err)
+			require.Empty(t, problems)
+		}
 	}
 }
 

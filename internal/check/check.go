@@ -33,7 +33,7 @@ type Finding struct {
 	Name     string   `json:"name"`
 	Severity Severity `json:"severity"`
 	Places   []string `json:"places"`          // for people: listener ingress: http_filters[0] highwater
-	Lines    []int    `json:"lines,omitempty"` // of the bootstrap, for each place; 0 = not known
+	Lines    []int    `json:"lines,omitempty"` // of the places, as Locate has found them
 	What     string   `json:"what"`            // what is so, and what follows
 	Write    string   `json:"write,omitempty"` // what to write
 }
@@ -56,8 +56,9 @@ func (o *Options) face() Face {
 
 // Report is what there is to say of an Envoy.
 type Report struct {
-	Envoy     string       `json:"envoy"`   // the version whose defaults were taken
-	Running   bool         `json:"running"` // it is what a running Envoy said
+	File      string       `json:"file,omitempty"` // in which the lines of the findings are
+	Envoy     string       `json:"envoy"`          // the version whose defaults were taken
+	Running   bool         `json:"running"`        // it is what a running Envoy said
 	Listeners []OfListener `json:"listeners"`
 	Clusters  OfClusters   `json:"clusters"`
 	Base      unit.Bytes   `json:"base"` // what it holds without traffic, roughly
@@ -185,7 +186,6 @@ func Check(e *Envoy, o Options) Report {
 	c.verdict()
 	c.pasting()
 	c.sort()
-	c.inLines()
 	return c.Report
 }
 
@@ -286,19 +286,6 @@ func (c *checker) sort() {
 		return n
 	}
 	slices.SortStableFunc(c.Findings, func(a, b Finding) int { return rank(a) - rank(b) })
-}
-
-// inLines tells the line of each place, where the text of a bootstrap is known.
-func (c *checker) inLines() {
-	if c.lines == nil {
-		return
-	}
-	for i := range c.Findings {
-		f := &c.Findings[i]
-		for _, place := range f.Places {
-			f.Lines = append(f.Lines, c.lines.line(place, f.What))
-		}
-	}
 }
 
 // whatIsRead tells what could not be read, what is left out, and what is not here.

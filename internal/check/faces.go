@@ -1,6 +1,7 @@
 package check
 
 import (
+	"encoding/json"
 	"fmt"
 	"strings"
 
@@ -40,6 +41,13 @@ type guardian struct {
 	vm     string // which virtual machine it is in; plugins with the same share one
 	vmID   string
 	off    bool // disabled
+	named  bool // its configuration names memory.cluster
+}
+
+// asks says whether it reads Envoy's memory from a cluster. A module does so where it is told from
+// which: else it asks the allocator.
+func (g *guardian) asks() bool {
+	return g.config != nil && g.face != ExtProc && (g.face != Module || g.named)
 }
 
 // guardians finds Highwater's filters of a chain: of its HTTP filters, and of its network filters.
@@ -85,6 +93,7 @@ func guardianOf(f filter, whose processors) *guardian {
 		}
 		g := &guardian{face: Module, root: m.GetFilterName(), policy: wasmv3.FailurePolicy_FAIL_RELOAD, vm: "module", vmID: "module"}
 		g.config, g.err = configOf(m.GetFilterConfig())
+		g.named = namesCluster(m.GetFilterConfig())
 		return g
 	case *extprocv3.ExternalProcessor:
 		if !whose.all && !ours(f.name, m.GetGrpcService().GetEnvoyGrpc().GetClusterName(), m.GetGrpcService().GetGoogleGrpc().GetTargetUri()) {
@@ -145,6 +154,21 @@ func configOf(a *anypb.Any) (*guard.Config, error) {
 		return nil, err
 	}
 	return &c, nil
+}
+
+// namesCluster says whether a configuration says from which cluster readings come.
+func namesCluster(a *anypb.Any) bool {
+	var c struct {
+		Memory struct {
+			Cluster *string `json:"cluster"`
+		} `json:"memory"`
+	}
+	if _, m := held(a); m != nil {
+		if text, ok := m.(*wrapperspb.StringValue); ok {
+			_ = json.Unmarshal([]byte(text.GetValue()), &c) // what is wrong with it is told elsewhere
+		}
+	}
+	return c.Memory.Cluster != nil
 }
 
 // disabledOn are the routes that switch a filter off.

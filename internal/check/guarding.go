@@ -222,7 +222,7 @@ func (c *checker) readings() {
 	asked := map[string]*guardian{}
 	for _, g := range c.guards {
 		for _, p := range []*guardian{g.requests, g.connections} {
-			if p != nil && p.face == Wasm && p.config != nil && asked[p.config.Memory.Cluster] == nil {
+			if p != nil && p.asks() && asked[p.config.Memory.Cluster] == nil {
 				asked[p.config.Memory.Cluster] = p
 			}
 		}
@@ -401,10 +401,9 @@ func (c *checker) buffers(g *guarded) {
 			c.warn("buffers-high", g.by().at, fmt.Sprintf("buffers.%s is %v, and %s is %v: the guard counts too much, and rejects for which there is room", key, told, from, is), fmt.Sprintf("\"buffers\": {%q: %q}", key, is))
 		}
 	}
-	if g.by().face == Module {
-		return // it sets the buffers itself
+	if g.by().face != Module { // which sets it itself
+		compare("downstream", is.Downstream, right.Downstream, "per_connection_buffer_limit_bytes of the listener")
 	}
-	compare("downstream", is.Downstream, right.Downstream, "per_connection_buffer_limit_bytes of the listener")
 	if told := is.Upstream; right.Upstream > 0 {
 		if told > right.Upstream && told <= c.rightFor(g).Upstream {
 			told = right.Upstream // what HTTP/2 windows let come is in it too

@@ -57,7 +57,7 @@ func (g *guarded) told(of func(b *buffers) unit.Bytes, is unit.Bytes) bool {
 
 // understated says that there is a finding of the guard's own about it.
 func (g *guarded) understated(of func(b *buffers) unit.Bytes, is unit.Bytes) bool {
-	return g.config() != nil && g.by().face != Module && !g.told(of, is)
+	return g.config() != nil && !g.told(of, is)
 }
 
 func (c *checker) listenerBuffers(g *guarded) {
@@ -318,8 +318,8 @@ func (c *checker) ownClusters() map[string]bool {
 				add(m.GetGrpcService())
 			}
 		}
-		if config := g.config(); config != nil {
-			own[config.Memory.Cluster] = true
+		if by := g.by(); by != nil && by.asks() {
+			own[by.config.Memory.Cluster] = true
 		}
 	}
 	return own

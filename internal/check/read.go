@@ -45,7 +45,6 @@ type Envoy struct {
 	withExtProc []any             // listeners, as trees, that have an ext_proc filter: another package looks at those
 	unknown     map[string]string // types that are not known: where one was first
 	wrong       []wrong
-	lines       *lines // nil = not known, as of a running Envoy
 }
 
 // wrong is what could not be read.
@@ -98,7 +97,6 @@ func Read(text []byte) (*Envoy, error) {
 		}
 		return e, e.found()
 	}
-	e.lines = linesOf(text)
 	e.static(xdsread.Unwrap(root).(map[string]any))
 	return e, e.found()
 }

@@ -59,31 +59,6 @@ func allocated() uint64 {
 	return m.TotalAlloc
 }
 
-// Each place of a finding has its line, as exactly as it can be told.
-func TestLines(t *testing.T) {
-	text := example(t, "envoy.yaml")
-	lineOf := func(of string) int {
-		before, _, found := strings.Cut(text, of)
-		require.True(t, found, of)
-		return 1 + strings.Count(before, "\n")
-	}
-	text = edit(t, text, "failure_policy: FAIL_RELOAD", "", true)
-	text = edit(t, text, "stat_prefix: ingress", "stat_prefix: ingress\n          stat_suffix: none", false)
-	text = edit(t, text, "  - name: upstream\n", "  - name: upstream\n    respect_ttl: true\n", false)
-	lines := map[string][]int{}
-	for _, f := range report(t, text, Options{}).Findings {
-		require.Len(t, f.Lines, len(f.Places))
-		lines[f.Name] = append(lines[f.Name], f.Lines...)
-	}
-	require.Equal(t, []int{lineOf("respect_ttl: true"), lineOf("stat_suffix: none")}, lines["unknown-field"])
-	require.Equal(t, []int{lineOf("- name: highwater.requests"), lineOf("- name: highwater.connections")}, lines["failure-policy"][:2])
-	require.Greater(t, lines["failure-policy"][2], lineOf("- name: debug"))
-
-	r := report(t, `{"admin": {}, "static_resources": {"listeners": [{"name": "a", "x": 1}]}}`, Options{})
-	require.Contains(t, short(r), "warning unknown-field")
-	require.Equal(t, []int{1}, r.Findings[0].Lines)
-}
-
 // A listener that can't be read keeps nobody from reading the other one, and what is not known is
 // named.
 func TestPartsThatCannotBeRead(t *testing.T) {

@@ -33,8 +33,7 @@ func (r *Report) Print(w io.Writer) {
 				break
 			}
 			if i < len(f.Lines) && f.Lines[i] > 0 {
-				fmt.Fprintf(w, "    line %d: %s\n", f.Lines[i], p)
-				continue
+				p = fmt.Sprintf("%s:%d: %s", r.File, f.Lines[i], p)
 			}
 			fmt.Fprintf(w, "    %s\n", p)
 		}

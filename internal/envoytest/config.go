@@ -207,11 +207,17 @@ func (c Config) setModule(file string) {
 	})
 }
 
-// SetWasm sets the file of every Highwater plugin.
+// setWasm sets the file of every Highwater plugin.
 func (c Config) setWasm(file string) {
-	c.plugins(func(plugin map[string]any) {
-		plugin["vm_config"].(map[string]any)["code"] = map[string]any{"local": map[string]any{"filename": file}}
-	})
+	c.SetCode(map[string]any{"local": map[string]any{"filename": file}})
+}
+
+// SetCode sets where every Highwater plugin has its code from, as in vm_config.code.
+func (c Config) SetCode(code map[string]any) { c.SetVM("code", code) }
+
+// SetVM sets a key of the vm_config of every Highwater plugin.
+func (c Config) SetVM(key string, value any) {
+	c.plugins(func(plugin map[string]any) { plugin["vm_config"].(map[string]any)[key] = value })
 }
 
 // without removes from every list named key the entries that drop says.
