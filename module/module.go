@@ -156,14 +156,14 @@ func (p *plugins) remove(n *plugin) {
 	p.list.Store(&list)
 }
 
-// enforcing says whether verdicts are carried out on any listener.
-func (p *plugins) enforcing() bool {
+// mode says whether verdicts are carried out on any listener.
+func (p *plugins) mode() guard.Mode {
 	for _, n := range p.all() {
 		if n != nil && n.config.Mode == guard.Enforce {
-			return true
+			return guard.Enforce
 		}
 	}
-	return false
+	return guard.Observe
 }
 
 // hwConfigNew takes a configuration. It fails closed: 0 has Envoy not start with it, or not take it
@@ -229,7 +229,7 @@ func hwConfigDestroy(id C.uintptr_t) {
 
 // arm tells the workers whether any plugin enforces.
 func arm() {
-	enforcing := module.plugins.enforcing()
+	enforcing := module.plugins.mode() == guard.Enforce
 	for _, w := range module.workers {
 		w.arm(enforcing)
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/guard"
+	"github.com/highwater-envoy/highwater/internal/introspect"
 	"github.com/highwater-envoy/highwater/internal/memory"
 	"github.com/highwater-envoy/highwater/internal/metric"
 	"github.com/highwater-envoy/highwater/internal/verdict"
@@ -35,7 +36,7 @@ type worker struct {
 		living  ring                   // connections and streams, on whose thread a tick may come
 		anchor  anchor                 // the one on which it does
 		pending int                    // connections that were accepted and have no filter chain yet
-		looking []looking
+		looking introspect.Waiting[*stream]
 		counted [metric.NumCounters]uint64
 	}
 }
@@ -181,18 +182,18 @@ func hwTick(index C.uint32_t) {
 	todo, answers := w.ticks(t)
 	todo.carryOut()
 	for _, l := range answers {
-		l.stream.tell(l.method, l.question)
+		l.Stream.tell(l.Question)
 	}
 }
 
-func (w *worker) ticks(t budget.Time) (todo todo, answers []looking) {
+func (w *worker) ticks(t budget.Time) (todo todo, answers []introspect.Waiter[*stream]) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.tick(t)
 }
 
 // tick does what is due, and returns what is to be done without the lock, on the worker's thread.
-func (w *worker) tick(t budget.Time) (todo todo, answers []looking) {
+func (w *worker) tick(t budget.Time) (todo todo, answers []introspect.Waiter[*stream]) {
 	w.mu.streams.reuse()
 	w.mu.links.reuse()
 	for range module.faults.Swap(0) {
@@ -204,8 +205,10 @@ func (w *worker) tick(t budget.Time) (todo todo, answers []looking) {
 	}
 	tellEvent(a.Event, a.Severity)
 	todo.of(a)
-	answers = w.looked(t)
-	if len(w.mu.looking) > 0 {
+	if w.mu.looking.Any() {
+		answers = w.mu.looking.Ready(func(since budget.Time) bool { return w.mu.policy.Looked(t, since) })
+	}
+	if w.mu.looking.Any() {
 		a.Next = guard.FastTick
 	}
 	module.metrics.publish(w, t, a.Polls)
