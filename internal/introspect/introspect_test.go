@@ -54,8 +54,8 @@ func TestAnswers(t *testing.T) {
 	require.Contains(t, Headers(a), [2]string{"allow", "GET"})
 }
 
-// Who waits has its answer once all workers have frozen their samples, and has it once. Who has gone
-// is not told.
+// Who waits has its answer once all workers have frozen their samples, and has it once. Who has
+// gone is not told.
 func TestWaiting(t *testing.T) {
 	var list Waiting[string]
 	require.False(t, list.Any())
