@@ -6,7 +6,7 @@
 //
 //	abi.h, hooks.c  what is used of Envoy's ABI, and the hooks that Envoy calls
 //	module.go       the process: what it starts with, and configurations
-//	worker.go       a worker thread of Envoy: its lock, its ticks, and the clock that has them come
+//	worker.go       a worker thread of Envoy: its lock and its ticks; clock.go, clock.c what has them come
 //	stream.go       a request: hooks of the HTTP filter; request.go what the policy asks about one
 //	connection.go   hooks of the network filter
 //	accept.go       hooks of the listener filter
@@ -30,6 +30,7 @@ import "C"
 import (
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"runtime"
 	"runtime/debug"
 	"strings"
@@ -59,10 +60,11 @@ var module struct {
 	reader  reader
 	faults  atomic.Uint64 // that no worker has counted yet
 	unfit   error         // why this Envoy can't have us; nil = it can
+	polled  bool          // Go's sysmon wakes thousands of times a second: see yieldEvery
 }
 
 //export hwInit
-func hwInit(workers C.uint32_t) {
+func hwInit(workers C.uint32_t, polled C.bool) {
 	defer survive()
 	if name := C.hw_missing(); name != nil {
 		module.unfit = fmt.Errorf("this Envoy lacks %s of the ABI of dynamic modules: the module needs Envoy 1.39 or newer", C.GoString(name))
@@ -70,7 +72,10 @@ func hwInit(workers C.uint32_t) {
 	}
 	// One more for the clock, and one for the collector.
 	runtime.GOMAXPROCS(int(workers) + 2)
-	debug.SetGCPercent(50) // what lives is small
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(50) // what lives is small
+	}
+	module.polled = bool(polled)
 	module.reader.init()
 	for i := range uint32(workers) {
 		random := rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), uint64(i)))
