@@ -13,8 +13,8 @@ import (
 	"github.com/highwater-envoy/highwater/internal/load"
 )
 
-// The module reads its own cgroup: budget.limit: 80% is 80 % of what the container may have, without
-// a companion, and follows that when it is changed. Under a flood nothing is killed.
+// The module reads its own cgroup: budget.limit: 80% is 80 % of what the container may have,
+// without a companion, and follows that when it is changed. Under a flood nothing is killed.
 func TestOOMTheModuleReadsItsCgroup(t *testing.T) {
 	group, err := envoytest.NewCgroup(300 * mib)
 	require.NoError(t, err)

@@ -6,7 +6,8 @@
 //
 //	abi.h, hooks.c  what is used of Envoy's ABI, and the hooks that Envoy calls
 //	module.go       the process: what it starts with, and configurations
-//	worker.go       a worker thread of Envoy: its lock and its ticks; clock.go, clock.c what has them come
+//	worker.go       a worker thread of Envoy: its lock and its ticks
+//	clock.go        what has them come; clock.c when Go's threads wake
 //	stream.go       a request: hooks of the HTTP filter; request.go what the policy asks about one
 //	connection.go   hooks of the network filter
 //	accept.go       hooks of the listener filter

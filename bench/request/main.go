@@ -59,7 +59,7 @@ func command(args []string, stdout, stderr io.Writer) int {
 	flags.SetOutput(stderr)
 	rounds := flags.Int("rounds", 20, "turns of each Envoy with each load")
 	turn := flags.Duration("turn", 400*time.Millisecond, "how long a turn lasts")
-	only := flags.String("load", "", "only loads (or idle) whose name contains this, and nothing of memory")
+	only := flags.String("load", "", "only loads (or idle) whose name contains this, and of memory only what is resident")
 	pair := flags.String("filters", "", "HTTP or both: only the SDK's empty plugin and Highwater, in these filters, and nothing of memory")
 	if err := flags.Parse(args); err != nil {
 		return 2
@@ -147,6 +147,11 @@ func measure(ctx context.Context, rounds int, turn time.Duration, only, pair str
 	}
 	if strings.Contains("idle", only) {
 		if err := idle(ctx, all, stdout, stderr); err != nil {
+			return err
+		}
+	}
+	if pair == "" {
+		if err := starts(all, stdout); err != nil {
 			return err
 		}
 	}
