@@ -11,7 +11,7 @@
 // 5,000 to 10,000 times a second: 8 µs a GET. With the slack below a timer of Go's threads may be
 // late by as much, so that it wakes with the kernel's own ticks. Threads have it of who made them:
 // Go's begin with the library's constructors, of which this is the first.
-#define SLACK_NS 10000000UL
+#define SLACK_NS 4000000UL
 
 static int slack_before = -1; // of the thread that loads the library
 

@@ -71,8 +71,9 @@ func hwInit(workers C.uint32_t, polled C.bool) {
 		module.unfit = fmt.Errorf("this Envoy lacks %s of the ABI of dynamic modules: the module needs Envoy 1.39 or newer", C.GoString(name))
 		return
 	}
-	// One more for the clock, and one for the collector.
-	runtime.GOMAXPROCS(int(workers) + 2)
+	// More for the clock, for Envoy's main thread and for the collector: each keeps its place for
+	// some ms after it has called in.
+	runtime.GOMAXPROCS(int(workers) + 3)
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(50) // what lives is small
 	}
