@@ -49,6 +49,7 @@ func TestTheModuleChangesNoStreams(t *testing.T) {
 					p.edit(c)
 					if encrypted {
 						c.SetTLS(certificate, key)
+						offerHTTP2(c)
 					}
 					if !guarded {
 						c.RemoveGuard()
@@ -129,6 +130,16 @@ func (p *playground) edit(c envoytest.Config) {
 	c.AddRoute(map[string]any{"name": "tunnel", "match": map[string]any{"connect_matcher": map[string]any{}}, "route": map[string]any{
 		"cluster": "tunnel", "timeout": "0s", "upgrade_configs": []any{map[string]any{"upgrade_type": "CONNECT", "connect_config": map[string]any{}}},
 	}})
+}
+
+// offerHTTP2 has all listeners of TLS offer HTTP/2 in the handshake: grpc-go wants that.
+func offerHTTP2(c envoytest.Config) {
+	for _, l := range c.Listeners() {
+		for _, chain := range l["filter_chains"].([]any) {
+			socket := chain.(map[string]any)["transport_socket"].(map[string]any)["typed_config"].(map[string]any)
+			socket["common_tls_context"].(map[string]any)["alpn_protocols"] = []any{"h2", "http/1.1"}
+		}
+	}
 }
 
 // descriptors are those of a file and of all that it imports.
