@@ -79,10 +79,10 @@ type playground struct {
 // upstream mirrors what it gets, hints early, or echoes the messages of a WebSocket.
 func (p *playground) upstream() string {
 	return listenHTTP(p.t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		switch {
-		case r.URL.Path == "/ws":
+		switch r.URL.Path {
+		case "/ws":
 			echoMessages(w, r)
-		case r.URL.Path == "/hints":
+		case "/hints":
 			w.Header().Set("link", "</style.css>; rel=preload")
 			w.WriteHeader(http.StatusEarlyHints)
 			fmt.Fprint(w, "hinted")
