@@ -43,36 +43,53 @@ func patient(cfg map[string]any) {
 	cfg["fairness"] = map[string]any{"by": "none"}
 }
 
-// An Envoy that fails its health checks and drains its listeners while requests wait loses none of
-// them, and tells its clients to go.
+// A listener that drains while requests wait loses none of them.
 func TestDrain(t *testing.T) {
-	forPlugins(t, 2, func(t *testing.T, b base) {
-		t.Helper()
-		for _, http2 := range []bool{false, true} {
-			t.Run(map[bool]string{false: "HTTP/1", true: "HTTP/2"}[http2], func(t *testing.T) {
-				t.Parallel()
-				s := b.start(t, setup{fake: 40 * mib, plugin: patient})
-				s.reading(full)
-				c := client(t, http2)
-				codes := s.waiters(c, 10)
-				for _, path := range []string{"/healthcheck/fail", "/drain_listeners?graceful"} {
-					res, err := http.Post(s.AdminURL()+path, "", nil)
-					require.NoError(t, err)
-					res.Body.Close()
-					require.Equal(t, 200, res.StatusCode)
-				}
-				small := s.dial("GET /small HTTP/1.1\r\nhost: test\r\n\r\n")
-				res := answer(t, small)
-				require.Equal(t, 200, res.StatusCode)
-				require.True(t, res.Close, "the client is told to go")
-				small.Close()
-				s.reading(40 * mib)
-				s.allServed(codes)
-				s.drained(c.CloseIdleConnections)
-				require.Empty(t, envoytest.Faults(s.Logs()))
-			})
-		}
-	})
+	for _, http2 := range []bool{false, true} {
+		t.Run(map[bool]string{false: "HTTP/1", true: "HTTP/2"}[http2], func(t *testing.T) {
+			s := start(t, setup{fake: 40 * mib, plugin: patient})
+			s.reading(full)
+			c := client(t, http2)
+			codes := s.waiters(c, 10)
+			res, err := http.Post(s.AdminURL()+"/drain_listeners?graceful", "", nil)
+			require.NoError(t, err)
+			res.Body.Close()
+			require.Equal(t, 200, res.StatusCode)
+			s.reading(40 * mib)
+			s.allServed(codes)
+			s.drained(c.CloseIdleConnections)
+		})
+	}
+}
+
+// An Envoy with the module fails its health checks and drains its listeners while requests wait and
+// a response is under way: none is lost, and clients are told to go.
+func TestTheModuleDrains(t *testing.T) {
+	t.Parallel()
+	s := start(t, setup{face: envoytest.Module, workers: 2, fake: 40 * mib, plugin: patient})
+	download := s.dial("GET /bytes?n=30000000 HTTP/1.1\r\nhost: test\r\n\r\n")
+	require.Equal(t, 200, answer(t, download).StatusCode)
+	s.reading(full)
+	c := client(t, false)
+	codes := s.waiters(c, 10)
+	for _, path := range []string{"/healthcheck/fail", "/drain_listeners?graceful"} {
+		res, err := http.Post(s.AdminURL()+path, "", nil)
+		require.NoError(t, err)
+		res.Body.Close()
+		require.Equal(t, 200, res.StatusCode)
+	}
+	small := s.dial("GET /small HTTP/1.1\r\nhost: test\r\n\r\n")
+	res := answer(t, small)
+	require.Equal(t, 200, res.StatusCode)
+	require.True(t, res.Close, "the client is told to go")
+	small.Close()
+	s.memory.inUse.Store(40 * mib)
+	s.allServed(codes)
+	_, err := io.Copy(io.Discard, io.LimitReader(download, 29_000_000))
+	require.NoError(t, err)
+	download.Close()
+	s.drained(c.CloseIdleConnections)
+	require.Empty(t, envoytest.Faults(s.Logs()))
 }
 
 // A new Envoy takes over the listeners while requests wait in the old one and a response is under
