@@ -94,7 +94,12 @@ func TestTheModuleDrains(t *testing.T) {
 
 // A new Envoy takes over the listeners while requests wait in the old one and a response is under
 // way. The old one's are served, and each has a budget of its own: the two share no memory.
-func TestHotRestart(t *testing.T) { forPlugins(t, 2, hotRestart) }
+func TestHotRestart(t *testing.T) { hotRestart(t, base{envoytest.Filter, 2}) }
+
+func TestTheModuleRestartsHot(t *testing.T) {
+	t.Parallel()
+	hotRestart(t, base{envoytest.Module, 2})
+}
 
 func hotRestart(t *testing.T, b base) {
 	t.Helper()
