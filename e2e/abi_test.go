@@ -57,8 +57,8 @@ func symbols(t *testing.T, file string, defined bool) map[string]bool {
 	return names
 }
 
-// An Envoy whose ABI is another does not start with the module, and its log says why. This one knows
-// modules by their name alone.
+// An Envoy whose ABI is another does not start with the module, and its log says why. This one
+// knows modules by their name alone.
 func TestAnEnvoyOfAnotherABI(t *testing.T) {
 	t.Parallel()
 	old, err := envoybin.PathOf(t.Context(), "1.38.2", os.Stderr)

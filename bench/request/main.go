@@ -185,7 +185,11 @@ func variants(ctx context.Context, dir string) ([]*variant, error) {
 		return nil, fmt.Errorf("build the empty dynamic module: %w\n%s", err, out)
 	}
 	none := func(c envoytest.Config) { c.RemoveGuard() }
+	// The module's example leaves the listener's buffers as they are: here they are as those of the
+	// others.
+	sized := func(c envoytest.Config) { c.SetBuffers(64*kib, 64*kib) }
 	requestsAlone := func(c envoytest.Config) {
+		sized(c)
 		c.RemoveNetworkFilter()
 		c.RemoveListenerFilter()
 	}
@@ -204,7 +208,7 @@ func variants(ctx context.Context, dir string) ([]*variant, error) {
 		{name: "Highwater, both filters", edit: both, sdk: 3},
 		{name: "empty dynamic module", face: envoytest.Module, so: native, edit: alone, sdk: 2, wasmed: 4},
 		{name: "Highwater module: HTTP filter", face: envoytest.Module, edit: requestsAlone, sdk: 2, wasmed: 4},
-		{name: "Highwater module: all filters", face: envoytest.Module, edit: both, sdk: 3, wasmed: 5},
+		{name: "Highwater module: all filters", face: envoytest.Module, edit: sized, sdk: 3, wasmed: 5},
 	}, nil
 }
 
