@@ -133,7 +133,7 @@ test: build module build/highwater-trap.wasm build/libhighwater-trap.so build/ra
 		HIGHWATER_E2E=1 go test -count=1 -timeout 5m $(TESTFLAGS) -run '$(MODULE_TESTS)' ./e2e
 
 .PHONY: test-oom
-test-oom: build envoy ## a real OOM kill, and none with the guard, evidence of it, and what watching costs; needs root and a memory cgroup
+test-oom: build module envoy ## a real OOM kill, and none with the guard, evidence of it, and what watching costs; needs root and a memory cgroup
 	@HIGHWATER_E2E=1 go test -count=1 -timeout 10m -tags oom -run 'OOM|WatchingCosts' -v ./e2e/...
 
 .PHONY: lint
