@@ -18,6 +18,7 @@ OLDEST_TESTS = TestHealthyTraffic|TestWaiting|TestRejectWithoutRoom|TestConfigur
 OLDEST_MODULE_ENVOY = 1.39.3
 MODULE_TESTS = ^(TestHealthyTrafficIsNotTouched|TestRawTCP|TestTheModule.*|TestFaultsOfTheModule)$$/^(module|clear|hook|tick|goroutine)$$
 FLOOD_DURATION ?= 8s
+DRIVE ?= 20
 
 # What a release needs beside go. MODULE= leaves the dynamic module out, and with it zig.
 CYCLONEDX = github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v1.10.0
@@ -82,6 +83,18 @@ build/libhighwater-trap.so: $(MODULE_SOURCES)
 	@mkdir -p build
 	@echo "building $@"
 	@CGO_ENABLED=1 go build -tags trap -buildmode=c-shared -trimpath -ldflags '-s -w' -o $@ ./module
+
+# The hooks without Envoy: Go's race detector can't look at a library that Envoy loads, for its addresses are too high.
+build/race/drive build/asan/drive: build/%/drive: $(MODULE_SOURCES) module/drive/drive.c
+	@mkdir -p build/$*
+	@echo "building $@"
+	@CGO_ENABLED=1 go build -$* -buildmode=c-archive -o build/$*/libhighwater.a ./module
+	@cc -g -O1 -Wall -no-pie -rdynamic $(if $(filter asan,$*),-fsanitize=address) -o $@ module/drive/drive.c build/$*/libhighwater.a -lpthread -ldl -lm
+
+.PHONY: drive
+drive: build/race/drive build/asan/drive ## the module's hooks from four threads for DRIVE seconds, under the race detector and AddressSanitizer, without Envoy
+	@GOGC=10 GORACE=halt_on_error=1 build/race/drive $(DRIVE)
+	@GOGC=10 build/asan/drive $(DRIVE)
 
 build/highwater.wasm.sha256: build/highwater.wasm
 	@cd build && sha256sum highwater.wasm > highwater.wasm.sha256
@@ -154,12 +167,14 @@ dashboard: ## deploy/observe/dashboard.json, for Grafana
 	@go run ./deploy/observe/dashboard > build/dashboard.json && mv build/dashboard.json deploy/observe/dashboard.json
 
 .PHONY: test
-test: build/promtool build/prometheus build module build/highwater-trap.wasm build/libhighwater-trap.so envoy ## everything, real Envoy included
+test: build/promtool build/prometheus build module build/highwater-trap.wasm build/libhighwater-trap.so build/race/drive envoy ## everything, real Envoy included
 	@echo "unit and property tests, with the race detector"
 	@go test -race $(TESTFLAGS) $$(go list ./internal/... ./extproc/... ./cmd/... ./bench/... ./deploy/... | grep -v -e /internal/sim -e /internal/wasmhost -e /internal/check -e /internal/leak/days -e /internal/house -e /internal/docs)
 	@echo "the policy's random sequences, the compiled plugin without Envoy, the model of Envoy, simulated days, highwater check on other projects' configurations, documents and structure (nothing to race): some minutes"
 	@go test $(TESTFLAGS) -run EstimateIsNeverBelow ./internal/guard
 	@go test $(TESTFLAGS) ./internal/wasmhost/... ./internal/sim ./internal/check ./internal/leak/days ./internal/house ./internal/docs
+	@echo "the module's hooks from many threads, with the race detector"
+	@GOGC=10 GORACE=halt_on_error=1 build/race/drive 3
 	@echo "end-to-end tests on a real Envoy"
 	@HIGHWATER_E2E=1 go test -count=1 -timeout 25m -parallel 4 $(TESTFLAGS) ./e2e/... # those that run beside others mostly wait
 	@echo "a part of them on Envoy $(OLDEST_ENVOY)"
@@ -170,7 +185,7 @@ test: build/promtool build/prometheus build module build/highwater-trap.wasm bui
 		HIGHWATER_E2E=1 go test -count=1 -timeout 5m $(TESTFLAGS) -run '$(MODULE_TESTS)' ./e2e
 
 .PHONY: test-oom
-test-oom: build envoy ## a real OOM kill, and none with the guard, evidence of it, and what watching costs; needs root and a memory cgroup
+test-oom: build module envoy ## a real OOM kill, and none with the guard, evidence of it, and what watching costs; needs root and a memory cgroup
 	@HIGHWATER_E2E=1 go test -count=1 -timeout 10m -tags oom -run 'OOM|WatchingCosts' -v ./e2e/...
 
 .PHONY: lint
@@ -213,9 +228,11 @@ screenshots: build envoy ## the images of the documents: the floods, the live vi
 			--screenshot=docs/images/flame-graph.png 'http://$(PPROF_ADDR)/ui/flamegraph?si=held'
 
 .PHONY: soak
-soak: build envoy ## long runs: 4,000 random loads on the model, a minute of clients that retry at once and of hostile ones, ten of mixed uploads, ten of mixed load with aborts through the ext_proc server
+soak: build module build/race/drive build/asan/drive envoy ## long runs: 4,000 random loads on the model, a minute of clients that retry at once and of hostile ones, ten of mixed uploads, ten of mixed load with aborts through the ext_proc server, thirty through the module
 	@go test ./internal/sim -run Random -loads 1000 -timeout 60m -v
 	@go run ./bench/floods -flood retry-1000,hostile-all -guard highwater -check
 	@go run ./bench/floods -flood retry-100 -guard highwater -check
 	@go run ./bench/floods -flood upload-chunked,slow-64k-16m-len-h1 -guard highwater -duration 5m -check
 	@HIGHWATER_E2E=1 go test ./e2e -count=1 -run TestServerSoak -soak 10m -timeout 15m -v
+	@HIGHWATER_E2E=1 go test ./e2e -count=1 -run TestSoakOfTheModule -soak 30m -timeout 40m -v
+	@$(MAKE) drive DRIVE=120

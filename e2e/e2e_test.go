@@ -85,8 +85,9 @@ type setup struct {
 	module   string
 	upstream string
 	cgroup   string // in which Envoy runs, if not empty
-	log      string // Envoy's level, if not warning
 	args     []string
+	env      []string
+	log      string // Envoy's level, if not warning
 }
 
 func start(t *testing.T, s setup) *scene {
@@ -105,7 +106,7 @@ func start(t *testing.T, s setup) *scene {
 		t.Cleanup(fake.Close)
 	}
 	sc.Envoy, err = envoytest.Start(t.Context(), envoytest.Options{
-		Face: s.face, Concurrency: s.workers, Upstream: s.upstream, Wasm: s.wasm, Module: s.module, CgroupDir: s.cgroup, LogLevel: s.log, Args: s.args,
+		Face: s.face, Concurrency: s.workers, Upstream: s.upstream, Wasm: s.wasm, Module: s.module, CgroupDir: s.cgroup, LogLevel: s.log, Args: s.args, Env: s.env,
 		Edit: func(c envoytest.Config) {
 			switch {
 			case fake == nil:

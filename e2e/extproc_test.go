@@ -296,7 +296,28 @@ func TestServerHoldsManyStreams(t *testing.T) {
 	s.quiet()
 }
 
-var soak = flag.Duration("soak", 3*time.Second, "how long TestServerSoak lasts")
+var soak = flag.Duration("soak", 3*time.Second, "how long TestServerSoak and TestSoakOfTheModule last")
+
+// abrupt is mixed load, with slow readers, streams that stay and clients that reset.
+func abrupt(addr string) []load.Load {
+	return append(mixed(addr, 0), &load.SlowReaders{Addr: addr, Count: 20, Size: mib},
+		&load.Uploads{Addr: addr, Path: "/upload?delay=50ms", Count: 10, Size: 4 * mib, Protocol: load.HTTP2, Chunked: true},
+		&load.Echoes{Addr: addr, Streams: 20, Size: 10_000, Pause: 10 * time.Millisecond},
+		&load.Hostile{Addr: addr, Kind: load.Resets, Count: 10}, &load.Hostile{Addr: addr, Kind: load.RapidReset, Count: 1})
+}
+
+// inTurns runs each load for half a second, then all its clients are gone at once, and again.
+func inTurns(ctx context.Context, running *sync.WaitGroup, loads []load.Load) {
+	for _, l := range loads {
+		running.Go(func() {
+			for ctx.Err() == nil {
+				part, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
+				l.Run(part)
+				cancel()
+			}
+		})
+	}
+}
 
 // Mixed load with clients that hang up at any moment, and memory that is short every now and then:
 // in the end goroutines, memory and what is charged are what they were.
@@ -323,20 +344,8 @@ func TestServerSoak(t *testing.T) {
 	run := func(d time.Duration) {
 		ctx, cancel := context.WithTimeout(t.Context(), d)
 		defer cancel()
-		loads := append(mixed(s.addr, 0), &load.SlowReaders{Addr: s.addr, Count: 20, Size: mib},
-			&load.Uploads{Addr: s.addr, Path: "/upload?delay=50ms", Count: 10, Size: 4 * mib, Protocol: load.HTTP2, Chunked: true},
-			&load.Echoes{Addr: s.addr, Streams: 20, Size: 10_000, Pause: 10 * time.Millisecond},
-			&load.Hostile{Addr: s.addr, Kind: load.Resets, Count: 10}, &load.Hostile{Addr: s.addr, Kind: load.RapidReset, Count: 1})
 		var running sync.WaitGroup
-		for _, l := range loads {
-			running.Go(func() { // each for half a second, then all its clients are gone at once
-				for ctx.Err() == nil {
-					part, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
-					l.Run(part)
-					cancel()
-				}
-			})
-		}
+		inTurns(ctx, &running, abrupt(s.addr))
 		for i := 0; ctx.Err() == nil; i++ {
 			s.memory.inUse.Store([]int64{40 * mib, 172 * mib, 40 * mib, 230 * mib}[i%4])
 			load.Sleep(ctx, 150*time.Millisecond)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"net"
+	"strconv"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -37,13 +38,13 @@ type controlPlane struct {
 	addr    string
 	cache   cache.SnapshotCache
 	ingress map[string]any
-	version byte
+	version int
 	refused atomic.Value // string: why Envoy refused the last one
 }
 
 func newControlPlane(t *testing.T) *controlPlane {
 	t.Helper()
-	p := &controlPlane{t: t, cache: cache.NewSnapshotCache(true, cache.IDHash{}, nil), version: '0'}
+	p := &controlPlane{t: t, cache: cache.NewSnapshotCache(true, cache.IDHash{}, nil)}
 	p.refused.Store("")
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -103,7 +104,7 @@ func (p *controlPlane) change(edit func(c envoytest.Config)) {
 	var l listener.Listener
 	require.NoError(p.t, protojson.Unmarshal(text, &l))
 	p.version++
-	snapshot, err := cache.NewSnapshot(string(p.version), map[resource.Type][]types.Resource{resource.ListenerType: {&l}})
+	snapshot, err := cache.NewSnapshot(strconv.Itoa(p.version), map[resource.Type][]types.Resource{resource.ListenerType: {&l}})
 	require.NoError(p.t, err)
 	require.NoError(p.t, p.cache.SetSnapshot(context.Background(), "test", snapshot))
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/guard"
+	"github.com/highwater-envoy/highwater/internal/introspect"
 	"github.com/highwater-envoy/highwater/internal/memory"
 	"github.com/highwater-envoy/highwater/internal/verdict"
 )
@@ -30,7 +31,7 @@ type vm struct {
 	ticking     *plugin // whose tick it is: host calls are for its context, until another is made the effective one
 	gauged      budget.Time
 	measured    budget.Time
-	looking     []looking // who waits for an answer of all workers
+	looking     introspect.Waiting[*stream] // who waits for an answer of all workers
 	setup       setup
 }
 

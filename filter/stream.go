@@ -119,7 +119,7 @@ func (s *stream) body(d budget.Direction, n int, end bool) (action types.Action)
 // itself refused it is the only one.
 func (s *stream) OnHttpStreamDone() {
 	defer survive()
-	machine.forget(s)
+	machine.looking.Forget(s)
 	if s.open {
 		s.open = false
 		if waited := s.plugin.guard.Close(machine.now, &s.Stream); waited > 0 {

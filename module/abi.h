@@ -142,6 +142,14 @@ typedef struct {
 extern bool hw_find_mallinfo(void);
 extern hw_reading hw_read(void);
 
+// hw_tighten has the calling thread's timers be on time, though those of Go's are late by some ms:
+// see clock.c. False: theirs are not.
+extern bool hw_tighten(void);
+
+// hw_wait waits for so long, or until hw_ring.
+extern void hw_wait(int64_t ns);
+extern void hw_ring(void);
+
 // hw_restore has filters hold as much of a stream as the listener lets them, where Envoy took the
 // lowered limit of its connection for it. A route that lets them hold more has said so before.
 extern void hw_restore(void *f, uint64_t own);

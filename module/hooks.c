@@ -16,7 +16,7 @@ static __thread hw_stream *streams;
 static __thread hw_connection *connections;
 
 const char *ON(program_init)(void) {
-	hwInit(CB(get_concurrency) == NULL ? 0 : CB(get_concurrency)());
+	hwInit(CB(get_concurrency) == NULL ? 0 : CB(get_concurrency)(), !hw_tighten());
 	return "v0.2.0";
 }
 

@@ -6,7 +6,8 @@
 //
 //	abi.h, hooks.c  what is used of Envoy's ABI, and the hooks that Envoy calls
 //	module.go       the process: what it starts with, and configurations
-//	worker.go       a worker thread of Envoy: its lock, its ticks, and the clock that has them come
+//	worker.go       a worker thread of Envoy: its lock and its ticks
+//	clock.go        what has them come; clock.c when Go's threads wake
 //	stream.go       a request: hooks of the HTTP filter; request.go what the policy asks about one
 //	connection.go   hooks of the network filter
 //	accept.go       hooks of the listener filter
@@ -30,6 +31,7 @@ import "C"
 import (
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"runtime"
 	"runtime/debug"
 	"strings"
@@ -59,18 +61,23 @@ var module struct {
 	reader  reader
 	faults  atomic.Uint64 // that no worker has counted yet
 	unfit   error         // why this Envoy can't have us; nil = it can
+	polled  bool          // Go's sysmon wakes thousands of times a second: see yieldEvery
 }
 
 //export hwInit
-func hwInit(workers C.uint32_t) {
+func hwInit(workers C.uint32_t, polled C.bool) {
 	defer survive()
 	if name := C.hw_missing(); name != nil {
 		module.unfit = fmt.Errorf("this Envoy lacks %s of the ABI of dynamic modules: the module needs Envoy 1.39 or newer", C.GoString(name))
 		return
 	}
-	// One more for the clock, and one for the collector.
-	runtime.GOMAXPROCS(int(workers) + 2)
-	debug.SetGCPercent(50) // what lives is small
+	// More for the clock, for Envoy's main thread and for the collector: each keeps its place for
+	// some ms after it has called in.
+	runtime.GOMAXPROCS(int(workers) + 3)
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(50) // what lives is small
+	}
+	module.polled = bool(polled)
 	module.reader.init()
 	for i := range uint32(workers) {
 		random := rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), uint64(i)))
@@ -156,14 +163,14 @@ func (p *plugins) remove(n *plugin) {
 	p.list.Store(&list)
 }
 
-// enforcing says whether verdicts are carried out on any listener.
-func (p *plugins) enforcing() bool {
+// mode says whether verdicts are carried out on any listener.
+func (p *plugins) mode() guard.Mode {
 	for _, n := range p.all() {
 		if n != nil && n.config.Mode == guard.Enforce {
-			return true
+			return guard.Enforce
 		}
 	}
-	return false
+	return guard.Observe
 }
 
 // hwConfigNew takes a configuration. It fails closed: 0 has Envoy not start with it, or not take it
@@ -229,7 +236,7 @@ func hwConfigDestroy(id C.uintptr_t) {
 
 // arm tells the workers whether any plugin enforces.
 func arm() {
-	enforcing := module.plugins.enforcing()
+	enforcing := module.plugins.mode() == guard.Enforce
 	for _, w := range module.workers {
 		w.arm(enforcing)
 	}

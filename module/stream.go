@@ -176,7 +176,7 @@ func (w *worker) closeStream(c *C.hw_stream) {
 	}
 	w.end(&s.node)
 	w.forgetBare(s.key)
-	w.forget(s)
+	w.mu.looking.Forget(s)
 	w.mu.streams.give(uint32(c.slot))
 	s.c, s.known, s.arrived = nil, nil, nil
 }

@@ -4,14 +4,13 @@ package main
 import "C"
 
 import (
-	"runtime"
 	"sync"
 	"sync/atomic"
-	"time"
 	"unsafe"
 
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/guard"
+	"github.com/highwater-envoy/highwater/internal/introspect"
 	"github.com/highwater-envoy/highwater/internal/memory"
 	"github.com/highwater-envoy/highwater/internal/metric"
 	"github.com/highwater-envoy/highwater/internal/verdict"
@@ -35,7 +34,7 @@ type worker struct {
 		living  ring                   // connections and streams, on whose thread a tick may come
 		anchor  anchor                 // the one on which it does
 		pending int                    // connections that were accepted and have no filter chain yet
-		looking []looking
+		looking introspect.Waiting[*stream]
 		counted [metric.NumCounters]uint64
 	}
 }
@@ -80,19 +79,6 @@ func (w *worker) arm(enforcing bool) {
 	w.mu.policy.SetEnforcing(enforcing)
 }
 
-// yieldEvery: Go's sysmon takes the P from a thread that has called in with the same one for 10 ms,
-// for calls from C never move its count of schedulings on. Then it polls each 20 µs for a while:
-// with two workers 5,000 times a second, which costs 8 µs a GET.
-const yieldEvery = 6 * time.Millisecond
-
-// yield has Go's scheduler see that this thread goes on. It is not for who has the lock.
-func (w *worker) yield(t budget.Time) {
-	if t-w.yielded > yieldEvery {
-		w.yielded = t
-		runtime.Gosched()
-	}
-}
-
 // wake is for hooks of streams and connections: after a long time without either, ticks are rare.
 // The caller has the lock, as in all that follows.
 func (w *worker) wake(t budget.Time) {
@@ -100,54 +86,6 @@ func (w *worker) wake(t budget.Time) {
 		w.mu.policy.Wake(t)
 		w.hurry(t, guard.Tick)
 	}
-}
-
-// hurry has the next tick come after so long at the latest.
-func (w *worker) hurry(t budget.Time, d time.Duration) {
-	next := int64(t + d)
-	if due := w.due.Load(); due == 0 || next < due {
-		w.due.Store(next)
-		select {
-		case alarm <- struct{}{}:
-		default: // the clock looks anyway
-		}
-	}
-}
-
-// alarm tells the clock that a tick is due earlier.
-var alarm = make(chan struct{}, 1)
-
-// clock has the workers' ticks come, for as long as the process lives.
-func clock() {
-	timer := time.NewTimer(time.Hour)
-	for {
-		timer.Reset(strike())
-		select {
-		case <-timer.C:
-		case <-alarm:
-		}
-	}
-}
-
-// strike has those ticks come that are due, and says how long it is to the next.
-func strike() (wait time.Duration) {
-	wait = guard.SlowTick // if there is a fault
-	defer survive()
-	trapClock()
-	t, next := now(), now()+time.Second
-	for _, w := range module.workers {
-		due := budget.Time(w.due.Load())
-		if due == 0 {
-			continue // nothing of ours is configured
-		}
-		if due <= t {
-			w.tickSoon(t)
-			due = budget.Time(w.due.Load())
-		}
-		next = min(next, due)
-	}
-	module.setup.introduce(t)
-	return max(next-now(), 200*time.Microsecond)
 }
 
 // lateAfter: a thread that has not come to a tick within so long is busy, and is not asked again
@@ -181,18 +119,18 @@ func hwTick(index C.uint32_t) {
 	todo, answers := w.ticks(t)
 	todo.carryOut()
 	for _, l := range answers {
-		l.stream.tell(l.method, l.question)
+		l.Stream.tell(l.Question)
 	}
 }
 
-func (w *worker) ticks(t budget.Time) (todo todo, answers []looking) {
+func (w *worker) ticks(t budget.Time) (todo todo, answers []introspect.Waiter[*stream]) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.tick(t)
 }
 
 // tick does what is due, and returns what is to be done without the lock, on the worker's thread.
-func (w *worker) tick(t budget.Time) (todo todo, answers []looking) {
+func (w *worker) tick(t budget.Time) (todo todo, answers []introspect.Waiter[*stream]) {
 	w.mu.streams.reuse()
 	w.mu.links.reuse()
 	for range module.faults.Swap(0) {
@@ -204,8 +142,10 @@ func (w *worker) tick(t budget.Time) (todo todo, answers []looking) {
 	}
 	tellEvent(a.Event, a.Severity)
 	todo.of(a)
-	answers = w.looked(t)
-	if len(w.mu.looking) > 0 {
+	if w.mu.looking.Any() {
+		answers = w.mu.looking.Ready(func(since budget.Time) bool { return w.mu.policy.Looked(t, since) })
+	}
+	if w.mu.looking.Any() {
 		a.Next = guard.FastTick
 	}
 	module.metrics.publish(w, t, a.Polls)

@@ -1,7 +1,8 @@
 // Command request measures what a request costs Envoy in CPU with no filter, an empty Wasm module,
-// an SDK plugin with empty callbacks, and Highwater as a plugin and as a dynamic module, the last
-// three with and without the network filter. Then it measures what moving bytes and doing nothing
-// costs, memory per worker, the start, and what a connection and a stream hold.
+// an SDK plugin with empty callbacks, an empty dynamic module, and Highwater as a plugin and as a
+// dynamic module, with and without the network filter. Then it measures what moving bytes and doing
+// nothing costs, memory per worker, the start, and what a connection and a stream hold. What the
+// module adds is told beside what the plugin adds in the same turns.
 //
 //	go run ./bench/request -rounds 20 -turn 400ms
 //
@@ -38,13 +39,15 @@ const (
 
 // variant is an Envoy with another filter in the path.
 type variant struct {
-	name  string
-	wasm  string // file; empty = build/highwater.wasm
-	face  envoytest.Face
-	edit  func(c envoytest.Config)
-	sdk   int // the SDK's empty plugin in the same filters, by index: what it is compared with
-	envoy *envoytest.Envoy
-	start time.Duration // CPU until it was ready
+	name   string
+	wasm   string // file; empty = build/highwater.wasm
+	face   envoytest.Face
+	edit   func(c envoytest.Config)
+	so     string // file; empty = build/libhighwater.so
+	sdk    int    // the SDK's empty plugin in the same filters, by index: what it is compared with
+	wasmed int    // Highwater's plugin in the same filters, by index; 0 = it is none of the module's
+	envoy  *envoytest.Envoy
+	start  time.Duration // CPU until it was ready
 }
 
 func main() {
@@ -56,7 +59,7 @@ func command(args []string, stdout, stderr io.Writer) int {
 	flags.SetOutput(stderr)
 	rounds := flags.Int("rounds", 20, "turns of each Envoy with each load")
 	turn := flags.Duration("turn", 400*time.Millisecond, "how long a turn lasts")
-	only := flags.String("load", "", "only loads (or idle) whose name contains this, and nothing of memory")
+	only := flags.String("load", "", "only loads (or idle) whose name contains this, and of memory only what is resident")
 	pair := flags.String("filters", "", "HTTP or both: only the SDK's empty plugin and Highwater, in these filters, and nothing of memory")
 	if err := flags.Parse(args); err != nil {
 		return 2
@@ -147,6 +150,11 @@ func measure(ctx context.Context, rounds int, turn time.Duration, only, pair str
 			return err
 		}
 	}
+	if pair == "" {
+		if err := starts(all, stdout); err != nil {
+			return err
+		}
+	}
 	if only != "" || pair != "" {
 		return nil
 	}
@@ -171,7 +179,24 @@ func variants(ctx context.Context, dir string) ([]*variant, error) {
 	if out, err := build.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("build the SDK's empty plugin: %w\n%s", err, out)
 	}
+	native := filepath.Join(dir, "empty.so")
+	compile := exec.CommandContext(ctx, "cc", "-O2", "-shared", "-fPIC", "-o", native, filepath.Join(root, "bench", "request", "native", "empty.c")) //nolint:gosec // our own arguments
+	if out, err := compile.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("build the empty dynamic module: %w\n%s", err, out)
+	}
 	none := func(c envoytest.Config) { c.RemoveGuard() }
+	// The module's example leaves the listener's buffers as they are: here they are as those of the
+	// others.
+	sized := func(c envoytest.Config) { c.SetBuffers(64*kib, 64*kib) }
+	requestsAlone := func(c envoytest.Config) {
+		sized(c)
+		c.RemoveNetworkFilter()
+		c.RemoveListenerFilter()
+	}
+	alone := func(c envoytest.Config) {
+		requestsAlone(c)
+		delete(c, "bootstrap_extensions")
+	}
 	both := func(envoytest.Config) {}
 	requestsOnly := func(c envoytest.Config) { c.RemoveNetworkFilter() }
 	return []*variant{
@@ -181,11 +206,9 @@ func variants(ctx context.Context, dir string) ([]*variant, error) {
 		{name: "SDK, empty, both filters", wasm: sdk, edit: both, sdk: 3},
 		{name: "Highwater, HTTP filter", edit: requestsOnly, sdk: 2},
 		{name: "Highwater, both filters", edit: both, sdk: 3},
-		{name: "Highwater module: HTTP filter", face: envoytest.Module, edit: func(c envoytest.Config) {
-			c.RemoveNetworkFilter()
-			c.RemoveListenerFilter()
-		}, sdk: 2},
-		{name: "Highwater module: all filters", face: envoytest.Module, edit: both, sdk: 3},
+		{name: "empty dynamic module", face: envoytest.Module, so: native, edit: alone, sdk: 2, wasmed: 4},
+		{name: "Highwater module: HTTP filter", face: envoytest.Module, edit: requestsAlone, sdk: 2, wasmed: 4},
+		{name: "Highwater module: all filters", face: envoytest.Module, edit: sized, sdk: 3, wasmed: 5},
 	}, nil
 }
 
@@ -194,7 +217,7 @@ func variants(ctx context.Context, dir string) ([]*variant, error) {
 func paired(all []*variant, filters string) (pair []*variant, err error) {
 	for _, v := range all {
 		if strings.Contains(v.name, ", "+filters+" filter") {
-			v.sdk = 0
+			v.sdk, v.wasmed = 0, 0
 			pair = append(pair, v)
 		}
 	}
@@ -242,7 +265,7 @@ func (v *variant) run(ctx context.Context, upstream string, workers int) (err er
 			l["connection_balance_config"] = map[string]any{"exact_balance": map[string]any{}}
 		}
 	}
-	v.envoy, err = envoytest.Start(ctx, envoytest.Options{Face: v.face, Edit: edit, Wasm: v.wasm, Upstream: upstream, Concurrency: workers})
+	v.envoy, err = envoytest.Start(ctx, envoytest.Options{Face: v.face, Edit: edit, Wasm: v.wasm, Module: v.so, Upstream: upstream, Concurrency: workers})
 	if err != nil {
 		return fmt.Errorf("%s: %w", v.name, err)
 	}
@@ -307,20 +330,27 @@ func table(out io.Writer, load, unit string, all []*variant, figures [][]float64
 	bare := all[none].sdk != none
 	added := ""
 	if bare {
-		added = "added (least)\tadded (median)\t× SDK added (median of pairs)\t"
+		added = "added (least)\tadded (median)\t× SDK added (median of pairs)\t× plugin added\t"
 	}
 	fmt.Fprintf(w, "%s, %s of Envoy's CPU\tleast\tquartiles\t%s÷ SDK (median of pairs, 95 %%)\n", load, unit, added)
 	for i, v := range all {
 		least, lower, median, upper := quartiles(figures[i])
 		leastNone, _, medianNone, _ := quartiles(figures[none])
-		var times, ratio []float64
+		var times, plugin, ratio []float64
 		for r := range figures[i] {
-			times = append(times, (figures[i][r]-figures[none][r])/(figures[v.sdk][r]-figures[none][r]))
+			adds := figures[i][r] - figures[none][r]
+			times = append(times, adds/(figures[v.sdk][r]-figures[none][r]))
+			plugin = append(plugin, adds/(figures[v.wasmed][r]-figures[none][r]))
 			ratio = append(ratio, figures[i][r]/figures[v.sdk][r])
 		}
 		if bare {
 			_, _, typical, _ := quartiles(times)
-			added = fmt.Sprintf("%.1f\t%.1f\t%.2f\t", least-leastNone, median-medianNone, typical)
+			beside := "-"
+			if v.wasmed != none {
+				_, _, typical, _ := quartiles(plugin)
+				beside = fmt.Sprintf("%.2f", typical)
+			}
+			added = fmt.Sprintf("%.1f\t%.1f\t%.2f\t%s\t", least-leastNone, median-medianNone, typical, beside)
 		}
 		_, _, whole, _ := quartiles(ratio)
 		low, high := interval(ratio)

@@ -20,18 +20,31 @@ import (
 	"github.com/highwater-envoy/highwater/internal/process"
 )
 
-// memory prints what the filter costs in memory and at the start, and what connections and streams
-// hold in an Envoy without one: the defaults of `costs`.
-func memory(ctx context.Context, all []*variant, upstream string, stdout, stderr io.Writer) error {
+// starts prints what the start took, and what is resident after the loads.
+func starts(all []*variant, stdout io.Writer) error {
 	w := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(w, "memory\tCPU of the start\tresident, 2 workers\ta worker more\n")
+	fmt.Fprintf(w, "memory\tCPU of the start\tresident, %d workers\n", workers)
 	for _, v := range all {
-		fmt.Fprintf(stderr, "memory of %s\n", v.name)
-		two, err := process.Resident(v.envoy.PID())
+		n, err := process.Resident(v.envoy.PID())
 		if err != nil {
 			return err
 		}
+		fmt.Fprintf(w, "%s\t%.2f s\t%.1f MiB\n", v.name, v.start.Seconds(), float64(n)/mib)
+	}
+	_ = w.Flush()
+	fmt.Fprintln(stdout)
+	return nil
+}
+
+// memory prints what a worker more costs, and what connections and streams hold in an Envoy without
+// a filter: the defaults of `costs`.
+func memory(ctx context.Context, all []*variant, upstream string, stdout, stderr io.Writer) error {
+	w := tabwriter.NewWriter(stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(w, "memory\ta worker more\n")
+	for _, v := range all {
+		fmt.Fprintf(stderr, "memory of %s\n", v.name)
 		var of [2]int64
+		var err error
 		for i, workers := range []int{1, 5} {
 			more := *v
 			if err := more.run(ctx, upstream, workers); err != nil {
@@ -45,7 +58,7 @@ func memory(ctx context.Context, all []*variant, upstream string, stdout, stderr
 				return err
 			}
 		}
-		fmt.Fprintf(w, "%s\t%.2f s\t%.1f MiB\t%.1f MiB\n", v.name, v.start.Seconds(), float64(two)/mib, float64(of[1]-of[0])/4/mib)
+		fmt.Fprintf(w, "%s\t%.1f MiB\n", v.name, float64(of[1]-of[0])/4/mib)
 	}
 	_ = w.Flush()
 	fmt.Fprintln(stdout)

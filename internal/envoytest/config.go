@@ -207,6 +207,15 @@ func (c Config) setModule(file string) {
 	})
 }
 
+// SetModuleName has Envoy look for the dynamic module by its name, in place of its file.
+func (c Config) SetModuleName(name string) {
+	c.modules(func(filter map[string]any) {
+		module := filter["dynamic_module_config"].(map[string]any)
+		delete(module, "module")
+		module["name"] = name
+	})
+}
+
 // setWasm sets the file of every Highwater plugin.
 func (c Config) setWasm(file string) {
 	c.SetCode(map[string]any{"local": map[string]any{"filename": file}})

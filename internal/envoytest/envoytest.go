@@ -51,6 +51,8 @@ type Options struct {
 	Upstream    string         // host:port in place of the example's upstream
 	CgroupDir   string         // if set, Envoy runs in this memory cgroup
 	Args        []string       // more arguments
+	Env         []string       // more of the environment, as NAME=value
+	Binary      string         // another Envoy than envoybin's
 	After       *Envoy         // a hot restart: it takes over the listeners and the admin port of this one, which then ends
 	LogLevel    string         // default warning
 	ServerArgs  []string       // more arguments of the ext_proc server
@@ -88,7 +90,10 @@ var baseID atomic.Uint32
 
 // Start returns when Envoy is live, or an error with the end of its log.
 func Start(ctx context.Context, o Options) (*Envoy, error) {
-	binary, err := envoybin.Path(ctx, os.Stderr)
+	binary, err := o.Binary, error(nil)
+	if binary == "" {
+		binary, err = envoybin.Path(ctx, os.Stderr)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -164,6 +169,9 @@ func start(ctx context.Context, o Options, binary string) (_ *Envoy, err error) 
 	script := "#!/bin/sh\necho $$ > '" + pidFile + "'\n"
 	if o.CgroupDir != "" {
 		script += "echo $$ > '" + filepath.Join(o.CgroupDir, "cgroup.procs") + "' || exit 1\n"
+	}
+	for _, e := range o.Env {
+		script += "export '" + e + "'\n"
 	}
 	wrapper := filepath.Join(dir, "envoy")
 	if err := os.WriteFile(wrapper, []byte(script+"exec '"+binary+"' \"$@\"\n"), 0o700); err != nil {
