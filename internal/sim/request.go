@@ -21,6 +21,17 @@ func (e *Envoy) bodyLimit(s *Stream) int64 {
 	return e.Upstream
 }
 
+// room is how much of a request is read at once, at most.
+func (e *Envoy) room(s *Stream) int64 {
+	switch {
+	case s.Conn.HTTP2:
+		return min(e.Downstream, frame, e.StreamWindow-s.unacked, e.ConnectionWindow-s.Conn.unacked)
+	case s.held > e.bodyLimit(s):
+		return 0
+	}
+	return e.Downstream
+}
+
 func (e *Envoy) readRequest(s *Stream) (used Time) {
 	c := s.Conn
 	first := !s.opened
@@ -29,14 +40,7 @@ func (e *Envoy) readRequest(s *Stream) (used Time) {
 	}
 	n := int64(0)
 	if rest := s.Call.Body - s.sent; rest > 0 {
-		n = min(rest, s.sending.available(e.now), e.Downstream)
-		full := s.held > e.bodyLimit(s)
-		if c.HTTP2 {
-			n = min(n, frame, e.StreamWindow-s.unacked, e.ConnectionWindow-c.unacked)
-		} else if full {
-			n = 0
-		}
-		n = max(n, 0)
+		n = max(min(rest, s.sending.available(e.now), e.room(s)), 0)
 	}
 	if !first && n == 0 {
 		return 0
@@ -92,6 +96,8 @@ func (e *Envoy) open(s *Stream) (alone bool) {
 			e.finish(s)
 			return true
 		}
+	} else {
+		e.tell(s, Admitted)
 	}
 	if s.Call.Body == 0 && s.Call.Announce <= 0 {
 		s.ended[Request], s.reached, s.arrived = true, e.now, e.now
