@@ -56,8 +56,7 @@ const (
 )
 
 func kindOf(line []byte) kind {
-	var tree map[string]json.RawMessage
-	if json.Unmarshal(line, &tree) == nil && tree["clients"] != nil {
+	if bytes.Contains(line, []byte(`"clients"`)) && !bytes.Contains(line, []byte(`"start_time"`)) {
 		return described
 	}
 	return notKnown

@@ -10,6 +10,7 @@ package recording
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"compress/gzip"
 	"context"
 	"errors"
@@ -42,6 +43,7 @@ const (
 type Options struct {
 	Headers  []string                          // request headers by which requests are told apart, in lower case
 	Progress func(lines int64, requests int64) // nil = nobody wants to know; now and then
+	inMemory int                               // requests; 0 = runLength
 }
 
 // Note is something that was left out, and how often.
@@ -98,7 +100,7 @@ func Read(ctx context.Context, in io.Reader, name string, o Options) (_ *Recordi
 		return nil, fmt.Errorf("requests are told apart by %d headers (%s): no more than %d are kept", len(o.Headers), strings.Join(o.Headers, ", "), headersKept)
 	}
 	r := &reader{
-		Recording: &Recording{Name: name, names: newNames(), spool: &spool{}}, options: o, unused: map[string]bool{}, notes: map[string]int{},
+		Recording: &Recording{Name: name, names: newNames(), spool: &spool{most: cmp.Or(o.inMemory, runLength)}}, options: o, unused: map[string]bool{}, notes: map[string]int{},
 	}
 	defer func() {
 		if err != nil {

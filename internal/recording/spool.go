@@ -18,6 +18,7 @@ const runLength = 200_000
 
 // spool holds requests, and has them sorted.
 type spool struct {
+	most        int // that are held
 	run         []Request
 	file        *os.File
 	runs        []int // how many requests each has, one behind the other
@@ -36,7 +37,7 @@ func (s *spool) add(q *Request) error {
 	}
 	s.any = true
 	s.run = append(s.run, *q)
-	if len(s.run) < runLength {
+	if len(s.run) < s.most {
 		return nil
 	}
 	return s.spill()

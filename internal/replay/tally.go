@@ -22,14 +22,16 @@ type Counts struct {
 	Rejected int64            `json:"rejected"` // by all reasons but evicted
 	Reasons  map[string]int64 `json:"reasons,omitempty"`
 	Evicted  int64            `json:"evicted"`
-	Closed   int64            `json:"closed"` // connections: at once, or under a request
-	Served   int64            `json:"served"` // whole
+	Closed   int64            `json:"closed"`  // connections: at once, or under a request
+	Served   int64            `json:"served"`  // whole
+	Latency  unit.Duration    `json:"latency"` // of those on average, from the first try on
 	GaveUp   int64            `json:"gave_up"`
 	Bytes    int64            `json:"bytes"`   // of the served, both ways
 	Goodput  int64            `json:"goodput"` // bytes a second
 	Peak     unit.Bytes       `json:"peak"`    // of a key: held by its requests
 
 	waits map[int64]int64
+	took  time.Duration // by all that were served
 }
 
 // Lost is how many requests were rejected, evicted or had their connection closed.
@@ -90,6 +92,7 @@ func (c *Counts) add(o *sim.Outcome) {
 		c.wait(o.Waited)
 	case sim.Done:
 		c.Served++
+		c.took += o.Since
 		c.Bytes += o.Bytes
 	case sim.Rejected, sim.Cut:
 		if o.What == sim.Rejected {
@@ -159,6 +162,9 @@ func (t *tally) See(at sim.Time, m sim.Memory, held func(visit func(*sim.Client,
 func (t *tally) finish(span time.Duration) (all Counts, keys []OfKey) {
 	end := func(c *Counts) {
 		c.WaitP50, c.WaitP99 = c.quantile(.5), c.quantile(.99)
+		if c.Served > 0 {
+			c.Latency = unit.Duration((c.took / time.Duration(c.Served)).Round(time.Millisecond))
+		}
 		c.Goodput = int64(float64(c.Bytes) / max(span.Seconds(), 1e-3))
 	}
 	end(&t.all)

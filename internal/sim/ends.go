@@ -59,7 +59,10 @@ func (e *Envoy) finish(s *Stream) {
 		s.held, s.answer = 0, 0
 		e.socket -= s.kernel
 		s.kernel = 0
-		if s.slots > 0 {
+		switch {
+		case s.slots > 0 && e.sourced != nil: // over hours the allocator makes others of them
+			e.heap.free(s.slots * e.SlotCost)
+		case s.slots > 0:
 			e.slots[s.slots]++
 		}
 		if e.filter != nil {
