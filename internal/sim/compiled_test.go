@@ -48,7 +48,9 @@ func same(t *testing.T, s Settings, limit int64, seed uint64, l Load) *Report {
 	m, err := hosttest.Plugin()
 	require.NoError(t, err)
 	e := New(s, limit, seed)
-	c, err := NewCompiled(e, m, configText(t, s, limit), s.Workers)
+	text, err := json.Marshal(config(s, limit))
+	require.NoError(t, err)
+	c, err := NewCompiled(e, m, string(text), s.Workers)
 	require.NoError(t, err)
 	defer c.Close()
 	e.Use(c)
@@ -62,11 +64,4 @@ func same(t *testing.T, s Settings, limit int64, seed uint64, l Load) *Report {
 	require.Empty(t, r.Left)
 	require.Zero(t, r.Uncovered)
 	return r
-}
-
-func configText(t *testing.T, s Settings, limit int64) string {
-	t.Helper()
-	text, err := json.Marshal(config(s, limit))
-	require.NoError(t, err)
-	return string(text)
 }

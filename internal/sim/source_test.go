@@ -6,8 +6,6 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
-
-	"github.com/highwater-envoy/highwater/internal/wasmhost/hosttest"
 )
 
 // listed is a source of clients that are in a list.
@@ -115,40 +113,4 @@ func TestEnough(t *testing.T) {
 	e := New(Example(), 0, 1)
 	e.Run(Load{Name: "enough", Duration: 24 * time.Hour, Source: from})
 	require.Equal(t, 10, from.told[Done])
-}
-
-// The compiled plugin tells the same reasons, of requests that have names of their own.
-func TestThePluginTellsReasons(t *testing.T) {
-	s, limit := Example(), int64(100*mib)
-	counts := func(filter func(e *Envoy) Filter) *listed {
-		clients := uploads(40, 16*mib)
-		for i := range clients {
-			clients[i].MakeCall = fixed(Call{Body: 16 * mib, Announce: 16 * mib, SendRate: 4 * mib, Think: time.Second, Response: 200})
-			route := []string{"blue", "green"}[i%2]
-			clients[i].KeepCalls, clients[i].Calls = true, 2
-			clients[i].Who = &Who{Route: route, Cluster: "c", VirtualHost: "h", Source: "10.0.0.1", Path: "/" + route, Header: func(string) string { return "" }}
-		}
-		from := source(clients...)
-		e := New(s, limit, 1)
-		e.Use(filter(e))
-		e.Run(Load{Name: "reasons", Duration: 3 * time.Second, Drain: 3 * time.Second, Source: from})
-		return from
-	}
-	native := counts(func(e *Envoy) Filter {
-		n, err := NewNative(e, config(s, limit), s.Workers)
-		require.NoError(t, err)
-		return n
-	})
-	m, err := hosttest.Plugin()
-	require.NoError(t, err)
-	compiled := counts(func(e *Envoy) Filter {
-		c, err := NewCompiled(e, m, configText(t, s, limit), s.Workers)
-		require.NoError(t, err)
-		t.Cleanup(c.Close)
-		return c
-	})
-	require.Positive(t, native.told[Rejected])
-	require.NotEmpty(t, native.reasons)
-	require.Equal(t, native.reasons, compiled.reasons)
-	require.Equal(t, native.told, compiled.told)
 }
