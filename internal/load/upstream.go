@@ -16,7 +16,7 @@ import (
 // answers
 //
 //	POST /upload[?delay=2s][?think=2s]
-//	                         200 after it waited (delay), read the whole body, and waited again (think)
+//	                         200 after it waited (delay), read the whole body, and waited (think)
 //	GET  /bytes?n=N[&length=0][&hold=1][&delay=2s]
 //	                         N bytes, without a Content-Length if length=0; hold: the response does
 //	                         not end until its client goes away

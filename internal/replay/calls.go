@@ -13,8 +13,8 @@ const (
 	// short is what is not told from "at once": Envoy logs milliseconds, and a busy one is late by
 	// some.
 	short = 20 * time.Millisecond
-	// A response without a length that came slower is one that its upstream streams, such as events;
-	// one that came faster is a download of a client that reads no faster.
+	// A response without a length that came slower is one that its upstream streams, such as
+	// events; one that came faster is a download of a client that reads no faster.
 	streamed = 64 << 10 // bytes a second
 	// followsWithin: on HTTP/2 a request that begins so soon after another on its connection has
 	// ended is the next of the same client.

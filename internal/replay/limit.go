@@ -41,8 +41,8 @@ func FindLimit(ctx context.Context, r *recording.Recording, v Variant, o Options
 		c.Budget.Limit = unit.Limit{Bytes: limit}
 		w := v
 		w.Config = &c
-		if err := c.Validate(); err != nil {
-			return false, fmt.Errorf("a limit of %s: %w", limit, err)
+		if c.Validate() != nil {
+			return true, nil // it may not be set so low
 		}
 		res, lost, err := run(ctx, r, w, o, func(share float64) { progress(limit, share) }, true)
 		if err != nil {
@@ -54,6 +54,11 @@ func FindLimit(ctx context.Context, r *recording.Recording, v Variant, o Options
 			f.Limit, f.Result = limit, res
 		}
 		return lost, nil
+	}
+	c := *v.Config
+	c.Budget.Limit = unit.Limit{Bytes: unit.TiB}
+	if err := c.Validate(); err != nil {
+		return nil, err
 	}
 	low, high := unit.Bytes(v.Envoy.settings(o.Machine).Base), wholeMiB(unguarded)
 	for n := 0; ; n++ {
