@@ -80,7 +80,7 @@ func predict(ctx context.Context, f flood, o options, runs int, record string, s
 	fmt.Fprintln(stderr, oneLine(plain))
 	log := o.log
 	o.log = ""
-	var real []*result
+	var guarded []*result
 	for i := range runs {
 		fmt.Fprintf(stderr, "%s: run %d of %d ... ", f.name, i+1, runs)
 		r, err := run(ctx, f, highwater, o)
@@ -88,10 +88,10 @@ func predict(ctx context.Context, f flood, o options, runs int, record string, s
 			return false, err
 		}
 		fmt.Fprintln(stderr, oneLine(r))
-		real = append(real, r)
+		guarded = append(guarded, r)
 	}
 	if kept != "" {
-		text, err := json.Marshal(measured{plain, real})
+		text, err := json.Marshal(measured{plain, guarded})
 		if err == nil {
 			err = os.WriteFile(kept, text, 0o644)
 		}
@@ -99,7 +99,7 @@ func predict(ctx context.Context, f flood, o options, runs int, record string, s
 			return false, err
 		}
 	}
-	return compare(ctx, f, plain, real, log, stdout)
+	return compare(ctx, f, plain, guarded, log, stdout)
 }
 
 // measured is what real Envoys did.
@@ -117,13 +117,13 @@ func readKept(file string) (m measured, err error) {
 }
 
 // compare replays the log under the configuration that the real Envoys had.
-func compare(ctx context.Context, f flood, plain *result, real []*result, log string, stdout io.Writer) (within bool, err error) {
+func compare(ctx context.Context, f flood, plain *result, guarded []*result, log string, stdout io.Writer) (within bool, err error) {
 	in, err := os.Open(log)
 	if err != nil {
 		return false, err
 	}
 	defer in.Close()
-	e, err := envoyfile.Read(real[0].Dump)
+	e, err := envoyfile.Read(guarded[0].Dump)
 	if err != nil {
 		return false, err
 	}
@@ -151,7 +151,7 @@ func compare(ctx context.Context, f flood, plain *result, real []*result, log st
 		return false, err
 	}
 	// Highwater's own virtual machines are in what its Envoy holds.
-	options.Machine.Base = unit.Bytes(real[0].Idle)
+	options.Machine.Base = unit.Bytes(guarded[0].Idle)
 	after, err := replay.Run(ctx, load, v, options, nil)
 	if err != nil {
 		return false, err
@@ -162,14 +162,14 @@ func compare(ctx context.Context, f flood, plain *result, real []*result, log st
 	for _, note := range load.Skipped {
 		fmt.Fprintln(stdout, "left out:", note)
 	}
-	return table(stdout, real, after), nil
+	return table(stdout, guarded, after), nil
 }
 
 // table prints a row for each figure, and says whether all are within the range of the runs,
 // widened.
-func table(stdout io.Writer, real []*result, after *replay.Result) bool {
+func table(stdout io.Writer, guarded []*result, after *replay.Result) bool {
 	of := func(figure func(r *result) float64) (s figures.Spread) {
-		for _, r := range real {
+		for _, r := range guarded {
 			s = append(s, figure(r))
 		}
 		return s

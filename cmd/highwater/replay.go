@@ -211,7 +211,7 @@ func (o *replayFlags) run(ctx context.Context, stdin io.Reader, stdout, stderr i
 		if options.Module, err = wasmhost.Compile(ctx, text); err != nil {
 			return fmt.Errorf("%s: %w", o.wasm, err)
 		}
-		defer options.Module.Close(context.Background())
+		defer func() { err = errors.Join(err, options.Module.Close(context.Background())) }()
 	}
 	load, err := o.read(ctx, stdin, options.Headers, show)
 	if err != nil {

@@ -178,36 +178,9 @@ func (r *reader) access(line []byte) (_ *Request, why string) {
 		return nil, "start_time: " + err.Error()
 	}
 	q := &Request{}
-	for _, f := range []struct {
-		name string
-		from value
-		to   *time.Duration
-	}{
-		{"duration", e.Duration, &q.Duration}, {"request_duration", e.RequestDuration, &q.Received},
-		{"request_tx_duration", e.RequestTx, &q.Forwarded}, {"response_duration", e.ResponseBegins, &q.Answered},
-		{"response_tx_duration", e.ResponseTx, &q.Sending},
-	} {
-		if *f.to, err = f.from.milliseconds(); err != nil {
-			return nil, f.name + ": " + err.Error()
-		}
+	if why := q.figures(&e); why != "" {
+		return nil, why
 	}
-	for _, f := range []struct {
-		name string
-		from value
-		to   *int64
-	}{
-		{"request_length", e.RequestLength, &q.Announced}, {"bytes_received", e.BytesReceived, &q.Body},
-		{"response_length", e.ResponseLength, &q.Length}, {"bytes_sent", e.BytesSent, &q.Response},
-	} {
-		if *f.to, err = f.from.number(); err != nil {
-			return nil, f.name + ": " + err.Error()
-		}
-	}
-	id, err := e.Connection.number()
-	if err != nil {
-		return nil, "connection_id: " + err.Error()
-	}
-	q.Connection = uint64(max(id, 0))
 	if why := q.complete(&e); why != "" {
 		return nil, why
 	}
@@ -215,11 +188,54 @@ func (r *reader) access(line []byte) (_ *Request, why string) {
 		return nil, why
 	}
 	r.nameIt(q, &e)
-	r.Has.Connections = r.Has.Connections || q.Connection > 0
-	r.Has.RequestTimes = r.Has.RequestTimes || q.Received >= 0
-	r.Has.ResponseTimes = r.Has.ResponseTimes || q.Answered >= 0
-	r.Has.Lengths = r.Has.Lengths || q.Announced >= 0 || q.Length >= 0
+	r.Has.add(q)
 	return q, ""
+}
+
+func (h *Has) add(q *Request) {
+	h.Connections = h.Connections || q.Connection > 0
+	h.RequestTimes = h.RequestTimes || q.Received >= 0
+	h.ResponseTimes = h.ResponseTimes || q.Answered >= 0
+	h.Lengths = h.Lengths || q.Announced >= 0 || q.Length >= 0
+}
+
+// figures reads times and sizes; why it can't.
+func (q *Request) figures(e *entry) (why string) {
+	for _, f := range []struct {
+		name string
+		from value
+		to   *time.Duration
+	}{
+		{"duration", e.Duration, &q.Duration},
+		{"request_duration", e.RequestDuration, &q.Received},
+		{"request_tx_duration", e.RequestTx, &q.Forwarded},
+		{"response_duration", e.ResponseBegins, &q.Answered},
+		{"response_tx_duration", e.ResponseTx, &q.Sending},
+	} {
+		var err error
+		if *f.to, err = f.from.milliseconds(); err != nil {
+			return f.name + ": " + err.Error()
+		}
+	}
+	id := int64(0)
+	for _, f := range []struct {
+		name string
+		from value
+		to   *int64
+	}{
+		{"request_length", e.RequestLength, &q.Announced},
+		{"bytes_received", e.BytesReceived, &q.Body},
+		{"response_length", e.ResponseLength, &q.Length},
+		{"bytes_sent", e.BytesSent, &q.Response},
+		{"connection_id", e.Connection, &id},
+	} {
+		var err error
+		if *f.to, err = f.from.number(); err != nil {
+			return f.name + ": " + err.Error()
+		}
+	}
+	q.Connection = uint64(max(id, 0))
+	return ""
 }
 
 // wrong says what is wrong with a line of JSON, so that alike lines are told alike.

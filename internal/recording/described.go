@@ -118,6 +118,10 @@ func (g *Group) validate() error {
 	case g.PerConnection < 0:
 		return errors.New("per_connection: must not be negative")
 	}
+	return g.inRange()
+}
+
+func (g *Group) inRange() error {
 	for name, d := range map[string]unit.Duration{
 		"start": g.Start, "apart": g.Apart, "stop": g.Stop, "every": g.Every, "wait": g.Wait, "think": g.Think, "hang_up": g.HangUp,
 	} {

@@ -44,6 +44,7 @@ type Options struct {
 	Headers  []string                          // request headers by which requests are told apart, in lower case
 	Progress func(lines int64, requests int64) // nil = nobody wants to know; now and then
 	inMemory int                               // requests; 0 = runLength
+	names    int                               // 0 = MaxNames
 }
 
 // Note is something that was left out, and how often.
@@ -100,7 +101,7 @@ func Read(ctx context.Context, in io.Reader, name string, o Options) (_ *Recordi
 		return nil, fmt.Errorf("requests are told apart by %d headers (%s): no more than %d are kept", len(o.Headers), strings.Join(o.Headers, ", "), headersKept)
 	}
 	r := &reader{
-		Recording: &Recording{Name: name, names: newNames(), spool: &spool{most: cmp.Or(o.inMemory, runLength)}}, options: o, unused: map[string]bool{}, notes: map[string]int{},
+		Recording: &Recording{Name: name, names: newNames(cmp.Or(o.names, MaxNames)), spool: &spool{most: cmp.Or(o.inMemory, runLength)}}, options: o, unused: map[string]bool{}, notes: map[string]int{},
 	}
 	defer func() {
 		if err != nil {
@@ -281,12 +282,13 @@ func trim(line []byte) []byte { return bytes.TrimSpace(bytes.TrimPrefix(line, []
 
 // names are those that requests have, each once.
 type names struct {
-	all []string
-	of  map[string]uint32
+	most int
+	all  []string
+	of   map[string]uint32
 }
 
-func newNames() *names {
-	return &names{all: []string{"", Others}, of: map[string]uint32{"": 0, Others: 1}}
+func newNames(most int) *names {
+	return &names{most: most, all: []string{"", Others}, of: map[string]uint32{"": 0, Others: 1}}
 }
 
 // index of a name. Of a long one the rest does not count.
@@ -295,7 +297,7 @@ func (n *names) index(name string) uint32 {
 	if i, ok := n.of[name]; ok {
 		return i
 	}
-	if len(n.all) >= MaxNames {
+	if len(n.all) >= n.most {
 		return 1
 	}
 	name = strings.Clone(name)
