@@ -64,34 +64,27 @@ func predict(ctx context.Context, f flood, o options, runs int, record string, s
 	if record != "" {
 		o.log = filepath.Join(record, f.name+".jsonl")
 	}
-	kept := ""
-	if record != "" {
-		kept = filepath.Join(record, f.name+".json")
-		if k, err := readKept(kept); err == nil {
-			return compare(ctx, f, k.Plain, k.Real, o.log, stdout)
-		}
-	}
-	_ = os.Remove(o.log) // Envoy appends
-	fmt.Fprintf(stderr, "%s: recording ... ", f.name)
-	plain, err := run(ctx, f, none, o)
+	kept := filepath.Join(filepath.Dir(o.log), f.name+".json")
+	m, err := readKept(kept)
 	if err != nil {
-		return false, err
+		_ = os.Remove(o.log) // Envoy appends
+		fmt.Fprintf(stderr, "%s: recording ... ", f.name)
+		if m.Plain, err = run(ctx, f, none, o); err != nil {
+			return false, err
+		}
+		fmt.Fprintln(stderr, oneLine(m.Plain))
 	}
-	fmt.Fprintln(stderr, oneLine(plain))
 	log := o.log
 	o.log = ""
-	var guarded []*result
-	for i := range runs {
+	for i := len(m.Guarded); i < runs; i++ {
 		fmt.Fprintf(stderr, "%s: run %d of %d ... ", f.name, i+1, runs)
 		r, err := run(ctx, f, highwater, o)
 		if err != nil {
 			return false, err
 		}
 		fmt.Fprintln(stderr, oneLine(r))
-		guarded = append(guarded, r)
-	}
-	if kept != "" {
-		text, err := json.Marshal(measured{plain, guarded})
+		m.Guarded = append(m.Guarded, r)
+		text, err := json.Marshal(m)
 		if err == nil {
 			err = os.WriteFile(kept, text, 0o644)
 		}
@@ -99,13 +92,13 @@ func predict(ctx context.Context, f flood, o options, runs int, record string, s
 			return false, err
 		}
 	}
-	return compare(ctx, f, plain, guarded, log, stdout)
+	return compare(ctx, f, m.Plain, m.Guarded, log, stdout)
 }
 
 // measured is what real Envoys did.
 type measured struct {
-	Plain *result   `json:"plain"`
-	Real  []*result `json:"real"`
+	Plain   *result   `json:"plain"`
+	Guarded []*result `json:"guarded"`
 }
 
 func readKept(file string) (m measured, err error) {

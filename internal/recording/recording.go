@@ -11,6 +11,7 @@ import (
 	"bufio"
 	"bytes"
 	"cmp"
+	"compress/flate"
 	"compress/gzip"
 	"context"
 	"errors"
@@ -176,6 +177,8 @@ func (r *reader) lines(ctx context.Context, text *bufio.Reader) error {
 		case errors.Is(err, io.ErrUnexpectedEOF):
 			r.skip("the gzip ends in the middle: it was cut off, and what came behind is missing")
 			return nil
+		case errors.As(err, new(flate.CorruptInputError)), errors.Is(err, gzip.ErrChecksum), errors.Is(err, gzip.ErrHeader):
+			return fmt.Errorf("line %d: the gzip is damaged there, and nothing of it is used: %w", r.Lines, err)
 		case err != nil:
 			return fmt.Errorf("line %d: %w", r.Lines, err)
 		}

@@ -220,10 +220,10 @@ func writeLog(w io.Writer, n, perSecond int) {
 		switch random.IntN(20) {
 		case 0:
 			up = 20_000 + random.IntN(2_000_000)
-			receiving = up / (1 + random.IntN(5000))
+			receiving = up / (100 + random.IntN(5000))
 		case 1:
 			down = 100_000 + random.IntN(4_000_000)
-			sending = down / (1 + random.IntN(5000))
+			sending = down / (100 + random.IntN(5000))
 		}
 		length := "null"
 		if up > 0 {
