@@ -95,5 +95,5 @@ func TestReplayOfAnAccessLog(t *testing.T) {
 	c.Budget.Limit.Bytes = 200 * unit.MiB
 	res, err := replay.Run(t.Context(), r, replay.Variant{Config: &c, Envoy: replay.Envoy{Buffers: c.Buffers}}, replay.Options{}, nil)
 	require.NoError(t, err)
-	require.EqualValues(t, []int64{8, 2, 0}, []int64{res.All.Served, res.All.GaveUp, res.All.Lost()})
+	require.Equal(t, []int64{8, 2, 0}, []int64{res.All.Served, res.All.GaveUp, res.All.Lost()})
 }
