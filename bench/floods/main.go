@@ -67,6 +67,7 @@ func command(args []string, stdout, stderr io.Writer) int {
 	check := flags.Bool("check", false, "exit 1 if a face of highwater misses a threshold (needs -guard none,highwater,extproc,module)")
 	predicts := flags.Bool("predict", false, "record each flood without a guard, replay that, and compare with -runs runs of highwater")
 	record := flags.String("record", "", "with -predict, keep the recordings and what was measured in this folder; what is there is not measured again")
+	speed := flags.Float64("speed", 1, "with -predict, of a core against the machine that the model's figures are from")
 	list := flags.Bool("list", false, "list the floods and exit")
 	if err := flags.Parse(args); err != nil {
 		return 2
@@ -108,7 +109,7 @@ func command(args []string, stdout, stderr io.Writer) int {
 	defer stop()
 
 	if *predicts {
-		o.predicts = true
+		o.predicts, o.speed = true, *speed
 		return predictAll(ctx, chosen, o, *runs, *record, stdout, stderr)
 	}
 	var all []*result

@@ -92,7 +92,7 @@ func predict(ctx context.Context, f flood, o options, runs int, record string, s
 			return false, err
 		}
 	}
-	return compare(ctx, f, m.Plain, m.Guarded, log, stdout)
+	return compare(ctx, f, o.speed, m, log, stdout)
 }
 
 // measured is what real Envoys did.
@@ -110,7 +110,8 @@ func readKept(file string) (m measured, err error) {
 }
 
 // compare replays the log under the configuration that the real Envoys had.
-func compare(ctx context.Context, f flood, plain *result, guarded []*result, log string, stdout io.Writer) (within bool, err error) {
+func compare(ctx context.Context, f flood, speed float64, m measured, log string, stdout io.Writer) (within bool, err error) {
+	plain, guarded := m.Plain, m.Guarded
 	in, err := os.Open(log)
 	if err != nil {
 		return false, err
@@ -138,7 +139,7 @@ func compare(ctx context.Context, f flood, plain *result, guarded []*result, log
 	if f.never {
 		options.Back = replay.Back{}
 	}
-	options.Machine.Base = unit.Bytes(plain.Idle)
+	options.Machine.Base, options.Machine.Speed = unit.Bytes(plain.Idle), speed
 	before, err := replay.Run(ctx, load, bare, options, nil)
 	if err != nil {
 		return false, err

@@ -42,6 +42,7 @@ type options struct {
 	wasm        string
 	cgroup      unit.Bytes // 0: in none of its own
 	predicts    bool       // the results are for a prediction
+	speed       float64    // of the model's cores
 	log         string     // where Envoy writes its access log for a replay; empty: nowhere
 }
 

@@ -63,6 +63,7 @@ type Stream struct {
 // upload is the way of the request, from the client to the upstream.
 type upload struct {
 	opened  bool // the filter has been told of its headers
+	ready   int  // the worker's round in which there is a connection to the upstream
 	paused  bool // by the filter, at its headers
 	since   Time // paused since
 	resumed bool
@@ -115,6 +116,8 @@ type worker struct {
 	next  int
 	tick  Time
 	debt  Time // CPU time that it took beyond what it had
+	round int  // how often it has been at all its connections
+	pool  int  // free connections to the upstream, with a Source
 }
 
 type reading struct {

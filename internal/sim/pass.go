@@ -210,6 +210,7 @@ func (e *Envoy) work(w *worker, cpu Time) Time {
 	for cpu > 0 && idle < len(w.conns) {
 		if w.next >= len(w.conns) {
 			w.next = 0
+			w.round++
 		}
 		c := w.conns[w.next]
 		w.next++

@@ -79,6 +79,7 @@ func (e *Envoy) readRequest(s *Stream) (used Time) {
 func (e *Envoy) open(s *Stream) (alone bool) {
 	s.opened = true
 	e.heap.alloc(e.StreamCost)
+	e.reach(s)
 	if e.filter != nil {
 		length := s.Call.Announce
 		if s.Call.Body == 0 && length <= 0 {
@@ -135,6 +136,9 @@ func (e *Envoy) credit(s *Stream) {
 // forward writes the request to the upstream.
 func (e *Envoy) forward(s *Stream) (used Time) {
 	if e.WholeRequest > 0 && !s.ended[Request] {
+		return 0
+	}
+	if s.ready > e.workers[s.Conn.Worker].round {
 		return 0
 	}
 	if s.reached == 0 {

@@ -77,6 +77,9 @@ func (e *Envoy) writeResponse(s *Stream) (used Time) {
 			class.Latency = append(class.Latency, e.now-s.client.begun)
 		}
 		e.tell(s, Done)
+		if e.sourced != nil {
+			e.workers[c.Worker].pool++
+		}
 		c.rest += s.answer
 		s.answer = 0
 		c.restAt = s.reading

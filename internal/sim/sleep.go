@@ -90,7 +90,7 @@ func (e *Envoy) soonestOf(s *Stream) Time {
 		at = s.begun + call.HangUp
 	}
 	switch {
-	case s.over, !s.opened, call.Stall != nil:
+	case s.over, !s.opened, call.Stall != nil, !s.paused && s.ready > e.workers[s.Conn.Worker].round:
 		return e.now
 	case !s.ended[Request]:
 		if rest := call.Body - s.sent; rest > 0 && e.room(s) > 0 {

@@ -144,6 +144,20 @@ func (e *Envoy) enqueue(c *client) {
 	queue.Push(&e.due, c)
 }
 
+// reach takes a connection to the upstream, or has one made: until that is there Envoy reads the
+// request and passes nothing on. It is when the worker has been at all else that is ready, twice.
+func (e *Envoy) reach(s *Stream) {
+	if e.sourced == nil {
+		return
+	}
+	w := &e.workers[s.Conn.Worker]
+	if w.pool > 0 {
+		w.pool--
+		return
+	}
+	s.ready = w.round + 2
+}
+
 // spent says that a client has made its calls.
 func spent(c *client) bool { return !c.pending && c.Calls > 0 && c.made >= c.Calls }
 
