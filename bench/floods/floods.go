@@ -30,6 +30,8 @@ type flood struct {
 	duration time.Duration                 // instead of -duration
 	limit    unit.Bytes                    // the budget, instead of -limit
 	recovery bool                          // measure how long full service takes to come back
+	obeys    bool                          // rejected hogs come back when they are told to
+	never    bool                          // or never
 
 	want want
 }
@@ -42,6 +44,7 @@ type settings struct {
 	linger                   time.Duration
 	patience                 time.Duration // throttle.timeout
 	sendBuffer               int           // of the kernel, towards the upstream: what that does not read stays with Envoy
+	unbuffered               bool          // without the buffer filter on /upload
 	plain                    bool          // without what else the example sets: a bounded send buffer, a soft limit for the allocator
 
 	plugin func(cfg map[string]any) // edits the guard's configuration, last of all
@@ -49,6 +52,9 @@ type settings struct {
 
 // envoyDefaults is what most people have: what Envoy does if it isn't told otherwise.
 var envoyDefaults = settings{buffers: mib, streamWindow: 16 * mib, connWindow: 24 * mib, maxStreams: 1024, linger: time.Second, plain: true}
+
+// stock is the same, and nothing that holds whole requests.
+var stock = settings{buffers: mib, streamWindow: 16 * mib, connWindow: 24 * mib, maxStreams: 1024, linger: time.Second, plain: true, unbuffered: true}
 
 // want is what issue "A memory budget that holds" asks of the guard in a flood. Zero: nothing.
 type want struct {
@@ -138,6 +144,14 @@ func floods() []flood {
 			name: "upload-default-200", about: "200 uploads, Envoy's defaults", clients: 200,
 			envoy: envoyDefaults, hogs: uploads{count: 200, drain: drain}.hogs, want: want{peak: 1},
 		},
+		{
+			name: "stock-upload", about: "100 uploads, Envoy's defaults, no buffer filter; the upstream reads at once and answers after 2 s; who is rejected stays away for a minute",
+			clients: 100, envoy: stock, never: true,
+			hogs: func(addr string) load.Load {
+				return &load.Uploads{Addr: addr, Path: "/upload?think=2s", Count: 100, Size: 4 * mib, Retry: time.Minute}
+			},
+			want: want{peak: 1},
+		},
 	}
 
 	for _, buffers := range []string{"1m", "64k"} {
@@ -200,11 +214,11 @@ func floods() []flood {
 		},
 		flood{
 			name: "obey-300", about: "300 clients of 4 MiB that come back when they are told to, and wait in the queue for 200 ms at most", clients: 300,
-			envoy: settings{patience: 200 * time.Millisecond},
-			hogs:  uploads{count: 300, obey: 30 * time.Second, drain: drain}.hogs, want: want{peak: 1, truth: 0.8},
+			envoy: settings{patience: 200 * time.Millisecond}, obeys: true,
+			hogs: uploads{count: 300, obey: 30 * time.Second, drain: drain}.hogs, want: want{peak: 1, truth: 0.8},
 		},
 		flood{
-			name: "obey-600", about: "600 such clients that wait in the queue for 2 s at most", clients: 600,
+			name: "obey-600", about: "600 such clients that wait in the queue for 2 s at most", clients: 600, obeys: true,
 			hogs: uploads{count: 600, obey: 30 * time.Second, drain: drain}.hogs, want: want{peak: 1},
 		},
 		flood{

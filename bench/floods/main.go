@@ -65,6 +65,9 @@ func command(args []string, stdout, stderr io.Writer) int {
 	group := flags.String("cgroup", "", "run Envoy in a memory cgroup of this size, such as 300MiB (root)")
 	file := flags.String("json", "", "write every run's figures to this file")
 	check := flags.Bool("check", false, "exit 1 if a face of highwater misses a threshold (needs -guard none,highwater,extproc,module)")
+	predicts := flags.Bool("predict", false, "record each flood without a guard, replay that, and compare with -runs runs of highwater")
+	record := flags.String("record", "", "with -predict, keep the recordings and what was measured in this folder; what is there is not measured again")
+	speed := flags.Float64("speed", 1, "with -predict, of a core against the machine that the model's figures are from")
 	list := flags.Bool("list", false, "list the floods and exit")
 	if err := flags.Parse(args); err != nil {
 		return 2
@@ -105,6 +108,10 @@ func command(args []string, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 
+	if *predicts {
+		o.predicts, o.speed = true, *speed
+		return predictAll(ctx, chosen, o, *runs, *record, stdout, stderr)
+	}
 	var all []*result
 	var misses, failures []string
 	total, n := len(chosen)*len(use)**runs, 0

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -40,6 +41,9 @@ type options struct {
 	concurrency int
 	wasm        string
 	cgroup      unit.Bytes // 0: in none of its own
+	predicts    bool       // the results are for a prediction
+	speed       float64    // of the model's cores
+	log         string     // where Envoy writes its access log for a replay; empty: nowhere
 }
 
 // result is what came of one run.
@@ -73,6 +77,10 @@ type result struct {
 	QuietHeld  int             `json:"quiet_held,omitempty"` // verdicts on quiet requests
 	QuietWaits int             `json:"quiet_waits,omitempty"`
 	Over       *over           `json:"over,omitempty"`
+
+	Admitted float64 `json:"admitted,omitempty"` // by the guard
+	Idle     int64   `json:"idle_bytes"`         // in use before the flood
+	Dump     []byte  `json:"dump,omitempty"`     // Envoy's configuration, for a prediction
 }
 
 const (
@@ -128,6 +136,9 @@ func run(ctx context.Context, f flood, guard string, o options) (*result, error)
 				logQuiet(c, log)
 			}
 			configure(c, f.envoy, guard, o)
+			if o.log != "" {
+				logAll(c, o.log)
+			}
 		},
 		Wasm:        o.wasm,
 		Concurrency: o.concurrency,
@@ -151,7 +162,12 @@ func run(ctx context.Context, f flood, guard string, o options) (*result, error)
 	if err != nil {
 		return nil, err
 	}
-	r.Before = idle.Allocated
+	r.Before, r.Idle = idle.Allocated, idle.InUse()
+	if o.predicts {
+		if r.Dump, err = configDump(ctx, envoy.AdminURL()); err != nil {
+			return nil, err
+		}
+	}
 	hard := idle.InUse() + hardShare*(int64(o.limit)-idle.InUse())/100
 	begun := time.Now()
 
@@ -234,6 +250,9 @@ func run(ctx context.Context, f flood, guard string, o options) (*result, error)
 		}
 	}
 	r.DiedAfter = time.Duration(diedAfter.Load())
+	if o.log != "" {
+		_ = envoy.Stop() // writes the rest of its log
+	}
 	if quiet != nil {
 		r.Quiet = quiet.Snapshot()
 		envoy.Stop() // writes the rest of its log
@@ -268,6 +287,7 @@ func (r *result) afterwards(ctx context.Context, envoy *envoytest.Envoy, ended t
 			}
 			s := figures.Stats(stats)
 			r.Verdicts, r.NotDrained = s.Verdicts(), s.Leftovers()
+			r.Admitted, _ = s.Get("admitted_total")
 		}
 		memory, err := envoy.Memory(ctx)
 		if err != nil {
@@ -312,6 +332,10 @@ func configure(c envoytest.Config, s settings, guard string, o options) {
 			delete(l, "socket_options")
 		}
 	}
+	if s.unbuffered {
+		unbuffer(c)
+		buffers["whole_request"] = "0"
+	}
 	c.SetPluginConfig(func(plugin map[string]any) {
 		block, _ := plugin["buffers"].(map[string]any)
 		if block == nil {
@@ -341,6 +365,28 @@ func configure(c envoytest.Config, s settings, guard string, o options) {
 		c.RemoveGuard()
 		c.AddOverloadManager(int64(o.limit))
 	}
+}
+
+// unbuffer removes the buffer filter, and what routes set for it.
+func unbuffer(c envoytest.Config) {
+	const name = "envoy.filters.http.buffer"
+	c.SetConnectionManager(func(hcm map[string]any) {
+		filters, _ := hcm["http_filters"].([]any)
+		hcm["http_filters"] = slices.DeleteFunc(filters, func(f any) bool {
+			filter, _ := f.(map[string]any)
+			return filter["name"] == name
+		})
+		routes, _ := hcm["route_config"].(map[string]any)
+		hosts, _ := routes["virtual_hosts"].([]any)
+		for _, h := range hosts {
+			host, _ := h.(map[string]any)
+			list, _ := host["routes"].([]any)
+			for _, r := range list {
+				route, _ := r.(map[string]any)
+				delete(route, "typed_per_filter_config")
+			}
+		}
+	})
 }
 
 func text(n int) string { return unit.Bytes(n).String() }

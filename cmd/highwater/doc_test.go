@@ -65,6 +65,7 @@ func TestCommandLineReference(t *testing.T) {
 		"pprof":  func(w io.Writer) int { return pprof([]string{"-h"}, io.Discard, w) },
 		"heap":   func(w io.Writer) int { return heap([]string{"-h"}, io.Discard, w) },
 		"doctor": func(w io.Writer) int { return diagnose([]string{"-h"}, io.Discard, w) },
+		"replay": func(w io.Writer) int { return replayLoad([]string{"-h"}, nil, io.Discard, w) },
 	} {
 		var printed bytes.Buffer
 		require.Zero(t, usage(&printed), name)

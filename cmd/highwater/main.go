@@ -20,6 +20,7 @@ const usage = `highwater: the memory guard for Envoy
   highwater pprof SOURCE...      which requests hold the memory, now or at a peak: see highwater help pprof
   highwater heap [DUMP]          which classes of Envoy hold its heap, now or at its peak: see highwater help heap
   highwater doctor               what an Envoy's memory is made of, and which setting to change: see highwater help doctor
+  highwater replay LOAD [CONFIG] what the guard would have done with a recorded load: see highwater help replay
   highwater version              print its version, the commit it was built from, and Go's version
   highwater help [SUBCOMMAND]    print this, or how a subcommand is called
 
@@ -55,6 +56,8 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return heap(args, stdout, stderr)
 	case name == "doctor":
 		return diagnose(args, stdout, stderr)
+	case name == "replay":
+		return replayLoad(args, stdin, stdout, stderr)
 	case name == "version" && len(args) == 1 && isHelp(args[0]):
 		fmt.Fprint(stdout, usage)
 		return 0
@@ -74,7 +77,7 @@ func isHelp(arg string) bool { return slices.Contains([]string{"-h", "-help", "-
 // suggestion names the subcommand that was most likely meant, if any.
 func suggestion(name string) string {
 	best, least := "", 3
-	for _, s := range []string{"check", "serve", "pprof", "heap", "doctor", "version", "help"} {
+	for _, s := range []string{"check", "serve", "pprof", "heap", "doctor", "replay", "version", "help"} {
 		d := distance(name, s)
 		if len(name) > 1 && strings.HasPrefix(s, name) {
 			d = 0

@@ -15,7 +15,8 @@ import (
 // Upstream is what stands behind Envoy. It speaks HTTP/1 and HTTP/2 without TLS on one port and
 // answers
 //
-//	POST /upload[?delay=2s]  200 after it waited, then read the whole body
+//	POST /upload[?delay=2s][?think=2s]
+//	                         200 after it waited (delay), read the whole body, and waited (think)
 //	GET  /bytes?n=N[&length=0][&hold=1][&delay=2s]
 //	                         N bytes, without a Content-Length if length=0; hold: the response does
 //	                         not end until its client goes away
@@ -118,6 +119,16 @@ func upload(w http.ResponseWriter, r *http.Request) {
 		if _, err := r.Body.Read(*buffer); errors.Is(err, io.EOF) {
 			break
 		} else if err != nil {
+			return
+		}
+	}
+	if text := r.URL.Query().Get("think"); text != "" {
+		d, err := time.ParseDuration(text)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		if !Sleep(r.Context(), d) {
 			return
 		}
 	}

@@ -12,6 +12,7 @@ type Call struct {
 	SendRate int64 // bytes/s; 0 = as fast as it is read
 	Wait     Time  // of the upstream, before it reads the request's body
 	TakeRate int64 // at which the upstream reads the request, bytes/s; 0 = at once
+	Think    Time  // of the upstream, from the request's last byte to the response
 
 	Response int64 // bytes
 	Chunked  bool  // without Content-Length
@@ -42,9 +43,30 @@ type Client struct {
 	Obey      bool   // after a reject it comes back when it was told to, if it was
 	Fresh     bool   // a connection for each call
 	HTTP2     int    // id of the HTTP/2 connection that it shares with others; 0 = an HTTP/1 connection of its own
+	Conn      int    // id of the HTTP/1 connection that it takes if it is free, and no HTTP/2 one has; 0 = one of its own
 	Worker    int    // that takes its connections; -1 = any
 	MakeCall  func(random *rand.Rand) Call
 	KeepCalls bool // a rejected call counts as one of Calls
+	Who       *Who // nil = its route, and any header, is called as Class is
+
+	// Of clients from a Source: the call is made no earlier than Gap after the one before in the
+	// chain has ended, and never beside it. nil = it waits for no other.
+	Chain *Chain
+	Gap   Time
+}
+
+// Who says whose requests are.
+type Who struct {
+	Route, Cluster, VirtualHost, Source, Path string
+	Names                                     []string // of the headers that it has
+	Header                                    func(name string) string
+}
+
+// Chain are calls that are made one after the other. The zero value is ready.
+type Chain struct {
+	busy    bool
+	ended   Time // the last one; 0 = none has
+	waiting []*client
 }
 
 // Load is a list of clients, and how long they make calls.
@@ -55,6 +77,11 @@ type Load struct {
 	Warm     Time // calls that are done, and all else that classes count, count from then on
 	// Drain is how long those under way when the time is over may go on.
 	Drain Time
+	// Source, if not nil, names further clients while the load goes on, is told what becomes of
+	// them, and with it Envoy forgets who has made his calls. Then the report has no samples and no
+	// latencies, and nothing holds the filter's estimate against the truth: a load may be as long
+	// as it wants, and stretches in which nothing happens take no time.
+	Source Source
 }
 
 // Repeat returns n clients like the one given, each a little later than the one before.
@@ -88,4 +115,6 @@ type client struct {
 	told    Time // it has come back after so long, as it was told, or will; 0 = it was told nothing
 	made    int
 	busy    bool // a stream of it is under way
+	queued  bool // it is in the queue of those to make a call
+	under   bool // it is counted among those with a call under way
 }

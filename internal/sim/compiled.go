@@ -117,6 +117,9 @@ func downstream(conn *Conn) *compiledConn {
 	face, ok := conn.Face.(*compiledConn)
 	if !ok {
 		face = &compiledConn{Downstream: wasmhost.Downstream{ID: uint64(conn.ID), Protocol: "HTTP/1.1"}}
+		if conn.owner.Who != nil {
+			face.Source = conn.owner.Who.Source
+		}
 		conn.Face = face
 	}
 	return face
@@ -153,6 +156,26 @@ func withLength(headers [][2]string, length int64) [][2]string {
 	return append(headers[:len(headers):len(headers)], [2]string{"content-length", strconv.FormatInt(length, 10)})
 }
 
+// headers are those of a request, with what is known of whose it is.
+func (w *Who) headers(of [][2]string) [][2]string {
+	if w == nil {
+		return of
+	}
+	own := make([][2]string, 0, len(of)+len(w.Names))
+	for _, h := range of {
+		if h[0] == ":path" && w.Path != "" {
+			h[1] = w.Path
+		}
+		own = append(own, h)
+	}
+	for _, name := range w.Names {
+		if value := w.Header(name); value != "" {
+			own = append(own, [2]string{name, value})
+		}
+	}
+	return own
+}
+
 // Headers implements Filter.
 func (c *Compiled) Headers(s *Stream, d Direction, length int64) (pause bool) {
 	if c.err != nil {
@@ -168,9 +191,11 @@ func (c *Compiled) Headers(s *Stream, d Direction, length int64) (pause bool) {
 	if s.Conn.HTTP2 {
 		protocol = "HTTP/2"
 	}
-	stream, err := c.workers[s.Conn.Worker].requests.NewStream(wasmhost.StreamInfo{
-		Downstream: &downstream(s.Conn).Downstream, Protocol: protocol, Route: s.client.Class, Cluster: "upstream",
-	})
+	info := wasmhost.StreamInfo{Downstream: &downstream(s.Conn).Downstream, Protocol: protocol, Route: s.client.Class, Cluster: "upstream"}
+	if w := s.client.Who; w != nil {
+		info.Route, info.Cluster, info.VirtualHost = w.Route, w.Cluster, w.VirtualHost
+	}
+	stream, err := c.workers[s.Conn.Worker].requests.NewStream(info)
 	if c.failed(err) {
 		return false
 	}
@@ -181,7 +206,7 @@ func (c *Compiled) Headers(s *Stream, d Direction, length int64) (pause bool) {
 	if length != 0 {
 		headers = withLength(chunked, length)
 	}
-	action, err := stream.RequestHeaders(headers, length == 0)
+	action, err := stream.RequestHeaders(s.client.Who.headers(headers), length == 0)
 	c.failed(err)
 	return action == wasmhost.Pause && !s.over
 }
@@ -241,6 +266,7 @@ func (c *Compiled) Resume(s *wasmhost.Stream) { c.proxy.Resume(s.Owner.(*Stream)
 // Answer implements wasmhost.Handler.
 func (c *Compiled) Answer(s *wasmhost.Stream, r wasmhost.LocalResponse) {
 	stream := s.Owner.(*Stream)
+	stream.Reason = r.Header("x-highwater-reason")
 	if told, err := strconv.Atoi(r.Header("retry-after")); err == nil {
 		stream.RetryAfter = Time(told) * time.Second
 	}

@@ -5,6 +5,7 @@ func (e *Envoy) next(c *client) {
 	c.made++
 	c.pending, c.busy = false, false
 	c.next = max(c.begun+c.Every, e.now+step)
+	e.rests(c)
 }
 
 // retry lets the client make its call again, after told if it obeys and was told something.
@@ -19,13 +20,16 @@ func (e *Envoy) retry(c *client, told Time) {
 	if c.Obey && told > 0 {
 		c.told, c.next = told, e.now+told
 		class := e.report.class(c.Class)
-		class.Told = append(class.Told, told)
+		if e.sourced == nil {
+			class.Told = append(class.Told, told)
+		}
 	}
+	e.rests(c)
 }
 
 // returned notes what became of a client that came back when it was told to.
 func (e *Envoy) returned(c *client, kept bool) {
-	if c.told > 0 {
+	if c.told > 0 && e.sourced == nil {
 		class := e.report.class(c.Class)
 		class.Returns = append(class.Returns, Return{Told: c.told, Kept: kept})
 		c.told = 0
@@ -55,7 +59,10 @@ func (e *Envoy) finish(s *Stream) {
 		s.held, s.answer = 0, 0
 		e.socket -= s.kernel
 		s.kernel = 0
-		if s.slots > 0 {
+		switch {
+		case s.slots > 0 && e.sourced != nil: // over hours the allocator makes others of them
+			e.heap.free(s.slots * e.SlotCost)
+		case s.slots > 0:
 			e.slots[s.slots]++
 		}
 		if e.filter != nil {
@@ -70,8 +77,9 @@ func (e *Envoy) unpause(s *Stream) {
 	}
 	s.paused = false
 	e.waiting--
+	s.waited = e.now - s.since
 	e.report.class(s.client.Class).Waited++
-	e.report.LongestWait = max(e.report.LongestWait, e.now-s.since)
+	e.report.LongestWait = max(e.report.LongestWait, s.waited)
 	for i := range e.oldest {
 		if e.oldest[i] == s {
 			e.oldest = append(e.oldest[:i], e.oldest[i+1:]...)
@@ -99,6 +107,9 @@ func (e *Envoy) drop(c *Conn) {
 	}
 	e.heap.free(c.cost + c.rest + c.unread)
 	c.rest, c.unread = 0, 0
+	if e.sourced != nil && e.dropped(c) {
+		return
+	}
 	conns := e.workers[c.Worker].conns
 	for i := range conns {
 		if conns[i] == c {
@@ -115,8 +126,8 @@ func (e *Envoy) settle() {
 	if e.filter == nil {
 		return
 	}
-	for changed := true; changed; {
-		changed = false
+	for changed := e.dirty; changed; {
+		changed, e.dirty = false, false
 		for i := 0; i < len(e.oldest); i++ {
 			s := e.oldest[i]
 			switch {
@@ -124,7 +135,7 @@ func (e *Envoy) settle() {
 				e.finish(s)
 				changed = true
 			case s.resumed:
-				s.resumed = false
+				s.resumed, s.Conn.wake = false, 0
 				e.unpause(s)
 				e.admitted(s)
 				n := s.waits
@@ -144,14 +155,18 @@ func (e *Envoy) settle() {
 				case s.over:
 				case s.opened, c.refused:
 					e.report.class(s.client.Class).Closed++
+					e.tell(s, Closed)
 				default:
 					// Nothing of it was read: clients send it again.
 					s.over, s.client.busy = true, false
+					e.rests(s.client)
 				}
 			}
 			e.drop(c)
 			changed = true
 		}
 	}
-	e.check()
+	if e.sourced == nil {
+		e.check()
+	}
 }

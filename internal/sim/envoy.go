@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"container/list"
 	"fmt"
 	"hash/fnv"
 	"math"
@@ -30,6 +31,8 @@ type Conn struct {
 	until   Time  // lingers so long after a reject; 0 = does not
 	refused bool  // for what came first
 	last    bool  // its client closes it when it has read all
+	wake    Time  // nothing moves on it until then; 0 = it may
+	parked  *list.Element
 	unread  int64 // of a rejected request
 	sender  *Stream
 	gone    bool
@@ -44,9 +47,12 @@ type Stream struct {
 	// RetryAfter is what the Filter tells its client, in whole seconds, with Proxy.Answer; 0 =
 	// nothing.
 	RetryAfter Time
+	// Reason is why the Filter ends it, with Proxy.Answer; empty = it does not say.
+	Reason string
 
 	client *client
 	begun  Time
+	waited Time // in the queue
 	upload
 	download
 	ended [2]bool
@@ -57,6 +63,7 @@ type Stream struct {
 // upload is the way of the request, from the client to the upstream.
 type upload struct {
 	opened  bool // the filter has been told of its headers
+	ready   int  // the worker's round in which there is a connection to the upstream
 	paused  bool // by the filter, at its headers
 	since   Time // paused since
 	resumed bool
@@ -109,6 +116,8 @@ type worker struct {
 	next  int
 	tick  Time
 	debt  Time // CPU time that it took beyond what it had
+	round int  // how often it has been at all its connections
+	pool  int  // free connections to the upstream, with a Source
 }
 
 type reading struct {
@@ -142,6 +151,8 @@ type Envoy struct {
 	hash    uint64
 	stuck   Time // since when somebody waits although there is room; 0 = not
 	oldest  []*Stream
+	dirty   bool // the filter has ended or resumed something
+	*sourced
 }
 
 // links are the connections of clients.
@@ -190,6 +201,7 @@ func (e *Envoy) Now() Time { return e.now }
 // Resume implements Proxy.
 func (e *Envoy) Resume(s *Stream) {
 	e.verdict("resume", s.ID)
+	e.dirty = true
 	if s.paused && !s.done {
 		s.resumed = true
 	}
@@ -201,15 +213,18 @@ func (e *Envoy) Answer(s *Stream) {
 	if s.over {
 		return
 	}
-	s.over = true
+	s.over, e.dirty = true, true
 	c := s.Conn
+	c.wake = 0
 	if !s.paused {
 		e.report.Ended += s.held + s.answer
 	}
 	if s.started {
 		e.report.class(s.client.Class).Reset++
+		e.tell(s, Cut)
 	} else {
 		e.report.class(s.client.Class).Rejected++
+		e.tell(s, Rejected)
 	}
 	e.retry(s.client, s.RetryAfter)
 	switch {
@@ -229,6 +244,7 @@ func (e *Envoy) Answer(s *Stream) {
 func (e *Envoy) CloseDownstream(c *Conn) {
 	e.verdict("close", c.ID)
 	if !c.gone {
+		e.dirty = true
 		e.closing = append(e.closing, c)
 	}
 }
@@ -255,6 +271,10 @@ func (e *Envoy) Hurry(worker int, d Time) {
 }
 
 func (e *Envoy) verdict(what string, id int) {
+	if e.sourced != nil {
+		e.report.Verdicts++
+		return
+	}
 	h := fnv.New64a()
 	fmt.Fprintf(h, "%d %d %s %d", e.hash, e.now, what, id)
 	e.hash = h.Sum64()

@@ -72,10 +72,21 @@ type nativeConn struct {
 var _ Filter = (*Native)(nil)
 
 // peer is where all connections of the model come from.
-type peer struct{ http2 bool }
+type peer struct {
+	http2  bool
+	source string
+}
+
+func peerOf(c *Conn) peer {
+	p := peer{http2: c.HTTP2, source: "10.0.0.1"}
+	if c.owner.Who != nil {
+		p.source = c.owner.Who.Source
+	}
+	return p
+}
 
 // Source implements guard.Peer.
-func (peer) Source() string { return "10.0.0.1" }
+func (p peer) Source() string { return p.source }
 
 // Uploads implements guard.Peer.
 func (p peer) Uploads() bool { return !p.http2 }
@@ -124,7 +135,7 @@ func (n *Native) OpenConnection(c *Conn) (refused bool) {
 	w := n.workers[c.Worker]
 	n.wake(c.Worker, connections)
 	nc := &nativeConn{Connection: guard.Connection{Context: uint32(c.ID)}}
-	if !w.guard.OpenConnection(w.now, &nc.Connection, peer{c.HTTP2}) {
+	if !w.guard.OpenConnection(w.now, &nc.Connection, peerOf(c)) {
 		return true
 	}
 	c.Face = nc
@@ -237,6 +248,7 @@ func (n *Native) do(s *Stream, v verdict.Verdict) (pause bool) {
 
 // answer rejects a stream, with a retry-after header as the plugin's.
 func (n *Native) answer(s *Stream, v verdict.Verdict) {
+	s.Reason = v.Reason.String()
 	s.RetryAfter = (Time(v.RetryAfter) + time.Second - 1).Truncate(time.Second)
 	n.proxy.Answer(s)
 }
@@ -381,13 +393,28 @@ func (s *nativeStream) Connection() *guard.Connection {
 }
 
 // VirtualHost implements guard.Host.
-func (s *nativeStream) VirtualHost() string { return "all" }
+func (s *nativeStream) VirtualHost() string {
+	if w := s.s.client.Who; w != nil {
+		return w.VirtualHost
+	}
+	return "all"
+}
 
 // Source implements guard.Host.
-func (s *nativeStream) Source() string { return strconv.Itoa(s.s.Conn.ID) }
+func (s *nativeStream) Source() string {
+	if w := s.s.client.Who; w != nil {
+		return w.Source
+	}
+	return strconv.Itoa(s.s.Conn.ID)
+}
 
 // Header implements guard.Host.
-func (s *nativeStream) Header(string) string { return s.s.client.Class }
+func (s *nativeStream) Header(name string) string {
+	if w := s.s.client.Who; w != nil {
+		return w.Header(name)
+	}
+	return s.s.client.Class
+}
 
 // Visibility implements guard.Host.
 func (s *nativeStream) Visibility(budget.Direction) budget.Visibility { return budget.Counted }
@@ -396,10 +423,20 @@ func (s *nativeStream) Visibility(budget.Direction) budget.Visibility { return b
 func (s *nativeStream) HeaderBytes() int64 { return 0 }
 
 // Path implements guard.Host.
-func (s *nativeStream) Path() string { return "/" }
+func (s *nativeStream) Path() string {
+	if w := s.s.client.Who; w != nil {
+		return w.Path
+	}
+	return "/"
+}
 
 // Route implements guard.Host.
-func (s *nativeStream) Route() string { return s.s.client.Class }
+func (s *nativeStream) Route() string {
+	if w := s.s.client.Who; w != nil {
+		return w.Route
+	}
+	return s.s.client.Class
+}
 
 // Describe implements guard.Host.
 func (s *nativeStream) Describe(string) reservoir.Labels {
@@ -411,4 +448,9 @@ func (s *nativeStream) Describe(string) reservoir.Labels {
 }
 
 // Cluster implements guard.Host.
-func (s *nativeStream) Cluster() string { return "upstream" }
+func (s *nativeStream) Cluster() string {
+	if w := s.s.client.Who; w != nil {
+		return w.Cluster
+	}
+	return "upstream"
+}

@@ -9,19 +9,23 @@ import (
 func (e *Envoy) Run(l Load) *Report {
 	e.report.Name = l.Name
 	e.start = e.now
+	e.from(l.Source)
 	for i := range l.Clients {
 		c := &l.Clients[i]
 		e.clients = append(e.clients, &client{Client: c, next: e.now + c.Start})
 	}
 	end := e.now + l.Duration
-	for e.now < end {
+	for e.now < end && !e.stopped() {
+		e.skip(end)
 		e.step(true)
 		if l.Warm > 0 && e.now-e.start == l.Warm {
 			e.report.Classes = map[string]*Class{}
 		}
 	}
 	e.report.Stayed = e.heap.inUse()
-	for limit := end + l.Drain; e.now < limit && e.busy(); {
+	e.close()
+	for limit := end + l.Drain; e.now < limit && e.busy() && !e.stopped(); {
+		e.skip(limit)
 		e.step(false)
 	}
 	for _, c := range e.all() {
@@ -29,12 +33,13 @@ func (e *Envoy) Run(l Load) *Report {
 	}
 	e.settle()
 	for end := e.now + 11*time.Second; e.now < end && e.filter != nil; {
+		e.skip(end)
 		e.step(false)
 	}
 	if e.filter != nil {
 		e.report.Left = e.filter.Left()
 	}
-	e.report.Peak, e.report.Trace = e.heap.peak, e.hash
+	e.report.Peak, e.report.PeakAllocated, e.report.Trace = e.heap.peak, e.heap.highest, e.hash
 	return e.report
 }
 
@@ -43,10 +48,13 @@ func (e *Envoy) all() []*Conn {
 	for i := range e.workers {
 		all = append(all, e.workers[i].conns...)
 	}
-	return all
+	return append(all, e.parkedConns()...)
 }
 
 func (e *Envoy) busy() bool {
+	if e.sourced != nil && e.under > 0 {
+		return true
+	}
 	for _, c := range e.clients {
 		if c.busy {
 			return true
@@ -63,6 +71,7 @@ func (e *Envoy) step(calls bool) {
 		for _, c := range e.clients {
 			e.make(c)
 		}
+		e.arrive()
 	}
 	cpu := Time(e.Cores * float64(step))
 	taken := min(e.peers, cpu/2) // the scheduler's fair share, while the workers want theirs
@@ -91,6 +100,11 @@ func (e *Envoy) step(calls bool) {
 			continue
 		}
 		i++
+	}
+	if e.sourced != nil {
+		e.expire()
+		e.show()
+		return
 	}
 	if (e.now-e.start)%e.report.Every == 0 {
 		e.report.Samples = append(e.report.Samples, e.heap.inUse())
@@ -132,6 +146,14 @@ func (e *Envoy) make(c *client) {
 			conn = e.connect(c)
 			e.shared[c.HTTP2] = conn
 		}
+	case c.Conn > 0:
+		if conn = e.shared[c.Conn]; conn != nil && !conn.gone && (len(conn.streams) > 0 || conn.rest > 0 || conn.kernel > 0) {
+			return // another call is under way there, or its response has not been read
+		}
+		if conn == nil || conn.gone {
+			conn = e.connect(c)
+			e.shared[c.Conn] = conn
+		}
 	case conn == nil || conn.gone:
 		conn = e.connect(c)
 	case conn.rest > 0 || conn.kernel > 0:
@@ -141,6 +163,8 @@ func (e *Envoy) make(c *client) {
 		return // refused
 	}
 	c.conn, c.busy = conn, true
+	conn.wake = 0
+	e.unpark(conn)
 	e.nextID++
 	s := &Stream{
 		Conn: conn, Call: c.call, ID: e.nextID, client: c, begun: e.now,
@@ -160,6 +184,7 @@ func (e *Envoy) connect(c *client) *Conn {
 	if e.filter != nil && !e.NoNetworkFilter && e.filter.OpenConnection(conn) {
 		e.verdict("refuse", conn.ID)
 		e.report.class(c.Class).Refused++
+		e.tell(&Stream{Conn: conn, Call: c.call, client: c}, Refused)
 		e.retry(c, 0)
 		return nil
 	}
@@ -175,7 +200,7 @@ func (e *Envoy) connections() (n int) {
 	for i := range e.workers {
 		n += len(e.workers[i].conns)
 	}
-	return n
+	return n + e.parkedCount()
 }
 
 // work lets a worker use the CPU time on its connections, and returns what is left of it: what is
@@ -185,14 +210,20 @@ func (e *Envoy) work(w *worker, cpu Time) Time {
 	for cpu > 0 && idle < len(w.conns) {
 		if w.next >= len(w.conns) {
 			w.next = 0
+			w.round++
 		}
 		c := w.conns[w.next]
 		w.next++
+		if c.wake > e.now {
+			idle++
+			continue
+		}
 		fresh := e.heap.fresh
 		used := e.serve(c)
 		used += cost(e.heap.fresh-fresh, e.FreshPerMs)
 		if used == 0 {
 			idle++
+			e.sleep(w, c)
 		} else {
 			idle = 0
 			e.settle()
@@ -290,6 +321,7 @@ func (e *Envoy) serveStream(s *Stream) (used Time) {
 	}
 	if s.Call.HangUp > 0 && e.now-s.begun >= s.Call.HangUp {
 		e.report.class(s.client.Class).GaveUp++
+		e.tell(s, GaveUp)
 		s.over = true
 		e.next(s.client)
 		if c.HTTP2 {

@@ -12,9 +12,10 @@ type Report struct {
 	Limit   int64 // the budget; 0 = none was given
 	Classes map[string]*Class
 
-	Peak    int64 // most bytes in use
-	Samples []int64
-	Every   Time // between samples
+	Peak          int64 // most bytes in use
+	PeakAllocated int64
+	Samples       []int64
+	Every         Time // between samples
 
 	Uncovered    int64 // most that was in use beyond the estimate
 	UncoveredAt  Time

@@ -21,6 +21,17 @@ func (e *Envoy) bodyLimit(s *Stream) int64 {
 	return e.Upstream
 }
 
+// room is how much of a request is read at once, at most.
+func (e *Envoy) room(s *Stream) int64 {
+	switch {
+	case s.Conn.HTTP2:
+		return min(e.Downstream, frame, e.StreamWindow-s.unacked, e.ConnectionWindow-s.Conn.unacked)
+	case s.held > e.bodyLimit(s):
+		return 0
+	}
+	return e.Downstream
+}
+
 func (e *Envoy) readRequest(s *Stream) (used Time) {
 	c := s.Conn
 	first := !s.opened
@@ -29,14 +40,7 @@ func (e *Envoy) readRequest(s *Stream) (used Time) {
 	}
 	n := int64(0)
 	if rest := s.Call.Body - s.sent; rest > 0 {
-		n = min(rest, s.sending.available(e.now), e.Downstream)
-		full := s.held > e.bodyLimit(s)
-		if c.HTTP2 {
-			n = min(n, frame, e.StreamWindow-s.unacked, e.ConnectionWindow-c.unacked)
-		} else if full {
-			n = 0
-		}
-		n = max(n, 0)
+		n = max(min(rest, s.sending.available(e.now), e.room(s)), 0)
 	}
 	if !first && n == 0 {
 		return 0
@@ -75,6 +79,7 @@ func (e *Envoy) readRequest(s *Stream) (used Time) {
 func (e *Envoy) open(s *Stream) (alone bool) {
 	s.opened = true
 	e.heap.alloc(e.StreamCost)
+	e.reach(s)
 	if e.filter != nil {
 		length := s.Call.Announce
 		if s.Call.Body == 0 && length <= 0 {
@@ -92,6 +97,8 @@ func (e *Envoy) open(s *Stream) (alone bool) {
 			e.finish(s)
 			return true
 		}
+	} else {
+		e.tell(s, Admitted)
 	}
 	if s.Call.Body == 0 && s.Call.Announce <= 0 {
 		s.ended[Request], s.reached, s.arrived = true, e.now, e.now
@@ -129,6 +136,9 @@ func (e *Envoy) credit(s *Stream) {
 // forward writes the request to the upstream.
 func (e *Envoy) forward(s *Stream) (used Time) {
 	if e.WholeRequest > 0 && !s.ended[Request] {
+		return 0
+	}
+	if s.ready > e.workers[s.Conn.Worker].round {
 		return 0
 	}
 	if s.reached == 0 {

@@ -1,7 +1,7 @@
 package sim
 
 func (e *Envoy) readResponse(s *Stream) (used Time) {
-	if s.arrived == 0 || e.now-s.reached < s.Call.Wait || s.ended[Response] {
+	if s.arrived == 0 || e.now-s.reached < s.Call.Wait || e.now-s.arrived < s.Call.Think || s.ended[Response] {
 		return 0
 	}
 	call := &s.Call
@@ -73,7 +73,13 @@ func (e *Envoy) writeResponse(s *Stream) (used Time) {
 		class := e.report.class(s.client.Class)
 		class.Done++
 		class.Bytes += s.Call.Body + s.Call.Response
-		class.Latency = append(class.Latency, e.now-s.client.begun)
+		if e.sourced == nil {
+			class.Latency = append(class.Latency, e.now-s.client.begun)
+		}
+		e.tell(s, Done)
+		if e.sourced != nil {
+			e.workers[c.Worker].pool++
+		}
 		c.rest += s.answer
 		s.answer = 0
 		c.restAt = s.reading
@@ -86,6 +92,7 @@ func (e *Envoy) writeResponse(s *Stream) (used Time) {
 		if client.Fresh && !c.HTTP2 {
 			c.last, client.conn = true, nil
 		}
+		e.rests(client)
 	}
 	return used
 }

@@ -12,8 +12,9 @@
 // buffer limit, after which a full buffer stops reading; HTTP/2 windows that let a client send
 // although it is paused; a buffering filter; kernels that take what the other side has not read;
 // responses that end unread; connections that linger after a reject; freed memory that the
-// allocator keeps; a reading that is late. What it does not: headers of any size, TLS records,
-// retries and mirrors, fragmentation.
+// allocator keeps; a reading that is late; with a Source, the time until there is a connection to
+// the upstream, in which a request is read and not passed on. What it does not: headers of any
+// size, TLS records, retries and mirrors, fragmentation.
 package sim
 
 import (

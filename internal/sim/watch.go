@@ -29,6 +29,12 @@ const small = 64 << 10
 // admitted holds the estimate at the admission of a large request against the limit.
 func (e *Envoy) admitted(s *Stream) {
 	e.stuck = 0
+	if e.sourced != nil {
+		if !s.over {
+			e.tell(s, Admitted)
+		}
+		return
+	}
 	if s.over || s.Call.Announce <= small {
 		return
 	}

@@ -161,10 +161,11 @@ func (c *Connection) IsDone() bool { return c.done }
 
 // StreamInfo is what the plugin can ask of a stream besides its headers.
 type StreamInfo struct {
-	Downstream *Downstream // must not be nil
-	Protocol   string      // request.protocol: HTTP/1.1 or HTTP/2
-	Route      string      // xds.route_name
-	Cluster    string      // xds.cluster_name
+	Downstream  *Downstream // must not be nil
+	Protocol    string      // request.protocol: HTTP/1.1 or HTTP/2
+	Route       string      // xds.route_name
+	Cluster     string      // xds.cluster_name
+	VirtualHost string      // xds.virtual_host_name
 }
 
 // Stream is a request and its response at the HTTP filter.

@@ -229,6 +229,10 @@ func (s *Stream) property(path []byte) (value string, found bool) {
 		return s.Info.Route, s.Info.Route != ""
 	case "xds\x00cluster_name":
 		return s.Info.Cluster, s.Info.Cluster != ""
+	case "xds\x00virtual_host_name":
+		if s.Info.VirtualHost != "" {
+			return s.Info.VirtualHost, true
+		}
 	}
 	return s.Property(string(path))
 }
