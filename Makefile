@@ -108,6 +108,8 @@ test: build module build/highwater-trap.wasm build/libhighwater-trap.so envoy ##
 	@echo "the policy's random sequences, the compiled plugin without Envoy, the model of Envoy, simulated days, and highwater check on other projects' configurations (one goroutine each: nothing to race): some minutes"
 	@go test $(TESTFLAGS) -run EstimateIsNeverBelow ./internal/guard
 	@go test $(TESTFLAGS) ./internal/wasmhost/... ./internal/sim ./internal/check ./internal/leak/days
+	@echo "the manifests of deploy, against the definitions of their projects"
+	@$(MAKE) test-manifests
 	@echo "end-to-end tests on a real Envoy"
 	@HIGHWATER_E2E=1 go test -count=1 -timeout 25m $(TESTFLAGS) ./e2e/...
 	@echo "a part of them on Envoy $(OLDEST_ENVOY)"
@@ -116,6 +118,10 @@ test: build module build/highwater-trap.wasm build/libhighwater-trap.so envoy ##
 	@echo "a part of those of the module on Envoy $(OLDEST_MODULE_ENVOY)"
 	@export ENVOY_PATH=$$(go run ./internal/envoybin/cmd/envoy-path $(OLDEST_MODULE_ENVOY)); \
 		HIGHWATER_E2E=1 go test -count=1 -timeout 5m $(TESTFLAGS) -run '$(MODULE_TESTS)' ./e2e
+
+.PHONY: test-manifests
+test-manifests: ## deploy/ against the definitions of Envoy Gateway, Istio, the Prometheus operator, and Kubernetes' own types
+	@cd deploy/validate && go test $(TESTFLAGS) ./...
 
 .PHONY: test-oom
 test-oom: build envoy ## a real OOM kill, and none with the guard, evidence of it, and what watching costs; needs root and a memory cgroup
