@@ -122,6 +122,13 @@ func patch(t *testing.T, c map[string]any, file string) {
 	}
 }
 
+// filters applies our EnvoyFilters.
+func filters(t *testing.T, c map[string]any) {
+	t.Helper()
+	patch(t, c, "envoyfilter.yaml")
+	patch(t, c, "lower-buffers.yaml")
+}
+
 // plugins adds what istiod makes of our WasmPlugins: pilot/pkg/model/extensions.go of Istio. Each
 // has no vm_id, and the version of its resource among its virtual machine's variables.
 func plugins(t *testing.T, c map[string]any) {
@@ -167,7 +174,7 @@ func pluginFile(t *testing.T) string {
 // Istio's cluster prometheus_stats, and a request knows its connection.
 func TestIstio(t *testing.T) {
 	for name, apply := range map[string]func(t *testing.T, c map[string]any){
-		"EnvoyFilter": func(t *testing.T, c map[string]any) { patch(t, c, "envoyfilter.yaml"); patch(t, c, "lower-buffers.yaml") },
+		"EnvoyFilter": filters,
 		"WasmPlugin":  plugins,
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -212,10 +219,7 @@ func TestDeployIsChecked(t *testing.T) {
 		with func(t *testing.T, c map[string]any)
 		want []string
 	}{
-		{"Istio, EnvoyFilter", func(t *testing.T, c map[string]any) {
-			patch(t, c, "envoyfilter.yaml")
-			patch(t, c, "lower-buffers.yaml")
-		}, istio},
+		{"Istio, EnvoyFilter", filters, istio},
 		{"Istio, WasmPlugin", plugins, append([]string{"send-buffer"}, istio...)},
 	} {
 		t.Run(c.name, func(t *testing.T) {

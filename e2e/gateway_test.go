@@ -58,6 +58,7 @@ func TestEnvoyGateway(t *testing.T) {
 }
 
 func underGateway(t *testing.T, root, binary, face string) {
+	t.Helper()
 	upstream, err := load.NewUpstream()
 	require.NoError(t, err)
 	defer upstream.Close()
@@ -80,7 +81,9 @@ func underGateway(t *testing.T, root, binary, face string) {
 	require.Eventually(t, func() bool { return codeOf(client, "http://"+gatewayAddress+"/small") == http.StatusOK }, 90*time.Second, 100*time.Millisecond, "a request passes")
 
 	if face != "none" {
-		require.Eventually(t, func() bool { return g.metric("highwater_in_use_bytes") > mib && g.metric("highwater_admitted_total") > 0 },
+		require.Eventually(t, func() bool {
+			return g.metric("highwater_in_use_bytes") > mib && g.metric("highwater_admitted_total") > 0
+		},
 			20*time.Second, 50*time.Millisecond, "there are readings by way of the cluster prometheus_stats, and requests are counted")
 		require.Zero(t, g.metric("highwater_blind"))
 		g.keepsDownloads()
@@ -287,6 +290,7 @@ func (g *gateway) holds() {
 // inNetworkOfItsOwn runs the test once more, where nothing but loopback is: Envoy Gateway listens
 // on fixed ports of all interfaces.
 func inNetworkOfItsOwn(t *testing.T) {
+	t.Helper()
 	c := exec.Command(os.Args[0], "-test.run", "^"+t.Name()+"$", "-test.v", "-test.timeout", "8m")
 	c.Env = append(os.Environ(), insideNetwork+"=yes")
 	c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
@@ -301,6 +305,7 @@ func inNetworkOfItsOwn(t *testing.T) {
 
 // raise has an interface carry what is sent.
 func raise(t *testing.T, name string) {
+	t.Helper()
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	require.NoError(t, err)
 	defer unix.Close(fd)
