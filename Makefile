@@ -175,6 +175,8 @@ test: build/promtool build/prometheus build module build/highwater-trap.wasm bui
 	@go test $(TESTFLAGS) ./internal/wasmhost/... ./internal/sim ./internal/check ./internal/leak/days ./internal/house ./internal/docs
 	@echo "the module's hooks from many threads, with the race detector"
 	@GOGC=10 GORACE=halt_on_error=1 build/race/drive 3
+	@echo "the manifests of deploy, against the definitions of their projects"
+	@$(MAKE) test-manifests
 	@echo "end-to-end tests on a real Envoy"
 	@HIGHWATER_E2E=1 go test -count=1 -timeout 25m -parallel 4 $(TESTFLAGS) ./e2e/... # those that run beside others mostly wait
 	@echo "a part of them on Envoy $(OLDEST_ENVOY)"
@@ -183,6 +185,21 @@ test: build/promtool build/prometheus build module build/highwater-trap.wasm bui
 	@echo "a part of those of the module on Envoy $(OLDEST_MODULE_ENVOY)"
 	@export ENVOY_PATH=$$(go run ./internal/envoybin/cmd/envoy-path $(OLDEST_MODULE_ENVOY)); \
 		HIGHWATER_E2E=1 go test -count=1 -timeout 5m $(TESTFLAGS) -run '$(MODULE_TESTS)' ./e2e
+
+.PHONY: test-manifests
+test-manifests: ## deploy/ against the definitions of Envoy Gateway, Istio, the Prometheus operator, and Kubernetes' own types
+	@cd deploy/validate && go test $(TESTFLAGS) ./...
+
+# Three minutes on two quiet cores, once: it stays in build/.
+ENVOY_GATEWAY = github.com/envoyproxy/gateway/cmd/envoy-gateway@v1.9.1
+build/envoy-gateway:
+	@mkdir -p build
+	@echo "building $(ENVOY_GATEWAY)"
+	@GOBIN=$(CURDIR)/build GOFLAGS=-mod=mod go install -trimpath -ldflags '-s -w' $(ENVOY_GATEWAY)
+
+.PHONY: test-gateway
+test-gateway: build build/envoy-gateway envoy ## Envoy Gateway, standalone, with the manifests of deploy/envoy-gateway and a flood; needs network namespaces
+	@HIGHWATER_E2E=1 go test -count=1 -timeout 10m -tags gateway -run EnvoyGateway -v ./e2e/...
 
 .PHONY: test-oom
 test-oom: build module envoy ## a real OOM kill, and none with the guard, evidence of it, and what watching costs; needs root and a memory cgroup

@@ -79,10 +79,18 @@ func bodyAnswer(d budget.Direction, echo *extprocv3.HttpBody) *extprocv3.Process
 }
 
 func (s *stream) passHeaders(d budget.Direction) answer {
-	if !s.halves[d].asked {
+	if !s.halves[d].asked && !s.keeps(d) {
 		return passHeaders[d]
 	}
 	return passAsking[d][index(s.halves[budget.Request].streamed())][index(s.halves[budget.Response].streamed())]
+}
+
+// keeps says whether the answer has Envoy keep this stream until the request has ended, by the mode
+// of the response's trailers: Envoy Gateway has no setting for that, and always skips them. A mode
+// of an answer is the whole mode, so that it is left alone where bodies are sent. Where
+// allow_mode_override is not set, Envoy ignores it.
+func (s *stream) keeps(d budget.Direction) bool {
+	return d == budget.Request && s.halves[budget.Request].mode == filterv3.ProcessingMode_NONE && s.halves[budget.Response].mode == filterv3.ProcessingMode_NONE
 }
 
 func index(b bool) int {
@@ -99,8 +107,8 @@ const verdictNamespace = "highwater"
 // passWaited is passHeaders of one who has waited, and tells that.
 func (s *stream) passWaited(v verdict.Verdict) answer {
 	var mode *filterv3.ProcessingMode
-	if s.halves[budget.Request].asked {
-		mode = modeOf(true, s.halves[budget.Response].streamed())
+	if s.halves[budget.Request].asked || s.keeps(budget.Request) {
+		mode = modeOf(s.halves[budget.Request].asked, s.halves[budget.Response].streamed())
 	}
 	m := headersAnswer(budget.Request, mode)
 	m.DynamicMetadata = &structpb.Struct{Fields: map[string]*structpb.Value{

@@ -102,13 +102,28 @@ func Find(root fs.FS, pid int) (*Group, error) {
 	if err != nil {
 		return nil, fmt.Errorf("/proc/%s/cgroup: %w", self, err)
 	}
-	// Where it is mounted is a matter of the reader's own mounts, through which the files are read.
-	if text, err = read(root, "proc/self/mountinfo"); err != nil {
+	g, err := mounted(root, self, paths, "self", "")
+	if err == nil || pid == 0 || !errors.Is(err, ErrNone) {
+		return g, err
+	}
+	// Containers of a pod see each their own cgroup alone. The process itself has its own mounted.
+	// Whoever may not look through its root (ptrace(2), PTRACE_MODE_READ) is told of the first.
+	if theirs, hidden := mounted(root, self, paths, self, path.Join("proc", self, "root")); hidden == nil {
+		return theirs, nil
+	}
+	return nil, err
+}
+
+// mounted finds a process' group among what is mounted where a reader is, itself or the process:
+// below at.
+func mounted(root fs.FS, self string, paths map[Version]string, reader, below string) (*Group, error) {
+	text, err := read(root, path.Join("proc", reader, "mountinfo"))
+	if err != nil {
 		return nil, fmt.Errorf("where cgroups are mounted: %w", err)
 	}
 	mounts, err := parseMounts(text)
 	if err != nil {
-		return nil, fmt.Errorf("/proc/self/mountinfo: %w", err)
+		return nil, fmt.Errorf("/proc/%s/mountinfo: %w", reader, err)
 	}
 	var outside error
 	for _, version := range []Version{V1, V2} { // hybrid: version 1 has the controller, unless version 2 shows that it does
@@ -120,13 +135,14 @@ func Find(root fs.FS, pid int) (*Group, error) {
 			if m.version != version {
 				continue
 			}
-			below, ok := within(at, m.root)
+			rest, ok := within(at, m.root)
 			if !ok {
 				outside = fmt.Errorf("%w for process %s: its group %s lies outside of what is mounted at %s (%s): name the group's directory, "+
-					"if it is mounted anywhere", ErrNone, self, at, m.point, m.root)
+					"if it is mounted anywhere, or run as the process' user, with its process namespace shared", ErrNone, self, at, m.point, m.root)
 				continue
 			}
-			g := &Group{root: root, version: version, dir: clean(path.Join(m.point, below)), top: clean(m.point)}
+			point := clean(path.Join(below, m.point))
+			g := &Group{root: root, version: version, dir: clean(path.Join(point, rest)), top: point}
 			if g.has(g.usageFile()) {
 				return g, nil
 			}

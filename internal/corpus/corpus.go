@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"sigs.k8s.io/yaml"
@@ -50,6 +51,21 @@ var Projects = []Project{
 	{Module: "github.com/envoyproxy/go-control-plane", Version: "v0.14.0", sum: "h1:hbG2kr4RuFj222B6+7T83thSPqLjwBIfQawTkC++2HA=", files: []string{"sample/bootstrap-*.yaml"}},
 	{Module: "github.com/tetratelabs/func-e", Version: "v1.6.0", sum: "h1:TlTVVCSX/I+SBg6NWtU8On7EjrGz2/kxHQUtOo5tl1U=", files: []string{"e2e/*.yaml", "internal/envoy/config/testdata/*.yaml"}},
 	{Module: "github.com/envoyproxy/ratelimit", Version: "v1.4.1-0.20260122083618-3fb702589d36", sum: "h1:nEi1OH2qhE8NtcuBgO/uKpTw/P0nVu4i8mZvL6oD9CQ=", files: []string{"examples/envoy/*.yaml"}},
+}
+
+// others are those of which nothing but what they define for Kubernetes is read.
+var others = []Project{
+	{Module: "github.com/prometheus-operator/prometheus-operator", Version: "v0.85.0", sum: "h1:M5xLCLEoaW2IJfnuCwFzzpL+jSVQu3KGT84Pye+fW8s="},
+}
+
+// Named is the project of a module.
+func Named(module string) (Project, error) {
+	for _, p := range slices.Concat(Projects, others) {
+		if p.Module == module {
+			return p, nil
+		}
+	}
+	return Project{}, fmt.Errorf("%s: is none of the projects that tests read", module)
 }
 
 // Fetch brings a project into Go's module cache, and says where it is. It is what it was when its

@@ -140,8 +140,12 @@ func (c *checker) modes(at string, p *filterv3.ExternalProcessor) {
 			c.warn("processing-mode", at, "processing_mode.%s: %v: Envoy holds whole bodies before they go on, more than the guard saves; write NONE", key, bodies[i])
 		}
 	}
-	// A body that is sent keeps the stream as long.
-	if kept := bodies[1] != filterv3.ProcessingMode_NONE && !buffered(bodies[1]); !kept && m.GetResponseTrailerMode() != filterv3.ProcessingMode_SEND {
+	// A body that is sent keeps the stream as long. Where none is, the server asks for the trailers
+	// itself, if it may.
+	none := bodies == [2]filterv3.ProcessingMode_BodySendMode{}
+	kept := bodies[1] != filterv3.ProcessingMode_NONE && !buffered(bodies[1]) ||
+		none && p.GetAllowModeOverride() && !p.GetSendBodyWithoutWaitingForHeaderResponse() && len(p.GetAllowedOverrideModes()) == 0
+	if !kept && m.GetResponseTrailerMode() != filterv3.ProcessingMode_SEND {
 		c.warn("processing-mode", at, "processing_mode.response_trailer_mode: not SEND: Envoy ends the stream to the server behind the response's headers, so that downloads are not covered and cannot be evicted; write SEND")
 	}
 	asked := bodies[0] == filterv3.ProcessingMode_NONE && bodies[1] <= filterv3.ProcessingMode_STREAMED ||

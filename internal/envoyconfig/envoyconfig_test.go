@@ -123,8 +123,9 @@ func TestFindings(t *testing.T) {
 		{"no responses", "response_header_mode: SEND", "response_header_mode: SKIP", nil, []string{
 			"warning: processing_mode.response_header_mode: SKIP: the server hears of no response, and takes each for as large as buffers allow; write SEND",
 		}},
-		{"no trailers", trailer, "", nil, []string{"warning: " + trailed}},
-		{"trailers skipped", trailer, "                response_trailer_mode: SKIP", nil, []string{"warning: " + trailed}},
+		{"no trailers, but asked for", trailer, "", nil, nil},
+		{"trailers skipped, but asked for", trailer, "                response_trailer_mode: SKIP", nil, nil},
+		{"trailers skipped, and only certain modes may be asked for", trailer + "\n", "                response_trailer_mode: SKIP\n              allowed_override_modes: [{response_header_mode: SEND}]\n", nil, []string{"warning: " + trailed}},
 		{"no trailers, but bodies", "response_body_mode: NONE\n                request_trailer_mode: SKIP\n" + trailer, "response_body_mode: STREAMED", nil, nil},
 		{"a buffered response", "response_body_mode: NONE\n                request_trailer_mode: SKIP\n" + trailer, "response_body_mode: BUFFERED_PARTIAL", nil, []string{
 			"warning: processing_mode.response_body_mode: BUFFERED_PARTIAL: Envoy holds whole bodies before they go on, more than the guard saves; write NONE",
