@@ -159,6 +159,7 @@ type probes struct {
 	probing    int64       // what those of its probes may hold, and is not reserved
 	probed     budget.Time // when the last of them went
 	cameProbed bool        // it had just come, and did not wait
+	sampled    int         // large responses without a length that are counted: see Guard.WantsBody
 }
 
 // unproven is what a cold request's response may hold and is in one of two sums, until its headers
@@ -172,6 +173,9 @@ type probes struct {
 type unproven struct {
 	probing int64 // in the worker's and its key's sum of what probes may hold
 	unknown int64 // in its key's sum of what may be held of those that went when nothing was known
+	sampled bool  // in its key's number of large responses that are counted
+
+	declined bool // that its response's body be counted: see Guard.WantsBody
 }
 
 // meanwhile is what has come of a shadow's response. Where the shadow stands in the queue, it is
