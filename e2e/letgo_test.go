@@ -11,8 +11,8 @@ import (
 	"github.com/highwater-envoy/highwater/internal/load"
 )
 
-// Streams that rest are watched no more where that is much of what fills the memory, and go on: what
-// they say afterwards comes, in both directions.
+// Streams that rest are watched no more where that is much of what fills the memory, and go on:
+// what they say afterwards comes, in both directions.
 func TestWhoIsLetGoGoesOn(t *testing.T) {
 	t.Parallel()
 	s := start(t, setup{face: envoytest.ExtProc, workers: 2, fake: 20 * mib, plugin: func(cfg map[string]any) {

@@ -151,6 +151,14 @@ type shares struct {
 	own      []fairness.Total
 }
 
+// openEnded is what is learnt of requests of which nothing is told but that they are there: no byte
+// of an upgrade (WebSocket) or of CONNECT comes to an ext_proc server. See Worker.learnOpenEnded.
+type openEnded struct {
+	price  int64 // of one, bytes
+	known  bool
+	looked budget.Time
+}
+
 // probes is what a key has under way for responses that nothing is known of: see Worker.mayProbe.
 type probes struct {
 	_ [0]func() // no two are compared: the function that could would only take room in the .wasm

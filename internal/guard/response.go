@@ -138,9 +138,9 @@ func (k *keyed) mayAllBeLarge(small int64) bool {
 func (k *keyed) counts(small int64) bool { return k.sampled < sampledMost || !k.mayAllBeLarge(small) }
 
 // WantsBody says, at the headers of a response without a length, whether its body is to be sent to
-// the face. Each piece is in Envoy again on its way there, and a burst of them is more than the face
-// can answer at once. So where all of a key's may be large, a few are counted, which show it if one
-// is not. The others are taken for what the buffers hold: to that those come who read slowly.
+// the face. Each piece is in Envoy again on its way there, and a burst of them is more than the
+// face can answer at once. So where all of a key's may be large, a few are counted, which show it
+// if they are not. The others are taken for what the buffers hold: slow readers come to that.
 func (g *Guard) WantsBody(now Time, s *Stream) bool {
 	k, small := &g.keyOf(now, s).Value, int64(g.worker.budget.Small)
 	if s.declined = !k.counts(small); s.declined {
@@ -290,6 +290,12 @@ func (g *Guard) predictHeld(now Time, s *Stream, told budget.Visibility) (p fore
 	}
 	p.Ahead = p.Bytes
 	return p
+}
+
+// predictOpenEnded is predictHeld of one of which nothing will be told, beside what its request is
+// expected to bring.
+func (w *Worker) predictOpenEnded(s *Stream, most int64) forecast.Prediction {
+	return forecast.Prediction{Bytes: min(max(w.openEnded.price-s.wants, 0), most), Evidence: forecast.Learned}
 }
 
 // probeShare: probes may bring 1/4 of what traffic can have, all together.

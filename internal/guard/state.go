@@ -227,7 +227,7 @@ type leftovers struct {
 type evictions struct {
 	leaving   linger.Sum  // what was evicted, and may still be there
 	evictable []candidate // of one key, while it is decided who goes
-	watchCost int64       // what Envoy spends to tell of a request: see SetWatchCost
+	watchCost int64       // see SetWatchCost
 }
 
 // candidate is something that can be evicted: a stream, or what an ended response left unread on a
