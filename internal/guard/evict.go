@@ -189,7 +189,7 @@ const (
 	letGoShare = 16  // as long as watching is 1/16 of what traffic holds, or more; TestWhoHoldsLittleIsLetGo
 	letGoMost  = 128 // in one tick; TestWhoHoldsLittleIsLetGo
 
-	letGoAfter = 500 * time.Millisecond // of rest; TestWhoHoldsLittleIsLetGo
+	letGoAfter = 300 * time.Millisecond // of rest; TestWhoHoldsLittleIsLetGo
 )
 
 // SetWatchCost says what it costs Envoy that its face is told of a request, bytes, for as long as
@@ -213,10 +213,9 @@ func (w *Worker) letGo(now Time, a *Actions) {
 	}
 }
 
-// holdsLittle says that the stream is at rest, that all that passes is seen, and that it holds less
-// than n bytes, with what it is expected to bring.
+// holdsLittle says that all that passes of the stream is seen, that nothing of it is announced and
+// missing, that it is at rest, and that it likely holds less than n bytes.
 func (s *Stream) holdsLittle(now Time, n int64) bool {
-	return s.state == live && s.guard.config.Mode == config.Enforce &&
-		s.Expected(budget.Response) && !s.Ended(budget.Response) && s.Counted(budget.Request) && s.Counted(budget.Response) &&
-		s.Rests(now, letGoAfter) && s.Reserved(budget.Request)+s.Reserved(budget.Response)+s.Likely() < n
+	return s.state == live && s.guard.config.Mode == config.Enforce && s.Expected(budget.Response) && s.Lengthless(budget.Response) &&
+		(s.Ended(budget.Request) || s.Lengthless(budget.Request)) && !s.Ended(budget.Response) && s.Rests(now, letGoAfter) && s.Likely() < n
 }
