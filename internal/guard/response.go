@@ -203,7 +203,7 @@ func (g *Guard) grow(now Time, s *Stream, d budget.Direction, n int64, promised 
 	case s.Beyond(d):
 		v = g.extend(now, s, d, beyond, free)
 	case free:
-	case (lost || d == budget.Request && s.Lapsed(d) && !s.isTiny(d)) && a.Ask(now, 0, budget.UpToLimit) == budget.Denied && w.outgrows(now):
+	case (lost || s.comesLate(d)) && a.Ask(now, 0, budget.UpToLimit) == budget.Denied && w.outgrows(now):
 		v = g.outgrown(now, s, d)
 	}
 	a.Cover(now)
@@ -213,6 +213,11 @@ func (g *Guard) grow(now Time, s *Stream, d budget.Direction, n int64, promised 
 // isTiny says that what has passed of the direction is less than it costs to watch the stream. To
 // end it would free nothing: who stays so is let go. Of idle gRPC streams thousands were ended.
 func (s *Stream) isTiny(d budget.Direction) bool { return s.Seen(d) < s.guard.worker.watchCost }
+
+// comesLate says that what passes of the request was waited for once, and then no more.
+func (s *Stream) comesLate(d budget.Direction) bool {
+	return d == budget.Request && s.Lapsed(d) && !s.isTiny(d)
+}
 
 // outgrowSmall ends what a stream has as a small one, and says whether it was exempt as such.
 func (s *Stream) outgrowSmall(now Time) (wasExempt bool) {
