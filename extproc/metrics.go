@@ -39,7 +39,6 @@ type counts struct {
 	wait   prometheus.Histogram
 
 	started, open, received, sent atomic.Int64 // streams, and messages
-	letGo                         atomic.Int64 // streams whose requests go on without us
 }
 
 func (c *counts) init() {
@@ -75,7 +74,6 @@ type collector struct{ server *Server }
 var (
 	badDesc   = prometheus.NewDesc("highwater_ext_proc_bad_streams_total", "streams refused because their filter broke the protocol", []string{"reason"}, nil)
 	infoDesc  = prometheus.NewDesc("highwater_info", "1: which Highwater this is, on which face, and its mode", []string{"version", "face", "mode"}, nil)
-	letGoDesc = prometheus.NewDesc("highwater_ext_proc_let_go_total", "requests that were let go on unwatched, because watching them cost more than they hold", nil, nil)
 	faultDesc = prometheus.NewDesc("highwater_ext_proc_faults_total", "faults of the server itself that it survived", nil, nil)
 
 	comingDesc  = prometheus.NewDesc("highwater_key_coming_bytes", "announced or forecast by requests of the key, and still to come", []string{"key"}, nil)
@@ -119,7 +117,6 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	for i := range c.server.counts.bad {
 		out <- prometheus.MustNewConstMetric(badDesc, prometheus.CounterValue, float64(c.server.counts.bad[i].Load()), badNames[i])
 	}
-	out <- prometheus.MustNewConstMetric(letGoDesc, prometheus.CounterValue, float64(c.server.counts.letGo.Load()))
 	out <- prometheus.MustNewConstMetric(faultDesc, prometheus.CounterValue, float64(c.server.counts.faults.Load()))
 	for name, k := range labels(keys) {
 		out <- prometheus.MustNewConstMetric(comingDesc, prometheus.GaugeValue, float64(k.Coming), name)

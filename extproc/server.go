@@ -72,15 +72,10 @@ func New(c guard.Config, reader Reader, log *slog.Logger) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	worker.SetWatchCost(watchCost)
 	s.mu.worker, s.mu.reader, s.mu.connections, s.mu.streams = worker, reader, map[uint64]*guard.Connection{}, map[*stream]struct{}{}
 	s.use(c)
 	return s, nil
 }
-
-// watchCost is what Envoy holds for the gRPC stream on which its filter tells of a request, bytes:
-// 15 KiB, and two slices of 4 KiB where bodies are sent (2,000 idle gRPC streams, by size class).
-const watchCost = 22 << 10
 
 // now is the time since an origin, by the monotonic clock.
 func (s *Server) now() guard.Time { return time.Since(s.origin) }
@@ -187,15 +182,10 @@ func (s *Server) Run(ctx context.Context) {
 type order struct {
 	stream  *stream
 	verdict verdict.Verdict // Admit: it goes on, after Waited
-	letGo   bool            // or without us
 }
 
 func (o order) carryOut() {
 	defer o.stream.server.survive("an order")
-	if o.letGo {
-		o.stream.letGo()
-		return
-	}
 	if o.verdict.Waited > 0 {
 		o.stream.server.counts.wait.Observe(float64(o.verdict.Waited.Milliseconds()))
 	}
@@ -226,21 +216,16 @@ func (s *Server) decide(orders []order) (_ []order, ask Reader, next time.Durati
 		a := s.mu.worker.Tick(now)
 		next = a.Next
 		for r, waited := a.Resume, a.Waited; r != nil; r, waited = s.mu.worker.Resume(now) {
-			orders = append(orders, order{stream: streamOf(r), verdict: verdict.Verdict{Waited: waited}})
+			orders = append(orders, order{streamOf(r), verdict.Verdict{Waited: waited}})
 			if s.now()-now > resumeFor {
 				break // the next tick goes on: nobody else is judged meanwhile
 			}
 		}
 		for _, d := range a.Rejected {
-			orders = append(orders, order{stream: streamOf(d.Stream), verdict: d.Verdict})
+			orders = append(orders, order{streamOf(d.Stream), d.Verdict})
 		}
 		for _, c := range a.Close { // there are no connections to close here, and so none of these
-			orders = append(orders, order{stream: streamOf(c), verdict: verdict.Verdict{Action: verdict.Answer, Reason: verdict.Closed}})
-		}
-		for _, l := range a.LetGo {
-			st := streamOf(l)
-			s.unbook(st)
-			orders = append(orders, order{stream: st, letGo: true})
+			orders = append(orders, order{streamOf(c), verdict.Verdict{Action: verdict.Answer, Reason: verdict.Closed}})
 		}
 		if a.Event != "" {
 			s.log.Log(context.Background(), levels[a.Severity], a.Event)
@@ -323,16 +308,6 @@ func (s *Server) join(st *stream) {
 		s.mu.streams[st] = struct{}{}
 		st.leaving = s.mu.draining
 	})
-}
-
-// unbook notes that the policy knows of a stream no more, with the server's lock held.
-func (s *Server) unbook(st *stream) {
-	if st.standing == standingOpen {
-		if c := s.mu.connections[st.connection]; c != nil && c.Waiting == 0 {
-			delete(s.mu.connections, st.connection)
-		}
-	}
-	st.standing = standingClosed
 }
 
 // survive ends a fault of ours where it began: it is logged and counted, and the traffic goes on.

@@ -226,15 +226,6 @@ func (s *stream) reject(v verdict.Verdict) {
 	s.refuse(v)
 }
 
-// letGo ends the stream of a request that goes on without us. Where bodies were asked for, OK would
-// have Envoy's filter hold what comes next (seen in 1.40).
-func (s *stream) letGo() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.server.counts.letGo.Add(1)
-	s.finish(codes.OK, "")
-}
-
 // fail ends the stream of a filter that breaks the protocol. What becomes of the request its
 // failure_mode_allow says.
 func (s *stream) fail(kind bad, code codes.Code, format string, args ...any) {
@@ -275,10 +266,15 @@ func (s *stream) close() {
 	var waited float64
 	s.server.do(func(now guard.Time) {
 		delete(s.server.mu.streams, s)
-		if s.standing == standingOpen {
-			waited = float64(s.guard.Close(now, &s.Stream).Milliseconds())
+		was := s.standing
+		s.standing = standingClosed
+		if was != standingOpen {
+			return
 		}
-		s.server.unbook(s)
+		waited = float64(s.guard.Close(now, &s.Stream).Milliseconds())
+		if c := s.server.mu.connections[s.connection]; c != nil && c.Waiting == 0 {
+			delete(s.server.mu.connections, s.connection)
+		}
 	})
 	if waited > 0 {
 		s.server.counts.wait.Observe(waited)

@@ -226,11 +226,6 @@ func (s *Stream) Ended(d Direction) bool { return s.dir[d].ended }
 // Reserved is how many bytes are still reserved for the direction.
 func (s *Stream) Reserved(d Direction) int64 { return s.dir[d].coming }
 
-// Rests says that nothing of the stream has moved for so long.
-func (s *Stream) Rests(now, long Time) bool {
-	return now-max(s.dir[Request].moved, s.dir[Response].moved) >= long
-}
-
 // Beyond says that a message has outgrown its entitlement: it has passed what was ever reserved for
 // it, and what was reserved is less than Envoy could hold of it anyway.
 func (s *Stream) Beyond(d Direction) bool {

@@ -37,8 +37,7 @@
 //	               Envoy may hold of it; shadows (mode observe)
 //	connection.go  connections: which are admitted, be it on trial; which are closed as idle; which
 //	               ones a tick may close (claimCut)
-//	evict.go       memory is over the limit: who is evicted, or cut; who is let go, because watching
-//	               him costs more than he holds
+//	evict.go       memory is over the limit: who is evicted, or cut
 //	keys.go        whose it is: shares of keys, what each is known to bring, how many connections
 //	raw.go         raw TCP: what a connection holds that no HTTP filter sees, and which are refused
 //	trace.go       samples at high-water marks

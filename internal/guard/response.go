@@ -203,20 +203,11 @@ func (g *Guard) grow(now Time, s *Stream, d budget.Direction, n int64, promised 
 	case s.Beyond(d):
 		v = g.extend(now, s, d, beyond, free)
 	case free:
-	case (lost || s.comesLate(d)) && a.Ask(now, 0, budget.UpToLimit) == budget.Denied && w.outgrows(now):
+	case (lost || d == budget.Request && s.Lapsed(d)) && a.Ask(now, 0, budget.UpToLimit) == budget.Denied && w.outgrows(now):
 		v = g.outgrown(now, s, d)
 	}
 	a.Cover(now)
 	return v
-}
-
-// isTiny says that what has passed of the direction is less than it costs to watch the stream. To
-// end it would free nothing: who stays so is let go. Of idle gRPC streams thousands were ended.
-func (s *Stream) isTiny(d budget.Direction) bool { return s.Seen(d) < s.guard.worker.watchCost }
-
-// comesLate says that what passes of the request was waited for once, and then no more.
-func (s *Stream) comesLate(d budget.Direction) bool {
-	return d == budget.Request && s.Lapsed(d) && !s.isTiny(d)
 }
 
 // outgrowSmall ends what a stream has as a small one, and says whether it was exempt as such.
@@ -238,7 +229,7 @@ func (g *Guard) extend(now Time, s *Stream, d budget.Direction, beyond int64, fr
 		w.learn(now, g.keyOf(now, s), d, min(2*s.Seen(d), s.Cap(d)))
 	}
 	switch {
-	case free, s.isTiny(d), more == 0 && beyond == 0, a.Ask(now, more, budget.UpToLimit) != budget.Denied, !w.outgrows(now):
+	case free, more == 0 && beyond == 0, a.Ask(now, more, budget.UpToLimit) != budget.Denied, !w.outgrows(now):
 		a.Reserve(now, &s.Stream, d, more)
 	case beyond > 0: // else all that has passed was reserved
 		return g.outgrown(now, s, d)

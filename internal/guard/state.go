@@ -108,7 +108,6 @@ const (
 //  6. Somebody is evicted, or else resumed or rejected after his timeout, never both. What is over
 //     the limit has no room to give; and one call of the host that resumes a request must not end
 //     another of the same connection, or Envoy crashes.
-//     Who holds next to nothing is let go then, where that helps.
 //  7. Connections are closed: those of rejected requests, to which step 6 may have added, and idle
 //     ones. Neither is one on which this tick ended a stream; those wait for the next.
 //  8. A reading is asked for last, so that it holds what this tick let in.
@@ -227,7 +226,6 @@ type leftovers struct {
 type evictions struct {
 	leaving   linger.Sum  // what was evicted, and may still be there
 	evictable []candidate // of one key, while it is decided who goes
-	watchCost int64       // see SetWatchCost
 }
 
 // candidate is something that can be evicted: a stream, or what an ended response left unread on a
@@ -255,7 +253,6 @@ type Actions struct {
 	Close    []*Stream       // close their connections
 	Cut      []*Connection   // close them: what ended responses left there is evicted, or they are raw and hold most
 	Idle     []*Connection   // close them: there is no stream on them
-	LetGo    []*Stream       // have Envoy tell of them no more: their books are closed
 	Ask      bool            // ask for a reading now
 	Polls    bool            // this worker asks for readings and publishes the gauges
 	Next     time.Duration   // tick again after so long: FastTick, SlowTick or one between

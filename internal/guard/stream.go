@@ -141,10 +141,6 @@ func (s *Stream) reject(now Time) (shadow bool) {
 // answer: live → rejected.
 func (s *Stream) rejectUnread(now Time, cost int64, alreadyFresh bool) {
 	g, w := s.guard, s.guard.worker
-	if k := &s.key.Value; w.watchCost > 0 && s.length == budget.Unknown && s.isHTTP2() && k.Bodies[budget.Request].Learned() {
-		// It is reset at once. Of idle gRPC streams, 13 that were rejected were booked at 32 MiB each.
-		cost = min(cost, max(2*k.Bodies[budget.Request].Known(), int64(w.budget.Small)))
-	}
 	s.pauseCost = cost
 	if !s.Ended(budget.Request) && !s.isHTTP2() {
 		w.rejectedUnread.Add(now, Time(g.config.Buffers.Linger), cost)

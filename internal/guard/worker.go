@@ -62,7 +62,6 @@ func (w *Worker) Tick(now Time) *Actions {
 	if !w.evict(now, a) {
 		w.serve(now, a)
 	}
-	w.letGo(now, a)
 	w.close(a)
 	w.closeLate(a)
 	w.closeIdle(now, a)
@@ -73,7 +72,7 @@ func (w *Worker) Tick(now Time) *Actions {
 
 // empty makes room for the actions of the next tick.
 func (a *Actions) empty() *Actions {
-	*a = Actions{Rejected: a.Rejected[:0], Close: a.Close[:0], Cut: a.Cut[:0], Idle: a.Idle[:0], LetGo: a.LetGo[:0]}
+	*a = Actions{Rejected: a.Rejected[:0], Close: a.Close[:0], Cut: a.Cut[:0], Idle: a.Idle[:0]}
 	return a
 }
 
