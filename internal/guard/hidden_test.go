@@ -242,3 +242,21 @@ func TestFewLargeResponsesAreCounted(t *testing.T) {
 	_, counted = answer()
 	require.True(t, counted, "they are small now")
 }
+
+// What comes late to the face says nothing of the key: 300 slow readers were taken for small ones,
+// because the first of them had brought nothing within 300 ms.
+func TestAFirstPieceThatComesLateTeachesNothing(t *testing.T) {
+	p := newProcess(t, 1, bigBuffers)
+	p.settle(20 * mib)
+	g, r := p.guards[0], hidden()
+	require.Equal(t, verdict.Admit, g.Open(p.now, &r.Stream, r, 0).Action)
+	require.True(t, g.WantsBody(p.now, &r.Stream))
+	r.hides[budget.Response] = false
+	require.Equal(t, verdict.Admit, g.Expect(p.now, &r.Stream, budget.Unknown).Action)
+	for end := p.now + 600*ms; p.now < end; {
+		p.read(20 * mib)
+	}
+	require.False(t, r.key.Value.Responses.Learned())
+	require.Equal(t, verdict.Admit, g.Grow(p.now, &r.Stream, budget.Response, mib).Action)
+	require.Greater(t, r.key.Value.Responses.Known(), mib, "now it is known to be large")
+}

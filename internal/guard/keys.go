@@ -59,6 +59,9 @@ func (w *Worker) learnLapses(now Time) {
 			w.proven(s)
 			continue
 		}
+		if l.Direction == budget.Response && s.expects.Ahead > 0 && s.Seen(l.Direction) == 0 {
+			continue // its first piece is on its way to us: on a busy machine that took a second
+		}
 		if _, tcp := s.host.(*raw); !tcp && s.admitted() {
 			w.learn(now, s.key, l.Direction, s.Held(l.Direction))
 		}
