@@ -177,15 +177,21 @@ func (s *stream) responseHeaders(h *extprocv3.HttpHeaders) {
 	}
 	s.halves[budget.Response].bodiless = length == 0
 	s.server.coverage.ResponseCame(s.server.now())
-	if s.halves[budget.Request].missed() { // it must have come, if it was to
-		s.server.bodyMissed()
-	}
 	if length == budget.Unknown {
 		s.ask(budget.Response)
 	}
 	// A response without a request is the answer of another filter, before ours: it is none of our
 	// business.
 	s.judged(s.expect(length), s.passHeaders(budget.Response))
+}
+
+// wantsBody says whether the policy wants the response's body counted. That of gRPC always is: its
+// messages are most often small.
+func (s *stream) wantsBody() (wants bool) {
+	s.server.do(func(now guard.Time) {
+		wants = s.standing == standingOpen && s.guard.WantsBody(now, &s.Stream)
+	})
+	return wants
 }
 
 func (s *stream) expect(length int64) (v verdict.Verdict) {
@@ -245,7 +251,8 @@ func (s *stream) trailers(d budget.Direction) {
 // counted: a forecast is no bound.
 func (s *stream) ask(d budget.Direction) {
 	half, other := &s.halves[d], &s.halves[1-d]
-	half.asked = half.mode == filterv3.ProcessingMode_NONE && other.mode <= filterv3.ProcessingMode_STREAMED && !s.upgrades && s.server.coverage.SendsBodies()
+	half.asked = half.mode == filterv3.ProcessingMode_NONE && other.mode <= filterv3.ProcessingMode_STREAMED && !s.upgrades && s.server.coverage.SendsBodies() &&
+		(d == budget.Request || s.gRPC || s.wantsBody())
 }
 
 // judged answers a message that was let pass with pass, or carries the verdict out.

@@ -253,7 +253,8 @@ func (s *stream) close() {
 	s.mu.Lock()
 	if s.end == nil { // else it ends because of a message, or of us, and nothing was missed
 		request, response := &s.halves[budget.Request], &s.halves[budget.Response]
-		if response.missed() {
+		// That of a request may come behind the headers of its response: gRPC.
+		if response.missed() || request.missed() && response.headers {
 			s.server.bodyMissed()
 		}
 		if s.phase == phaseLive && request.headers && !response.headers && !response.body {

@@ -35,6 +35,9 @@ func (a *Account) setVisibility(s *Stream, d Direction, v Visibility) {
 // Counted says that what passes of the direction is told.
 func (s *Stream) Counted(d Direction) bool { return !s.dir[d].unseen() }
 
+// Hides says that there is a stream of which not all is told.
+func (a *Account) Hides() bool { return a.streams.hidden > 0 }
+
 // hides says that not all that passes of the stream is told.
 func (s *Stream) hides() bool { return s.dir[Request].unseen() || s.dir[Response].unseen() }
 

@@ -5,15 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
-	"net/http"
-	"net/http/httptrace"
 	"os"
 	"strconv"
 	"time"
 
 	"github.com/highwater-envoy/highwater/internal/cgroup"
 	"github.com/highwater-envoy/highwater/internal/doctor"
+	"github.com/highwater-envoy/highwater/internal/memory"
 	"github.com/highwater-envoy/highwater/internal/memorymap"
 	"github.com/highwater-envoy/highwater/internal/observer"
 )
@@ -27,13 +25,11 @@ const (
 
 // Live reads from an Envoy that runs. It is not safe for concurrent use.
 type Live struct {
-	client *http.Client
-	base   string
-	root   fs.FS
-	given  int // the pid that the caller knows; 0 = it is looked for
+	admin *observer.Admin
+	root  fs.FS
+	given int // the pid that the caller knows; 0 = it is looked for
 
-	at     net.Addr // where admin answered
-	info   []byte   // of /server_info
+	info   []byte // of /server_info
 	asked  time.Time
 	infoOf int // the process that it was of
 }
@@ -41,15 +37,15 @@ type Live struct {
 // NewLive returns a reader for the admin interface at an address, such as http://127.0.0.1:9901 or
 // unix:/run/envoy/admin.sock. pid is that of Envoy; 0 = the process that listens there.
 func NewLive(address string, pid int) (*Live, error) {
-	client, base, err := observer.Client(address)
+	admin, err := observer.NewAdmin(address)
 	if err != nil {
 		return nil, err
 	}
-	return &Live{client: client, base: base, root: os.DirFS("/"), given: pid}, nil
+	return &Live{admin: admin, root: os.DirFS("/"), given: pid}, nil
 }
 
 // Close forgets its connections.
-func (l *Live) Close() { l.client.CloseIdleConnections() }
+func (l *Live) Close() { l.admin.Close() }
 
 // Read reads all there is, in a few tens of milliseconds. An admin interface that does not answer
 // costs answerWithin, once: then it is not asked for the rest.
@@ -67,10 +63,10 @@ func (l *Live) Read(ctx context.Context) doctor.Sample {
 		default:
 			text, err := l.ask(ctx, q.path, most[q.name])
 			r.put(q.name, text, err)
-			var status statusError
-			if err != nil && !errors.As(err, &status) && !errors.Is(err, errTooLarge) {
+			switch cause := memory.CauseOf(err); {
+			case cause == memory.CauseUnreachable, cause == memory.CauseSlow:
 				dead = err
-			} else if q.name == ServerInfo && err == nil {
+			case q.name == ServerInfo && err == nil:
 				l.info, l.asked = text, r.at
 			}
 		}
@@ -82,12 +78,8 @@ func (l *Live) Read(ctx context.Context) doctor.Sample {
 // process reads what the kernel tells.
 func (l *Live) process(r *raw) {
 	var err error
-	switch r.pid = l.given; {
-	case r.pid != 0:
-	case l.at == nil:
-		err = errors.New("which process it is shows only where its admin interface answers: use -pid")
-	default:
-		if r.pid, _, err = observer.Process(l.root, l.at); err != nil {
+	if r.pid = l.given; r.pid == 0 {
+		if r.pid, err = l.admin.Process(); err != nil {
 			err = fmt.Errorf("which process it is, is not to be seen (use -pid): %w", err)
 		}
 	}
@@ -148,38 +140,8 @@ func (l *Live) read(name string, most int64) ([]byte, error) {
 	return text, err
 }
 
-// statusError is an answer that is no 200: the next question may have one.
-type statusError struct{ path, status, hint string }
-
-func (e statusError) Error() string { return e.path + " answers " + e.status + e.hint }
-
 func (l *Live) ask(ctx context.Context, path string, most int64) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
-	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(c httptrace.GotConnInfo) { l.at = c.Conn.RemoteAddr() }})
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, l.base+path, nil)
-	if err != nil {
-		return nil, err
-	}
-	req.Header.Set("User-Agent", "highwater")
-	res, err := l.client.Do(req)
-	if err != nil {
-		if errors.Is(err, context.DeadlineExceeded) {
-			return nil, fmt.Errorf("the admin interface at %s does not answer within %v", l.base, answerWithin)
-		}
-		return nil, fmt.Errorf("the admin interface: %w", err)
-	}
-	defer res.Body.Close()
-	if res.StatusCode != http.StatusOK {
-		hint := ""
-		if res.StatusCode == http.StatusForbidden {
-			hint = " (with admin.allow_paths, the path must be among them)"
-		}
-		return nil, statusError{req.URL.Path, res.Status, hint}
-	}
-	text, err := readAll(res.Body, most)
-	if errors.Is(err, context.DeadlineExceeded) {
-		return nil, fmt.Errorf("the admin interface at %s does not finish its answer within %v", l.base, answerWithin)
-	}
-	return text, err
+	return l.admin.Get(ctx, path, most)
 }

@@ -197,3 +197,66 @@ func TestUnbookedBytesTeach(t *testing.T) {
 	}
 	require.InDelta(t, 100*kib, p.forecast(0, "", budget.Response), float64(30*kib))
 }
+
+// Where all responses of a key are large, and have no length, a few are counted, which show it if
+// that changes. The others are taken for what the buffers hold.
+func TestFewLargeResponsesAreCounted(t *testing.T) {
+	p := newProcess(t, 1, bigBuffers)
+	p.settle(20 * mib)
+	g := p.guards[0]
+	answer := func() (r *request, counted bool) {
+		r = hidden()
+		require.Equal(t, verdict.Admit, g.Open(p.now, &r.Stream, r, 0).Action)
+		counted = g.WantsBody(p.now, &r.Stream)
+		r.hides[budget.Response] = !counted
+		require.Equal(t, verdict.Admit, g.Expect(p.now, &r.Stream, budget.Unknown).Action)
+		return r, counted
+	}
+	first, counted := answer()
+	require.True(t, counted)
+	for range 20 {
+		g.Grow(p.now, &first.Stream, budget.Response, mib)
+		g.End(p.now, &first.Stream, budget.Response)
+		g.Close(p.now, &first.Stream)
+		p.settle(20 * mib)
+		first, _ = answer()
+	}
+	g.Close(p.now, &first.Stream)
+	var all []*request
+	for i := range 8 {
+		r, counted := answer()
+		require.Equal(t, i < 4, counted)
+		if !counted {
+			require.Equal(t, 2*mib, r.Reserved(budget.Response))
+		}
+		all = append(all, r)
+	}
+	require.False(t, all[7].Counted(budget.Response))
+	g.Close(p.now, &all[0].Stream)
+	r, counted := answer()
+	require.True(t, counted, "in the place of one that ended")
+	g.Close(p.now, &r.Stream)
+	for range 40 {
+		p.bring("", budget.Response, 1000)
+	}
+	_, counted = answer()
+	require.True(t, counted, "they are small now")
+}
+
+// What comes late to the face says nothing of the key: 300 slow readers were taken for small ones,
+// because the first of them had brought nothing within 300 ms.
+func TestAFirstPieceThatComesLateTeachesNothing(t *testing.T) {
+	p := newProcess(t, 1, bigBuffers)
+	p.settle(20 * mib)
+	g, r := p.guards[0], hidden()
+	require.Equal(t, verdict.Admit, g.Open(p.now, &r.Stream, r, 0).Action)
+	require.True(t, g.WantsBody(p.now, &r.Stream))
+	r.hides[budget.Response] = false
+	require.Equal(t, verdict.Admit, g.Expect(p.now, &r.Stream, budget.Unknown).Action)
+	for end := p.now + 600*ms; p.now < end; {
+		p.read(20 * mib)
+	}
+	require.False(t, r.key.Value.Responses.Learned())
+	require.Equal(t, verdict.Admit, g.Grow(p.now, &r.Stream, budget.Response, mib).Action)
+	require.Greater(t, r.key.Value.Responses.Known(), mib, "now it is known to be large")
+}

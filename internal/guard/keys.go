@@ -59,10 +59,61 @@ func (w *Worker) learnLapses(now Time) {
 			w.proven(s)
 			continue
 		}
+		if l.Direction == budget.Response && s.expects.Ahead > 0 && s.Seen(l.Direction) == 0 {
+			continue // its first piece is on its way to us: on a busy machine that took a second
+		}
 		if _, tcp := s.host.(*raw); !tcp && s.admitted() {
 			w.learn(now, s.key, l.Direction, s.Held(l.Direction))
 		}
 	}
+}
+
+const (
+	openAfter = 200 * time.Millisecond // TestUpgradesHaveAPrice
+	openEvery = 100 * time.Millisecond // TestUpgradesHaveAPrice
+	openLeast = 4                      // fewer tell nothing: caches of the allocator move as much; TestUpgradesHaveAPrice
+	openFalls = 8                      // it falls by 1/8 of the difference each openEvery, and rises at once; TestUpgradesHaveAPrice
+)
+
+// isOpenEnded says that nothing will be told of what the request brings, nor how much that is.
+func (s *Stream) isOpenEnded() bool {
+	return s.length == budget.Unknown && !s.Counted(budget.Request)
+}
+
+// learnOpenEnded learns, now and then, what those hold that are there. What the reading has beyond
+// all that is known of others is theirs. Those that have only just come hold less than they will,
+// so it is divided among those that are there for a while, where these are the half of all: while
+// many come that is up to twice too dear.
+func (w *Worker) learnOpenEnded(now Time) {
+	x := &w.openEnded
+	if !w.account.Hides() || now-x.looked < openEvery || w.account.Stale(now) {
+		return
+	}
+	x.looked = now
+	t := w.account.Table()
+	rest, all, n := t.Reading-t.Base-t.Sum().Likely, int64(0), int64(0)
+	w.account.Owners(func(owner any) {
+		s, ok := owner.(*Stream)
+		if !ok {
+			return
+		}
+		rest -= int64(s.guard.config.Costs.Stream)
+		if s.admitted() && s.isOpenEnded() && s.Expected(budget.Response) {
+			all++
+			rest += s.Likely()
+			if now-s.opened >= openAfter {
+				n++
+			}
+		}
+	})
+	if n < openLeast || 2*n < all {
+		return
+	}
+	price := max(rest, 0) / n
+	if x.known && price < x.price {
+		price = x.price - (x.price-price)/openFalls
+	}
+	x.price, x.known = price, true
 }
 
 // teach teaches the forecast of all responses of a stream's key. Where the key is not known, it is

@@ -151,6 +151,14 @@ type shares struct {
 	own      []fairness.Total
 }
 
+// openEnded is what is learnt of requests of which nothing is told but that they are there: no byte
+// of an upgrade (WebSocket) or of CONNECT comes to an ext_proc server. See Worker.learnOpenEnded.
+type openEnded struct {
+	price  int64 // of one, bytes
+	known  bool
+	looked budget.Time
+}
+
 // probes is what a key has under way for responses that nothing is known of: see Worker.mayProbe.
 type probes struct {
 	_ [0]func() // no two are compared: the function that could would only take room in the .wasm
@@ -159,6 +167,7 @@ type probes struct {
 	probing    int64       // what those of its probes may hold, and is not reserved
 	probed     budget.Time // when the last of them went
 	cameProbed bool        // it had just come, and did not wait
+	sampled    int         // large responses without a length that are counted: see Guard.WantsBody
 }
 
 // unproven is what a cold request's response may hold and is in one of two sums, until its headers
@@ -172,6 +181,9 @@ type probes struct {
 type unproven struct {
 	probing int64 // in the worker's and its key's sum of what probes may hold
 	unknown int64 // in its key's sum of what may be held of those that went when nothing was known
+	sampled bool  // in its key's number of large responses that are counted
+
+	declined bool // that its response's body be counted: see Guard.WantsBody
 }
 
 // meanwhile is what has come of a shadow's response. Where the shadow stands in the queue, it is

@@ -110,11 +110,47 @@ func (g *Guard) setLimits(now Time, s *Stream, length int64) {
 // forecastResponse is what a response comes to that has announced no length, at most what Envoy may
 // hold of it.
 func (g *Guard) forecastResponse(now Time, s *Stream) int64 {
-	n := min(g.keyOf(now, s).Value.Bodies[budget.Response].Bytes(), s.Cap(budget.Response))
+	k := g.keyOf(now, s)
+	switch {
+	case s.Counted(budget.Response):
+	case s.isOpenEnded() && g.worker.openEnded.known:
+		p := g.worker.predictOpenEnded(s, s.Cap(budget.Response))
+		return p.Bytes
+	case s.declined:
+		return s.Cap(budget.Response)
+	}
+	n := min(k.Value.Bodies[budget.Response].Bytes(), s.Cap(budget.Response))
 	if s.exempt == whileSmall && s.Counted(budget.Response) {
 		n = min(n, int64(g.worker.budget.Small)) // with more it is judged
 	}
 	return n
+}
+
+// sampledMost: so many large responses of a key are counted at a time.
+const sampledMost = 4 // TestFewLargeResponsesAreCounted
+
+// mayAllBeLarge says that nothing small is known of the key's responses, or nearly none is.
+func (k *keyed) mayAllBeLarge(small int64) bool {
+	return k.Heavy() || !k.HasSmall() && (!k.Responses.Learned() || k.Responses.Known() > small)
+}
+
+// counts says that bodies of the key's responses are worth being sent to the face.
+func (k *keyed) counts(small int64) bool { return k.sampled < sampledMost || !k.mayAllBeLarge(small) }
+
+// WantsBody says, at the headers of a response without a length, whether its body is to be sent to
+// the face. Each piece is in Envoy again on its way there, and a burst of them is more than the
+// face can answer at once. So where all of a key's may be large, a few are counted, which show it
+// if they are not. The others are taken for what the buffers hold: slow readers come to that.
+func (g *Guard) WantsBody(now Time, s *Stream) bool {
+	k, small := &g.keyOf(now, s).Value, int64(g.worker.budget.Small)
+	if s.declined = !k.counts(small); s.declined {
+		return false
+	}
+	if !s.sampled && k.mayAllBeLarge(small) {
+		s.sampled = true
+		k.sampled++
+	}
+	return true
 }
 
 // enlargeResponse notes that a response is large, and says what it may have: its upstream has done
@@ -238,6 +274,8 @@ func (g *Guard) predictHeld(now Time, s *Stream, told budget.Visibility) (p fore
 	switch {
 	case told == budget.Silent:
 		p.Bytes, p.Evidence = limit, forecast.Untold
+	case s.isOpenEnded() && w.openEnded.known:
+		return w.predictOpenEnded(s, limit)
 	case s.keyed && k.Large(now):
 		p.Bytes, p.Evidence = min(k.Responses.Known(), limit), forecast.Learned
 	case !k.Responses.Learned() || k.unknown > w.account.Floor(): // nothing is known, or too much is under way from then
@@ -247,11 +285,17 @@ func (g *Guard) predictHeld(now Time, s *Stream, told budget.Visibility) (p fore
 			p.Bytes, p.Evidence = n, forecast.Guessed
 		}
 	}
-	if lengthless {
+	if lengthless && k.counts(int64(w.budget.Small)) {
 		p.Bytes *= 2 // as much lies in Envoy again on its way to us: 80 of those held 3.2 MiB each, of 2
 	}
 	p.Ahead = p.Bytes
 	return p
+}
+
+// predictOpenEnded is predictHeld of one of which nothing will be told, beside what its request is
+// expected to bring.
+func (w *Worker) predictOpenEnded(s *Stream, most int64) forecast.Prediction {
+	return forecast.Prediction{Bytes: min(max(w.openEnded.price-s.wants, 0), most), Evidence: forecast.Learned}
 }
 
 // probeShare: probes may bring 1/4 of what traffic can have, all together.

@@ -281,6 +281,7 @@ type keyring struct {
 	shares    shares
 	sources   int // connections that are told apart by their source
 	heavyKeys int // how many keys have large responses
+	openEnded openEnded
 }
 
 type key = fairness.Key[keyed]

@@ -287,6 +287,10 @@ func (s *Stream) finish(now Time) {
 	w.futile.leaves(now, s.letIn)
 	w.unbusy(now, s)
 	w.proven(s)
+	if s.sampled {
+		s.key.Value.sampled--
+		s.sampled = false
+	}
 	s.state = done
 	w.account.Close(now, &s.Stream)
 	s.key.Refs--

@@ -82,6 +82,7 @@ func (w *Worker) expire(now Time) {
 	w.leaving.Expire(now)
 	w.settle(now)
 	w.learnRaws(now)
+	w.learnOpenEnded(now)
 	w.uncredit(now)
 	w.back.Admitted.Pass(now, w.line.Len() > 0 || w.account.Others().Queue.Waiting > 0)
 }
