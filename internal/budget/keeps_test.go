@@ -77,3 +77,34 @@ func TestWhatPassedSinceAReadingWasAskedFor(t *testing.T) {
 	a.Mark(b.now)
 	require.Equal(t, 59*mib, a.Measured())
 }
+
+// Who waits in the place of one who has gone is counted once: all that stays is fresh, and what was
+// known to be gone is there again.
+func TestWhatWaitsIsPartOfWhatIsFresh(t *testing.T) {
+	b := open(t, 1)
+	a := b.accounts[0]
+	b.readings(2, 40*mib)
+	waits := func() *Stream {
+		s := b.stream(a)
+		a.Pause(b.now, s, mib, mib)
+		require.LessOrEqual(t, a.Own().Stays, a.Own().Fresh)
+		require.LessOrEqual(t, a.Own().Paused, a.Own().Passed)
+		return s
+	}
+	before := a.Measured()
+	gone := waits()
+	a.Drop(gone)
+	a.Close(b.now, gone)
+	waits()
+	require.InDelta(t, before+mib, a.Measured(), float64(100*kib))
+	b.readings(2, 41*mib)
+
+	before = a.Measured()
+	gone = waits()
+	a.Free(b.now, mib)
+	a.Drop(gone)
+	a.Close(b.now, gone)
+	require.InDelta(t, before, a.Measured(), float64(100*kib))
+	waits()
+	require.InDelta(t, before+mib, a.Measured(), float64(100*kib))
+}

@@ -119,13 +119,14 @@ func (a *Account) notice(now Time) {
 
 // addPaused is addFresh of what comes for those who wait.
 func (a *Account) addPaused(n int64) {
-	a.addFresh(n)
-	a.fresh.waits(n)
+	a.fresh.waits(a.addFresh(n))
 }
 
-// addFresh counts n more bytes that have passed.
-func (a *Account) addFresh(n int64) {
-	n = a.fresh.add(n)
-	a.own.Fresh += n
-	a.own.Passed += n
+// addFresh counts n more bytes that have passed, and returns how many are new: those that others
+// have given back are counted already.
+func (a *Account) addFresh(n int64) (added int64) {
+	added = a.fresh.add(n)
+	a.own.Fresh += added
+	a.own.Passed += added
+	return added
 }
