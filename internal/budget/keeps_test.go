@@ -78,6 +78,33 @@ func TestWhatPassedSinceAReadingWasAskedFor(t *testing.T) {
 	require.Equal(t, 59*mib, a.Measured())
 }
 
+// The first burst comes in one pass of the event loop, and nothing is known of what it leaves. What
+// readings have of it counts once, for this worker and for the others.
+func TestWhatPassesInTheFirstBurstCountsOnce(t *testing.T) {
+	b := open(t, 2)
+	a, poller := b.accounts[0], b.accounts[1]
+	held := 130 * mib
+	b.readings(2, held)
+	b.join()
+	for range 28 {
+		b.now += 15 * ms
+		a.Pass(b.now, b.stream(a), Request, mib)
+		a.Cover(b.now)
+		held += mib
+		if a.Marks() {
+			a.Mark(b.now)
+		}
+		b.now += ms
+		_, _, err := poller.Observe(b.now, b.now-ms/2, held)
+		require.NoError(t, err)
+		require.NoError(t, a.Refresh(b.now))
+		require.GreaterOrEqual(t, a.Estimate(b.now), held, "and never less")
+	}
+	require.Zero(t, a.Table().Keeps, "so little has passed")
+	require.LessOrEqual(t, a.Measured(), held+4*mib)
+	require.LessOrEqual(t, poller.Measured(), held+4*mib)
+}
+
 // Who waits in the place of one who has gone is counted once: all that stays is fresh, and what was
 // known to be gone is there again.
 func TestWhatWaitsIsPartOfWhatIsFresh(t *testing.T) {

@@ -428,12 +428,17 @@ const (
 // burdens says that what a client sends first is an upload, and has no room under the limit, while
 // others are to be closed for that. Those have to wait for the next tick, and until then a pass of
 // Envoy's event loop reads a buffer of each that comes. This one's request has not been begun, so
-// that its connection can be closed at once.
+// that its connection can be closed at once. It is let in where it may wait: as much again comes,
+// then.
 func (w *Worker) burdens(now Time, p Peer, n, from int64) bool {
 	if len(w.closing) < manyClosing {
 		from = burden
 	}
-	return n >= from && len(w.closing) > 0 && w.account.Ask(now, n, budget.UpToLimit) == budget.Denied && p.Uploads()
+	if n < from || len(w.closing) == 0 || w.account.Ask(now, n, budget.UpToLimit) != budget.Denied {
+		return false
+	}
+	mayWait := w.queues(int64(w.throttle.Queue)) && !w.account.Stale(now) && w.foresees(2*n, 0, w.account.Room()/heldShare)
+	return !mayWait && p.Uploads()
 }
 
 // How much a connection may read ahead, by how full memory is. A limit that is lowered later frees

@@ -33,20 +33,24 @@ func (g *Guard) wait(now Time, s *Stream, small bool) Verdict {
 // claimPlace asks for a place in the queue, and room for what it costs. One whose key has more than
 // its share leaves something of the queue, and of what lies under the limit, to the others.
 func (g *Guard) claimPlace(now Time, s *Stream, small bool, cost, window int64) bool {
-	w, others := g.worker, g.worker.account.Others()
+	w := g.worker
 	queue, held, claim := int64(w.throttle.Queue), w.account.Room()/heldShare, budget.UpToLimit
 	if w.greedy(s.key) {
 		queue, held, claim = queue-queue/othersShare, held-held/othersShare, budget.UpToHard
 	}
 	switch {
-	case w.throttle.Timeout == 0,
-		int64(w.line.Len())+others.Queue.Waiting >= queue,
+	case !w.queues(queue),
 		!small && cost > 0 && w.largeClaim(s.key, s.total()) != budget.UpToLimit && w.drawEarlyReject(now), // to wait costs a GET nothing
 		window > 0 && window > int64(g.config.Buffers.HTTP2ConnectionWindow)/2-s.connection.window,
 		cost+s.Kept() > 0 && !w.bears(now, s, cost, held, claim):
 		return false
 	}
 	return true
+}
+
+// queues says that there is a queue, in which so many may wait, and one more place in it.
+func (w *Worker) queues(most int64) bool {
+	return w.throttle.Timeout > 0 && int64(w.line.Len())+w.account.Others().Queue.Waiting < most
 }
 
 // heldShare: the queue's pause costs may hold 1/4 of what traffic can have.
@@ -57,14 +61,20 @@ const heldShare = 4 // TestLineIsBounded
 // last are rejected (refuseWaiting, shed). Else it is the most that may come.
 func (w *Worker) bears(now Time, s *Stream, cost, held int64, claim budget.Claim) bool {
 	if s.seesItsOwn() && !w.account.Stale(now) {
-		waits := w.account.Others().Queue
-		missing := int64(0) // of those who wait: it may still come, and is not counted yet
-		if w.account.Table().Drains() {
-			missing = w.held + waits.Held - w.come - waits.Come
-		}
-		return s.Kept()+cost <= w.patience(held)-w.held-waits.Held && cost+missing <= w.spare()-w.account.Foreseen()
+		return w.foresees(cost, s.Kept(), held)
 	}
 	return s.Kept()+cost <= held-w.held-w.account.Others().Queue.Held && w.account.Ask(now, cost, claim) != budget.Denied
+}
+
+// foresees says that by what can be foreseen there is room for one more who waits, and may send so
+// much beside its headers. held is what all who wait may hold, however much is idle.
+func (w *Worker) foresees(cost, kept, held int64) bool {
+	waits := w.account.Others().Queue
+	missing := int64(0) // of those who wait: it may still come, and is not counted yet
+	if w.account.Table().Drains() {
+		missing = w.held + waits.Held - w.come - waits.Come
+	}
+	return kept+cost <= w.patience(held)-w.held-waits.Held && cost+missing <= w.spare()-w.account.Foreseen()
 }
 
 // patience is how much those who wait may hold, where the network filter sees what comes of them.
