@@ -48,14 +48,6 @@ func (g *Guard) claimPlace(now Time, s *Stream, small bool, cost, window int64) 
 	return true
 }
 
-// queues says that there is a queue, in which so many may wait, and one more place in it.
-func (w *Worker) queues(most int64) bool {
-	return w.throttle.Timeout > 0 && int64(w.line.Len())+w.account.Others().Queue.Waiting < most
-}
-
-// heldShare: the queue's pause costs may hold 1/4 of what traffic can have.
-const heldShare = 4 // TestLineIsBounded
-
 // bears says that what it costs to let the request wait has room. Where the network filter sees
 // what comes, it is judged by what can be foreseen: if more comes than has room, those who came
 // last are rejected (refuseWaiting, shed). Else it is the most that may come.
@@ -65,45 +57,6 @@ func (w *Worker) bears(now Time, s *Stream, cost, held int64, claim budget.Claim
 	}
 	return s.Kept()+cost <= held-w.held-w.account.Others().Queue.Held && w.account.Ask(now, cost, claim) != budget.Denied
 }
-
-// foresees says that by what can be foreseen there is room for one more who waits, and may send so
-// much beside its headers. held is what all who wait may hold, however much is idle.
-func (w *Worker) foresees(cost, kept, held int64) bool {
-	waits := w.account.Others().Queue
-	missing := int64(0) // of those who wait: it may still come, and is not counted yet
-	if w.account.Table().Drains() {
-		missing = w.held + waits.Held - w.come - waits.Come
-	}
-	return kept+cost <= w.patience(held)-w.held-waits.Held && cost+missing <= w.spare()-w.account.Foreseen()
-}
-
-// patience is how much those who wait may hold, where the network filter sees what comes of them.
-// What lies between soft and all that others hold, by the reading, is idle: uploads that the
-// upstream reads at once hold a quarter of what they may. Where it does not read, what is let in
-// fills memory up to soft, and who waits has held of the room, as elsewhere.
-func (w *Worker) patience(held int64) int64 {
-	t := w.account.Table()
-	if t.Stays() {
-		return held
-	}
-	waiting := w.come + w.account.Others().Queue.Come
-	return max(held, min(patientShare*held, w.account.Share(w.limits.Soft)-t.Reading+waiting))
-}
-
-// overShare: an eighth of the room more may be foreseen, for who waits is rejected as soon as it
-// comes.
-const overShare = 8 // case stock-upload
-
-// spare is up to where may be foreseen what those who wait will hold.
-func (w *Worker) spare() int64 {
-	if !w.account.Table().Drains() {
-		return w.account.Share(1)
-	}
-	return w.account.Share(1) + w.account.Room()/overShare
-}
-
-// patientShare: three times as much may be held at most.
-const patientShare = 3 // case stock-upload
 
 // serve resumes one of those who wait, or rejects those who have waited too long, by turns where
 // both is due. One call of the host must not do both: Envoy, which runs what the resumed request

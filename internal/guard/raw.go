@@ -225,8 +225,7 @@ func (g *Guard) admitRaw(now Time, c *Connection, p Peer) bool {
 	return false
 }
 
-// letsRaw says that a raw connection without room is let in all the same, where the mode is enforce,
-// and counted as refused.
+// letsRaw says that a raw connection without room is let in all the same, and counted as refused.
 func (g *Guard) letsRaw() bool {
 	return g.config.TCP == config.Observe && g.config.Mode == config.Enforce
 }
