@@ -39,6 +39,12 @@ func TestKeeps(t *testing.T) {
 	}
 	require.InDelta(t, keepsLeast, comes(40*mib, 280*mib, 60*mib), 2)
 
+	// What comes into the allocator's caches is not to be seen in what is in use.
+	table.InUse, table.Allocated = 280*mib, 200*mib
+	comes(40*mib, 280*mib, 60*mib)
+	table.Allocated = 260 * mib
+	require.EqualValues(t, 1000, comes(60*mib, 280*mib, 60*mib))
+
 	now += 11 * time.Second
 	require.Zero(t, comes(0, 280*mib, 60*mib), "what was learned is too old")
 	require.InDelta(t, 1, table.keeps(), 0)
