@@ -329,12 +329,12 @@ func (g *Guard) letIn(now Time, c *Connection, p Peer, source *key, cost int64) 
 // it can't be told when one begins.
 func (w *Worker) tries(cost int64) bool {
 	n := w.places(cost)
-	return w.onTry < n+n/lateShare && !w.idle.Mistaken()
+	return w.onTry < n+n/untilTick && !w.idle.Mistaken()
 }
 
-// lateShare: 1/4 more than have a place come in until the next tick, which closes as many of those
+// untilTick: 1/4 more than have a place come in until the next tick, which closes as many of those
 // that came first.
-const lateShare = 4 // TestAConnectionWithoutRoomIsOnTrial
+const untilTick = 4 // TestAConnectionWithoutRoomIsOnTrial
 
 // places is how many connections may be on trial.
 func (w *Worker) places(cost int64) int64 {

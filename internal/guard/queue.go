@@ -58,8 +58,10 @@ func (w *Worker) bears(now Time, s *Stream, cost, held int64, claim budget.Claim
 	return s.Kept()+cost <= held-w.held-w.account.Others().Queue.Held && w.account.Ask(now, cost, claim) != budget.Denied
 }
 
-// serve resumes one of those who wait, or rejects those who have waited too long, by turns where
-// both is due. One call of the host must not do both: Envoy, which runs what the resumed request
+// serve resumes one of those who wait, or rejects those who have waited too long. While one can be
+// resumed in each tick there is room, and who is late may be the next: a worker that was busy with
+// one pass of its event loop for a second finds all of them late. So they have a quarter more, and
+// then it is by turns. One call of the host must not do both: Envoy, which runs what the resumed request
 // has sent nested in that call, crashed where it rejected others of the same HTTP/2 connection.
 func (w *Worker) serve(now Time, a *Actions) {
 	if w.line.Len() == 0 {
@@ -70,15 +72,18 @@ func (w *Worker) serve(now Time, a *Actions) {
 		w.publish()
 		return
 	}
-	if !w.resumed || w.line.Overdue(now, Time(w.throttle.Timeout)) == nil {
+	timeout := Time(w.throttle.Timeout)
+	late := timeout + timeout/lateShare
+	if !w.resumed || w.line.Overdue(now, late) == nil {
 		if a.Resume, a.Waited = w.Resume(now); a.Resume != nil {
 			w.resumed = true
 			return
 		}
+		late = timeout
 	}
 	w.resumed = false
 	for {
-		next := w.line.Overdue(now, Time(w.throttle.Timeout))
+		next := w.line.Overdue(now, late)
 		if next == nil {
 			break
 		}
@@ -86,6 +91,9 @@ func (w *Worker) serve(now Time, a *Actions) {
 	}
 	w.publish()
 }
+
+// lateShare: a timeout is 1/4 longer as long as one after the other is resumed.
+const lateShare = 4 // TestWhoIsLateGoesOnWhereThereIsRoom
 
 // shed rejects those who wait and came last, where what they have sent has no room any more, by
 // what was measured. It says whether there were any.
