@@ -141,3 +141,18 @@ func TestWhatWaitsIsPartOfWhatIsFresh(t *testing.T) {
 	waits()
 	require.InDelta(t, before+mib, a.Measured(), float64(100*kib))
 }
+
+// Whoever takes the poller slot over goes on with what is known of what passes.
+func TestATakeoverKeepsWhatIsKnownOfWhatPasses(t *testing.T) {
+	b := open(t, 2)
+	b.readings(3, 40*mib)
+	require.NoError(t, b.accounts[0].Change(b.now, func(t *Table) { t.Keeps = 500 }))
+	b.now += 300 * ms
+	_, _, err := b.accounts[1].Observe(b.now, b.now, 80*mib)
+	require.NoError(t, err)
+	require.EqualValues(t, 500, b.stored().Keeps)
+	b.now += keepsFor + ms
+	_, _, err = b.accounts[1].Observe(b.now, b.now, 80*mib)
+	require.NoError(t, err)
+	require.Zero(t, b.stored().Keeps, "for as long as it would have been known")
+}

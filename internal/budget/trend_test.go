@@ -80,21 +80,6 @@ func TestATakeoverKeepsTheBase(t *testing.T) {
 	require.Equal(t, 40*mib, b.stored().Base)
 }
 
-// So it does with what was learnt of what passes.
-func TestATakeoverKeepsWhatIsKnownOfWhatPasses(t *testing.T) {
-	b := open(t, 2)
-	b.readings(3, 40*mib)
-	require.NoError(t, b.accounts[0].Change(b.now, func(t *Table) { t.Keeps = 500 }))
-	b.now += 300 * ms
-	_, _, err := b.accounts[1].Observe(b.now, b.now, 80*mib)
-	require.NoError(t, err)
-	require.EqualValues(t, 500, b.stored().Keeps)
-	b.now += keepsFor + ms
-	_, _, err = b.accounts[1].Observe(b.now, b.now, 80*mib)
-	require.NoError(t, err)
-	require.Zero(t, b.stored().Keeps, "for as long as it would have been known")
-}
-
 // The lowest reading of 10 s says what could ever fit: n > T(hard) − Low is always too large.
 func TestLowIsTheLowestOfTenSeconds(t *testing.T) {
 	b := open(t, 1)

@@ -61,8 +61,9 @@ func (w *Worker) bears(now Time, s *Stream, cost, held int64, claim budget.Claim
 // serve resumes one of those who wait, or rejects those who have waited too long. While one can be
 // resumed in each tick there is room, and who is late may be the next: a worker that was busy with
 // one pass of its event loop for a second finds all of them late. So they have a quarter more, and
-// then it is by turns. One call of the host must not do both: Envoy, which runs what the resumed request
-// has sent nested in that call, crashed where it rejected others of the same HTTP/2 connection.
+// then it is by turns. One call of the host must not do both: Envoy, which runs what the resumed
+// request has sent nested in that call, crashed where it rejected others of the same HTTP/2
+// connection.
 func (w *Worker) serve(now Time, a *Actions) {
 	if w.line.Len() == 0 {
 		return
