@@ -158,7 +158,7 @@ const overShare = 8 // case stock-upload
 
 // spare is up to where may be foreseen what those who wait will hold.
 func (w *Worker) spare() int64 {
-	if !w.account.Table().Drains() {
+	if w.account.Table().Stays() {
 		return w.account.Share(1)
 	}
 	return w.account.Share(1) + w.account.Room()/overShare
