@@ -91,7 +91,10 @@ func (g *Guard) OpenConnection(now Time, c *Connection, p Peer) (admitted bool) 
 	}
 	c.observed = g.config.Mode == config.Observe
 	if !g.observesBeside() && !g.mayExempt(burden) { // whose requests are never rejected is not known at their first bytes
-		c.silent, c.from = p, burden
+		c.silent, c.from, c.most = p, burden, 2*int64(g.config.Buffers.Downstream)
+		if c.Read > 0 {
+			c.most = c.Read
+		}
 		if !g.mayExempt(modest) {
 			c.from = modest
 		}
@@ -362,7 +365,7 @@ func (w *Worker) endTrial(c *Connection) {
 func (w *Worker) refuses(now Time, c *Connection, n int64) bool {
 	if p := c.silent; p != nil {
 		c.silent = nil
-		if w.burdens(now, p, n, c.from) {
+		if w.burdens(now, p, n, c.from, c.most) {
 			w.count(verdict.Closed)
 			w.counts[metric.CountClosedConnections]++
 			if !c.observed {
@@ -428,16 +431,16 @@ const (
 // burdens says that what a client sends first is an upload, and has no room under the limit, while
 // others are to be closed for that. Those have to wait for the next tick, and until then a pass of
 // Envoy's event loop reads a buffer of each that comes. This one's request has not been begun, so
-// that its connection can be closed at once. It is let in where it may wait: as much again comes,
-// then.
-func (w *Worker) burdens(now Time, p Peer, n, from int64) bool {
+// that its connection can be closed at once. It is let in where it may wait, with all that may
+// come of it then.
+func (w *Worker) burdens(now Time, p Peer, n, from, most int64) bool {
 	if len(w.closing) < manyClosing {
 		from = burden
 	}
 	if n < from || len(w.closing) == 0 || w.account.Ask(now, n, budget.UpToLimit) != budget.Denied {
 		return false
 	}
-	mayWait := w.queues(int64(w.throttle.Queue)) && !w.account.Stale(now) && w.foresees(2*n, 0, w.account.Room()/heldShare)
+	mayWait := w.queues(int64(w.throttle.Queue)) && !w.account.Stale(now) && w.foresees(most, 0, w.account.Room()/heldShare)
 	return !mayWait && p.Uploads()
 }
 
