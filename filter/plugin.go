@@ -60,7 +60,7 @@ func (v *vm) start() error {
 
 // mark looks at the clock between two ticks, where it is worth the call of the host.
 func (v *vm) mark() {
-	if v.worker.Drains() {
+	if v.worker.Marks() {
 		v.now = now()
 		v.worker.Mark(v.now)
 	}

@@ -118,7 +118,7 @@ func (w *worker) read(c *C.hw_connection, t budget.Time, n int64) (refused bool)
 			k.guard.TLS(t, &k.Connection)
 		}
 	}
-	if n >= guard.LargeRead && w.mu.policy.Drains() {
+	if n >= guard.LargeRead && w.mu.policy.Marks() {
 		w.mu.policy.Mark(t)
 	}
 	w.mu.arrived = k

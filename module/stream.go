@@ -100,7 +100,7 @@ func (s *stream) judge(t budget.Time, length int64) guard.Verdict {
 	w := s.worker
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if length != 0 && w.mu.policy.Drains() {
+	if length != 0 && w.mu.policy.Marks() {
 		w.mu.policy.Mark(t)
 	}
 	return s.guard.Open(t, &s.Stream, s, length)

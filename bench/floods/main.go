@@ -60,6 +60,7 @@ func command(args []string, stdout, stderr io.Writer) int {
 	duration := flags.Duration("duration", 30*time.Second, "how long each flood lasts")
 	limit := flags.String("limit", "200MiB", "the budget")
 	small := flags.Int("small", 200, "small requests a second beside each flood")
+	reconnect := flags.Bool("reconnect", false, "each of those comes on a new connection")
 	concurrency := flags.Int("concurrency", 2, "Envoy's workers")
 	wasm := flags.String("wasm", "", "the compiled filter (default: what `make build` makes)")
 	group := flags.String("cgroup", "", "run Envoy in a memory cgroup of this size, such as 300MiB (root)")
@@ -82,7 +83,7 @@ func command(args []string, stdout, stderr io.Writer) int {
 	}
 
 	fail := func(err error) int { fmt.Fprintln(stderr, "floods:", err); return 1 }
-	o := options{duration: *duration, small: *small, concurrency: *concurrency, wasm: *wasm}
+	o := options{duration: *duration, small: *small, reconnect: *reconnect, concurrency: *concurrency, wasm: *wasm}
 	chosen, err := choose(floods(), *names)
 	if err != nil {
 		return fail(err)

@@ -38,6 +38,7 @@ type options struct {
 	duration    time.Duration
 	limit       unit.Bytes // the budget
 	small       int        // small requests a second
+	reconnect   bool       // each of those comes on a new connection
 	concurrency int
 	wasm        string
 	cgroup      unit.Bytes // 0: in none of its own
@@ -198,7 +199,7 @@ func run(ctx context.Context, f flood, guard string, o options) (*result, error)
 		})
 	})
 
-	small := &load.Small{Addr: addr, Rate: o.small}
+	small := &load.Small{Addr: addr, Rate: o.small, Reconnect: o.reconnect}
 	bystanders, stopBystanders := context.WithCancel(alive)
 	if o.small > 0 {
 		measuring.Go(func() { small.Run(bystanders) })

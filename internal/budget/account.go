@@ -147,18 +147,28 @@ func (a *Account) Stale(now Time) bool {
 func (a *Account) Estimate(now Time) int64 { return a.estimate(a.Stale(now)) }
 
 // Mark has what passes from now on be told from what has passed before, when a reading is asked for
-// about now. Unlike elsewhere now has to be the time, and not that of the last tick. Where what
-// passes stays, what is made of it may come later, such as a copy of a body for ext_authz: there
-// what is fresh is counted for longer.
+// about now, and tells the others what a new reading has. Unlike elsewhere now has to be the time,
+// and not that of the last tick. Ask Marks first.
 func (a *Account) Mark(now Time) {
-	if !a.fresh.mayMark(now) || !a.shared.table.Drains() {
+	if !a.fresh.mayMark(now) || !a.Marks() {
 		return
 	}
 	_ = a.Refresh(now) // without it, a little later
-	a.notice(now)
+	if a.notice(now) > 0 && a.joined && a.exchange(now, func() bool { a.tighten(now); a.entry(now); return true }) == nil {
+		a.published() // else they would count for as long as this pass takes what is in the reading
+	}
 	if a.fresh.mayMark(now) {
 		a.fresh.mark(now)
 	}
+}
+
+// Marks says whether it is worth a Mark. Where what passes stays it is not: what is made of it may
+// come later, such as a copy of a body for ext_authz, and so what is fresh is counted for longer.
+// Where nothing is known it is, as soon as memory is not calm: what passes in the first burst is
+// soon in readings, of which several may come before the next tick.
+func (a *Account) Marks() bool {
+	t := &a.shared.table
+	return t.Drains() || !t.Stays() && a.crowded()
 }
 
 // Measured is what is in use by the last reading and by what has passed since that was asked for,

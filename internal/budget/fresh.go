@@ -44,6 +44,7 @@ const markEvery = 10 * time.Millisecond // TestWhatPassedSinceAReadingWasAskedFo
 func (f *fresh) add(n int64) int64 {
 	again := min(n, f.reusable)
 	f.reusable -= again
+	f.freed = max(f.freed-again, 0) // it is there again
 	n -= again
 	f.total += n
 	f.kept += n

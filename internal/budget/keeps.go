@@ -5,9 +5,10 @@ import (
 	"time"
 )
 
-// keeps learns how much of what passes stays: how much a reading has grown for each byte that has
-// passed since the one before. Uploads that the upstream reads at once leave a tenth to a half of
-// what they bring, those that it does not read leave all.
+// keeps learns how much of what passes stays: how much more is allocated for each byte that has
+// passed since the reading before. Uploads that the upstream reads at once leave a tenth to a half
+// of what they bring, those that it does not read leave all. It is not told by what is in use: of
+// that the allocator's caches have 20 MiB after a start, which hide as much of the first burst.
 //
 // It says nothing of the next burst, so that nobody is let in by it. It says who may wait, for that
 // is taken back as soon as readings tell otherwise.
@@ -31,7 +32,7 @@ const (
 // observe takes a reading and all that had passed by then, but for what came for those who wait.
 // Those hold so much. It sets what the table says.
 func (k *keeps) observe(now Time, t *Table, passed, waits int64) {
-	reading := t.Reading - waits
+	reading := t.live() - waits
 	if now-k.learned > keepsFor {
 		t.Keeps = 0
 	}
@@ -41,12 +42,23 @@ func (k *keeps) observe(now Time, t *Table, passed, waits int64) {
 		return
 	default:
 		is := max(min((reading-k.reading)*1000/n, keepsMost), keepsLeast)
-		if t.Keeps > is { // it rises at once, and falls slowly
+		switch {
+		case t.Keeps > is: // it falls slowly
 			is += int64(float64(t.Keeps-is) * math.Exp2(-float64(now-k.learned)/float64(keepsHalf)))
+		case t.Drains(): // and rises by half: what one reading tells may be a moment's
+			is -= (is - t.Keeps) / 2
 		}
 		t.Keeps, k.learned = is, now
 	}
 	k.at, k.reading, k.passed = now, reading, passed
+}
+
+// live is the reading without what is free in the allocator's caches, as far as that is told.
+func (t *Table) live() int64 {
+	if t.Allocated <= 0 {
+		return t.Reading
+	}
+	return t.Reading - max(t.InUse-t.Allocated, 0)
 }
 
 // Drains says that what passes has lately not stayed, and Stays that it has: most likely the

@@ -99,13 +99,13 @@ func (a *Account) due(now Time, polls bool) bool {
 	return was != a.Own() || now-s.written.Beat >= beatEvery || s.writtenAfter != a.fresh.noticed
 }
 
-// notice takes out of fresh what is in the table's reading. Only Tick, Observe and Mark do this:
-// elsewhere now may be as old as the last tick, and the rotation would seem to lie before bytes
-// that passed before it.
-func (a *Account) notice(now Time) {
+// notice takes out of fresh what is in the table's reading, and returns how many bytes that are.
+// Only Tick, Observe and Mark do this: elsewhere now may be as old as the last tick, and the
+// rotation would seem to lie before bytes that passed before it.
+func (a *Account) notice(now Time) (in int64) {
 	in, rotates := a.fresh.notice(now, a.shared.table.Sequence, a.shared.table.Asked)
 	if !rotates {
-		return
+		return 0
 	}
 	a.Rotations++
 	a.own.Fresh -= in
@@ -115,17 +115,19 @@ func (a *Account) notice(now Time) {
 			a.revoke(s)
 		}
 	}
+	return in
 }
 
 // addPaused is addFresh of what comes for those who wait.
 func (a *Account) addPaused(n int64) {
-	a.addFresh(n)
-	a.fresh.waits(n)
+	a.fresh.waits(a.addFresh(n))
 }
 
-// addFresh counts n more bytes that have passed.
-func (a *Account) addFresh(n int64) {
-	n = a.fresh.add(n)
-	a.own.Fresh += n
-	a.own.Passed += n
+// addFresh counts n more bytes that have passed, and returns how many are new: those that others
+// have given back are counted already.
+func (a *Account) addFresh(n int64) (added int64) {
+	added = a.fresh.add(n)
+	a.own.Fresh += added
+	a.own.Passed += added
+	return added
 }

@@ -83,7 +83,7 @@ func (r *trend) observe(now Time, t *Table, l *Limits) {
 	all := t.Sum()
 	if t.Sequence > 0 && r.last == 0 {
 		// This VM has only just taken over: what the one before it had found is all it knows.
-		r.kept, r.keptAt = min(t.Surprise, l.Limit), now
+		r.kept, r.keptAt, r.keeps.learned = min(t.Surprise, l.Limit), now, now
 		if t.Base > 0 && t.Base != l.tenable() { // at which it may have been cut
 			r.bases.add(now, t.Base)
 		}

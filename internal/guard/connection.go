@@ -91,7 +91,10 @@ func (g *Guard) OpenConnection(now Time, c *Connection, p Peer) (admitted bool) 
 	}
 	c.observed = g.config.Mode == config.Observe
 	if !g.observesBeside() && !g.mayExempt(burden) { // whose requests are never rejected is not known at their first bytes
-		c.silent, c.from = p, burden
+		c.silent, c.from, c.most = p, burden, 2*int64(g.config.Buffers.Downstream)
+		if c.Read > 0 {
+			c.most = c.Read
+		}
 		if !g.mayExempt(modest) {
 			c.from = modest
 		}
@@ -296,10 +299,12 @@ const (
 //	it brings more than modest   closed if that has no room, and what came is thrown away; more
 //	                             than c.from, where a request so large may be exempt
 //	it brings nothing for long   closed
+//	others come, and it is late  closed: who says nothing keeps no place from those who come
 //	its request begins           over: that is judged as any
 //	it is answered before that   over: its requests are none of ours, or it is raw
 //
-// All that are on trial have as much as the floor at most. Beyond that a connection is refused.
+// All that are on trial have as much as the floor at most, and until the next tick a quarter more.
+// Beyond that a connection is refused.
 //
 // letIn says whether a new connection is let in, be it on trial.
 func (g *Guard) letIn(now Time, c *Connection, p Peer, source *key, cost int64) bool {
@@ -308,24 +313,36 @@ func (g *Guard) letIn(now Time, c *Connection, p Peer, source *key, cost int64) 
 		return false
 	}
 	fits := w.fits(now, cost)
-	if !fits && !w.tries(cost) || !g.admitRaw(now, c, p) {
+	if !fits && !w.tries(cost) {
 		return false
 	}
-	if fits {
-		return true
+	hasRoom := g.admitRaw(now, c, p)
+	switch {
+	case !hasRoom && !g.letsRaw(), !fits && c.price > 0: // raw ones are never on trial: it would say nothing
+		return false
+	case !hasRoom:
+		w.counts[metric.CountRefused]++
+	case !fits:
+		w.try(c, cost)
 	}
-	if c.price > 0 {
-		return false // raw ones are never on trial: it would say nothing
-	}
-	w.try(c, cost)
 	return true
 }
 
 // tries says whether there is room for one more on trial. Where another filter holds requests back,
 // it can't be told when one begins.
 func (w *Worker) tries(cost int64) bool {
+	n := w.places(cost)
+	return w.onTry < n+n/untilTick && !w.idle.Mistaken()
+}
+
+// untilTick: 1/4 more than have a place come in until the next tick, which closes as many of those
+// that came first.
+const untilTick = 4 // TestAConnectionWithoutRoomIsOnTrial
+
+// places is how many connections may be on trial.
+func (w *Worker) places(cost int64) int64 {
 	workers := int64(max(len(w.account.Table().Entries), 1))
-	return (w.onTry+1)*cost*workers <= w.account.Floor() && !w.idle.Mistaken()
+	return w.account.Floor() / max(cost*workers, 1)
 }
 
 // try puts a connection on trial. Ask tries first.
@@ -348,7 +365,7 @@ func (w *Worker) endTrial(c *Connection) {
 func (w *Worker) refuses(now Time, c *Connection, n int64) bool {
 	if p := c.silent; p != nil {
 		c.silent = nil
-		if w.burdens(now, p, n, c.from) {
+		if w.burdens(now, p, n, c.from, c.most) {
 			w.count(verdict.Closed)
 			w.counts[metric.CountClosedConnections]++
 			if !c.observed {
@@ -376,16 +393,19 @@ func (w *Worker) fails(now Time, c *Connection, n int64) bool {
 	return !c.observed
 }
 
-// closeTried picks the connections to close that have brought nothing for long. Where there is room
-// again, all have passed.
+// closeTried picks the connections to close that have brought nothing for long, and the first of
+// more than have a place. Where there is room again, all have passed.
 func (w *Worker) closeTried(now Time, least Time, a *Actions) {
 	fits := w.fits(now, w.triedFor) || w.idle.Mistaken()
+	late := func(c *Connection) bool {
+		return w.onTry > w.places(w.triedFor) || c.last == 0 && now-c.came >= max(trialFor, least)
+	}
 	kept := w.tried[:0]
 	for _, c := range w.tried {
 		switch {
-		case fits:
+		case fits, c.passed[budget.Response] > 0:
 			w.endTrial(c)
-		case c.onTrial && c.last == 0 && now-c.came >= max(trialFor, least) && len(a.Idle) < maxIdle && w.claimCut(c):
+		case c.onTrial && late(c) && len(a.Idle) < maxIdle && w.claimCut(c):
 			w.endTrial(c)
 			w.counts[metric.CountRefused]++
 			if !c.observed {
@@ -411,12 +431,17 @@ const (
 // burdens says that what a client sends first is an upload, and has no room under the limit, while
 // others are to be closed for that. Those have to wait for the next tick, and until then a pass of
 // Envoy's event loop reads a buffer of each that comes. This one's request has not been begun, so
-// that its connection can be closed at once.
-func (w *Worker) burdens(now Time, p Peer, n, from int64) bool {
+// that its connection can be closed at once. It is let in where it may wait, with all that may
+// come of it then.
+func (w *Worker) burdens(now Time, p Peer, n, from, most int64) bool {
 	if len(w.closing) < manyClosing {
 		from = burden
 	}
-	return n >= from && len(w.closing) > 0 && w.account.Ask(now, n, budget.UpToLimit) == budget.Denied && p.Uploads()
+	if n < from || len(w.closing) == 0 || w.account.Ask(now, n, budget.UpToLimit) != budget.Denied {
+		return false
+	}
+	mayWait := w.queues(int64(w.throttle.Queue)) && !w.account.Stale(now) && w.foresees(most, 0, w.account.Room()/heldShare)
+	return !mayWait && p.Uploads()
 }
 
 // How much a connection may read ahead, by how full memory is. A limit that is lowered later frees

@@ -113,9 +113,10 @@ func TestAConnectionThatHasNoRoomIsRefused(t *testing.T) {
 	})
 	t.Run("until all cost as much", func(t *testing.T) {
 		p := fill(t, nil)
-		require.Len(t, p.admit(0, 400), 160+160, "as many again are on trial")
-		require.Equal(t, uint64(80), p.workers[0].Counts()[metric.CountRefused])
-		require.Equal(t, int64(320), p.workers[0].Account().Own().Connections.Open)
+		require.Len(t, p.admit(0, 400), 160+160+40, "as many again are on trial, and a quarter more")
+		require.Equal(t, uint64(40), p.workers[0].Counts()[metric.CountRefused])
+		require.Equal(t, int64(360), p.workers[0].Account().Own().Connections.Open)
+		require.Len(t, p.tick(0, 25*ms, 230*mib), 40, "until the next tick")
 	})
 	t.Run("whatever small requests have of it", func(t *testing.T) {
 		p := fill(t, nil)
@@ -189,14 +190,14 @@ func TestAConnectionWithoutRoomIsOnTrial(t *testing.T) {
 	asIs := func(*Config) {}
 	t.Run("who brings much is refused, and makes room for the next", func(t *testing.T) {
 		p, all := fill(t, asIs)
-		require.Empty(t, p.admit(0, 1))
 		w := p.workers[0]
+		require.Len(t, p.admit(0, 50), 40)
 		require.False(t, w.Data(p.now, all[0], 60<<10), "he had room")
 		require.False(t, w.Data(p.now, all[319], modest))
 		require.True(t, w.Data(p.now, all[319], 1))
 		w.CloseConnection(p.now, all[319])
 		require.Len(t, p.admit(0, 2), 1)
-		require.Equal(t, uint64(3), w.Counts()[metric.CountRefused])
+		require.Equal(t, uint64(12), w.Counts()[metric.CountRefused])
 	})
 	t.Run("whose request has begun is judged by that", func(t *testing.T) {
 		p, all := fill(t, asIs)
@@ -205,7 +206,31 @@ func TestAConnectionWithoutRoomIsOnTrial(t *testing.T) {
 		r := &request{connected: all[319]}
 		require.Equal(t, verdict.Admit, p.guards[0].Open(p.now, &r.Stream, r, 0).Action)
 		require.False(t, w.Data(p.now, all[319], 60<<10))
-		require.Len(t, p.admit(0, 2), 1)
+		require.Len(t, p.admit(0, 50), 41)
+	})
+	t.Run("who says nothing, or dribbles, keeps no place from who comes", func(t *testing.T) {
+		p, all := fill(t, asIs)
+		w := p.workers[0]
+		require.False(t, w.Data(p.now, all[170], 10))
+		p.guards[0].Carry(p.now, all[180], budget.Response, 100, peer("10.0.0.1")) // its requests are none of ours
+		closed := 0
+		for range 100 { // 1,600/s
+			c := p.admit(0, 40)
+			require.Len(t, c, 40)
+			for _, c := range p.tick(0, 25*ms, 230*mib) {
+				require.NotSame(t, all[180], c)
+				w.CloseConnection(p.now, c)
+				closed++
+			}
+			require.False(t, w.Data(p.now, c[39], 100))
+			r := &request{connected: c[39]} // a bystander among them
+			require.Equal(t, verdict.Admit, p.guards[0].Open(p.now, &r.Stream, r, 0).Action)
+			p.guards[0].Close(p.now, &r.Stream)
+			w.CloseConnection(p.now, c[39])
+		}
+		require.True(t, all[170].IsClosed)
+		require.False(t, all[180].IsClosed)
+		require.InDelta(t, 100*39, closed, 40)
 	})
 	t.Run("who says nothing is closed", func(t *testing.T) {
 		p, all := fill(t, asIs)

@@ -201,6 +201,7 @@ type arrivals struct {
 	since   int64 // since its last request began, or ended
 	arrived int64 // for the paused HTTP/1 request, before and since
 	from    int64 // of what comes first, so much can be refused: see burdens
+	most    int64 // that a request may leave unread while it waits
 }
 
 // ended are the ticks in which something of a connection was.

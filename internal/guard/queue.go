@@ -33,14 +33,13 @@ func (g *Guard) wait(now Time, s *Stream, small bool) Verdict {
 // claimPlace asks for a place in the queue, and room for what it costs. One whose key has more than
 // its share leaves something of the queue, and of what lies under the limit, to the others.
 func (g *Guard) claimPlace(now Time, s *Stream, small bool, cost, window int64) bool {
-	w, others := g.worker, g.worker.account.Others()
+	w := g.worker
 	queue, held, claim := int64(w.throttle.Queue), w.account.Room()/heldShare, budget.UpToLimit
 	if w.greedy(s.key) {
 		queue, held, claim = queue-queue/othersShare, held-held/othersShare, budget.UpToHard
 	}
 	switch {
-	case w.throttle.Timeout == 0,
-		int64(w.line.Len())+others.Queue.Waiting >= queue,
+	case !w.queues(queue),
 		!small && cost > 0 && w.largeClaim(s.key, s.total()) != budget.UpToLimit && w.drawEarlyReject(now), // to wait costs a GET nothing
 		window > 0 && window > int64(g.config.Buffers.HTTP2ConnectionWindow)/2-s.connection.window,
 		cost+s.Kept() > 0 && !w.bears(now, s, cost, held, claim):
@@ -49,55 +48,22 @@ func (g *Guard) claimPlace(now Time, s *Stream, small bool, cost, window int64) 
 	return true
 }
 
-// heldShare: the queue's pause costs may hold 1/4 of what traffic can have.
-const heldShare = 4 // TestLineIsBounded
-
 // bears says that what it costs to let the request wait has room. Where the network filter sees
 // what comes, it is judged by what can be foreseen: if more comes than has room, those who came
 // last are rejected (refuseWaiting, shed). Else it is the most that may come.
 func (w *Worker) bears(now Time, s *Stream, cost, held int64, claim budget.Claim) bool {
 	if s.seesItsOwn() && !w.account.Stale(now) {
-		waits := w.account.Others().Queue
-		missing := int64(0) // of those who wait: it may still come, and is not counted yet
-		if w.account.Table().Drains() {
-			missing = w.held + waits.Held - w.come - waits.Come
-		}
-		return s.Kept()+cost <= w.patience(held)-w.held-waits.Held && cost+missing <= w.spare()-w.account.Foreseen()
+		return w.foresees(cost, s.Kept(), held)
 	}
 	return s.Kept()+cost <= held-w.held-w.account.Others().Queue.Held && w.account.Ask(now, cost, claim) != budget.Denied
 }
 
-// patience is how much those who wait may hold, where the network filter sees what comes of them.
-// What lies between soft and all that others hold, by the reading, is idle: uploads that the
-// upstream reads at once hold a quarter of what they may. Where it does not read, what is let in
-// fills memory up to soft, and who waits has held of the room, as elsewhere.
-func (w *Worker) patience(held int64) int64 {
-	t := w.account.Table()
-	if t.Stays() {
-		return held
-	}
-	waiting := w.come + w.account.Others().Queue.Come
-	return max(held, min(patientShare*held, w.account.Share(w.limits.Soft)-t.Reading+waiting))
-}
-
-// overShare: an eighth of the room more may be foreseen, for who waits is rejected as soon as it
-// comes.
-const overShare = 8 // case stock-upload
-
-// spare is up to where may be foreseen what those who wait will hold.
-func (w *Worker) spare() int64 {
-	if !w.account.Table().Drains() {
-		return w.account.Share(1)
-	}
-	return w.account.Share(1) + w.account.Room()/overShare
-}
-
-// patientShare: three times as much may be held at most.
-const patientShare = 3 // case stock-upload
-
-// serve resumes one of those who wait, or rejects those who have waited too long, by turns where
-// both is due. One call of the host must not do both: Envoy, which runs what the resumed request
-// has sent nested in that call, crashed where it rejected others of the same HTTP/2 connection.
+// serve resumes one of those who wait, or rejects those who have waited too long. While one can be
+// resumed in each tick there is room, and who is late may be the next: a worker that was busy with
+// one pass of its event loop for a second finds all of them late. So they have a quarter more, and
+// then it is by turns. One call of the host must not do both: Envoy, which runs what the resumed
+// request has sent nested in that call, crashed where it rejected others of the same HTTP/2
+// connection.
 func (w *Worker) serve(now Time, a *Actions) {
 	if w.line.Len() == 0 {
 		return
@@ -107,15 +73,18 @@ func (w *Worker) serve(now Time, a *Actions) {
 		w.publish()
 		return
 	}
-	if !w.resumed || w.line.Overdue(now, Time(w.throttle.Timeout)) == nil {
+	timeout := Time(w.throttle.Timeout)
+	late := timeout + timeout/lateShare
+	if !w.resumed || w.line.Overdue(now, late) == nil {
 		if a.Resume, a.Waited = w.Resume(now); a.Resume != nil {
 			w.resumed = true
 			return
 		}
+		late = timeout
 	}
 	w.resumed = false
 	for {
-		next := w.line.Overdue(now, Time(w.throttle.Timeout))
+		next := w.line.Overdue(now, late)
 		if next == nil {
 			break
 		}
@@ -123,6 +92,9 @@ func (w *Worker) serve(now Time, a *Actions) {
 	}
 	w.publish()
 }
+
+// lateShare: a timeout is 1/4 longer as long as one after the other is resumed.
+const lateShare = 4 // TestWhoIsLateGoesOnWhereThereIsRoom
 
 // shed rejects those who wait and came last, where what they have sent has no room any more, by
 // what was measured. It says whether there were any.

@@ -199,8 +199,8 @@ func (r *raw) grow(now Time, d budget.Direction, n int64) {
 	a.Cover(now)
 }
 
-// admitRaw says whether a new connection is admitted for what raw ones hold that came to the same
-// place.
+// admitRaw says whether a new connection has room for what raw ones hold that came to the same
+// place. Where there is none, it is still let in where raw ones are only observed.
 func (g *Guard) admitRaw(now Time, c *Connection, p Peer) bool {
 	w := g.worker
 	if c.place == nil {
@@ -222,11 +222,12 @@ func (g *Guard) admitRaw(now Time, c *Connection, p Peer) bool {
 	if out := claim(now, k, c.price); out != budget.Denied || w.account.Table().Futile {
 		return true
 	}
-	if g.config.TCP == config.Observe && g.config.Mode == config.Enforce {
-		w.counts[metric.CountRefused]++
-		return true
-	}
 	return false
+}
+
+// letsRaw says that a raw connection without room is let in all the same, and counted as refused.
+func (g *Guard) letsRaw() bool {
+	return g.config.TCP == config.Observe && g.config.Mode == config.Enforce
 }
 
 // price is what one more raw connection will likely hold; 0 = it is not known, or need not be raw.

@@ -364,6 +364,21 @@ func TestObservedRawConnectionsAreNotRefused(t *testing.T) {
 	}
 }
 
+// One that has room neither as a connection nor for what it will hold is refused once.
+func TestARefusedRawConnectionIsCountedOnce(t *testing.T) {
+	p := newProcess(t, 1, func(c *Config) { asEnvoy(c); c.TCP, c.Costs.Connection = Observe, 64*unit.KiB })
+	p.settle(40 * mib)
+	p.flood(30, 10*ms, 1300*kib)
+	for range 160 {
+		p.dial("10.0.0.254:80")
+	}
+	p.step(50*ms, 230*mib)
+	w := p.workers[0]
+	before := w.Counts()[metric.CountRefused]
+	require.Nil(t, p.dial(postgres))
+	require.Equal(t, before+1, w.Counts()[metric.CountRefused])
+}
+
 func TestRawConnectionsAreOneOfTheirSource(t *testing.T) {
 	for by, key := range map[string]string{config.BySource: "10.0.0.1", config.ByRoute: postgres, config.ByNone: OtherKey} {
 		t.Run(by, func(t *testing.T) {

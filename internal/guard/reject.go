@@ -115,6 +115,58 @@ func (w *Worker) overflows(now Time, n int64) bool {
 	return !w.account.Stale(now) && n > w.account.Share(1)-w.account.Measured()
 }
 
+// queues says that there is a queue, in which so many may wait, and one more place in it.
+func (w *Worker) queues(most int64) bool {
+	return w.throttle.Timeout > 0 && int64(w.line.Len())+w.account.Others().Queue.Waiting < most
+}
+
+// heldShare: the queue's pause costs may hold 1/4 of what traffic can have.
+const heldShare = 4 // TestLineIsBounded
+
+// foresees says that by what can be foreseen there is room for one more who waits, and may send so
+// much beside its headers. held is what all who wait may hold, however much is idle.
+func (w *Worker) foresees(cost, kept, held int64) bool {
+	waits := w.account.Others().Queue
+	missing := int64(0) // of those who wait: it may still come, and is not counted yet
+	if w.account.Table().Drains() {
+		missing = w.held + waits.Held - w.come - waits.Come
+	}
+	return kept+cost <= w.patience(held)-w.held-waits.Held && cost+missing <= w.spare()-w.account.Foreseen()
+}
+
+// patience is how much those who wait may hold, where the network filter sees what comes of them.
+// What lies between soft and all that others hold, by the reading, is idle: uploads that the
+// upstream reads at once hold a quarter of what they may, and up to hard where it is known that it
+// does. Where it does not read, what is let in fills memory up to soft, and who waits has held of
+// the room, as elsewhere.
+func (w *Worker) patience(held int64) int64 {
+	t := w.account.Table()
+	if t.Stays() {
+		return held
+	}
+	idle := w.account.Share(w.limits.Soft)
+	if t.Drains() {
+		idle = w.account.Share(w.limits.Hard)
+	}
+	waiting := w.come + w.account.Others().Queue.Come
+	return max(held, min(patientShare*held, idle-t.Reading+waiting))
+}
+
+// overShare: an eighth of the room more may be foreseen, for who waits is rejected as soon as it
+// comes.
+const overShare = 8 // case stock-upload
+
+// spare is up to where may be foreseen what those who wait will hold.
+func (w *Worker) spare() int64 {
+	if w.account.Table().Stays() {
+		return w.account.Share(1)
+	}
+	return w.account.Share(1) + w.account.Room()/overShare
+}
+
+// patientShare: three times as much may be held at most.
+const patientShare = 3 // case stock-upload
+
 // refuseWaiting has the connection closed of one who waits, on which more has come than has room.
 func (w *Worker) refuseWaiting(now Time, s *Stream) {
 	w.count(verdict.Closed)

@@ -6,6 +6,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/memory"
 	"github.com/highwater-envoy/highwater/internal/metric"
 	"github.com/highwater-envoy/highwater/internal/unit"
@@ -211,4 +212,27 @@ func TestWhatComesFirstIsRefusedWhileOthersAreToBeClosed(t *testing.T) {
 
 	larger.Budget.Limit.Bytes = 400 * unit.MiB
 	require.False(t, w.Data(p.now, from(larger, "10.0.0.1"), mib), "now there is room")
+}
+
+// Others are to be closed, and the estimate is at the limit. But by the reading there is room for
+// one who waits: whoever may wait is let in, to be judged.
+func TestWhatComesFirstIsLetInWhereItMayWait(t *testing.T) {
+	for _, waits := range []bool{true, false} {
+		p := newProcess(t, 1, func(c *Config) {
+			asEnvoy(c)
+			c.Budget.Hard = .99
+			if !waits {
+				nobodyWaits(c)
+			}
+		})
+		p.settle(40 * mib)
+		w := p.workers[0]
+		for w.Counts()[metric.CountClosedConnections] == 0 { // what is coming fills it
+			p.open(0, 4*mib)
+		}
+		require.NoError(t, w.Account().Change(p.now, func(table *budget.Table) { table.Keeps = 250 })) // and most of it drains
+		c := &Connection{Context: 1}
+		require.True(t, p.guards[0].OpenConnection(p.now, c, peer("10.0.0.1")))
+		require.Equal(t, waits, !w.Data(p.now, c, 3*mib))
+	}
 }

@@ -98,13 +98,13 @@ func (w *Worker) exchange(now Time) {
 	w.learnLapses(now)
 }
 
-// LargeRead is how much a client has to send at once for its face to call Mark, bytes, where Drains
+// LargeRead is how much a client has to send at once for its face to call Mark, bytes, where Marks
 // says so. A pass of Envoy's event loop in which many do may take a third of a second, and several
 // readings come in it.
 const LargeRead = 64 << 10
 
-// Drains says that what passes has lately not stayed: what a reading has of it is worth to be told.
-func (w *Worker) Drains() bool { return w.account.Table().Drains() }
+// Marks says whether Mark is worth a look at the clock.
+func (w *Worker) Marks() bool { return w.account.Marks() }
 
 // Mark has what passes from now on be told from what has passed before. Unlike elsewhere now has to
 // be the time, and not that of the last tick.

@@ -399,6 +399,22 @@ func TestSmallOpenLoop(t *testing.T) {
 	require.GreaterOrEqual(t, s.P50, 20*time.Millisecond, "a hundred of them were due while it stalled")
 }
 
+func TestSmallOnNewConnections(t *testing.T) {
+	var mu sync.Mutex
+	from := map[string]bool{}
+	addr := server(t, func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		if from[r.RemoteAddr] {
+			w.WriteHeader(http.StatusConflict)
+		}
+		from[r.RemoteAddr] = true
+		_, _ = w.Write(zeros[:smallBody])
+	})
+	s := run(t, &Small{Addr: addr, Rate: 500, Reconnect: true}, served(100))
+	require.Zero(t, s.Errors+s.Closed+s.Rejected, s.Problem)
+}
+
 // A connection that its server closes while idle is no error.
 func TestSmallReconnects(t *testing.T) {
 	var n atomic.Int64

@@ -25,6 +25,7 @@ type Small struct {
 	Rate           int           // per second
 	Connections    int           // 8 if 0
 	MaxConnections int           // 64 if 0
+	Reconnect      bool          // each request comes on a new connection
 	Timeout        time.Duration // 10 s if 0
 	Drain          time.Duration // how long those under way at the end may take; Timeout if 0
 
@@ -93,6 +94,10 @@ func (s *Small) one(ctx context.Context, slots chan *http1, conn *http1, queued 
 	status, err := s.ask(ctx, &conn, path)
 	if kept && s.Upload == 0 && err != nil && isClosed(err) && ctx.Err() == nil {
 		status, err = s.ask(ctx, &conn, path) // conn is nil by now: a fresh one
+	}
+	if s.Reconnect {
+		conn.close()
+		conn = nil
 	}
 	slots <- conn
 	switch {

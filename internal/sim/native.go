@@ -158,7 +158,7 @@ func (n *Native) Data(c *Conn, bytes int64) (refused bool) {
 
 // mark looks at the clock between two ticks, as the plugin does.
 func (n *Native) mark(w *nativeWorker) {
-	if w.Drains() {
+	if w.Marks() {
 		w.now = n.proxy.Now()
 		w.Mark(w.now)
 	}
