@@ -91,6 +91,7 @@ var (
 	faultDesc = prometheus.NewDesc("highwater_ext_proc_faults_total", "faults of the server itself that it survived", nil, nil)
 
 	comingDesc  = prometheus.NewDesc("highwater_key_coming_bytes", "announced or forecast by requests of the key, and still to come", []string{"key"}, nil)
+	priceDesc   = prometheus.NewDesc("highwater_key_price_bytes", "what one request of the key holds beside the bytes that pass, as readings tell; 0 = nothing is known", []string{"key"}, nil)
 	likelyDesc  = prometheus.NewDesc("highwater_key_likely_bytes", "likely held by requests of the key", []string{"key"}, nil)
 	waitingDesc = prometheus.NewDesc("highwater_key_waiting_bytes", "what requests of the key that wait are expected to bring", []string{"key"}, nil)
 )
@@ -102,7 +103,7 @@ func labels(keys []guard.KeyUse) map[string]guard.KeyUse {
 	for _, k := range keys {
 		name := strings.ToValidUTF8(k.Name, "\uFFFD")
 		sum := m[name]
-		m[name] = guard.KeyUse{Coming: sum.Coming + k.Coming, Likely: sum.Likely + k.Likely, Waiting: sum.Waiting + k.Waiting}
+		m[name] = guard.KeyUse{Coming: sum.Coming + k.Coming, Likely: sum.Likely + k.Likely, Waiting: sum.Waiting + k.Waiting, Price: max(sum.Price, k.Price)}
 	}
 	return m
 }
@@ -135,6 +136,7 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	for name, k := range labels(keys) {
 		out <- prometheus.MustNewConstMetric(comingDesc, prometheus.GaugeValue, float64(k.Coming), name)
 		out <- prometheus.MustNewConstMetric(likelyDesc, prometheus.GaugeValue, float64(k.Likely), name)
+		out <- prometheus.MustNewConstMetric(priceDesc, prometheus.GaugeValue, float64(k.Price), name)
 		out <- prometheus.MustNewConstMetric(waitingDesc, prometheus.GaugeValue, float64(k.Waiting), name)
 	}
 }

@@ -130,9 +130,17 @@ func (c *connection) OnStreamDone() {
 
 // Uploads implements guard.Peer.
 func (c *connection) Uploads() bool {
-	first, err := proxywasm.GetDownstreamData(0, len("PATCH "))
+	return httptext.IsUpload(c.Method())
+}
+
+// Method implements guard.Peer.
+func (c *connection) Method() string {
+	first, err := proxywasm.GetDownstreamData(0, len("OPTIONS "))
 	method, _, ok := strings.Cut(string(first), " ")
-	return err == nil && ok && httptext.IsUpload(method)
+	if err != nil || !ok {
+		return ""
+	}
+	return method
 }
 
 // Source implements guard.Peer, in a tick too.

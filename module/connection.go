@@ -191,18 +191,24 @@ func (w *worker) closeConnection(c *C.hw_connection) {
 }
 
 // Uploads implements guard.Peer.
-func (c *connection) Uploads() bool {
+func (c *connection) Uploads() bool { return httptext.IsUpload(c.Method()) }
+
+// Method implements guard.Peer.
+func (c *connection) Method() string {
 	n := C.envoy_dynamic_module_callback_network_filter_get_read_buffer_chunks_size(c.c.envoy)
 	if n == 0 || n > maxChunks {
-		return false
+		return ""
 	}
 	var chunks [maxChunks]C.hw_text
 	if !bool(C.envoy_dynamic_module_callback_network_filter_get_read_buffer_chunks(c.c.envoy, &chunks[0])) {
-		return false
+		return ""
 	}
 	first := viewOf(chunks[0])
-	method, _, ok := strings.Cut(first[:min(len(first), len("PATCH "))], " ")
-	return ok && httptext.IsUpload(method)
+	method, _, ok := strings.Cut(first[:min(len(first), len("OPTIONS "))], " ")
+	if !ok {
+		return ""
+	}
+	return strings.Clone(method)
 }
 
 // maxChunks: a read of our limit comes in fewer.

@@ -22,6 +22,7 @@ type fresh struct {
 	paused   int64 // and of total, what came for those who wait: it stays until they are let go
 	stays    int64 // of that, what no reading has yet
 	reusable int64 // of this generation: what is gone again, for what comes next
+	deleted  int64 // likewise, when the pass of Envoy's event loop has ended
 	gen      uint32
 	noticed  uint64   // sequence of the last reading noticed
 	marks    [32]mark // a ring
@@ -71,6 +72,18 @@ func (f *fresh) giveBack(gen uint32, n int64) {
 	}
 }
 
+// giveBackLater is giveBack of what Envoy deletes when it has been through all sockets that were
+// ready, and no tick comes before that: in a pass of a second hundreds of rejected requests still
+// had their headers (case headers-60k).
+func (f *fresh) giveBackLater(gen uint32, n int64) {
+	if gen == f.gen {
+		f.deleted += n
+	}
+}
+
+// passes notes that a pass of the event loop has ended.
+func (f *fresh) passes() { f.reusable, f.deleted = f.reusable+f.deleted, 0 }
+
 // mayMark says that the last mark is long enough ago.
 func (f *fresh) mayMark(now Time) bool { return now-f.marks[f.last].at >= markEvery }
 
@@ -79,7 +92,7 @@ func (f *fresh) mark(now Time) {
 	f.last = (f.last + 1) % len(f.marks)
 	f.marks[f.last] = mark{now, f.total, f.paused}
 	f.gen++
-	f.reusable = 0
+	f.reusable, f.deleted = 0, 0
 }
 
 // notice takes out what is in a reading that is new, and returns how many bytes that are.

@@ -102,9 +102,10 @@ type pause struct {
 
 // Sum is what the streams of one key have together, bytes. The zero value is a key without any.
 type Sum struct {
-	Coming int64 // announced or forecast, and still to come
-	Likely int64 // likely held, what ended responses left unread included
-	Small  int64 // coming and likely held of small streams
+	Coming  int64 // announced or forecast, and still to come
+	Likely  int64 // likely held, what ended responses left unread included
+	Small   int64 // coming and likely held of small streams
+	Streams int64 // how many there are
 }
 
 // Open begins a stream, part of owner and in the sum of a key, with what its existence costs in
@@ -116,6 +117,7 @@ func (a *Account) Open(now Time, s *Stream, owner any, sum *Sum, costs, kept, re
 	s.dir[Response].begin(now, a.fresh.gen, responseCap)
 	s.dir[Request].ended = requestCap == 0
 	a.streams.add(s)
+	s.sum.Streams++
 	a.own.Streams++
 	a.addFresh(costs + kept)
 	s.adds.exposure = kept + requestCap + responseCap
@@ -131,6 +133,8 @@ func (a *Account) Move(s *Stream, to *Sum) {
 	from := s.sum
 	from.Coming -= coming
 	to.Coming += coming
+	from.Streams--
+	to.Streams++
 	if s.state != shadow {
 		from.Likely -= s.adds.likely
 		from.Small -= s.adds.small
@@ -160,10 +164,12 @@ func (a *Account) Close(now Time, s *Stream) {
 	a.Unpause(s)
 	a.finish(now, s, Request)
 	a.finish(now, s, Response)
-	a.fresh.giveBack(s.cost.gen, s.cost.bytes)
+	a.fresh.giveBack(s.cost.gen, s.cost.bytes-s.kept)
+	a.fresh.giveBackLater(s.cost.gen, s.kept)
 	s.uncount(a)
 	a.own.Exposure -= s.adds.exposure
 	s.adds = part{}
+	s.sum.Streams--
 	a.own.Streams--
 	a.streams.remove(s)
 	s.state = closed

@@ -8,6 +8,7 @@ import (
 // Tick sweeps the streams, exchanges with the table and takes or keeps the poller slot. It returns
 // whether the slot is this VM's. An error is the store's; the account goes on with what it knows.
 func (a *Account) Tick(now Time) (polls bool, err error) {
+	a.fresh.passes()
 	a.book(now)
 	a.sweep(now)
 	stores := false

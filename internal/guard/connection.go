@@ -20,7 +20,7 @@ func (g *Guard) TLS(now Time, c *Connection) {
 // request's client sends. Where it says refused, they are to be thrown away, and the connection
 // closed: see burdens.
 func (w *Worker) Data(now Time, c *Connection, n int64) (refused bool) {
-	if (c.silent != nil || c.onTrial) && w.refuses(now, c, n) {
+	if (c.silent != nil || c.onTrial) && w.refuses(now, c, n) || w.refusesHeaders(now, c, n) {
 		return true
 	}
 	c.last = n
@@ -91,7 +91,7 @@ func (g *Guard) OpenConnection(now Time, c *Connection, p Peer) (admitted bool) 
 	}
 	c.observed = g.config.Mode == config.Observe
 	if !g.observesBeside() && !g.mayExempt(burden) { // whose requests are never rejected is not known at their first bytes
-		c.silent, c.from, c.most = p, burden, 2*int64(g.config.Buffers.Downstream)
+		c.silent, c.peer, c.from, c.most = p, p, burden, 2*int64(g.config.Buffers.Downstream)
 		if c.Read > 0 {
 			c.most = c.Read
 		}

@@ -46,7 +46,7 @@ func (w *Worker) evict(now Time, a *Actions) (ended bool) {
 			before = x.Before[j].Likely
 		}
 		perByte := float64(x.Parts[i]) / float64(x.All[i].Likely)
-		ended = w.evictOf(now, a, k, scale, x.All[i].Most, perByte*float64(before), perByte*float64(before+k.Value.Likely)) || ended
+		ended = w.evictOf(now, a, k, scale, x.All[i].Most, perByte*float64(before), perByte*float64(before+k.Value.likelyPriced())) || ended
 	})
 	w.publish()
 	return ended
@@ -154,8 +154,8 @@ func (w *Worker) candidates(do func(k *key, c candidate)) {
 	w.account.Owners(func(owner any) {
 		// What has ended is out of reach: Envoy ignores a local reply then, and the rest stays with
 		// the connection.
-		if s, ok := owner.(*Stream); ok && s.admitted() && s.exempt == notExempt && !s.evictedOnce && s.Likely() > 0 && !s.Ended(budget.Response) && !mayBeIdle(s) {
-			do(s.key, candidate{stream: s, likely: s.Likely()})
+		if s, ok := owner.(*Stream); ok && s.admitted() && s.exempt == notExempt && !s.evictedOnce && s.likely() > 0 && !s.Ended(budget.Response) && !mayBeIdle(s) {
+			do(s.key, candidate{stream: s, likely: s.likely()})
 		}
 	})
 	for _, c := range w.residual {

@@ -216,7 +216,7 @@ func (w *Worker) exchangeShares(now Time) {
 // total is what the others are told of a key.
 func (k *keyed) total(now Time, of *key) fairness.Total {
 	return fairness.Total{
-		ID: of.ID, Weight: of.Weight, Use: k.use(), Small: k.Small, Likely: k.Likely, Waits: k.queue.Bytes() + k.rejected, Most: k.most, Open: k.Open,
+		ID: of.ID, Weight: of.Weight, Use: k.use(), Small: k.Small, Likely: k.likelyPriced(), Waits: k.queue.Bytes() + k.rejected, Most: k.most, Open: k.Open,
 		Large: k.lastLarge != 0 && now-k.lastLarge < largeFor, Named: of.Named(),
 	}
 }
@@ -347,6 +347,7 @@ type KeyUse struct {
 	Coming  int64   `json:"coming"`
 	Likely  int64   `json:"likely"`
 	Waiting int64   `json:"waiting"` // what those in the queue are expected to bring
+	Price   int64   `json:"price"`   // what one of its requests holds beside the bytes that pass; 0 = nothing is known
 }
 
 // OtherKey is the name of all that are not told apart.
@@ -360,7 +361,7 @@ func (w *Worker) Keys() []KeyUse {
 		if k == &w.keys.Other {
 			name = OtherKey
 		}
-		all = append(all, KeyUse{Name: name, Weight: k.Weight, Coming: k.Value.Coming, Likely: k.Value.Likely, Waiting: k.Value.queue.Bytes()})
+		all = append(all, KeyUse{Name: name, Weight: k.Weight, Coming: k.Value.Coming, Likely: k.Value.Likely, Waiting: k.Value.queue.Bytes(), Price: k.Value.price})
 	})
 	return all
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/highwater-envoy/highwater/internal/config"
 	"github.com/highwater-envoy/highwater/internal/fairness"
 	"github.com/highwater-envoy/highwater/internal/polling"
+	"github.com/highwater-envoy/highwater/internal/price"
 	"github.com/highwater-envoy/highwater/internal/reservoir"
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
@@ -135,6 +136,21 @@ type reader struct {
 	poll  polling.Poll
 }
 
+// prices is what a stream of each key holds beside its bytes, as it was learnt: see learnPrices.
+type prices struct {
+	model   *price.Model  // where this worker has polled; else nil
+	parts   []price.Part  // of all workers
+	counts  []price.Count // the same, for the model
+	inForce []price.Price // by id
+	told    price.Told
+	heard   price.Told // to be used again
+	hasTold bool       // the others have something of this worker
+	at      budget.Time
+	logged  []uint64    // ids of keys whose price was
+	toldAt  budget.Time // and when the last was
+	buf     []byte
+}
+
 // shares is what the workers of a process tell each other of their keys, and what follows.
 //
 // Each worker publishes a total for each of its keys: what it has, what it waits for, how many
@@ -202,6 +218,7 @@ type arrivals struct {
 	arrived int64 // for the paused HTTP/1 request, before and since
 	from    int64 // of what comes first, so much can be refused: see burdens
 	most    int64 // that a request may leave unread while it waits
+	asks    bool  // what has come since is a request without a body: see Worker.crowds
 }
 
 // ended are the ticks in which something of a connection was.

@@ -27,6 +27,7 @@ type tcpClient struct {
 
 func (c *tcpClient) Source() string     { c.calls++; return c.source }
 func (c *tcpClient) Uploads() bool      { c.calls++; return false }
+func (c *tcpClient) Method() string     { c.calls++; return "" }
 func (c *tcpClient) Place() string      { c.calls++; return c.place }
 func (c *tcpClient) ParsedAsHTTP() bool { c.calls++; return c.http }
 

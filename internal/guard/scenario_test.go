@@ -74,6 +74,8 @@ func (p peer) Source() string { return string(p) }
 
 func (p peer) Uploads() bool { return p != notHTTP }
 
+func (p peer) Method() string { return "POST" }
+
 func (p peer) Place() string { return "10.0.0.254:443" }
 
 func (p peer) ParsedAsHTTP() bool { return p != notHTTP }

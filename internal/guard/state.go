@@ -282,6 +282,7 @@ type keyring struct {
 	sources   int // connections that are told apart by their source
 	heavyKeys int // how many keys have large responses
 	openEnded openEnded
+	prices    prices
 }
 
 type key = fairness.Key[keyed]
@@ -295,6 +296,8 @@ type keyed struct {
 	fairness.Entitlement
 	fairness.Sockets
 	most      int64 // what one of its streams likely holds, while memory is over the limit
+	price     int64 // and beside what is counted of it: see learnPrices; 0 = nothing is known
+	holds     int64 // the same, where it tells more than its bytes
 	rejected  int64 // bytes that were rejected and may come back, fewer and fewer since
 	lastLarge Time  // when its last large request or response came
 }
@@ -405,6 +408,8 @@ type Peer interface {
 	// Uploads says that what comes first is an upload over HTTP/1. It is asked while it comes, and
 	// seldom.
 	Uploads() bool
+	// Method is that of what comes first over HTTP/1, or empty. It is asked seldom.
+	Method() string
 	// Place is the address of this Envoy that the client has connected to. It is asked once, and
 	// only where there are raw connections.
 	Place() string
@@ -418,7 +423,8 @@ type Connection struct {
 	budget.Connection
 	Context uint32 // the network filter's context, by which it can be closed; 0 = there is no network filter
 	arrivals
-	silent      Peer // whose it is, while nothing has come that might be refused
+	peer        Peer // whose it is, where what comes may be refused
+	silent      Peer // the same, while nothing has come that might be refused
 	paused      *Stream
 	window      int64 // what paused HTTP/2 requests take of the connection's window
 	costs       int64 // and what they can leave unread

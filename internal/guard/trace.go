@@ -28,7 +28,8 @@ type holding struct {
 func (h *holding) bound() int64 { return h.request + h.response }
 
 func (s *Stream) holds() holding {
-	h := holding{request: s.Held(budget.Request), response: s.Held(budget.Response), likely: s.Likely()}
+	h := holding{request: s.Held(budget.Request), response: s.Held(budget.Response), likely: s.likely()}
+	h.response += h.likely - s.Likely() // what it holds beside its bytes
 	switch {
 	case !s.admitted() && s.pauseCost > 0 && !s.Shadow():
 		// It lies unread in the codec, and is in no sum of the account: on HTTP/1 exactly what the

@@ -95,6 +95,7 @@ func (w *Worker) exchange(now Time) {
 		w.HostError()
 	}
 	w.polls = polls
+	w.exchangePrices(now)
 	w.learnLapses(now)
 }
 
@@ -166,7 +167,9 @@ func (w *Worker) Status(now Time, add func(name string, value int64)) {
 	}
 	add("likely_held_bytes", likely)
 	add("bounds_bytes", max(all.Bounds+all.Queue.Held, likely))
-	add("unexplained_bytes", max(t.InUse-t.Base-likely, 0))
+	priced := w.priced()
+	add("priced_bytes", priced)
+	add("unexplained_bytes", max(t.InUse-t.Base-likely-priced, 0))
 	add("workers", int64(len(t.Entries)))
 	add("peaks", m.Episode)
 	gauges := w.Gauges(now)
@@ -243,6 +246,7 @@ func (w *Worker) Observe(now Time, r memory.Reading, failure error) (event strin
 		return ""
 	}
 	w.poll.Failed(nil)
+	w.learnPrices(now, r.InUse)
 	w.telling.Turned = w.account.Turned() || w.telling.Turned
 	if blind {
 		event = fmt.Sprintf("readings of Envoy's memory are back after %v. ", roughly(age))

@@ -15,6 +15,11 @@ func IsUpload(method string) bool {
 	return method == "POST" || method == "PUT" || method == "PATCH"
 }
 
+// HasNoBody says whether a request of this method is likely to have none.
+func HasNoBody(method string) bool {
+	return method == "GET" || method == "HEAD" || method == "DELETE" || method == "OPTIONS"
+}
+
 // maxLength is the longest message that is told apart: a longer one has no room either, and what is
 // reckoned with it must not overflow.
 const maxLength = budget.Unlimited

@@ -91,6 +91,9 @@ func (p peer) Source() string { return p.source }
 // Uploads implements guard.Peer.
 func (p peer) Uploads() bool { return !p.http2 }
 
+// Method implements guard.Peer: the model has uploads alone.
+func (p peer) Method() string { return "" }
+
 // Place implements guard.Peer.
 func (peer) Place() string { return "10.0.0.254:80" }
 
