@@ -20,7 +20,8 @@ import (
 // worker is one worker thread of Envoy.
 type worker struct {
 	index   uint32
-	yielded budget.Time // of its own thread alone
+	yielded budget.Time          // of its own thread alone
+	chunks  [maxChunks]C.hw_text // likewise: of what is just read or written
 	due     atomic.Int64
 	posted  atomic.Bool // a tick is on its way to the thread
 
@@ -31,10 +32,10 @@ type worker struct {
 		links   slots[connection]
 		byID    map[uint64]*connection // by Envoy's connection.id
 		bare    map[uint64]*bare       // those that no network filter has
+		metered []*connection          // with responses that are held
 		arrived *connection            // on which bytes came last
 		living  ring                   // connections and streams, on whose thread a tick may come
 		anchor  anchor                 // the one on which it does
-		pending int                    // connections that were accepted and have no filter chain yet
 		looking []looking
 		counted [metric.NumCounters]uint64
 	}
@@ -204,6 +205,10 @@ func (w *worker) tick(t budget.Time) (todo todo, answers []looking) {
 	}
 	tellEvent(a.Event, a.Severity)
 	todo.of(a)
+	if a.Lower {
+		todo.lower = w.lower()
+	}
+	todo.lost = w.doubtMeters()
 	answers = w.looked(t)
 	if len(w.mu.looking) > 0 {
 		a.Next = guard.FastTick
@@ -220,6 +225,8 @@ type todo struct {
 	rejected []rejected
 	closes   []*stream // their connections
 	cut      []*connection
+	lower    []*connection // their buffer limits
+	lost     []*connection // to metering
 }
 
 type rejected struct {
@@ -253,7 +260,7 @@ func (t *todo) of(a *guard.Actions) {
 func (t *todo) carryOut() {
 	if s := t.resume; s != nil && s.open() {
 		s.mark(t.verdict)
-		s.readOn()
+		s.letOn()
 		C.envoy_dynamic_module_callback_http_filter_continue_decoding(s.c.envoy)
 	}
 	for _, r := range t.rejected {
@@ -268,6 +275,20 @@ func (t *todo) carryOut() {
 	}
 	for _, c := range t.cut {
 		c.close()
+	}
+	t.carryOutBuffers()
+}
+
+func (t *todo) carryOutBuffers() {
+	for _, c := range t.lower {
+		if c.isOpen() {
+			c.setLimit(c.Read)
+		}
+	}
+	for _, c := range t.lost {
+		if c.isOpen() {
+			c.lose()
+		}
 	}
 }
 
