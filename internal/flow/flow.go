@@ -62,6 +62,9 @@ func New() *Connection {
 	return c
 }
 
+// maxComing: of one read no more requests are followed.
+const maxComing = 1024 // TestRequestsOfAReadAreBounded
+
 // BeginRead says that what follows was read at once. Requests of the read before that have not come
 // do not come any more.
 func (c *Connection) BeginRead() { c.coming = c.coming[:0] }
@@ -75,7 +78,9 @@ func (c *Connection) Read(p []byte) {
 		switch {
 		case f.kind == headers && f.stream > c.newest:
 			c.newest = f.stream
-			c.coming = append(c.coming, f.stream)
+			if len(c.coming) < maxComing {
+				c.coming = append(c.coming, f.stream)
+			}
 		case f.kind == windowUpdate:
 			c.update(f.stream, int64(binary.BigEndian.Uint32(f.payload[:])&^(1<<31)))
 		case f.kind == settings && f.flags&ack == 0:

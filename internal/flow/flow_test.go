@@ -183,6 +183,19 @@ func TestARequestThatComesLateHasNoID(t *testing.T) {
 	v.c.Close(s)
 }
 
+func TestRequestsOfAReadAreBounded(t *testing.T) {
+	v := converse(t, 1<<20)
+	for i := range uint32(2 * maxComing) {
+		require.NoError(t, v.client.WriteHeaders(headersOf(2*i+1)))
+	}
+	v.read()
+	require.Len(t, v.c.coming, maxComing)
+	for range 2 * maxComing {
+		v.c.Open(&Stream{})
+	}
+	require.Len(t, v.c.streams, maxComing, "the rest is not followed")
+}
+
 // One that ends before its response is written makes no other wait.
 func TestAnAnsweredStreamEnds(t *testing.T) {
 	v := converse(t, 1<<20)
