@@ -10,16 +10,13 @@ import (
 // holding is how much of a request Envoy may hold.
 type holding struct {
 	limit    int64 // of it filters may hold so much; 0 = not known
-	waits    bool  // it waits, and nothing of it is let on
-	unsent   bool  // and its client has more to send
-	narrowed bool  // and filters may hold less of it meanwhile
+	stops    bool  // it waits, and Envoy does not read its connection
+	narrowed bool  // it waits, and filters may hold less of it meanwhile
 }
 
 // reading is how far Envoy reads a connection.
 type reading struct {
-	streams int  // that are open on it
-	waiting int  // those of them that wait
-	unsent  int  // and those of these whose clients have more to send
+	waiting int  // requests of HTTP/1 on it that wait, whose clients have more to send
 	stopped bool // Envoy does not read it
 }
 
@@ -106,65 +103,48 @@ func (c *connection) setLimit(n int64) {
 const waitingLimit = 64 << 10
 
 // holdBack has the rest of a request that waits stay with its client, as far as that can be. On
-// HTTP/1 Envoy stops to read its connection. On HTTP/2 it does so where all who are on it wait, for
-// others would starve.
+// HTTP/1 Envoy stops to read its connection. On HTTP/2 that would keep others from coming.
 func (s *stream) holdBack() {
 	c := s.known
-	if c == nil || c.Read == 0 {
-		return
+	switch {
+	case c == nil || c.Read == 0 || s.Ended(budget.Request):
+	case !s.HTTP2():
+		s.stops = true
+		c.waiting++
+		c.settle()
+	case s.limit > waitingLimit:
+		s.narrowed = true
+		C.envoy_dynamic_module_callback_http_set_buffer_limit(s.c.envoy, waitingLimit)
 	}
-	s.waits, s.unsent = true, !s.Ended(budget.Request)
-	c.waiting++
-	if s.unsent {
-		c.unsent++
-		if s.HTTP2() && s.limit > waitingLimit {
-			s.narrowed = true
-			C.envoy_dynamic_module_callback_http_set_buffer_limit(s.c.envoy, waitingLimit)
-		}
-	}
-	c.settle()
 }
 
 // letOn ends that.
 func (s *stream) letOn() {
-	if !s.waits {
-		return
-	}
-	c := s.known
-	s.waits = false
-	c.waiting--
-	if s.unsent {
-		c.unsent--
+	if s.stops {
+		s.stops = false
+		s.known.waiting--
+		s.known.settle()
 	}
 	if s.narrowed && s.open() {
 		C.envoy_dynamic_module_callback_http_set_buffer_limit(s.c.envoy, envoysLimit(s.limit))
 	}
 	s.narrowed = false
-	c.settle()
 }
 
 // leave notes that it ends.
 func (s *stream) leave() {
-	if c := s.known; c != nil {
-		c.streams--
+	if s.known != nil {
 		s.letOn()
-		c.settle()
 		s.unmeter()
 	}
 }
 
 // settle has Envoy read the connection, or not.
 func (c *connection) settle() {
-	stop := c.unsent > 0 && c.waiting == c.streams
-	if stop == c.stopped || !c.isOpen() || stop && c.frames != nil && !c.worker.mayStopHTTP2() {
+	stop := c.waiting > 0
+	if stop == c.stopped || !c.isOpen() {
 		return
 	}
 	c.stopped = stop
 	C.envoy_dynamic_module_callback_network_filter_read_disable(c.c.envoy, C.bool(stop))
-}
-
-func (w *worker) mayStopHTTP2() bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.mu.policy.MayStopHTTP2()
 }

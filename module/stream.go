@@ -84,9 +84,6 @@ func (w *worker) openStream(c *C.hw_stream, p *plugin, id uint64, t budget.Time)
 	c.slot, c.open, c.free = C.uint32_t(place), true, s.allowed
 	s.c, s.worker, s.plugin, s.guard, s.key = c, w, p, p.guards[w.index], id // the guard's part is ready to be used again
 	s.arrived, s.known, s.holding, s.replied = w.mu.arrived, w.mu.byID[id], holding{}, false
-	if k := s.known; k != nil {
-		k.streams++
-	}
 	s.metered = metered{}
 	s.meter()
 	w.begin(&s.node, c.envoy, true)

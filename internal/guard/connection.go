@@ -7,7 +7,6 @@ import (
 	"github.com/highwater-envoy/highwater/internal/config"
 	"github.com/highwater-envoy/highwater/internal/fairness"
 	"github.com/highwater-envoy/highwater/internal/metric"
-	"github.com/highwater-envoy/highwater/internal/unit"
 	"github.com/highwater-envoy/highwater/internal/verdict"
 )
 
@@ -449,13 +448,6 @@ func (w *Worker) Relimit(c *Connection, n int64) int64 {
 	}
 	return limit
 }
-
-// MayStopHTTP2 says that a face may stop to read an HTTP/2 connection while all its requests wait.
-// Nobody answers its client's PINGs for as long.
-func (w *Worker) MayStopHTTP2() bool { return w.throttle.Timeout <= unansweredFor }
-
-// unansweredFor is less than anybody's timeout for a PING: that of gRPC is 20 s.
-const unansweredFor = unit.Duration(5 * time.Second)
 
 // lower says once that the limits of all connections are to go down.
 func (w *Worker) lower(a *Actions) {

@@ -211,7 +211,7 @@ type ended struct {
 // let them (Host.BodyLimit), or the upstream's connection does. A paused or rejected request leaves
 // what the last read has brought, for its face has Envoy stop to read. Of HTTP/2 a face can set the
 // connection's part alone: what its streams may send ahead is in their windows. A response that is
-// Metered has Read in the codec, and Own in front of it.
+// Metered has Read in the codec, or the one piece that came first, and Own in front of it.
 type Caps struct {
 	Read int64 // the connection's buffer limit; 0 = none is set
 	Own  int64 // that of its listener, which each request's own is restored to; 0 = it has none

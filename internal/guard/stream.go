@@ -405,7 +405,7 @@ func (g *Guard) windowOf(s *Stream) int64 {
 func (g *Guard) responseCap(s *Stream) int64 {
 	b, downstream := &g.config.Buffers, g.downstream(s)
 	if c := s.capped(); c != nil && c.Metered {
-		return int64(b.Upstream) + c.Read + c.Own
+		return 2*int64(b.Upstream) + c.Read + c.Own // what comes in one piece passes in one
 	}
 	if int64(b.HTTP2Window) > downstream && s.isHTTP2() {
 		return int64(b.Upstream + b.HTTP2Window)
