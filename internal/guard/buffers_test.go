@@ -69,7 +69,7 @@ func TestCapsOfAConnectionPriceItsUploads(t *testing.T) {
 // ahead, or the one piece that came first, and its listener's limit before it. Without that it has
 // its stream's window.
 func TestMeteredResponses(t *testing.T) {
-	for metered, want := range map[bool]int64{true: 2*mib + 64*kib + mib, false: mib + 16*mib} {
+	for metered, want := range map[bool]int64{true: 3*mib + 64*kib + mib, false: mib + 16*mib} {
 		p := newProcess(t, 1, func(c *Config) { c.Buffers = Default().Buffers })
 		p.settle(40 * mib)
 		c := p.capped(0, kib)
