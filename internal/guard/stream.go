@@ -405,8 +405,8 @@ func (g *Guard) windowOf(s *Stream) int64 {
 func (g *Guard) responseCap(s *Stream) int64 {
 	b, downstream := &g.config.Buffers, g.downstream(s)
 	if c := s.capped(); c != nil && c.Metered {
-		// What the upstream brings passes in pieces of its buffer: one is in the codec, one beyond what
-		// may be in front of it, and one has not passed yet. With two of them a flood made 1.03.
+		// What the upstream brings passes in pieces of its buffer: one is in the codec, one beyond
+		// what may be in front of it, and one has not passed yet.
 		return 3*int64(b.Upstream) + c.Read + c.Own
 	}
 	if int64(b.HTTP2Window) > downstream && s.isHTTP2() {
