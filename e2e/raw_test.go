@@ -36,14 +36,23 @@ func rawUpstream(t *testing.T) string {
 // withRaw adds a listener that has tcp_proxy in place of HTTP, behind the network filter.
 func withRaw(t *testing.T, c envoytest.Config, upstream string) {
 	t.Helper()
-	second(t, c, func(c envoytest.Config) {
-		chain := c.Listeners()[0]["filter_chains"].([]any)[0].(map[string]any)
-		filters := chain["filters"].([]any)
-		filters[len(filters)-1] = map[string]any{"name": "envoy.filters.network.tcp_proxy", "typed_config": map[string]any{
-			"@type":       "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
-			"stat_prefix": "raw", "cluster": "raw",
-		}}
-	})
+	second(t, c, makeRaw)
+	addRaw(t, c, upstream)
+}
+
+// makeRaw has the first listener have tcp_proxy in place of HTTP.
+func makeRaw(c envoytest.Config) {
+	chain := c.Listeners()[0]["filter_chains"].([]any)[0].(map[string]any)
+	filters := chain["filters"].([]any)
+	filters[len(filters)-1] = map[string]any{"name": "envoy.filters.network.tcp_proxy", "typed_config": map[string]any{
+		"@type":       "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
+		"stat_prefix": "raw", "cluster": "raw",
+	}}
+}
+
+// addRaw adds the cluster of tcp_proxy.
+func addRaw(t *testing.T, c envoytest.Config, upstream string) {
+	t.Helper()
 	host, port, err := net.SplitHostPort(upstream)
 	require.NoError(t, err)
 	resources := c["static_resources"].(map[string]any)

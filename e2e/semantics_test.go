@@ -240,6 +240,7 @@ func (q *question) ask(t *testing.T, c *http.Client, scheme, addr string) (what 
 		ended, n = "broken", 0
 		hash.Reset()
 	}
+	require.Equal(t, c.Transport.(*http.Transport).Protocols.HTTP1(), res.ProtoMajor == 1)
 	return fmt.Sprintf("%d %s%s %d %x seen %q lua %q trailer %q", res.StatusCode, ended, continued, n, hash.Sum(nil),
 		res.Header.Get("x-seen"), res.Header.Get("x-lua-response"), res.Trailer.Get("x-sum"))
 }

@@ -48,6 +48,9 @@ func (s *stream) Visibility(d budget.Direction) budget.Visibility {
 // HeaderBytes implements guard.Host.
 func (s *stream) HeaderBytes() int64 { return s.headers }
 
+// BodyLimit implements guard.Host: no limit of Envoy is known here.
+func (s *stream) BodyLimit() int64 { return 0 }
+
 // Path implements guard.Host.
 func (s *stream) Path() string { return s.path }
 

@@ -252,6 +252,9 @@ func (s *stream) HeaderBytes() int64 {
 	return max(int64(binary.LittleEndian.Uint64([]byte(text))), 0)
 }
 
+// BodyLimit implements guard.Host: a plugin is not told.
+func (s *stream) BodyLimit() int64 { return 0 }
+
 // Path implements guard.Host.
 func (s *stream) Path() string { return s.Header(":path") }
 

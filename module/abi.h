@@ -29,7 +29,7 @@ enum { HW_REQUEST_HEADERS = 0, HW_RESPONSE_HEADERS = 2 };   // http_header_type
 enum { HW_RECEIVED_REQUEST = 0, HW_RECEIVED_RESPONSE = 2 }; // http_body_type
 enum { HW_CONTINUE = 0, HW_STOP = 1 };                      // of all hooks
 enum { HW_STOP_ALL_AND_WATERMARK = 4 };                     // of request headers
-enum { HW_STOP_WITHOUT_BUFFERING = 3 };                     // of bodies
+enum { HW_STOP_AND_WATERMARK = 2, HW_STOP_WITHOUT_BUFFERING = 3 }; // of bodies
 enum { HW_CLOSE_WITHOUT_FLUSH = 1 };                        // network_connection_close_type
 enum { HW_CONNECTION_OPEN = 0 };                            // network_connection_state
 enum { HW_LOCAL_RESET = 0 };                                // http_filter_stream_reset_reason
@@ -60,6 +60,7 @@ HW_CALLBACK(void) CB(http_send_response)(void *f, uint32_t status, hw_header *h,
 HW_CALLBACK(void) CB(http_send_response_headers)(void *f, hw_header *h, size_t n, bool end);
 HW_CALLBACK(void) CB(http_filter_reset_stream)(void *f, int reason, hw_text details);
 HW_CALLBACK(void) CB(http_filter_continue_decoding)(void *f);
+HW_CALLBACK(void) CB(http_filter_continue_encoding)(void *f);
 HW_CALLBACK(uint32_t) CB(http_filter_get_worker_index)(void *f);
 HW_CALLBACK(bool) CB(http_set_filter_state_bytes)(void *f, hw_text key, hw_text value);
 HW_CALLBACK(uint64_t) CB(http_get_buffer_limit)(void *f);
@@ -80,6 +81,14 @@ HW_CALLBACK(int) CB(http_filter_config_increment_counter)(void *c, size_t id, hw
 HW_CALLBACK(int) CB(http_filter_config_set_gauge)(void *c, size_t id, hw_text *labels, size_t n, uint64_t value);
 HW_CALLBACK(int) CB(http_filter_config_record_histogram_value)(void *c, size_t id, hw_text *labels, size_t n, uint64_t value);
 
+// A configuration of the network filter.
+HW_CALLBACK(int) CB(network_filter_config_define_counter)(void *c, hw_text name, size_t *id);
+HW_CALLBACK(int) CB(network_filter_config_define_gauge)(void *c, hw_text name, size_t *id);
+HW_CALLBACK(int) CB(network_filter_config_define_histogram)(void *c, hw_text name, size_t *id);
+HW_CALLBACK(int) CB(network_filter_config_increment_counter)(void *c, size_t id, uint64_t by);
+HW_CALLBACK(int) CB(network_filter_config_set_gauge)(void *c, size_t id, uint64_t value);
+HW_CALLBACK(int) CB(network_filter_config_record_histogram_value)(void *c, size_t id, uint64_t value);
+
 // A connection: f is its network filter in Envoy.
 HW_CALLBACK(uint64_t) CB(network_filter_get_connection_id)(void *f);
 HW_CALLBACK(uint32_t) CB(network_filter_get_worker_index)(void *f);
@@ -90,6 +99,8 @@ HW_CALLBACK(bool) CB(network_filter_get_local_address)(void *f, hw_text *address
 HW_CALLBACK(bool) CB(network_filter_get_attribute_string)(void *f, int id, hw_text *value);
 HW_CALLBACK(size_t) CB(network_filter_get_read_buffer_chunks_size)(void *f);
 HW_CALLBACK(bool) CB(network_filter_get_read_buffer_chunks)(void *f, hw_text *chunks);
+HW_CALLBACK(size_t) CB(network_filter_get_write_buffer_chunks_size)(void *f);
+HW_CALLBACK(bool) CB(network_filter_get_write_buffer_chunks)(void *f, hw_text *chunks);
 HW_CALLBACK(bool) CB(network_filter_drain_read_buffer)(void *f, size_t n);
 HW_CALLBACK(bool) CB(network_filter_drain_write_buffer)(void *f, size_t n);
 HW_CALLBACK(uint32_t) CB(network_filter_get_buffer_limit)(void *f);
@@ -103,6 +114,7 @@ HW_CALLBACK(void) CB(network_filter_scheduler_delete)(void *scheduler);
 // A connection that has been accepted and has no filter chain yet: f is its listener filter.
 HW_CALLBACK(uint32_t) CB(listener_filter_get_worker_index)(void *f);
 HW_CALLBACK(void) CB(listener_filter_close_socket)(void *f, hw_text details);
+HW_CALLBACK(void) CB(listener_filter_continue_filter_chain)(void *f, bool success);
 
 // The bootstrap extension.
 HW_CALLBACK(void) CB(bootstrap_extension_config_signal_init_complete)(void *c);
@@ -116,6 +128,8 @@ typedef struct hw_stream {
 	uint32_t worker;
 	uint32_t slot; // of its part in Go, while it is open
 	bool open;     // Go is to be told of it
+	bool begun;    // of its request's body something has come
+	bool metered;  // what passes of its response may have to wait until its client takes it
 	int64_t *free; // of its response so much may pass without Go, while it is open; in Go's memory, pinned
 	struct hw_stream *next;
 } hw_stream;
@@ -128,8 +142,15 @@ typedef struct hw_connection {
 	uint32_t slot;
 	bool open;
 	bool http; // what is written to it is counted by the HTTP filter
+	bool flow; // and it is HTTP/2, whose frames are followed
 	struct hw_connection *next;
 } hw_connection;
+
+// What becomes of a connection that was accepted.
+enum { HW_REFUSE = 0, HW_ACCEPT = 1, HW_ACCEPT_FOR_OLDEST = 2 };
+
+// What a connection's scheduler has come for.
+enum { HW_TICK = 0, HW_LET_ON = 1 };
 
 // hw_reading is what the allocator says of itself, each modulo 2³²: the fields of mallinfo() are
 // ints.
@@ -151,8 +172,18 @@ extern void hw_wait(int64_t ns);
 extern void hw_ring(void);
 
 // hw_restore has filters hold as much of a stream as the listener lets them, where Envoy took the
-// lowered limit of its connection for it. A route that lets them hold more has said so before.
-extern void hw_restore(void *f, uint64_t own);
+// lowered limit of its connection, read, for it. Else its route or its protocol has set it, and it
+// stays. It returns what they may hold; 0 is without a limit, as for the listener.
+extern uint64_t hw_restore(void *f, uint64_t read, uint64_t own);
+
+// Metrics of a configuration: of the network filter, or of the HTTP filter.
+enum { HW_COUNTER, HW_GAUGE, HW_HISTOGRAM };
+extern int hw_define(int what, bool network, void *c, hw_text name, size_t *id);
+extern void hw_set(int what, bool network, void *c, size_t id, uint64_t value);
+
+// hw_chunks are the pieces of what a connection is just reading or writing. It says how many they
+// are; with more than most it gives none.
+extern size_t hw_chunks(void *f, bool written, hw_text *chunks, size_t most);
 
 // hw_missing is the name of a callback that this Envoy lacks; NULL = it has all.
 extern const char *hw_missing(void);

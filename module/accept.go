@@ -3,43 +3,41 @@ package main
 // #include "abi.h"
 import "C"
 
-// hwAccept says whether a connection may go on that has just been accepted.
+import "github.com/highwater-envoy/highwater/internal/budget"
+
+// hwAccept says whether a connection may go on that has just been accepted, and whether the oldest
+// of those without a filter chain on this thread, which came then, goes for it. It sets when it
+// came.
 //
 //export hwAccept
-func hwAccept(index C.uint32_t, config C.uintptr_t) (goesOn C.bool) {
-	goesOn = true // whatever happens
+func hwAccept(index C.uint32_t, config C.uintptr_t, oldest C.int64_t, came *C.int64_t) (what C.int) {
+	what = C.HW_ACCEPT // whatever happens
 	defer survive()
-	w, p := workerOf(index), module.plugins.of(uintptr(config))
+	w, p, t := workerOf(index), module.plugins.of(uintptr(config)), now()
+	*came = C.int64_t(t)
+	others := module.pending.Add(1) - 1
 	if w == nil || p == nil {
-		return true
+		return what
 	}
-	return C.bool(w.accept(p))
+	goesOn, dropsOldest := w.accept(p, t, others, budget.Time(oldest))
+	switch {
+	case !goesOn:
+		module.pending.Add(-1)
+		return C.HW_REFUSE
+	case dropsOldest:
+		return C.HW_ACCEPT_FOR_OLDEST
+	}
+	return what
 }
 
-func (w *worker) accept(p *plugin) bool {
-	t := now()
+func (w *worker) accept(p *plugin, t budget.Time, others int64, oldest budget.Time) (goesOn, dropsOldest bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.wake(t)
-	if !p.guards[w.index].Accepts(t, w.mu.pending) {
-		return false
-	}
-	w.mu.pending++
-	return true
+	return p.guards[w.index].Accepts(t, others, oldest)
 }
 
 // hwHasChain notes that one has its filter chain, or has gone.
 //
 //export hwHasChain
-func hwHasChain(index C.uint32_t) {
-	defer survive()
-	if w := workerOf(index); w != nil {
-		w.hasChain()
-	}
-}
-
-func (w *worker) hasChain() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.mu.pending = max(w.mu.pending-1, 0)
-}
+func hwHasChain() { module.pending.Add(-1) }

@@ -24,6 +24,8 @@ type connection struct {
 	guard  *guard.Guard
 	id     uint64 // Envoy's connection.id
 	asked  bool   // for TLS: once, for before the handshake it can't be told
+	reading
+	meter
 }
 
 var _ guard.Peer = (*connection)(nil)
@@ -97,7 +99,12 @@ func hwRead(c *C.hw_connection, n C.size_t) (status C.int) {
 	w := workerOf(c.worker)
 	t := now()
 	w.yield(t)
-	if !w.read(c, t, int64(n)) {
+	k, refused, limit := w.read(c, t, int64(n))
+	k.follow()
+	if limit > 0 {
+		C.envoy_dynamic_module_callback_network_filter_set_buffer_limits(c.envoy, C.uint32_t(limit))
+	}
+	if !refused {
 		return C.HW_CONTINUE
 	}
 	// What came is thrown away.
@@ -106,12 +113,13 @@ func hwRead(c *C.hw_connection, n C.size_t) (status C.int) {
 	return C.HW_STOP
 }
 
-// read notes what came, and says whether the connection is closed for it.
-func (w *worker) read(c *C.hw_connection, t budget.Time, n int64) (refused bool) {
+// read notes what came. It says whether the connection is closed for it, and which buffer limit it
+// gets from now on; 0 = it keeps its own.
+func (w *worker) read(c *C.hw_connection, t budget.Time, n int64) (k *connection, refused bool, limit int64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.wake(t)
-	k := w.mu.links.all[c.slot]
+	k = w.mu.links.all[c.slot]
 	if !k.asked {
 		k.asked = true
 		if k.guard.Config().Costs.TellsTLSApart() && bool(C.envoy_dynamic_module_callback_network_filter_is_ssl(c.envoy)) {
@@ -123,12 +131,12 @@ func (w *worker) read(c *C.hw_connection, t budget.Time, n int64) (refused bool)
 	}
 	w.mu.arrived = k
 	if w.mu.policy.Data(t, &k.Connection, n) {
-		return true
+		return k, true, 0
 	}
 	if !k.SpeaksHTTP() {
 		w.carry(k, t, budget.Request, n)
 	}
-	return false
+	return k, false, w.relimit(k, n)
 }
 
 //export hwWrite
@@ -185,6 +193,10 @@ func (w *worker) closeConnection(c *C.hw_connection) {
 		delete(w.mu.byID, k.id)
 	}
 	w.end(&k.node)
+	if k.scheduler != nil {
+		C.envoy_dynamic_module_callback_network_filter_scheduler_delete(k.scheduler)
+		k.scheduler = nil
+	}
 	w.mu.links.all[c.slot] = nil
 	w.mu.links.give(uint32(c.slot))
 	k.c = nil
@@ -194,25 +206,44 @@ func (w *worker) closeConnection(c *C.hw_connection) {
 func (c *connection) Uploads() bool { return httptext.IsUpload(c.Method()) }
 
 // Method implements guard.Peer.
-func (c *connection) Method() string {
-	n := C.envoy_dynamic_module_callback_network_filter_get_read_buffer_chunks_size(c.c.envoy)
-	if n == 0 || n > maxChunks {
-		return ""
-	}
-	var chunks [maxChunks]C.hw_text
-	if !bool(C.envoy_dynamic_module_callback_network_filter_get_read_buffer_chunks(c.c.envoy, &chunks[0])) {
-		return ""
-	}
-	first := viewOf(chunks[0])
-	method, _, ok := strings.Cut(first[:min(len(first), len("OPTIONS "))], " ")
-	if !ok {
-		return ""
-	}
-	return strings.Clone(method)
+func (c *connection) Method() (method string) {
+	first := true
+	c.eachPiece(readBuffer, func(p []byte) {
+		if first {
+			first = false
+			if m, _, ok := strings.Cut(string(p[:min(len(p), len("OPTIONS "))]), " "); ok {
+				method = m
+			}
+		}
+	})
+	return method
 }
 
 // maxChunks: a read of our limit comes in fewer.
 const maxChunks = 64
+
+// buffer is which of a connection's.
+type buffer bool
+
+const (
+	readBuffer  buffer = false
+	writeBuffer buffer = true
+)
+
+// eachPiece hands over what is just passing, and says whether that was all. The pieces are Envoy's.
+func (c *connection) eachPiece(b buffer, do func(p []byte)) (all bool) {
+	chunks := &c.worker.chunks
+	n := C.hw_chunks(c.c.envoy, C.bool(b), &chunks[0], maxChunks)
+	if n > maxChunks {
+		return false
+	}
+	for _, t := range chunks[:n] {
+		if t.length > 0 {
+			do(unsafe.Slice((*byte)(unsafe.Pointer(t.ptr)), int(t.length)))
+		}
+	}
+	return true
+}
 
 // Source implements guard.Peer.
 func (c *connection) Source() string {

@@ -36,6 +36,7 @@ static const struct {
 	{"http_send_response_headers", (void *)CB(http_send_response_headers)},
 	{"http_filter_reset_stream", (void *)CB(http_filter_reset_stream)},
 	{"http_filter_continue_decoding", (void *)CB(http_filter_continue_decoding)},
+	{"http_filter_continue_encoding", (void *)CB(http_filter_continue_encoding)},
 	{"http_filter_get_worker_index", (void *)CB(http_filter_get_worker_index)},
 	{"http_set_filter_state_bytes", (void *)CB(http_set_filter_state_bytes)},
 	{"http_get_buffer_limit", (void *)CB(http_get_buffer_limit)},
@@ -53,6 +54,12 @@ static const struct {
 	{"http_filter_config_increment_counter", (void *)CB(http_filter_config_increment_counter)},
 	{"http_filter_config_set_gauge", (void *)CB(http_filter_config_set_gauge)},
 	{"http_filter_config_record_histogram_value", (void *)CB(http_filter_config_record_histogram_value)},
+	{"network_filter_config_define_counter", (void *)CB(network_filter_config_define_counter)},
+	{"network_filter_config_define_gauge", (void *)CB(network_filter_config_define_gauge)},
+	{"network_filter_config_define_histogram", (void *)CB(network_filter_config_define_histogram)},
+	{"network_filter_config_increment_counter", (void *)CB(network_filter_config_increment_counter)},
+	{"network_filter_config_set_gauge", (void *)CB(network_filter_config_set_gauge)},
+	{"network_filter_config_record_histogram_value", (void *)CB(network_filter_config_record_histogram_value)},
 	{"network_filter_get_connection_id", (void *)CB(network_filter_get_connection_id)},
 	{"network_filter_get_worker_index", (void *)CB(network_filter_get_worker_index)},
 	{"network_filter_get_connection_state", (void *)CB(network_filter_get_connection_state)},
@@ -62,6 +69,8 @@ static const struct {
 	{"network_filter_get_attribute_string", (void *)CB(network_filter_get_attribute_string)},
 	{"network_filter_get_read_buffer_chunks_size", (void *)CB(network_filter_get_read_buffer_chunks_size)},
 	{"network_filter_get_read_buffer_chunks", (void *)CB(network_filter_get_read_buffer_chunks)},
+	{"network_filter_get_write_buffer_chunks_size", (void *)CB(network_filter_get_write_buffer_chunks_size)},
+	{"network_filter_get_write_buffer_chunks", (void *)CB(network_filter_get_write_buffer_chunks)},
 	{"network_filter_drain_read_buffer", (void *)CB(network_filter_drain_read_buffer)},
 	{"network_filter_drain_write_buffer", (void *)CB(network_filter_drain_write_buffer)},
 	{"network_filter_get_buffer_limit", (void *)CB(network_filter_get_buffer_limit)},
@@ -73,6 +82,7 @@ static const struct {
 	{"network_filter_scheduler_delete", (void *)CB(network_filter_scheduler_delete)},
 	{"listener_filter_get_worker_index", (void *)CB(listener_filter_get_worker_index)},
 	{"listener_filter_close_socket", (void *)CB(listener_filter_close_socket)},
+	{"listener_filter_continue_filter_chain", (void *)CB(listener_filter_continue_filter_chain)},
 	{"bootstrap_extension_config_signal_init_complete", (void *)CB(bootstrap_extension_config_signal_init_complete)},
 	{"bootstrap_extension_register_admin_handler", (void *)CB(bootstrap_extension_register_admin_handler)},
 	{"bootstrap_extension_admin_set_response", (void *)CB(bootstrap_extension_admin_set_response)},
@@ -85,6 +95,31 @@ const char *hw_missing(void) {
 		}
 	}
 	return NULL;
+}
+
+// Metrics.
+
+int hw_define(int what, bool network, void *c, hw_text name, size_t *id) {
+	if (network) {
+		return what == HW_COUNTER ? CB(network_filter_config_define_counter)(c, name, id)
+		       : what == HW_GAUGE ? CB(network_filter_config_define_gauge)(c, name, id)
+		                          : CB(network_filter_config_define_histogram)(c, name, id);
+	}
+	return what == HW_COUNTER ? CB(http_filter_config_define_counter)(c, name, NULL, 0, id)
+	       : what == HW_GAUGE ? CB(http_filter_config_define_gauge)(c, name, NULL, 0, id)
+	                          : CB(http_filter_config_define_histogram)(c, name, NULL, 0, id);
+}
+
+void hw_set(int what, bool network, void *c, size_t id, uint64_t value) {
+	if (network) {
+		what == HW_COUNTER ? CB(network_filter_config_increment_counter)(c, id, value)
+		: what == HW_GAUGE ? CB(network_filter_config_set_gauge)(c, id, value)
+		                   : CB(network_filter_config_record_histogram_value)(c, id, value);
+		return;
+	}
+	what == HW_COUNTER ? CB(http_filter_config_increment_counter)(c, id, NULL, 0, value)
+	: what == HW_GAUGE ? CB(http_filter_config_set_gauge)(c, id, NULL, 0, value)
+	                   : CB(http_filter_config_record_histogram_value)(c, id, NULL, 0, value);
 }
 
 // The allocator.
@@ -106,10 +141,22 @@ hw_reading hw_read(void) {
 	return (hw_reading){(uint32_t)m.arena, (uint32_t)m.uordblks, (uint32_t)m.fordblks};
 }
 
-void hw_restore(void *f, uint64_t own) {
-	if (CB(http_get_buffer_limit)(f) < own) {
+uint64_t hw_restore(void *f, uint64_t read, uint64_t own) {
+	uint64_t limit = CB(http_get_buffer_limit)(f);
+	if (limit == read && read != own) {
 		CB(http_set_buffer_limit)(f, own);
+		limit = own;
 	}
+	return limit;
+}
+
+size_t hw_chunks(void *f, bool written, hw_text *chunks, size_t most) {
+	size_t n = written ? CB(network_filter_get_write_buffer_chunks_size)(f) : CB(network_filter_get_read_buffer_chunks_size)(f);
+	if (n == 0 || n > most) {
+		return n;
+	}
+	bool there = written ? CB(network_filter_get_write_buffer_chunks)(f, chunks) : CB(network_filter_get_read_buffer_chunks)(f, chunks);
+	return there ? n : 0;
 }
 
 // The HTTP filter.
@@ -145,7 +192,7 @@ const void *ON(http_filter_new)(void *config, void *f) {
 	} else if ((s = calloc(1, sizeof *s)) == NULL) {
 		return NULL;
 	}
-	s->envoy = f, s->config = (uintptr_t)config, s->open = false;
+	s->envoy = f, s->config = (uintptr_t)config, s->open = s->begun = s->metered = false;
 	s->worker = CB(http_filter_get_worker_index)(f);
 	return s;
 }
@@ -157,7 +204,14 @@ int ON(http_filter_request_headers)(void *f, hw_stream *s, bool end) {
 }
 
 int ON(http_filter_request_body)(void *f, hw_stream *s, bool end) {
-	return s->open ? hwBody(s, false, CB(http_get_body_size)(f, HW_RECEIVED_REQUEST), end) : HW_CONTINUE;
+	if (!s->open) {
+		return HW_CONTINUE;
+	}
+	if (!s->begun) { // filters that keep bodies have seen the headers by now
+		s->begun = true;
+		hwLimit(s, CB(http_get_buffer_limit)(f));
+	}
+	return hwBody(s, false, CB(http_get_body_size)(f, HW_RECEIVED_REQUEST), end);
 }
 
 int ON(http_filter_request_trailers)(void *f, hw_stream *s) {
@@ -168,11 +222,8 @@ int ON(http_filter_response_headers)(void *f, hw_stream *s, bool end) {
 	return s->open ? hwResponseHeaders(s, end ? 0 : content_length(f, HW_RESPONSE_HEADERS)) : HW_CONTINUE;
 }
 
-int ON(http_filter_response_body)(void *f, hw_stream *s, bool end) {
-	if (!s->open) {
-		return HW_CONTINUE;
-	}
-	size_t n = CB(http_get_body_size)(f, HW_RECEIVED_RESPONSE);
+// counts says whether so much of a response has been counted and goes on.
+static int counts(hw_stream *s, size_t n, bool end) {
 	// Most chunks need no booking, and then this one line of memory is all that is touched. The
 	// same thread alone changes it in Go.
 	if (!end && *s->free >= (int64_t)n) {
@@ -182,8 +233,20 @@ int ON(http_filter_response_body)(void *f, hw_stream *s, bool end) {
 	return hwBody(s, true, n, end);
 }
 
+int ON(http_filter_response_body)(void *f, hw_stream *s, bool end) {
+	if (!s->open) {
+		return HW_CONTINUE;
+	}
+	size_t n = CB(http_get_body_size)(f, HW_RECEIVED_RESPONSE);
+	int status = counts(s, n, end);
+	return status == HW_CONTINUE && s->metered && s->open ? hwMeter(s, n) : status;
+}
+
 int ON(http_filter_response_trailers)(void *f, hw_stream *s) {
-	return s->open && hwBody(s, true, 0, true) != HW_CONTINUE ? HW_STOP : HW_CONTINUE;
+	if (!s->open) {
+		return HW_CONTINUE;
+	}
+	return hwBody(s, true, 0, true) != HW_CONTINUE || (s->metered && s->open && hwHeld(s)) ? HW_STOP : HW_CONTINUE;
 }
 
 void ON(http_filter_stream_complete)(void *f, hw_stream *s) {}
@@ -228,7 +291,7 @@ const void *ON(network_filter_new)(void *config, void *f) {
 	} else if ((c = calloc(1, sizeof *c)) == NULL) {
 		return NULL;
 	}
-	c->envoy = f, c->config = (uintptr_t)config, c->open = c->http = false;
+	c->envoy = f, c->config = (uintptr_t)config, c->open = c->http = c->flow = false;
 	c->worker = CB(network_filter_get_worker_index)(f);
 	return c;
 }
@@ -238,7 +301,13 @@ int ON(network_filter_new_connection)(void *f, hw_connection *c) { return hwConn
 int ON(network_filter_read)(void *f, hw_connection *c, size_t n, bool end) { return c->open && n > 0 ? hwRead(c, n) : HW_CONTINUE; }
 
 int ON(network_filter_write)(void *f, hw_connection *c, size_t n, bool end) {
-	return c->open && !c->http && n > 0 ? hwWrite(c, n) : HW_CONTINUE;
+	if (!c->open || n == 0) {
+		return HW_CONTINUE;
+	}
+	if (c->flow) {
+		hwWrote(c);
+	}
+	return c->http ? HW_CONTINUE : hwWrite(c, n);
 }
 
 void ON(network_filter_event)(void *f, hw_connection *c, int event) {}
@@ -250,7 +319,15 @@ void ON(network_filter_destroy)(hw_connection *c) {
 	c->next = connections, connections = c;
 }
 
-void ON(network_filter_scheduled)(void *f, hw_connection *c, uint64_t event) { hwTick(c->worker); }
+void ON(network_filter_scheduled)(void *f, hw_connection *c, uint64_t event) {
+	if (event == HW_LET_ON) {
+		if (c->open) {
+			hwLetOn(c);
+		}
+		return;
+	}
+	hwTick(c->worker);
+}
 
 void ON(network_filter_config_scheduled)(void *c, void *config, uint64_t event) {}
 void ON(network_filter_http_callout_done)(void) {}
@@ -259,11 +336,37 @@ void ON(network_filter_below_write_buffer_low_watermark)(void *f, void *c) {}
 
 // The listener filter.
 
-// accepted is a connection that has no filter chain yet.
-typedef struct {
+// accepted is a connection that has no filter chain yet. Those of a worker's thread are in a list,
+// from the oldest to the newest.
+typedef struct accepted {
+	void *envoy;
 	uint32_t worker;
-	bool counted;
+	int64_t at;   // when it was
+	bool counted; // and in the list
+	struct accepted *before, *behind;
 } accepted;
+
+static __thread accepted *oldest, *newest;
+
+static void join(accepted *a) {
+	a->counted = true, a->before = newest, a->behind = NULL;
+	*(newest == NULL ? &oldest : &newest->behind) = a;
+	newest = a;
+}
+
+static void leave(accepted *a) {
+	a->counted = false;
+	*(a->before == NULL ? &oldest : &a->before->behind) = a->behind;
+	*(a->behind == NULL ? &newest : &a->behind->before) = a->before;
+	hwHasChain();
+}
+
+// drop ends one that waits, in another of Envoy's listener filters, for its client to say something.
+static void drop(accepted *a) {
+	leave(a);
+	CB(listener_filter_close_socket)(a->envoy, TEXT("highwater"));
+	CB(listener_filter_continue_filter_chain)(a->envoy, false);
+}
 
 const void *ON(listener_filter_config_new)(void *c, hw_text name, hw_text config) {
 	return (const void *)hwConfigNew(c, 2, (char *)config.ptr, config.length);
@@ -284,12 +387,16 @@ int ON(listener_filter_on_accept)(void *f, accepted *a) {
 	if (a == NULL) {
 		return HW_CONTINUE;
 	}
-	a->worker = CB(listener_filter_get_worker_index)(f);
-	a->counted = hwAccept(a->worker, accepting);
-	if (!a->counted) {
+	a->envoy = f, a->worker = CB(listener_filter_get_worker_index)(f);
+	int what = hwAccept(a->worker, accepting, oldest == NULL ? INT64_MAX : oldest->at, &a->at);
+	if (what == HW_REFUSE) {
 		CB(listener_filter_close_socket)(f, TEXT("highwater"));
 		return HW_STOP;
 	}
+	if (what == HW_ACCEPT_FOR_OLDEST && oldest != NULL) {
+		drop(oldest);
+	}
+	join(a);
 	return HW_CONTINUE;
 }
 
@@ -299,7 +406,7 @@ size_t ON(listener_filter_get_max_read_bytes)(void *f, accepted *a) { return 0; 
 
 void ON(listener_filter_destroy)(accepted *a) {
 	if (a != NULL && a->counted) {
-		hwHasChain(a->worker);
+		leave(a);
 	}
 	free(a);
 }

@@ -15,14 +15,15 @@ import (
 	"github.com/highwater-envoy/highwater/internal/unit"
 )
 
-// metrics are Envoy's. They are defined with each configuration of the HTTP filter and belong to
-// the process: one that is there publishes them, for it may not go while it does.
+// metrics are Envoy's. They are defined with each configuration of the HTTP filter and of the
+// network filter, and belong to the process: one that is there publishes them, for it may not go
+// while it does.
 type metrics struct {
 	totals [metric.NumCounters]atomic.Uint64 // of all workers, as of their last ticks
 
 	mu struct {
 		sync.Mutex
-		by       *plugin // nil = no configuration of the HTTP filter is there
+		by       *plugin // nil = no configuration of either filter is there
 		pending  [metric.NumCounters]uint64
 		gauged   budget.Time
 		measured budget.Time
@@ -38,30 +39,38 @@ type defined struct {
 
 // define makes them.
 func (m *metrics) define(p *plugin) error {
-	if p.kind != requests {
+	if p.kind == accepts {
 		return nil
 	}
 	for i, c := range metric.Counters() {
-		if r := C.envoy_dynamic_module_callback_http_filter_config_define_counter(p.envoy, textOf(c.Name), nil, 0, &p.defined.counters[i]); r != 0 {
-			return fmt.Errorf("define metric %s: result %d", c.Name, r)
+		if err := p.defineOne(C.HW_COUNTER, c.Name, &p.defined.counters[i]); err != nil {
+			return err
 		}
 	}
 	for i, g := range metric.Gauges() {
-		if r := C.envoy_dynamic_module_callback_http_filter_config_define_gauge(p.envoy, textOf(g.Name), nil, 0, &p.defined.gauges[i]); r != 0 {
-			return fmt.Errorf("define metric %s: result %d", g.Name, r)
+		if err := p.defineOne(C.HW_GAUGE, g.Name, &p.defined.gauges[i]); err != nil {
+			return err
 		}
 	}
-	name := metric.WaitHistogram().Name
-	if r := C.envoy_dynamic_module_callback_http_filter_config_define_histogram(p.envoy, textOf(name), nil, 0, &p.defined.wait); r != 0 {
+	return p.defineOne(C.HW_HISTOGRAM, metric.WaitHistogram().Name, &p.defined.wait)
+}
+
+func (p *plugin) defineOne(what C.int, name string, id *C.size_t) error {
+	if r := C.hw_define(what, C.bool(p.kind == connections), p.envoy, textOf(name), id); r != 0 {
 		return fmt.Errorf("define metric %s: result %d", name, r)
 	}
 	return nil
 }
 
+// set adds to a counter, sets a gauge, or records a value of a histogram.
+func (p *plugin) set(what C.int, id C.size_t, value uint64) {
+	C.hw_set(what, C.bool(p.kind == connections), p.envoy, id, C.uint64_t(value))
+}
+
 // publishBy has the plugin publish from now on: of those that are there the newest is likely to
 // stay longest.
 func (m *metrics) publishBy(p *plugin) {
-	if p.kind != requests {
+	if p.kind == accepts {
 		return
 	}
 	m.mu.Lock()
@@ -78,7 +87,7 @@ func (m *metrics) leave(p *plugin) {
 	}
 	m.mu.by = nil
 	for _, other := range module.plugins.all() {
-		if other != nil && other.kind == requests {
+		if other != nil && other.kind != accepts {
 			m.mu.by = other
 		}
 	}
@@ -104,7 +113,7 @@ func (m *metrics) publish(w *worker, t budget.Time, polls bool) {
 	for i, d := range m.mu.pending {
 		if d > 0 {
 			m.mu.pending[i] = 0
-			C.envoy_dynamic_module_callback_http_filter_config_increment_counter(p.envoy, p.defined.counters[i], nil, 0, C.uint64_t(d))
+			p.set(C.HW_COUNTER, p.defined.counters[i], d)
 		}
 	}
 	if !polls || t-m.mu.gauged < 200*time.Millisecond {
@@ -116,7 +125,7 @@ func (m *metrics) publish(w *worker, t budget.Time, polls bool) {
 		w.mu.policy.SetVM(runtimeBytes())
 	}
 	for i, v := range w.mu.policy.Gauges(t) {
-		C.envoy_dynamic_module_callback_http_filter_config_set_gauge(p.envoy, p.defined.gauges[i], nil, 0, C.uint64_t(max(v, 0)))
+		p.set(C.HW_GAUGE, p.defined.gauges[i], uint64(max(v, 0)))
 	}
 }
 
@@ -125,7 +134,7 @@ func (m *metrics) waited(d unit.Duration) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if p := m.mu.by; p != nil {
-		C.envoy_dynamic_module_callback_http_filter_config_record_histogram_value(p.envoy, p.defined.wait, nil, 0, C.uint64_t(d.Milliseconds()))
+		p.set(C.HW_HISTOGRAM, p.defined.wait, uint64(d.Milliseconds()))
 	}
 }
 

@@ -10,6 +10,7 @@
 //	clock.go        what has them come; clock.c when Go's threads wake
 //	stream.go       a request: hooks of the HTTP filter; request.go what the policy asks about one
 //	connection.go   hooks of the network filter
+//	buffers.go      what Envoy may hold of either: limits, and reading that stops
 //	accept.go       hooks of the listener filter
 //	reading.go      readings of the allocator; metrics.go, tell.go, introspect.go what is told
 //
@@ -60,6 +61,7 @@ var module struct {
 	setup   setup
 	reader  reader
 	faults  atomic.Uint64 // that no worker has counted yet
+	pending atomic.Int64  // connections that were accepted and have no filter chain yet
 	unfit   error         // why this Envoy can't have us; nil = it can
 	polled  bool          // Go's sysmon wakes thousands of times a second: see yieldEvery
 }

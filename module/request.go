@@ -94,6 +94,9 @@ func (s *stream) HeaderBytes() int64 {
 	return int64(min(uint64(n), uint64(budget.Unlimited)))
 }
 
+// BodyLimit implements guard.Host.
+func (s *stream) BodyLimit() int64 { return s.limit }
+
 // Path implements guard.Host.
 func (s *stream) Path() string { return s.Header(":path") }
 

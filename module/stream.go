@@ -24,8 +24,9 @@ type stream struct {
 	arrived *connection // on which bytes came last before it
 	known   *connection // its own; nil = not asked for, or there is no network filter
 	key     uint64      // Envoy's id of that
-	paused  bool        // Envoy has stopped to read its connection
-	replied bool        // it has its answer
+	holding
+	metered
+	replied bool // it has its answer
 	pinned  runtime.Pinner
 	allowed *C.int64_t // of its response so much may pass without us
 }
@@ -53,14 +54,14 @@ func hwRequestHeaders(c *C.hw_stream, id C.uint64_t, length C.int64_t) (status C
 	t := now()
 	w.yield(t)
 	s := w.openStream(c, p, uint64(id), t)
-	s.restore()
+	s.restore(t)
 	if path := p.config.Debug.Path; path != "" && s.introspect(path) {
 		return C.HW_STOP_ALL_AND_WATERMARK
 	}
 	trapRequest(s)
 	v := s.judge(t, known(int64(length)))
 	if v.Action == verdict.Wait {
-		s.readNoMore()
+		s.holdBack()
 	}
 	return s.do(v, C.HW_STOP_ALL_AND_WATERMARK)
 }
@@ -82,18 +83,12 @@ func (w *worker) openStream(c *C.hw_stream, p *plugin, id uint64, t budget.Time)
 	}
 	c.slot, c.open, c.free = C.uint32_t(place), true, s.allowed
 	s.c, s.worker, s.plugin, s.guard, s.key = c, w, p, p.guards[w.index], id // the guard's part is ready to be used again
-	s.arrived, s.known, s.paused, s.replied = w.mu.arrived, w.mu.byID[id], false, false
+	s.arrived, s.known, s.holding, s.replied = w.mu.arrived, w.mu.byID[id], holding{}, false
+	s.metered = metered{}
+	s.meter()
 	w.begin(&s.node, c.envoy, true)
 	w.wake(t)
 	return s
-}
-
-// restore has filters hold as much of the request as its listener lets them, though its connection
-// reads less ahead.
-func (s *stream) restore() {
-	if c := s.known; c != nil && c.Read > 0 && c.Read < c.Own {
-		C.hw_restore(s.c.envoy, C.uint64_t(c.Own))
-	}
 }
 
 func (s *stream) judge(t budget.Time, length int64) guard.Verdict {
@@ -110,6 +105,7 @@ func (s *stream) judge(t budget.Time, length int64) guard.Verdict {
 func hwResponseHeaders(c *C.hw_stream, length C.int64_t) (status C.int) {
 	defer survive()
 	s, v := workerOf(c.worker).expect(c, known(int64(length)))
+	s.answers()
 	return s.do(v, C.HW_STOP)
 }
 
@@ -157,7 +153,7 @@ func hwStreamDone(c *C.hw_stream) {
 	c.open = false
 	defer survive()
 	w := workerOf(c.worker)
-	w.streamAt(c).readOn() // a call of Envoy, which may call in again: without the lock
+	w.streamAt(c).leave() // a call of Envoy, which may call in again: without the lock
 	w.closeStream(c)
 }
 
@@ -267,25 +263,3 @@ func (s *stream) answerGRPC(headers [][2]string, message string) {
 }
 
 const grpcStatus = "8" // verdict.GRPCResourceExhausted
-
-// readNoMore has Envoy stop to read the connection of a request that waits, so that the rest stays
-// with its client. On HTTP/2 others would starve.
-func (s *stream) readNoMore() {
-	c := s.known
-	if c == nil || c.Read == 0 || s.HTTP2() || s.Ended(budget.Request) {
-		return
-	}
-	s.paused = true
-	C.envoy_dynamic_module_callback_network_filter_read_disable(c.c.envoy, true)
-}
-
-// readOn ends that.
-func (s *stream) readOn() {
-	if !s.paused {
-		return
-	}
-	s.paused = false
-	if c := s.known; c != nil && c.isOpen() {
-		C.envoy_dynamic_module_callback_network_filter_read_disable(c.c.envoy, false)
-	}
-}

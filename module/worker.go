@@ -19,7 +19,8 @@ import (
 // worker is one worker thread of Envoy.
 type worker struct {
 	index   uint32
-	yielded budget.Time // of its own thread alone
+	yielded budget.Time          // of its own thread alone
+	chunks  [maxChunks]C.hw_text // likewise: of what is just read or written
 	due     atomic.Int64
 	posted  atomic.Bool // a tick is on its way to the thread
 
@@ -30,10 +31,10 @@ type worker struct {
 		links   slots[connection]
 		byID    map[uint64]*connection // by Envoy's connection.id
 		bare    map[uint64]*bare       // those that no network filter has
+		metered []*connection          // with responses that are held
 		arrived *connection            // on which bytes came last
 		living  ring                   // connections and streams, on whose thread a tick may come
 		anchor  anchor                 // the one on which it does
-		pending int                    // connections that were accepted and have no filter chain yet
 		looking introspect.Waiting[*stream]
 		counted [metric.NumCounters]uint64
 	}
@@ -142,6 +143,10 @@ func (w *worker) tick(t budget.Time) (todo todo, answers []introspect.Waiter[*st
 	}
 	tellEvent(a.Event, a.Severity)
 	todo.of(a)
+	if a.Lower {
+		todo.lower = w.lower()
+	}
+	todo.lost = w.doubtMeters()
 	if w.mu.looking.Any() {
 		answers = w.mu.looking.Ready(func(since budget.Time) bool { return w.mu.policy.Looked(t, since) })
 	}
@@ -160,6 +165,8 @@ type todo struct {
 	rejected []rejected
 	closes   []*stream // their connections
 	cut      []*connection
+	lower    []*connection // their buffer limits
+	lost     []*connection // to metering
 }
 
 type rejected struct {
@@ -193,7 +200,7 @@ func (t *todo) of(a *guard.Actions) {
 func (t *todo) carryOut() {
 	if s := t.resume; s != nil && s.open() {
 		s.mark(t.verdict)
-		s.readOn()
+		s.letOn()
 		C.envoy_dynamic_module_callback_http_filter_continue_decoding(s.c.envoy)
 	}
 	for _, r := range t.rejected {
@@ -208,6 +215,20 @@ func (t *todo) carryOut() {
 	}
 	for _, c := range t.cut {
 		c.close()
+	}
+	t.carryOutBuffers()
+}
+
+func (t *todo) carryOutBuffers() {
+	for _, c := range t.lower {
+		if c.isOpen() {
+			c.setLimit(c.Read)
+		}
+	}
+	for _, c := range t.lost {
+		if c.isOpen() {
+			c.lose()
+		}
 	}
 }
 

@@ -6,6 +6,16 @@ func (a *Account) SetCap(now Time, s *Stream, d Direction, n int64) {
 	s.settle(a, now)
 }
 
+// Raise lets Envoy hold more of a message, when it turns out that a filter keeps it, and reserves n
+// bytes beside what is reserved for it. The room has been asked for.
+func (a *Account) Raise(now Time, s *Stream, d Direction, limit, n int64) {
+	m := &s.dir[d]
+	m.cap = limit
+	a.reserve(s, m, n)
+	m.reserved += n
+	s.settle(a, now)
+}
+
 // Expect notes the headers of a message: its length or Unknown, and reserves n bytes for it, of
 // which credit are counted already. The room has been asked for.
 func (a *Account) Expect(now Time, s *Stream, d Direction, length, n, credit int64) {

@@ -338,7 +338,8 @@ func (c Config) SetHTTP2(streamWindow, connectionWindow, maxStreams int) {
 	})
 }
 
-// SetTLS makes all listeners speak TLS, with a certificate and its key in PEM.
+// SetTLS makes all listeners speak TLS, with HTTP/2 for those who ask for it, a certificate and its
+// key in PEM.
 func (c Config) SetTLS(certificate, key string) {
 	walk(map[string]any(c), func(m map[string]any) {
 		if _, ok := m["filters"].([]any); ok {
@@ -346,10 +347,13 @@ func (c Config) SetTLS(certificate, key string) {
 				"name": "envoy.transport_sockets.tls",
 				"typed_config": map[string]any{
 					"@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
-					"common_tls_context": map[string]any{"tls_certificates": []any{map[string]any{
-						"certificate_chain": map[string]any{"inline_string": certificate},
-						"private_key":       map[string]any{"inline_string": key},
-					}}},
+					"common_tls_context": map[string]any{
+						"alpn_protocols": []any{"h2", "http/1.1"},
+						"tls_certificates": []any{map[string]any{
+							"certificate_chain": map[string]any{"inline_string": certificate},
+							"private_key":       map[string]any{"inline_string": key},
+						}},
+					},
 				},
 			}
 		}

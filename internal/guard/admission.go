@@ -54,6 +54,7 @@ func (g *Guard) foresee(now Time, s *Stream, told budget.Visibility) {
 	if s.length != 0 || w.heavyKeys > 0 || told != budget.Counted || w.account.Table().Level >= budget.Soft {
 		g.keyOf(now, s)
 	}
+	g.limitAsBefore(now, s)
 	n := s.length
 	if n == budget.Unknown {
 		n = s.key.Value.Bodies[budget.Request].Bytes()
@@ -66,6 +67,44 @@ func (g *Guard) foresee(now Time, s *Stream, told budget.Visibility) {
 			s.expects.Bytes = min(s.expects.Bytes, small)
 		}
 	}
+}
+
+// limitAsBefore takes the request for one that is kept as those of its key before it.
+func (g *Guard) limitAsBefore(now Time, s *Stream) {
+	if n := s.key.Value.kept.At(now); n > s.bodyLimit && s.length != 0 && s.capped() != nil {
+		s.bodyLimit = n
+		g.worker.account.SetCap(now, &s.Stream, budget.Request, g.requestCap(s))
+	}
+}
+
+// LimitBody notes, as the first bytes of a request's body pass, how much of it filters may hold:
+// those that keep bodies have said so by then.
+func (g *Guard) LimitBody(now Time, s *Stream, n int64) {
+	if s.capped() == nil || !s.admitted() || s.length == 0 {
+		return
+	}
+	if n > s.host.BodyLimit() {
+		g.keyOf(now, s).Value.kept.Learn(now, n)
+	}
+	if n <= s.bodyLimit {
+		return
+	}
+	s.bodyLimit = n
+	limit := g.requestCap(s)
+	if limit <= s.Cap(budget.Request) {
+		return
+	}
+	more := int64(0) // of an unknown length it is seen as it grows
+	if s.length != budget.Unknown {
+		more = max(min(s.length, limit)-s.wants, 0)
+	}
+	// Without room for all of it, it is judged as it grows.
+	if more > 0 && g.worker.account.Ask(now, more, budget.UpToHard) != budget.Granted {
+		more = 0
+	}
+	s.wants += more
+	g.worker.account.Raise(now, &s.Stream, budget.Request, limit, more)
+	g.worker.account.Cover(now)
 }
 
 // judge decides on a request that is not exempt: admit it, let it wait or reject it.

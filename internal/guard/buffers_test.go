@@ -2,6 +2,7 @@ package guard
 
 import (
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -64,6 +65,22 @@ func TestCapsOfAConnectionPriceItsUploads(t *testing.T) {
 	}
 }
 
+// A response over HTTP/2 that its face meters has as much in the codec as its connection reads
+// ahead, or the one piece that came first, and its listener's limit before it. Without that it has
+// its stream's window.
+func TestMeteredResponses(t *testing.T) {
+	for metered, want := range map[bool]int64{true: 3*mib + 64*kib + mib, false: mib + 16*mib} {
+		p := newProcess(t, 1, func(c *Config) { c.Buffers = Default().Buffers })
+		p.settle(40 * mib)
+		c := p.capped(0, kib)
+		c.Metered = metered
+		r := &request{connected: c, http2: true}
+		g := p.guards[0]
+		g.Open(p.now, &r.Stream, r, 0)
+		require.Equal(t, want, g.mayHold(&r.Stream, budget.Unknown))
+	}
+}
+
 // Who waits on capped connections holds next to nothing: though memory is over the limit by what
 // was measured, nobody of them is rejected for that, while those whom buffers price are.
 func TestCappedUploadsAreNotShed(t *testing.T) {
@@ -96,17 +113,100 @@ func TestCappedUploadsAreNotShed(t *testing.T) {
 	}
 }
 
-// Connections that were accepted and have no filter chain yet are refused where one has no room
-// there, and beyond an eighth of the room by themselves.
+// Connections that were accepted and have no filter chain yet are bounded, from soft on by half as
+// many. Beyond that the oldest is dropped, if it has said nothing for long, and else the new one is
+// refused; so is one that would have no room.
 func TestAcceptedConnectionsAreBounded(t *testing.T) {
 	p := newProcess(t, 1, func(*Config) {})
+	p.now += time.Minute
 	p.settle(40 * mib)
-	g, room := p.guards[0], p.workers[0].Account().Room()
-	require.True(t, g.Accepts(p.now, 0))
-	require.True(t, g.Accepts(p.now, int(room/acceptedShare/acceptedCost)))
-	require.False(t, g.Accepts(p.now, int(room/acceptedShare/acceptedCost)+1))
-	require.Equal(t, uint64(1), p.workers[0].Counts()[metric.CountRefused])
+	g, w := p.guards[0], p.workers[0]
+	accepts := func(pending int64, silent Time) [2]bool {
+		goesOn, dropsOldest := g.Accepts(p.now, pending, p.now-silent)
+		return [2]bool{goesOn, goesOn && dropsOldest}
+	}
+	admits, replaces, refuses := [2]bool{true, false}, [2]bool{true, true}, [2]bool{false, false}
+	most := w.Account().Room() / acceptedShare / acceptedCost
+	require.Equal(t, admits, accepts(0, 0))
+	require.Equal(t, admits, accepts(most-1, time.Minute))
+	require.Zero(t, w.Counts()[metric.CountRefused])
+	require.Equal(t, replaces, accepts(most, acceptedFor))
+	require.Equal(t, refuses, accepts(most, acceptedFor-1))
+	require.Equal(t, uint64(2), w.Counts()[metric.CountRefused])
+	p.settle(w.Account().Share(0.85))
+	require.Equal(t, budget.Soft, w.Account().Table().Level)
+	require.Equal(t, admits, accepts(most/2-1, time.Minute))
+	require.Equal(t, replaces, accepts(most/2, time.Minute))
+
+	// Above hard, where connections cost more than the floor.
+	p.settle(w.Account().Share(1))
+	for range w.Account().Floor()/int64(g.config.Costs.Connection) + 1 {
+		w.account.OpenConnection(&new(Connection).Connection, int64(g.config.Costs.Connection))
+		w.onTry++
+	}
+	require.Equal(t, refuses, accepts(0, time.Minute))
 	g.Disarm()
-	require.True(t, g.Accepts(p.now, int(room)), "observe mode counts alone")
-	require.Equal(t, uint64(2), p.workers[0].Counts()[metric.CountRefused])
+	require.Equal(t, admits, accepts(most, time.Minute), "observe mode counts alone")
+	require.Equal(t, uint64(5), w.Counts()[metric.CountRefused])
+}
+
+// The limit of a live connection goes down at once, and up when it is used: with a read that brings
+// all that it may, or a request that begins.
+func TestLimitsOfLiveConnections(t *testing.T) {
+	p := newProcess(t, 1, func(*Config) {})
+	w := p.workers[0]
+	p.settle(40 * mib)
+	require.False(t, w.Tick(p.now).Lower)
+	c := p.capped(0, 20*kib)
+	require.Equal(t, int64(readCalm), w.Relimit(c, 0))
+
+	p.settle(w.Account().Share(0.85)) // in whose ticks it is said
+	require.Equal(t, int64(readShort), w.reads)
+	w.reads = readCalm
+	p.now += 25 * ms
+	require.True(t, w.Tick(p.now).Lower, "said once")
+	p.now += 25 * ms
+	require.False(t, w.Tick(p.now).Lower)
+	c.Read = w.Relimit(c, kib)
+	require.Equal(t, int64(readShort), c.Read)
+	require.Equal(t, int64(readShort), w.Relimit(c, 64*kib))
+
+	p.settle(40 * mib)
+	p.now += 25 * ms
+	require.False(t, w.Tick(p.now).Lower)
+	require.Equal(t, int64(readShort), w.Relimit(c, kib), "it does not use what it has")
+	require.Equal(t, int64(readCalm), w.Relimit(c, readShort))
+	require.Equal(t, int64(readCalm), w.Relimit(c, 0))
+}
+
+// A route or a filter that keeps whole bodies has them booked: at the headers as far as that is
+// told there, else at the first bytes, and those of the same key that come after from their headers
+// on.
+func TestWhatFiltersKeepIsBooked(t *testing.T) {
+	p := newProcess(t, 1, func(c *Config) { c.Buffers = Default().Buffers })
+	p.settle(40 * mib)
+	g := p.guards[0]
+	open := func(length, told int64, route string) *request {
+		r := &request{connected: p.capped(0, 20*kib), bodyLimit: told, route: route}
+		require.Equal(t, verdict.Admit, g.Open(p.now, &r.Stream, r, length).Action)
+		return r
+	}
+	require.Equal(t, 64*kib+mib, open(4*mib, 0, "plain").wants, "as much as the listener lets filters hold")
+	require.Equal(t, 4*mib, open(4*mib, 16*mib, "retried").wants, "its route says so at the headers")
+
+	first := open(4*mib, mib, "inspected")
+	require.Equal(t, 64*kib+mib, first.wants)
+	g.LimitBody(p.now, &first.Stream, 8*mib)
+	require.Equal(t, 4*mib, first.wants)
+	require.Equal(t, 4*mib, first.Reserved(budget.Request))
+	require.Equal(t, 4*mib, open(4*mib, mib, "inspected").wants)
+	require.Equal(t, 64*kib+mib, open(4*mib, mib, "plain").wants)
+
+	// Of one that announces no length more is asked for as it grows.
+	chunked := open(budget.Unknown, mib, "chunked")
+	g.LimitBody(p.now, &chunked.Stream, 8*mib)
+	require.Equal(t, 64*kib+8*mib, chunked.Cap(budget.Request))
+	p.now += 11 * time.Second
+	p.settle(40 * mib)
+	require.Equal(t, 64*kib+mib, open(4*mib, mib, "inspected").wants, "what is long ago is forgotten")
 }

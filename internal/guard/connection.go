@@ -464,21 +464,46 @@ func (w *Worker) BufferLimit(own int64) int64 {
 	return limit
 }
 
-// acceptedShare: connections that were accepted and have no filter chain yet may hold an eighth of
-// what traffic can have. Envoy's tls_inspector keeps up to 64 KiB of one that says nothing to it.
+// Relimit is the limit that a face is to give a live connection, which has brought n bytes at once,
+// or begins a request where n is 0. It goes down at once, and up where it is used.
+func (w *Worker) Relimit(c *Connection, n int64) int64 {
+	limit := w.BufferLimit(c.Own)
+	if limit > c.Read && n > 0 && n < c.Read {
+		return c.Read
+	}
+	return limit
+}
+
+// lower says once that the limits of all connections are to go down.
+func (w *Worker) lower(a *Actions) {
+	limit := w.BufferLimit(0)
+	a.Lower, w.reads = limit < w.reads, limit
+}
+
+// What connections may hold that were accepted and have no filter chain yet: of what traffic can
+// have an eighth, and from soft on half of that. One that says nothing to Envoy's tls_inspector
+// holds its buffer.
 const (
-	acceptedShare = 8
-	acceptedCost  = 16 << 10
+	acceptedShare = 8           // TestAcceptedConnectionsAreBounded
+	acceptedCost  = 26 << 10    // case tls-inspector-silent
+	acceptedFor   = time.Second // likewise: who means to say something has said it by then
 )
 
 // Accepts says whether a connection that was accepted may have a filter chain: it would be refused
-// there where it has no room. So many of this worker have none yet.
-func (g *Guard) Accepts(now Time, pending int) bool {
-	w, cost := g.worker, int64(g.config.Costs.Connection)
-	workers := int64(max(len(w.account.Table().Entries), 1))
-	if (w.fits(now, cost) || w.tries(cost)) && int64(pending)*acceptedCost*workers <= w.account.Room()/acceptedShare {
-		return true
+// there where it has no room. So many of the process have none yet, and the oldest that could go
+// came then. It is to be dropped where they are too many and it has said nothing for long, so that
+// those who say nothing don't lock out those who do.
+func (g *Guard) Accepts(now Time, pending int64, oldest Time) (goesOn, dropsOldest bool) {
+	w, cost, observed := g.worker, int64(g.config.Costs.Connection), g.config.Mode == config.Observe
+	share, level := w.account.Room()/acceptedShare, w.account.Table().Level
+	if level >= budget.Soft {
+		share /= 2
+	}
+	full := (pending+1)*acceptedCost > share
+	fits := w.fits(now, cost) || w.tries(cost)
+	if fits && !full {
+		return true, false
 	}
 	w.counts[metric.CountRefused]++
-	return g.config.Mode == config.Observe
+	return observed || fits && now-oldest >= acceptedFor, !observed
 }

@@ -36,7 +36,7 @@
 //	               for what a rejected one leaves unread (rejectUnread), and when that ends; what
 //	               Envoy may hold of it; shadows (mode observe)
 //	connection.go  connections: which are admitted, be it on trial; which are closed as idle; which
-//	               ones a tick may close (claimCut)
+//	               ones a tick may close (claimCut); how far they read ahead (BufferLimit, Relimit)
 //	evict.go       memory is over the limit: who is evicted, or cut
 //	keys.go        whose it is: shares of keys, what each is known to bring, how many connections
 //	raw.go         raw TCP: what a connection holds that no HTTP filter sees, and which are refused

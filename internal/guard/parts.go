@@ -186,6 +186,13 @@ type probes struct {
 	sampled    int         // large responses without a length that are counted: see Guard.WantsBody
 }
 
+// body is that of a request, bytes.
+type body struct {
+	length    int64 // announced, or Unknown
+	bodyLimit int64 // filters may hold so much, where its connection has caps
+	wants     int64 // what it brings, announced or forecast, at most its cap
+}
+
 // unproven is what a cold request's response may hold and is in one of two sums, until its headers
 // have come or, as any reservation for them, it lapses. A probe goes without what it expects being
 // reserved: few are enough for many, because each is over when its response's headers have come.
@@ -230,13 +237,16 @@ type ended struct {
 // Caps are what a face has set itself on a connection, bytes. A face that can't sets none, and then
 // `buffers` tells what Envoy may hold.
 //
-// On HTTP/1 Envoy reads Read ahead of its filters, and they hold what the listener lets them, Own,
-// or the upstream's connection does. A paused or rejected request leaves what the last read has
-// brought, for its face has Envoy stop to read. Of HTTP/2 a face can set the connection's part
-// alone: what its streams may send ahead is in their windows.
+// On HTTP/1 Envoy reads Read ahead of its filters, and they hold what the route and the listener
+// let them (Host.BodyLimit), or the upstream's connection does. A paused or rejected request leaves
+// what the last read has brought, for its face has Envoy stop to read. Of HTTP/2 a face can set the
+// connection's part alone: what its streams may send ahead is in their windows. A response that is
+// Metered has Read in the codec, or the one piece that came first, and Own in front of it.
 type Caps struct {
 	Read int64 // the connection's buffer limit; 0 = none is set
-	Own  int64 // that of its listener, which each request's own is restored to
+	Own  int64 // that of its listener, which each request's own is restored to; 0 = it has none
+
+	Metered bool // it is HTTP/2, and no more passes to its codec than its client takes
 }
 
 // tracer is a worker's sample of its requests. Who is in it is decided when the worker looks: when

@@ -134,6 +134,7 @@ type request struct {
 	route     string
 	cluster   string
 	tenant    string
+	bodyLimit int64
 	hides     [2]bool
 	untold    bool
 }
@@ -154,6 +155,7 @@ func (r *request) Arrived() *Connection {
 	}
 	return r.connected
 }
+func (r *request) BodyLimit() int64     { return r.bodyLimit }
 func (r *request) Path() string         { r.hostCalls++; return r.path }
 func (r *request) Route() string        { r.hostCalls++; return r.route }
 func (r *request) Cluster() string      { r.hostCalls++; return r.cluster }

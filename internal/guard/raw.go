@@ -360,6 +360,9 @@ func (r *raw) Arrived() *Connection { return nil }
 // HeaderBytes implements Host.
 func (r *raw) HeaderBytes() int64 { return 0 }
 
+// BodyLimit implements Host.
+func (r *raw) BodyLimit() int64 { return 0 }
+
 // Path implements Host.
 func (r *raw) Path() string { return "" }
 

@@ -45,6 +45,10 @@ type Host interface {
 	// HeaderBytes is the size of the request's headers, 0 if it can't be told. It is asked at the
 	// headers, where much has come.
 	HeaderBytes() int64
+	// BodyLimit is how much of the request's body filters may hold, bytes, as far as its route and
+	// they have said so at its headers; 0 if it can't be told. It is asked where the face has set
+	// caps on its connection.
+	BodyLimit() int64
 	Path() string
 	Route() string
 	Cluster() string
@@ -243,6 +247,7 @@ type trials struct {
 	onTry int64         // those whose trial is not
 
 	triedFor int64 // what the last costs, bytes
+	reads    int64 // what a new one may read ahead, bytes, as of the last tick
 }
 
 // Actions is what Tick wants done. It is valid until the next Tick.
@@ -253,6 +258,7 @@ type Actions struct {
 	Close    []*Stream       // close their connections
 	Cut      []*Connection   // close them: what ended responses left there is evicted, or they are raw and hold most
 	Idle     []*Connection   // close them: there is no stream on them
+	Lower    bool            // connections may read less ahead than before: see Relimit
 	Ask      bool            // ask for a reading now
 	Polls    bool            // this worker asks for readings and publishes the gauges
 	Next     time.Duration   // tick again after so long: FastTick, SlowTick or one between
@@ -292,6 +298,7 @@ type keyed struct {
 	budget.Sum // what its streams have
 	queue      fairness.Queue[Stream]
 	forecast.History
+	kept forecast.Kept // what its requests come to that filters keep
 	probes
 	fairness.Entitlement
 	fairness.Sockets
@@ -355,9 +362,8 @@ type Stream struct {
 	connection *Connection // known only if it was asked for: it waited, was rejected or was the one to verify
 	busyOn     *Connection // the one that is not idle because of it; nil = none, or there is no network filter
 	key        *key        // the other, if not keyed
-	length     int64
-	wants      int64               // what the request brings, announced or forecast, at most its cap
-	expects    forecast.Prediction // and what its response will
+	body
+	expects forecast.Prediction // and what its response will
 	unproven
 	pause
 	meanwhile   meanwhile // where it is a shadow

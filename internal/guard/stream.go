@@ -48,6 +48,7 @@ func (s *Stream) begin(now Time, g *Guard, h Host, length int64) {
 	s.key.Refs++
 	kept := g.keptHeaders(s)
 	w.busy(now, s)
+	s.askLimit()
 	requestCap := 2 * g.downstream(s)
 	switch {
 	case length == 0:
@@ -331,6 +332,22 @@ func (s *Stream) capped() *Connection {
 	return nil
 }
 
+// askLimit asks how much of the request is held by what its headers have told.
+func (s *Stream) askLimit() {
+	c := s.capped()
+	if c == nil {
+		return
+	}
+	s.bodyLimit = s.host.BodyLimit()
+	switch {
+	case s.bodyLimit > 0:
+	case c.Own > 0:
+		s.bodyLimit = c.Own
+	default:
+		s.bodyLimit = budget.Unlimited
+	}
+}
+
 // downstream is the buffer limit of the request's connection.
 func (g *Guard) downstream(s *Stream) int64 {
 	if c := s.capped(); c != nil {
@@ -347,7 +364,7 @@ func (g *Guard) requestCap(s *Stream) int64 {
 		return whole
 	}
 	if c := s.capped(); c != nil && !s.isHTTP2() {
-		return c.Read + max(c.Own, int64(g.config.Buffers.Upstream))
+		return c.Read + max(s.bodyLimit, int64(g.config.Buffers.Upstream))
 	}
 	return g.pauseCap(s)
 }
@@ -391,9 +408,14 @@ func (g *Guard) windowOf(s *Stream) int64 {
 }
 
 // responseCap is the cluster's buffer limit and the larger of the listener's and, on HTTP/2, the
-// stream's window.
+// stream's window, where its face does not meter it.
 func (g *Guard) responseCap(s *Stream) int64 {
 	b, downstream := &g.config.Buffers, g.downstream(s)
+	if c := s.capped(); c != nil && c.Metered {
+		// What the upstream brings passes in pieces of its buffer: one is in the codec, one beyond
+		// what may be in front of it, and one has not passed yet.
+		return 3*int64(b.Upstream) + c.Read + c.Own
+	}
 	if int64(b.HTTP2Window) > downstream && s.isHTTP2() {
 		return int64(b.Upstream + b.HTTP2Window)
 	}

@@ -65,6 +65,7 @@ func (w *Worker) Tick(now Time) *Actions {
 	w.close(a)
 	w.closeLate(a)
 	w.closeIdle(now, a)
+	w.lower(a)
 	w.ask(now, a)
 	w.plan(now, a)
 	return a

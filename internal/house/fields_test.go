@@ -18,7 +18,7 @@ const maxFields = 20
 
 // kept are the packages in which that holds: the policy with its leaves, and its two faces.
 var kept = []string{
-	"internal/guard", "internal/budget", "internal/config", "internal/coverage", "internal/evidence", "internal/fairness", "internal/forecast",
+	"internal/guard", "internal/budget", "internal/config", "internal/coverage", "internal/evidence", "internal/fairness", "internal/flow", "internal/forecast",
 	"internal/idle", "internal/leak", "internal/linger", "internal/polling", "internal/reservoir", "internal/retryafter", "internal/wire", "extproc", "filter",
 }
 

@@ -425,6 +425,9 @@ func (s *nativeStream) Visibility(budget.Direction) budget.Visibility { return b
 // HeaderBytes implements guard.Host: those of the model are small.
 func (s *nativeStream) HeaderBytes() int64 { return 0 }
 
+// BodyLimit implements guard.Host: that model has no caps.
+func (s *nativeStream) BodyLimit() int64 { return 0 }
+
 // Path implements guard.Host.
 func (s *nativeStream) Path() string {
 	if w := s.s.client.Who; w != nil {
