@@ -138,9 +138,10 @@ func TestAcceptedConnectionsAreBounded(t *testing.T) {
 	require.Equal(t, admits, accepts(most/2-1, time.Minute))
 	require.Equal(t, replaces, accepts(most/2, time.Minute))
 
-	// Above hard, where connections cost more than the floor.
+	// Above hard, where no place is left on trial.
 	p.settle(w.Account().Share(1))
-	for range w.Account().Floor()/int64(g.config.Costs.Connection) + 1 {
+	places := w.places(int64(g.config.Costs.Connection))
+	for range places + places/untilTick + 1 {
 		w.account.OpenConnection(&new(Connection).Connection, int64(g.config.Costs.Connection))
 		w.onTry++
 	}

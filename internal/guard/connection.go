@@ -6,6 +6,7 @@ import (
 	"github.com/highwater-envoy/highwater/internal/budget"
 	"github.com/highwater-envoy/highwater/internal/config"
 	"github.com/highwater-envoy/highwater/internal/fairness"
+	"github.com/highwater-envoy/highwater/internal/httptext"
 	"github.com/highwater-envoy/highwater/internal/metric"
 	"github.com/highwater-envoy/highwater/internal/verdict"
 )
@@ -444,66 +445,33 @@ func (w *Worker) burdens(now Time, p Peer, n, from, most int64) bool {
 	return !mayWait && p.Uploads()
 }
 
-// How much a connection may read ahead, by how full memory is. A limit that is lowered later frees
-// nothing of what is there, so that it goes down before memory is full.
-const (
-	readCalm  = 64 << 10 // case stock-upload
-	readShort = 16 << 10 // from soft on
-)
-
-// BufferLimit is the limit that a face is to give a new connection, bytes: never more than the
-// listener's own. That is 0 where a listener has none.
-func (w *Worker) BufferLimit(own int64) int64 {
-	limit := int64(readCalm)
-	if w.account.Table().Level >= budget.Soft {
-		limit = readShort
+// crowds says that n bytes that came on a connection are large headers without room: they are to be
+// thrown away, and the connection closed. To reject their request would free them late: Envoy
+// deletes what has ended when it has been through all sockets that were ready, and where that takes
+// a second 400 such requests hold 65 MiB. One whose method has a body, or can't be told, is judged
+// as any, for an upload may wait; so is one that may be exempt.
+func (w *Worker) crowds(now Time, c *Connection, n int64) bool {
+	if c.from == 0 || c.use.Requests() > 0 || c.paused != nil || c.costs > 0 || c.kind == isRaw || w.idle.Mistaken() {
+		return false
 	}
-	if own > 0 {
-		limit = min(limit, own)
+	least := max(headersFrom, c.from)
+	noRoom := func(n int64) bool {
+		return n >= least && w.account.Ask(now, headersKept*n, budget.UpToLimit) == budget.Denied
 	}
-	return limit
+	if c.since == 0 {
+		c.asks = (w.account.Table().Level >= budget.Hard || noRoom(n)) && httptext.HasNoBody(c.peer.Method())
+	}
+	return c.asks && noRoom(c.since+n)
 }
 
-// Relimit is the limit that a face is to give a live connection, which has brought n bytes at once,
-// or begins a request where n is 0. It goes down at once, and up where it is used.
-func (w *Worker) Relimit(c *Connection, n int64) int64 {
-	limit := w.BufferLimit(c.Own)
-	if limit > c.Read && n > 0 && n < c.Read {
-		return c.Read
+// refusesHeaders counts such a connection, and says whether it is refused.
+func (w *Worker) refusesHeaders(now Time, c *Connection, n int64) bool {
+	if !w.crowds(now, c, n) {
+		return false
 	}
-	return limit
-}
-
-// lower says once that the limits of all connections are to go down.
-func (w *Worker) lower(a *Actions) {
-	limit := w.BufferLimit(0)
-	a.Lower, w.reads = limit < w.reads, limit
-}
-
-// What connections may hold that were accepted and have no filter chain yet: of what traffic can
-// have an eighth, and from soft on half of that. One that says nothing to Envoy's tls_inspector
-// holds its buffer.
-const (
-	acceptedShare = 8           // TestAcceptedConnectionsAreBounded
-	acceptedCost  = 26 << 10    // case tls-inspector-silent
-	acceptedFor   = time.Second // likewise: who means to say something has said it by then
-)
-
-// Accepts says whether a connection that was accepted may have a filter chain: it would be refused
-// there where it has no room. So many of the process have none yet, and the oldest that could go
-// came then. It is to be dropped where they are too many and it has said nothing for long, so that
-// those who say nothing don't lock out those who do.
-func (g *Guard) Accepts(now Time, pending int64, oldest Time) (goesOn, dropsOldest bool) {
-	w, cost, observed := g.worker, int64(g.config.Costs.Connection), g.config.Mode == config.Observe
-	share, level := w.account.Room()/acceptedShare, w.account.Table().Level
-	if level >= budget.Soft {
-		share /= 2
-	}
-	full := (pending+1)*acceptedCost > share
-	fits := w.fits(now, cost) || w.tries(cost)
-	if fits && !full {
-		return true, false
-	}
-	w.counts[metric.CountRefused]++
-	return observed || fits && now-oldest >= acceptedFor, !observed
+	w.count(verdict.Closed)
+	w.counts[metric.CountClosedConnections]++
+	w.endTrial(c)
+	c.doomed = c.observed
+	return !c.observed
 }

@@ -35,10 +35,12 @@
 //	stream.go      the transitions of its states: what each books, for one in the queue (joinLine),
 //	               for what a rejected one leaves unread (rejectUnread), and when that ends; what
 //	               Envoy may hold of it; shadows (mode observe)
-//	connection.go  connections: which are admitted, be it on trial; which are closed as idle; which
-//	               ones a tick may close (claimCut); how far they read ahead (BufferLimit, Relimit)
+//	connection.go  connections: which are admitted, be it on trial; which are closed as idle, or for
+//	               what they send first; which ones a tick may close (claimCut)
+//	buffers.go     how far they read ahead, where a face sets it; those without a filter chain yet
 //	evict.go       memory is over the limit: who is evicted, or cut
 //	keys.go        whose it is: shares of keys, what each is known to bring, how many connections
+//	prices.go      what a key's streams hold beside what is counted, as readings have taught
 //	raw.go         raw TCP: what a connection holds that no HTTP filter sees, and which are refused
 //	trace.go       samples at high-water marks
 //

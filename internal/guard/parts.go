@@ -273,3 +273,10 @@ type traced struct {
 	described bool              // the labels are all there, not the method alone
 	opened    budget.Time
 }
+
+// futile is what lets large requests in while shedding is futile: as many as the floor has room
+// for, and one at a time beside.
+type futile struct {
+	taken bool        // the one beside is there
+	ended budget.Time // when the last that was let in by this ended: the next one needs a reading asked for after that
+}

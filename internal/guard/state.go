@@ -191,13 +191,6 @@ type rejects struct {
 	rejectedUnread linger.Sum // what the others left unread, until their connections are closed
 }
 
-// futile is what lets large requests in while shedding is futile: as many as the floor has room
-// for, and one at a time beside.
-type futile struct {
-	taken bool // the one beside is there
-	ended Time // when the last that was let in by this ended: the next one needs a reading asked for after that
-}
-
 // letIn says by which of the two a large request was let in, or both: its response may be let in by
 // another than the request was.
 type letIn uint8

@@ -2,10 +2,7 @@ package guard
 
 import (
 	"github.com/highwater-envoy/highwater/internal/budget"
-	"github.com/highwater-envoy/highwater/internal/httptext"
-	"github.com/highwater-envoy/highwater/internal/metric"
 	"github.com/highwater-envoy/highwater/internal/unit"
-	"github.com/highwater-envoy/highwater/internal/verdict"
 )
 
 // Host is whom the stream asks.
@@ -473,37 +470,6 @@ func (s *Stream) takeDoomed() (was bool) {
 		was, c.doomed = c.doomed, false
 	}
 	return was
-}
-
-// crowds says that n bytes that came on a connection are large headers without room: they are to be
-// thrown away, and the connection closed. To reject their request would free them late: Envoy
-// deletes what has ended when it has been through all sockets that were ready, and where that takes
-// a second 400 such requests hold 65 MiB. One whose method has a body, or can't be told, is judged
-// as any, for an upload may wait; so is one that may be exempt.
-func (w *Worker) crowds(now Time, c *Connection, n int64) bool {
-	if c.from == 0 || c.use.Requests() > 0 || c.paused != nil || c.costs > 0 || c.kind == isRaw || w.idle.Mistaken() {
-		return false
-	}
-	least := max(headersFrom, c.from)
-	noRoom := func(n int64) bool {
-		return n >= least && w.account.Ask(now, headersKept*n, budget.UpToLimit) == budget.Denied
-	}
-	if c.since == 0 {
-		c.asks = (w.account.Table().Level >= budget.Hard || noRoom(n)) && httptext.HasNoBody(c.peer.Method())
-	}
-	return c.asks && noRoom(c.since+n)
-}
-
-// refusesHeaders counts such a connection, and says whether it is refused.
-func (w *Worker) refusesHeaders(now Time, c *Connection, n int64) bool {
-	if !w.crowds(now, c, n) {
-		return false
-	}
-	w.count(verdict.Closed)
-	w.counts[metric.CountClosedConnections]++
-	w.endTrial(c)
-	c.doomed = c.observed
-	return !c.observed
 }
 
 // streams is how many are let in.
