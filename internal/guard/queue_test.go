@@ -184,9 +184,9 @@ func TestLineIsBounded(t *testing.T) {
 				waiting++
 			}
 		}
-		// Each holds 2 × 1 MiB. What lies between hard and the limit has room for 16 MiB, and an
-		// eighth of the room more may be foreseen.
-		require.InDelta(t, 18, waiting, 1)
+		// Each holds 2 × 1 MiB. What lies between hard and the limit has room for 16 MiB, and a
+		// sixteenth of the room more may be foreseen.
+		require.InDelta(t, 14, waiting, 1)
 	})
 	t.Run("by what is foreseen, over all workers", func(t *testing.T) {
 		p := newProcess(t, 2, func(c *Config) {
@@ -206,7 +206,7 @@ func TestLineIsBounded(t *testing.T) {
 				waiting++
 			}
 		}
-		require.Equal(t, 39, waiting, "2 MiB each beside the 140 MiB that are let in, and an eighth of the room more")
+		require.Equal(t, 34, waiting, "2 MiB each beside the 140 MiB that are let in, and a sixteenth of the room more")
 	})
 	t.Run("by the room, for small ones too", func(t *testing.T) {
 		p := newProcess(t, 1, nil)

@@ -152,9 +152,9 @@ func (w *Worker) patience(held int64) int64 {
 	return max(held, min(patientShare*held, idle-t.Reading+waiting))
 }
 
-// overShare: an eighth of the room more may be foreseen, for who waits is rejected as soon as it
+// overShare: a sixteenth of the room more may be foreseen, for who waits is rejected as soon as it
 // comes.
-const overShare = 8 // case stock-upload
+const overShare = 16 // cases stock-upload, and streams-65k with a larger share
 
 // spare is up to where may be foreseen what those who wait will hold.
 func (w *Worker) spare() int64 {

@@ -20,7 +20,7 @@ func TestTenantsAreServedByWeight(t *testing.T) {
 			s.Workers, s.Cores, s.KernelUp = workers, 8, 4*kib // memory is what is short: Envoy holds what the upstream does not read
 			c := config(s, limit)
 			c.Fairness.By, c.Fairness.Weights = "header:x-tenant", map[string]float64{}
-			l := Load{Name: "tenants", Duration: 30 * time.Second, Warm: 10 * time.Second}
+			l := Load{Name: "tenants", Duration: 40 * time.Second, Warm: 10 * time.Second}
 			for i := range 10 {
 				name := fmt.Sprint("t", i+1)
 				c.Fairness.Weights[name] = float64(i + 1)
