@@ -167,7 +167,7 @@ dashboard: ## deploy/observe/dashboard.json, for Grafana
 	@go run ./deploy/observe/dashboard > build/dashboard.json && mv build/dashboard.json deploy/observe/dashboard.json
 
 .PHONY: test
-test: build/promtool build/prometheus build module build/highwater-trap.wasm build/libhighwater-trap.so build/race/drive envoy ## everything, real Envoy included
+test: build/promtool build module build/highwater-trap.wasm build/libhighwater-trap.so build/race/drive envoy ## everything, real Envoy included
 	@echo "unit and property tests, with the race detector"
 	@go test -race $(TESTFLAGS) $$(go list ./internal/... ./extproc/... ./cmd/... ./bench/... ./deploy/... | grep -v -e /internal/sim -e /internal/wasmhost -e /internal/check -e /internal/leak/days -e /internal/house -e /internal/docs)
 	@echo "the policy's random sequences, the compiled plugin without Envoy, the model of Envoy, simulated days, highwater check on other projects' configurations, documents and structure (nothing to race): some minutes"

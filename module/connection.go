@@ -185,21 +185,22 @@ func (w *worker) closeConnection(c *C.hw_connection) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	k := w.mu.links.all[c.slot]
-	w.mu.policy.CloseConnection(now(), &k.Connection)
+	// A fault in the policy must leave nothing here that Envoy has freed.
+	w.end(&k.node)
+	if k.scheduler != nil {
+		C.envoy_dynamic_module_callback_network_filter_scheduler_delete(k.scheduler)
+		k.scheduler = nil
+	}
+	defer func() { k.c = nil }()
 	if w.mu.arrived == k {
 		w.mu.arrived = nil
 	}
 	if w.mu.byID[k.id] == k {
 		delete(w.mu.byID, k.id)
 	}
-	w.end(&k.node)
-	if k.scheduler != nil {
-		C.envoy_dynamic_module_callback_network_filter_scheduler_delete(k.scheduler)
-		k.scheduler = nil
-	}
+	w.mu.policy.CloseConnection(now(), &k.Connection)
 	w.mu.links.all[c.slot] = nil
 	w.mu.links.give(uint32(c.slot))
-	k.c = nil
 }
 
 // Uploads implements guard.Peer.

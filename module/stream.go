@@ -153,8 +153,8 @@ func hwStreamDone(c *C.hw_stream) {
 	c.open = false
 	defer survive()
 	w := workerOf(c.worker)
-	w.streamAt(c).leave() // a call of Envoy, which may call in again: without the lock
-	w.closeStream(c)
+	defer w.closeStream(c) // whatever happens before
+	w.streamAt(c).leave()  // a call of Envoy, which may call in again: without the lock
 }
 
 func (w *worker) streamAt(c *C.hw_stream) *stream {
@@ -167,14 +167,15 @@ func (w *worker) closeStream(c *C.hw_stream) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	s := w.mu.streams.all[c.slot]
+	// A fault in the policy must leave nothing here that Envoy has freed.
+	w.end(&s.node)
+	w.mu.looking.Forget(s)
+	defer func() { s.c, s.known, s.arrived = nil, nil, nil }()
 	if waited := s.guard.Close(now(), &s.Stream); waited > 0 {
 		module.metrics.waited(waited)
 	}
-	w.end(&s.node)
 	w.forgetBare(s.key)
-	w.mu.looking.Forget(s)
 	w.mu.streams.give(uint32(c.slot))
-	s.c, s.known, s.arrived = nil, nil, nil
 }
 
 // do carries a verdict out in a hook of the stream's own, and returns what stops it there.
