@@ -194,6 +194,8 @@ void CB(http_filter_reset_stream)(void *f, int reason, hw_text details) {
 }
 void CB(http_filter_continue_decoding)(void *f) { ((stream *)((filter *)f)->of)->waits = false; }
 
+void CB(http_filter_continue_encoding)(void *f) {}
+
 // Schedulers, of both kinds of filter.
 static void *scheduler_new(filter *f) {
 	event *e = malloc(sizeof *e);
@@ -236,6 +238,12 @@ int CB(http_filter_config_define_histogram)(void *c, hw_text name, hw_text *labe
 int CB(http_filter_config_increment_counter)(void *c, size_t id, hw_text *labels, size_t n, uint64_t by) { return atomic_fetch_add(&gauges[id], by), 0; }
 int CB(http_filter_config_set_gauge)(void *c, size_t id, hw_text *labels, size_t n, uint64_t v) { return atomic_store(&gauges[id], v), 0; }
 int CB(http_filter_config_record_histogram_value)(void *c, size_t id, hw_text *labels, size_t n, uint64_t v) { return 0; }
+int CB(network_filter_config_define_counter)(void *c, hw_text name, size_t *id) { return define(name, id); }
+int CB(network_filter_config_define_gauge)(void *c, hw_text name, size_t *id) { return define(name, id); }
+int CB(network_filter_config_define_histogram)(void *c, hw_text name, size_t *id) { return define(name, id); }
+int CB(network_filter_config_increment_counter)(void *c, size_t id, uint64_t by) { return atomic_fetch_add(&gauges[id], by), 0; }
+int CB(network_filter_config_set_gauge)(void *c, size_t id, uint64_t v) { return atomic_store(&gauges[id], v), 0; }
+int CB(network_filter_config_record_histogram_value)(void *c, size_t id, uint64_t v) { return 0; }
 
 // Connections.
 uint64_t CB(network_filter_get_connection_id)(void *f) { return ((connection *)((filter *)f)->of)->id; }
@@ -247,6 +255,8 @@ bool CB(network_filter_get_local_address)(void *f, hw_text *address, uint32_t *p
 bool CB(network_filter_get_attribute_string)(void *f, int id, hw_text *value) { return *value = (hw_text){"HTTP/1.1", 8}, true; }
 size_t CB(network_filter_get_read_buffer_chunks_size)(void *f) { return 1; }
 bool CB(network_filter_get_read_buffer_chunks)(void *f, hw_text *chunks) { return *chunks = (hw_text){"POST / HTTP/1.1\r\n", 17}, true; }
+size_t CB(network_filter_get_write_buffer_chunks_size)(void *f) { return 0; }
+bool CB(network_filter_get_write_buffer_chunks)(void *f, hw_text *chunks) { return false; }
 bool CB(network_filter_drain_read_buffer)(void *f, size_t n) { return true; }
 bool CB(network_filter_drain_write_buffer)(void *f, size_t n) { return true; }
 uint32_t CB(network_filter_get_buffer_limit)(void *f) { return ((connection *)((filter *)f)->of)->limit; }
@@ -263,6 +273,7 @@ void CB(network_filter_close)(void *f, int how) {
 
 uint32_t CB(listener_filter_get_worker_index)(void *f) { return ((filter *)f)->worker; }
 void CB(listener_filter_close_socket)(void *f, hw_text details) {}
+void CB(listener_filter_continue_filter_chain)(void *f, bool success) {}
 void CB(bootstrap_extension_config_signal_init_complete)(void *c) {}
 bool CB(bootstrap_extension_register_admin_handler)(void *c, hw_text prefix, hw_text help, bool removable, bool mutates) { return true; }
 void CB(bootstrap_extension_admin_set_response)(void *c, hw_text body) {}
