@@ -62,8 +62,9 @@ func TestDrain(t *testing.T) {
 	}
 }
 
-// A new Envoy takes over the listeners while requests wait in the old one and a response is under
-// way. The old one's are served, and each has a budget of its own: the two share no memory.
+// A new Envoy with another plugin takes over the listeners while requests wait in the old one, a
+// response is under way, and small requests come. None of them is lost, and each Envoy has a budget
+// of its own: the two share no memory.
 func TestHotRestart(t *testing.T) {
 	s := start(t, setup{fake: 40 * mib, plugin: patient})
 	download := s.dial("GET /bytes?n=30000000 HTTP/1.1\r\nhost: test\r\n\r\n")
@@ -71,8 +72,9 @@ func TestHotRestart(t *testing.T) {
 	s.reading(full)
 	c := client(t, false)
 	codes := s.waiters(c, 10)
+	small := s.steady()
 	after, err := envoytest.Start(t.Context(), envoytest.Options{
-		After: s.Envoy, Upstream: s.upstream.Addr(), Args: []string{"--parent-shutdown-time-s", "8", "--drain-time-s", "4"},
+		After: s.Envoy, Upstream: s.upstream.Addr(), Wasm: another(t), Args: []string{"--parent-shutdown-time-s", "8", "--drain-time-s", "4"},
 	})
 	require.NoError(t, err)
 	defer func() { require.NoError(t, after.Stop()) }()
@@ -95,6 +97,7 @@ func TestHotRestart(t *testing.T) {
 	}
 	require.NotContains(t, s.Logs(), "Caught Segmentation", "it ended by itself")
 	require.NoError(t, s.ExitErr())
+	small.allServed()
 	// Envoy adds the old one's gauges to the new one's until then.
 	_, err = after.Until(t.Context(), "highwater", func(m map[string]float64) bool {
 		return m["wasmcustom.highwater_admitted_total"] > 0 && m["wasmcustom.highwater_waiting"] == 0 && m["wasmcustom.highwater_streams"] == 0
