@@ -73,10 +73,11 @@ build/zig/bin/python:
 
 build/libhighwater-amd64.so: TARGET = x86_64
 build/libhighwater-arm64.so: TARGET = aarch64
+# Without go's own build id: that has in it where the compiler is, and two builds would differ by nothing else.
 build/libhighwater-amd64.so build/libhighwater-arm64.so: build/libhighwater-%.so: $(MODULE_SOURCES) | build/zig/bin/python
 	@echo "building $@"
 	@CGO_ENABLED=1 GOOS=linux GOARCH=$* CC="$(CURDIR)/build/zig/bin/python -m ziglang cc -target $(TARGET)-linux-gnu.$(GLIBC)" \
-		go build -buildmode=c-shared -trimpath -ldflags '-s -w' -o $@ ./module
+		go build -buildmode=c-shared -trimpath -ldflags '-s -w -buildid=' -o $@ ./module
 
 # The same with faults in it, which only the tests load.
 build/libhighwater-trap.so: $(MODULE_SOURCES)

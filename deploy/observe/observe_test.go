@@ -90,7 +90,7 @@ func TestEveryAlertIsTested(t *testing.T) {
 }
 
 // Every metric in the alerts and in the dashboard is one of the reference, which is held against
-// the code. TestFleet in e2e sees that each is exported.
+// the code.
 func TestEveryMetricExists(t *testing.T) {
 	t.Parallel()
 	page, err := os.ReadFile("../../docs/reference/metrics.md")
