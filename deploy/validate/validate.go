@@ -218,11 +218,11 @@ func documents(text []byte, visit func(doc []byte) error) error {
 		if err != nil {
 			return err
 		}
-		var any any
-		if err := yaml.Unmarshal(doc, &any); err != nil {
+		var content any
+		if err := yaml.Unmarshal(doc, &content); err != nil {
 			return err
 		}
-		if any == nil || len(bytes.TrimSpace(doc)) == 0 {
+		if content == nil || len(bytes.TrimSpace(doc)) == 0 {
 			continue
 		}
 		if err := visit(doc); err != nil {
