@@ -191,17 +191,6 @@ test: build/promtool build module build/highwater-trap.wasm build/libhighwater-t
 test-manifests: ## deploy/ against the definitions of Envoy Gateway, Istio, the Prometheus operator, and Kubernetes' own types
 	@cd deploy/validate && go test $(TESTFLAGS) ./...
 
-# Three minutes on two quiet cores, once: it stays in build/.
-ENVOY_GATEWAY = github.com/envoyproxy/gateway/cmd/envoy-gateway@v1.9.1
-build/envoy-gateway:
-	@mkdir -p build
-	@echo "building $(ENVOY_GATEWAY)"
-	@GOBIN=$(CURDIR)/build GOFLAGS=-mod=mod go install -trimpath -ldflags '-s -w' $(ENVOY_GATEWAY)
-
-.PHONY: test-gateway
-test-gateway: build build/envoy-gateway envoy ## Envoy Gateway, standalone, with the manifests of deploy/envoy-gateway and a flood; needs network namespaces
-	@HIGHWATER_E2E=1 go test -count=1 -timeout 10m -tags gateway -run EnvoyGateway -v ./e2e/...
-
 .PHONY: test-oom
 test-oom: build module envoy ## a real OOM kill, and none with the guard, evidence of it, and what watching costs; needs root and a memory cgroup
 	@HIGHWATER_E2E=1 go test -count=1 -timeout 10m -tags oom -run 'OOM|WatchingCosts' -v ./e2e/...

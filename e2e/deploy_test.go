@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"maps"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,8 +17,6 @@ import (
 
 	"github.com/highwater-envoy/highwater/internal/corpus"
 	"github.com/highwater-envoy/highwater/internal/envoybin"
-	"github.com/highwater-envoy/highwater/internal/envoytest"
-	"github.com/highwater-envoy/highwater/internal/load"
 )
 
 const (
@@ -170,47 +167,6 @@ func pluginFile(t *testing.T) string {
 	return filepath.Join(root, "build", "highwater.wasm")
 }
 
-// Our EnvoyFilters, and our WasmPlugins, guard an Envoy with Istio's bootstrap: readings come by
-// Istio's cluster prometheus_stats, and a request knows its connection.
-func TestIstio(t *testing.T) {
-	for name, apply := range map[string]func(t *testing.T, c map[string]any){
-		"EnvoyFilter": filters,
-		"WasmPlugin":  plugins,
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			c := istiosBootstrap(t)
-			apply(t, c)
-			upstream, err := load.NewUpstream()
-			require.NoError(t, err)
-			defer upstream.Close()
-			text, err := yaml.Marshal(c)
-			require.NoError(t, err)
-			text = []byte(strings.ReplaceAll(string(text), "/var/lib/highwater/plugin.wasm", pluginFile(t)))
-			envoy, err := envoytest.Start(t.Context(), envoytest.Options{Config: text, Upstream: upstream.Addr(), Concurrency: 1, LogLevel: "info", Edit: func(c envoytest.Config) {
-				c.SetEndpoint("prometheus_stats", c.AdminAddr())
-			}})
-			require.NoError(t, err)
-			t.Cleanup(func() {
-				if t.Failed() {
-					t.Log(envoy.Logs())
-				}
-				require.NoError(t, envoy.Stop())
-			})
-			client := client(t, false)
-			for range 20 {
-				require.Equal(t, http.StatusOK, do(t, client, "GET", "http://"+envoy.Addr("0.0.0.0_8080")+"/small", nil, 0).StatusCode)
-			}
-			_, err = envoy.Until(t.Context(), "wasmcustom.highwater", func(m map[string]float64) bool {
-				return m["wasmcustom.highwater_in_use_bytes"] > mib && m["wasmcustom.highwater_admitted_total"] >= 20 && m["wasmcustom.highwater_connections"] == 1
-			})
-			require.NoError(t, err)
-			time.Sleep(2 * time.Second) // by then it tells what it misses
-			require.False(t, envoy.LogMatches(`there is no (network|HTTP) filter|in another virtual machine`), "one virtual machine has both filters")
-		})
-	}
-}
-
 // Of what our manifests make, `highwater check` says no more than this, and why.
 func TestDeployIsChecked(t *testing.T) {
 	istio := []string{"soft-memory-limit"} // a matter of the bootstrap, which is Istio's
@@ -237,25 +193,6 @@ func TestDeployIsChecked(t *testing.T) {
 	gateway, sidecar := filepath.Join("..", "deploy", "kubernetes", "gateway"), filepath.Join("..", "deploy", "kubernetes", "sidecar")
 	require.ElementsMatch(t, append([]string{"readings-elsewhere"}, kubernetes...), findings(t, filepath.Join(gateway, "envoy.yaml")), "the companion's")
 	require.ElementsMatch(t, kubernetes, findings(t, "-envoy", filepath.Join(sidecar, "envoy.yaml"), filepath.Join(sidecar, "highwater.yaml")))
-}
-
-// Envoy takes the configurations of deploy/kubernetes.
-func TestKubernetesConfigurations(t *testing.T) {
-	envoy, err := envoybin.Find(t.Context())
-	require.NoError(t, err)
-	for _, name := range []string{"gateway", "sidecar"} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			text, err := os.ReadFile(filepath.Join("..", "deploy", "kubernetes", name, "envoy.yaml"))
-			require.NoError(t, err)
-			file := filepath.Join(t.TempDir(), "envoy.yaml")
-			require.NoError(t, os.WriteFile(file, []byte(strings.ReplaceAll(string(text), "/etc/highwater/plugin.wasm", pluginFile(t))), 0o600))
-			ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
-			defer cancel()
-			out, err := exec.CommandContext(ctx, envoy, "--mode", "validate", "-c", file, "--use-dynamic-base-id").CombinedOutput()
-			require.NoError(t, err, "%s", out)
-		})
-	}
 }
 
 // findings are the names of what `highwater check` warns of, or worse.
