@@ -211,6 +211,7 @@ func TestServerIsToldNothingOfResponses(t *testing.T) {
 		c.SetBuffers(mib, mib)
 		c.SetExtProc(func(filter map[string]any) {
 			filter["processing_mode"].(map[string]any)["response_header_mode"] = "SKIP"
+			delete(filter, "allow_mode_override") // else the server asks for them
 		})
 	}, plugin: func(cfg map[string]any) {
 		section(cfg, "budget")["limit"] = "100MiB"
