@@ -50,8 +50,11 @@ func TestSoakOfTheModule(t *testing.T) {
 		defer cancel()
 		var running sync.WaitGroup
 		inTurns(ctx, &running, abrupt(s.addr))
+		var closing []func()
 		for i := range 6 {
-			running.Go(func() { overTLS(ctx, t, i%2 == 0, s.Addr("secure")) })
+			c := secureClient(t, i%2 == 0, true)
+			closing = append(closing, c.CloseIdleConnections)
+			running.Go(func() { overTLS(ctx, c, s.Addr("secure")) })
 		}
 		for i := 0; ctx.Err() == nil; i++ {
 			s.memory.inUse.Store([]int64{40 * mib, 172 * mib, 40 * mib, 230 * mib}[i%4])
@@ -66,7 +69,7 @@ func TestSoakOfTheModule(t *testing.T) {
 		running.Wait()
 		p.set(func(cfg map[string]any) { section(cfg, "budget")["resume"] = "70%" })
 		s.memory.inUse.Store(40 * mib)
-		s.drained()
+		s.drained(closing...)
 	}
 	measure := func() (allocated, ours, resident int64) {
 		m, err := s.Memory(t.Context())
@@ -110,9 +113,7 @@ func secured(t *testing.T, l map[string]any, certificate, key string) map[string
 }
 
 // overTLS uploads and downloads, and gives up at any moment half of the time.
-func overTLS(ctx context.Context, t *testing.T, http2 bool, addr string) {
-	t.Helper()
-	c := secureClient(t, http2, true)
+func overTLS(ctx context.Context, c *http.Client, addr string) {
 	for ctx.Err() == nil {
 		patience := time.Minute
 		if rand.IntN(2) == 0 {
@@ -133,7 +134,6 @@ func overTLS(ctx context.Context, t *testing.T, http2 bool, addr string) {
 		}
 		cancel()
 	}
-	c.CloseIdleConnections()
 }
 
 // Envoy is told to end while requests wait, some of them paused, and others are under way: it ends
