@@ -42,11 +42,8 @@ func (k *keeps) observe(now Time, t *Table, passed, waits int64) {
 		return
 	default:
 		is := max(min((reading-k.reading)*1000/n, keepsMost), keepsLeast)
-		switch {
-		case t.Keeps > is: // it falls slowly
+		if t.Keeps > is { // it rises at once, and falls slowly
 			is += int64(float64(t.Keeps-is) * math.Exp2(-float64(now-k.learned)/float64(keepsHalf)))
-		case t.Drains(): // and rises by half: what one reading tells may be a moment's
-			is -= (is - t.Keeps) / 2
 		}
 		t.Keeps, k.learned = is, now
 	}

@@ -184,9 +184,8 @@ func TestLineIsBounded(t *testing.T) {
 				waiting++
 			}
 		}
-		// Each holds 2 × 1 MiB. What lies between hard and the limit has room for 16 MiB, and a
-		// sixteenth of the room more may be foreseen.
-		require.InDelta(t, 14, waiting, 1)
+		// Each holds 2 × 1 MiB. What lies between hard and the limit has room for 16 MiB.
+		require.InDelta(t, 9, waiting, 1)
 	})
 	t.Run("by what is foreseen, over all workers", func(t *testing.T) {
 		p := newProcess(t, 2, func(c *Config) {
@@ -206,7 +205,7 @@ func TestLineIsBounded(t *testing.T) {
 				waiting++
 			}
 		}
-		require.Equal(t, 34, waiting, "2 MiB each beside the 140 MiB that are let in, and a sixteenth of the room more")
+		require.Equal(t, 29, waiting, "2 MiB each beside the 140 MiB that are let in")
 	})
 	t.Run("by the room, for small ones too", func(t *testing.T) {
 		p := newProcess(t, 1, nil)

@@ -158,7 +158,7 @@ const overShare = 16 // cases stock-upload, and streams-65k with a larger share
 
 // spare is up to where may be foreseen what those who wait will hold.
 func (w *Worker) spare() int64 {
-	if w.account.Table().Stays() {
+	if !w.account.Table().Drains() {
 		return w.account.Share(1)
 	}
 	return w.account.Share(1) + w.account.Room()/overShare
