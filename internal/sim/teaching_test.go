@@ -38,7 +38,8 @@ func TestWhoTeachesGainsNothing(t *testing.T) {
 			t.Logf("%v", r)
 			require.LessOrEqual(t, r.Peak, limit*110/100)
 			require.Empty(t, r.Left)
-			// Where a route begins to stall, marks have let one read of a connection count once too few.
+			// Slots of a body that was held whole, 320 KiB at most, are in no account before a
+			// reading.
 			require.LessOrEqual(t, r.Uncovered, int64(128*kib), "at %v", r.UncoveredAt)
 			for _, w := range n.Workers() {
 				require.NotZero(t, w.Account().Table().Sequence)
