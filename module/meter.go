@@ -68,11 +68,8 @@ func hwWrote(c *C.hw_connection) {
 	if !k.eachPiece(writeBuffer, k.frames.Wrote) {
 		k.lose()
 	}
-	for _, s := range k.held {
-		if k.mayLetOn(s) {
-			k.letOnSoon()
-			break
-		}
+	if !k.posted && slices.ContainsFunc(k.held, k.mayLetOn) {
+		k.letOnSoon()
 	}
 }
 
@@ -177,9 +174,15 @@ func hwLetOn(c *C.hw_connection) {
 	defer survive()
 	k := workerOf(c.worker).connectionAt(c)
 	k.posted = false
-	for _, s := range slices.Clone(k.held) { // each may end others
-		if s.ahead && s.known == k && k.isOpen() && k.mayLetOn(s) {
+	held := k.held
+	k.held = nil // one pass, for a client may have many; and each that goes on may end others
+	for _, s := range held {
+		switch {
+		case !s.ahead || s.known != k || !k.isOpen():
+		case k.mayLetOn(s):
 			s.release()
+		default:
+			k.held = append(k.held, s)
 		}
 	}
 }
