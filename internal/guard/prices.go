@@ -41,14 +41,14 @@ const (
 func (w *Worker) learnPrices(now Time, inUse int64) {
 	p, t := &w.prices, w.account.Table()
 	all := t.Sum()
+	if all.Evicted.Leaving > 0 || all.Left > 0 || t.Level == budget.Over {
+		return
+	}
 	w.countStreams()
 	p.counts = p.counts[:0]
 	stream, connection := w.costs()
 	for _, of := range p.parts {
 		p.counts = append(p.counts, price.Count{ID: of.ID, N: of.Streams, Prior: stream})
-	}
-	if all.Evicted.Leaving > 0 || all.Left > 0 || t.Level == budget.Over {
-		return
 	}
 	if p.model == nil {
 		p.model = &price.Model{}
@@ -141,7 +141,7 @@ func (w *Worker) usePrices(now Time, all []price.Price) {
 		if !explained {
 			v.holds = v.price
 		}
-		if k.Value.price > tellOff*stream && k.Value.streams() > 0 {
+		if v.price > tellOff*stream && v.streams() > 0 {
 			w.tellPrice(now, k, stream)
 		}
 	})
