@@ -98,18 +98,24 @@ func (u *Upstream) counted(path string, h http.HandlerFunc) http.HandlerFunc {
 		u.mu.Lock()
 		u.mu.requests[path]++
 		u.mu.Unlock()
-		if text := r.URL.Query().Get("delay"); text != "" {
-			d, err := time.ParseDuration(text)
-			if err != nil {
-				http.Error(w, err.Error(), http.StatusBadRequest)
-				return
-			}
-			if !Sleep(r.Context(), d) {
-				return
-			}
+		if pauses(w, r, "delay") {
+			h(w, r)
 		}
-		h(w, r)
 	}
+}
+
+// pauses waits for as long as a key of the query says, if it does, and says whether to go on.
+func pauses(w http.ResponseWriter, r *http.Request, key string) bool {
+	text := r.URL.Query().Get(key)
+	if text == "" {
+		return true
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return false
+	}
+	return Sleep(r.Context(), d)
 }
 
 func upload(w http.ResponseWriter, r *http.Request) {
@@ -122,17 +128,9 @@ func upload(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	if text := r.URL.Query().Get("think"); text != "" {
-		d, err := time.ParseDuration(text)
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusBadRequest)
-			return
-		}
-		if !Sleep(r.Context(), d) {
-			return
-		}
+	if pauses(w, r, "think") {
+		_, _ = io.WriteString(w, "ok\n")
 	}
-	_, _ = io.WriteString(w, "ok\n")
 }
 
 func small(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(zeros[:smallBody]) }
