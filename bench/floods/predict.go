@@ -3,10 +3,8 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -218,24 +216,6 @@ func (r *result) rejected() (n float64) {
 }
 
 var rejects = []string{"too_large", "queue_full", "timeout", "growth", "response", "no_reading"}
-
-// configDump is what Envoy says of its configuration.
-func configDump(ctx context.Context, url string) ([]byte, error) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url+"/config_dump?include_eds", nil)
-	if err != nil {
-		return nil, err
-	}
-	response, err := http.DefaultClient.Do(request)
-	if err != nil {
-		return nil, err
-	}
-	defer response.Body.Close()
-	text, err := io.ReadAll(io.LimitReader(response.Body, int64(envoyfile.MaxDump)))
-	if err == nil && response.StatusCode != http.StatusOK {
-		err = errors.New("/config_dump: " + response.Status)
-	}
-	return text, err
-}
 
 // predictAll predicts floods. Its result is the exit status.
 func predictAll(ctx context.Context, chosen []flood, o options, runs int, record string, stdout, stderr io.Writer) int {

@@ -165,7 +165,7 @@ func run(ctx context.Context, f flood, guard string, o options) (*result, error)
 	}
 	r.Before, r.Idle = idle.Allocated, idle.InUse()
 	if o.predicts {
-		if r.Dump, err = configDump(ctx, envoy.AdminURL()); err != nil {
+		if r.Dump, err = envoy.ConfigDump(ctx); err != nil {
 			return nil, err
 		}
 	}

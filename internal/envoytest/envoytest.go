@@ -381,6 +381,11 @@ func (e *Envoy) remove() {
 	_ = os.RemoveAll(e.dir)
 }
 
+// ConfigDump is what Envoy says of its configuration, what came by xDS and the endpoints too.
+func (e *Envoy) ConfigDump(ctx context.Context) ([]byte, error) {
+	return e.get(ctx, "/config_dump?include_eds")
+}
+
 func (e *Envoy) get(ctx context.Context, path string) ([]byte, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, e.AdminURL()+path, nil)
 	if err != nil {
