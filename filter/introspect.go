@@ -12,7 +12,7 @@ import (
 // introspect answers what is asked below debug.path, and says whether it does. Such a request is
 // none of the guard's: it is answered whatever the memory.
 func (s *stream) introspect(base string) bool {
-	q, below := introspect.Of(base, s.Path(), s.Header(":method"))
+	q, below := introspect.Of(base, s.Path(), func() string { return s.Header(":method") })
 	switch {
 	case !below:
 		return false

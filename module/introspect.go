@@ -16,7 +16,7 @@ import (
 // introspect answers what is asked below debug.path, and says whether it does. Such a request is
 // none of the guard's: it is answered whatever the memory.
 func (s *stream) introspect(base string) bool {
-	q, below := introspect.Of(base, s.Path(), s.Header(":method"))
+	q, below := introspect.Of(base, s.Path(), func() string { return s.Header(":method") })
 	switch {
 	case !below:
 		return false
@@ -65,7 +65,7 @@ const adminBase = "/highwater"
 func hwAdmin(config unsafe.Pointer, method, path C.hw_text) (status C.uint32_t) {
 	status = 500
 	defer survive()
-	q, below := introspect.Of(adminBase, stringOf(path), stringOf(method))
+	q, below := introspect.Of(adminBase, stringOf(path), func() string { return stringOf(method) })
 	if !below || len(module.workers) == 0 {
 		return 404
 	}

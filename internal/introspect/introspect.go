@@ -17,10 +17,13 @@ type Question struct {
 }
 
 // Of is the question of a request, and whether it is one: its path is below base. An empty base has
-// none.
-func Of(base, path, method string) (q Question, below bool) {
+// none. The method is asked of those alone, for it is a call of the host.
+func Of(base, path string, method func() string) (q Question, below bool) {
 	text, below := peak.Below(base, path)
-	return Question{method, text}, below
+	if !below {
+		return q, false
+	}
+	return Question{method(), text}, true
 }
 
 const get = "GET" // as in net/http, which is too large for the plugin
